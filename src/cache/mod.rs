@@ -1,0 +1,44 @@
+//! Random access to the bytes of one immutable object, wherever they are.
+//!
+//! [`Blob`] is the seam between the archive reader above and the bytes below it. Its verbs tell
+//! their cost: [`Blob::get`] looks in memory and never blocks, [`Blob::fetch`] may go to the
+//! network.
+
+use bytes::Bytes;
+
+use crate::types::ByteRange;
+
+/// Why the bytes of a blob could not be had. Cheap to clone: every waiter of one fetch gets it.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum Error {
+    /// The range reaches past the end of the object.
+    #[error("bytes {range:?} are past the end of the object ({size} bytes)")]
+    PastEnd {
+        /// What was asked.
+        range: ByteRange,
+        /// The object's size in bytes.
+        size: u64,
+    },
+    /// The object store said no, or nothing in time.
+    #[error(transparent)]
+    Store(#[from] std::sync::Arc<crate::store::Error>),
+    /// Reading a local file failed.
+    #[error("{0}")]
+    Io(std::sync::Arc<std::io::Error>),
+}
+
+/// One immutable object, read by ranges. Blocking, for threads outside the async runtime.
+pub trait Blob: Send + Sync {
+    /// Size of the object in bytes.
+    fn size(&self) -> u64;
+
+    /// The bytes of `range` if all of them are in memory. Never blocks, never fetches.
+    fn get(&self, range: ByteRange) -> Option<Bytes>;
+
+    /// The bytes of every range, in order. What is missing is fetched at once, in as few requests
+    /// as sensible, and shared with anyone else who asks for it meanwhile.
+    fn fetch(&self, ranges: &[ByteRange]) -> Result<Vec<Bytes>, Error>;
+
+    /// Says that `range` will be wanted soon. Does not block; failures show when it is fetched.
+    fn prefetch(&self, range: ByteRange);
+}

@@ -1,0 +1,3 @@
+//! The `thawfs` command.
+
+fn main() {}
