@@ -4,7 +4,17 @@
 //! their cost: [`Blob::get`] looks in memory and never blocks, [`Blob::fetch`] may go to the
 //! network.
 
+mod counters;
+mod flight;
+mod memory;
+mod plan;
+mod readahead;
+mod remote;
+
 use bytes::Bytes;
+
+pub use counters::Counters;
+pub use remote::{OpenOptions, RemoteBlob};
 
 use crate::types::ByteRange;
 
