@@ -5,6 +5,8 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use crate::{cache, overlay, squashfs, store};
+
 /// The kinds of failure a script can tell apart. Each has a name for `--json` and an exit code;
 /// both are part of the command line's contract and listed in `docs/CONFIGURATION.md`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -101,6 +103,77 @@ impl Failure {
     /// A failed system call on `path`.
     pub fn io(doing: &str, path: &Path, error: &std::io::Error) -> Self {
         Self::new(Code::Failed, format!("cannot {doing} {}: {error}", path.display()))
+    }
+}
+
+impl From<store::Error> for Failure {
+    fn from(error: store::Error) -> Self {
+        Self::from(&error)
+    }
+}
+
+impl From<&store::Error> for Failure {
+    fn from(error: &store::Error) -> Self {
+        use store::Error as E;
+        let code = match error {
+            E::NotFound { .. } | E::NoSuchBucket { .. } => Code::NotFound,
+            E::AccessDenied { .. } | E::BadCredentials { .. } | E::ExpiredCredentials { .. } => {
+                Code::AccessDenied
+            }
+            E::Changed { .. } => Code::Changed,
+            // The first bytes of an archive exist: what is too short to have them is none.
+            E::OutOfRange { .. } => Code::NotAnArchive,
+            E::Timeout { .. }
+            | E::Truncated { .. }
+            | E::Stalled { .. }
+            | E::Connect { .. }
+            | E::Unavailable { .. }
+            | E::WrongEndpoint { .. }
+            | E::Refused { .. }
+            | E::RangeIgnored { .. }
+            | E::BadAnswer { .. } => Code::Network,
+            E::UnsupportedSource { .. } | E::BadOption { .. } => Code::Usage,
+            E::UnsupportedFormat { .. } => Code::Unsupported,
+            E::TooLarge { .. } | E::ReadOnly { .. } | E::Io { .. } | E::ShutDown { .. } => {
+                Code::Failed
+            }
+        };
+        Self { code, message: error.to_string(), hint: error.hint().map(Into::into) }
+    }
+}
+
+impl From<cache::Error> for Failure {
+    fn from(error: cache::Error) -> Self {
+        match &error {
+            cache::Error::Store(store) => Self::from(&**store),
+            cache::Error::PastEnd { .. } => Self::new(Code::Corrupt, error.to_string()),
+            cache::Error::Io(_) => Self::new(Code::Failed, error.to_string()),
+        }
+    }
+}
+
+impl From<squashfs::Error> for Failure {
+    fn from(error: squashfs::Error) -> Self {
+        use squashfs::Error as E;
+        match error {
+            E::NotSquashfs { .. } => Self::new(Code::NotAnArchive, error.to_string())
+                .hint("an archive within a larger file needs --offset"),
+            E::Unsupported { .. } => Self::new(Code::Unsupported, error.to_string())
+                .hint("pack it again with mksquashfs -comp zstd"),
+            E::Corrupt { .. } => Self::new(Code::Corrupt, error.to_string())
+                .hint("the archive is damaged or incomplete; take another backup"),
+            E::WrongKind { .. } => Self::new(Code::Failed, error.to_string()),
+            E::Blob(error) => Self::from(error),
+        }
+    }
+}
+
+impl From<overlay::Error> for Failure {
+    fn from(error: overlay::Error) -> Self {
+        match error {
+            overlay::Error::Lower(error) => Self::from(error),
+            error => Self::new(Code::Upper, error.to_string()),
+        }
     }
 }
 

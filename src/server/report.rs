@@ -68,10 +68,14 @@ pub struct ChunkReport {
     pub hits: u64,
     /// Chunks that had to be fetched.
     pub misses: u64,
+    /// Chunks that were on their way already for somebody else.
+    pub joined: u64,
     /// Bytes held now.
     pub resident_bytes: u64,
     /// Bytes fetched ahead of demand.
     pub prefetched_bytes: u64,
+    /// Of these, what was read later.
+    pub prefetched_used_bytes: u64,
 }
 
 /// The cache of decoded blocks.

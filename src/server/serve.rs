@@ -252,7 +252,8 @@ fn publish(
 
 fn report(record: &Record, opened: &OpenArchive, faults: &Faults) -> Report {
     let superblock = opened.archive.superblock();
-    let decoded = opened.archive.counters();
+    let (store, chunks) = (opened.store_counters(), opened.chunk_counters());
+    let blocks = opened.archive.counters().data;
     let (count, last) = faults.seen();
     Report {
         mountpoint: record.mountpoint.clone(),
@@ -262,13 +263,25 @@ fn report(record: &Record, opened: &OpenArchive, faults: &Faults) -> Report {
         upper: record.upper.clone(),
         archive: ArchiveReport {
             bytes: superblock.bytes_used,
-            inodes: superblock.inode_count,
+            inodes: superblock.inodes,
             compressor: superblock.compressor.to_string(),
             block_size: superblock.block_size,
         },
-        store: StoreReport::default(),
-        chunks: ChunkReport::default(),
-        blocks: BlockReport { hits: 0, decoded: 0 },
+        store: StoreReport {
+            gets: store.gets,
+            bytes: store.bytes_in,
+            retries: store.retries,
+            errors: store.errors,
+        },
+        chunks: ChunkReport {
+            hits: chunks.hits,
+            misses: chunks.misses,
+            joined: chunks.joined,
+            resident_bytes: chunks.memory_bytes,
+            prefetched_bytes: chunks.prefetched_bytes,
+            prefetched_used_bytes: chunks.prefetched_used_bytes,
+        },
+        blocks: BlockReport { hits: blocks.hits, decoded: blocks.decoded },
         faults: FaultReport {
             count,
             last_at: last.as_ref().map(|fault| seconds_since_epoch(fault.when)),
