@@ -88,11 +88,7 @@ impl ByteRange {
 
     /// The bytes from `start` up to but excluding `end`; `None` where `end` comes first.
     pub const fn between(start: ArchiveOffset, end: ArchiveOffset) -> Option<Self> {
-        if start.0 <= end.0 {
-            Some(Self { start: start.0, end: end.0 })
-        } else {
-            None
-        }
+        if start.0 <= end.0 { Some(Self { start: start.0, end: end.0 }) } else { None }
     }
 
     /// First byte.

@@ -4,7 +4,11 @@
 //! their cost: [`Blob::get`] looks in memory and never blocks, [`Blob::fetch`] may go to the
 //! network.
 
+mod file;
+
 use bytes::Bytes;
+
+pub use file::{FileBlob, MemoryBlob};
 
 use crate::types::ByteRange;
 
