@@ -3,5 +3,5 @@
 mod extract;
 mod open;
 
-pub use extract::{ExtractOptions, ExtractProgress, extract};
+pub use extract::{ExtractOptions, ExtractProgress, extract, find};
 pub use open::{OpenArchive, SourceRequest};

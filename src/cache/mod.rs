@@ -5,6 +5,7 @@
 //! network.
 
 mod counters;
+mod file;
 mod flight;
 mod memory;
 mod plan;
@@ -14,6 +15,7 @@ mod remote;
 use bytes::Bytes;
 
 pub use counters::Counters;
+pub use file::{FileBlob, MemoryBlob};
 pub use remote::{OpenOptions, RemoteBlob};
 
 use crate::types::ByteRange;

@@ -165,6 +165,12 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
+    /// A backup of a kind that cannot be read in place.
+    #[error("{object} is a tar archive, which has to be unpacked as a whole")]
+    UnsupportedFormat {
+        /// The object.
+        object: String,
+    },
     /// An option or environment variable, or a file named by one, cannot be used.
     #[error("{what}: {reason}")]
     BadOption {
@@ -220,6 +226,7 @@ impl Error {
             Self::UnsupportedSource { .. } => {
                 "use s3://BUCKET/KEY, http(s)://…, file:///… or a path"
             }
+            Self::UnsupportedFormat { .. } => "only squashfs backups (data.sqsh) can be mounted",
             Self::OutOfRange { .. }
             | Self::TooLarge { .. }
             | Self::Truncated { .. }

@@ -32,6 +32,11 @@ pub struct StoreOptions {
     pub environment: Environment,
 }
 
+impl StoreOptions {
+    /// Long enough to sit out a store's hiccup, short enough for a program that waits.
+    pub const DEFAULT_DEADLINE: Duration = Duration::from_secs(30);
+}
+
 impl Default for StoreOptions {
     fn default() -> Self {
         Self {
@@ -40,7 +45,7 @@ impl Default for StoreOptions {
             profile: None,
             anonymous: false,
             virtual_host_style: false,
-            deadline: Duration::from_secs(30),
+            deadline: Self::DEFAULT_DEADLINE,
             connect_timeout: Duration::from_secs(5),
             // First bytes take up to 0.6 s from slow storage; ten times that is a dead connection.
             read_timeout: Duration::from_secs(6),

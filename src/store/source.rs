@@ -105,10 +105,7 @@ impl Source {
             Self::Local(path) => path.to_str().unwrap_or_default(),
         };
         if name.ends_with(".tar.zst") {
-            return Err(self.unsupported(
-                "it is a tar archive, which has to be unpacked as a whole; only squashfs backups \
-                 (data.sqsh) can be mounted",
-            ));
+            return Err(Error::UnsupportedFormat { object: self.to_string() });
         }
         if let Self::S3 { bucket, key } = &self {
             let legal = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);

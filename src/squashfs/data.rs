@@ -1,0 +1,173 @@
+//! Reading files: plan, fetch what is missing at once, decode, slice.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+
+use super::Error;
+use super::codec::Codec;
+use super::decoded::{CacheCounters, Claim, DecodedCache, Weigh};
+use super::plan::{Extent, StoredBlock};
+use crate::cache::Blob;
+use crate::types::{ArchiveOffset, ByteRange};
+
+/// Decoded data and fragment blocks of an archive.
+pub(super) struct DataBlocks {
+    blob: Arc<dyn Blob>,
+    codec: Codec,
+    block_size: u32,
+    /// One past the archive's last byte.
+    end: ArchiveOffset,
+    decoded: DecodedCache<StoredBlock, Bytes>,
+}
+
+impl Weigh for Bytes {
+    fn weight(&self) -> usize {
+        self.len()
+    }
+}
+
+impl DataBlocks {
+    pub(super) fn new(
+        blob: Arc<dyn Blob>,
+        codec: Codec,
+        block_size: u32,
+        end: ArchiveOffset,
+        budget: usize,
+    ) -> Self {
+        Self { blob, codec, block_size, end, decoded: DecodedCache::new(budget) }
+    }
+
+    pub(super) fn counters(&self) -> CacheCounters {
+        self.decoded.counters()
+    }
+
+    /// The bytes of `extents` where all are decoded, holes, or stored as they are and in memory.
+    pub(super) fn get(&self, extents: &[Extent]) -> Option<Bytes> {
+        let mut parts = Vec::with_capacity(extents.len());
+        for extent in extents {
+            parts.push(match extent.source {
+                None => None,
+                Some(block) if block.is_compressed() => Some(self.decoded.get(block)?),
+                Some(block) => Some(self.blob.get(block.range(self.block_size, self.end).ok()?)?),
+            });
+        }
+        join(extents, parts).ok()
+    }
+
+    /// The bytes of `extents`: one fetch for all that are missing, then one decode each, shared
+    /// with whoever wants the same block meanwhile.
+    pub(super) fn read(&self, extents: &[Extent]) -> Result<Bytes, Error> {
+        let mut parts: Vec<Option<Bytes>> = vec![None; extents.len()];
+        let mut wanted: Vec<ByteRange> = Vec::new();
+        // Indexes into `parts`, of blocks to use as they come and of blocks to decode.
+        let mut plain = Vec::new();
+        let mut leads = Vec::new();
+        let mut flights = Vec::new();
+        for (index, extent) in extents.iter().enumerate() {
+            let Some(block) = extent.source else { continue };
+            let range = block.range(self.block_size, self.end)?;
+            // Blocks stored as they are stay below: caching slices of the blob's chunks here would
+            // keep whole chunks alive.
+            if !block.is_compressed() {
+                plain.push((index, wanted.len()));
+                wanted.push(range);
+                continue;
+            }
+            match self.decoded.claim(block) {
+                Claim::Ready(bytes) => set(&mut parts, index, bytes),
+                Claim::Lead(lead) => {
+                    leads.push((index, wanted.len(), block, lead));
+                    wanted.push(range);
+                }
+                Claim::Wait(flight) => flights.push((index, block, flight)),
+            }
+        }
+        let fetched = if wanted.is_empty() { Ok(Vec::new()) } else { self.blob.fetch(&wanted) };
+        let stored = |position: usize| match &fetched {
+            Ok(fetched) => Ok(fetched.get(position).cloned().unwrap_or_default()),
+            Err(error) => Err(Error::Blob(error.clone())),
+        };
+        // Every flight that is led here lands before the first error returns or anyone is waited
+        // for.
+        let mut failure = None;
+        for (index, position, block, lead) in leads {
+            match lead.land(stored(position).and_then(|bytes| self.decode(block, &bytes))) {
+                Ok(bytes) => set(&mut parts, index, bytes),
+                Err(error) => failure = failure.or(Some(error)),
+            }
+        }
+        if let Some(error) = failure {
+            return Err(error);
+        }
+        for (index, position) in plain {
+            set(&mut parts, index, stored(position)?);
+        }
+        for (index, block, flight) in flights {
+            let bytes = match flight.wait() {
+                Some(outcome) => outcome?,
+                None => self.decoded.get_or_load(block, || self.load(block))?,
+            };
+            set(&mut parts, index, bytes);
+        }
+        join(extents, parts)
+    }
+
+    fn load(&self, block: StoredBlock) -> Result<Bytes, Error> {
+        let range = block.range(self.block_size, self.end)?;
+        let stored = self.blob.fetch(&[range])?.pop().unwrap_or_default();
+        self.decode(block, &stored)
+    }
+
+    fn decode(&self, block: StoredBlock, stored: &[u8]) -> Result<Bytes, Error> {
+        match self.codec.decode(stored, self.block_size as usize) {
+            Ok(mut bytes) => {
+                // A budget counts lengths, so what is held must not be much longer.
+                if bytes.len() < bytes.capacity() / 2 {
+                    bytes.shrink_to_fit();
+                }
+                Ok(Bytes::from(bytes))
+            }
+            Err(reason) => Err(block.corrupt(reason)),
+        }
+    }
+}
+
+fn set(parts: &mut [Option<Bytes>], index: usize, bytes: Bytes) {
+    if let Some(part) = parts.get_mut(index) {
+        *part = Some(bytes);
+    }
+}
+
+/// The bytes that `extents` take from their decoded sources, which `parts` holds. One extent is a
+/// slice, more are copied together.
+fn join(extents: &[Extent], parts: Vec<Option<Bytes>>) -> Result<Bytes, Error> {
+    if let ([extent], [Some(part)]) = (extents, parts.as_slice())
+        && let Some(block) = extent.source
+    {
+        return Ok(part.slice(taken(block, extent, part)?));
+    }
+    let mut joined = BytesMut::zeroed(extents.iter().map(|extent| extent.len).sum());
+    let mut rest: &mut [u8] = &mut joined;
+    for (extent, part) in extents.iter().zip(&parts) {
+        let (target, behind) = rest.split_at_mut(extent.len);
+        rest = behind;
+        if let (Some(block), Some(part)) = (extent.source, part) {
+            let source = taken(block, extent, part)?;
+            target.copy_from_slice(part.get(source).unwrap_or_default());
+        }
+    }
+    Ok(joined.freeze())
+}
+
+/// Where in its decoded source an extent is. A source that is too short is an error even if it
+/// covers this extent, as it would be when the rest is read; one that is too long isn't, as in
+/// the kernel.
+fn taken(block: StoredBlock, extent: &Extent, part: &Bytes) -> Result<Range<usize>, Error> {
+    if part.len() < extent.needs {
+        let detail = format!("{} bytes where {} are needed", part.len(), extent.needs);
+        return Err(block.corrupt(detail));
+    }
+    Ok(extent.skip..extent.skip + extent.len)
+}

@@ -1,0 +1,207 @@
+//! Directory listings: groups of entries that share a metadata block of inodes, sorted by name,
+//! and for long ones an index of where in the listing each metadata block starts.
+
+use super::Error;
+use super::format::{
+    DIR_GROUP_LEN, DIR_SIZE_BIAS, METADATA_LEN, NAME_LEN, RawDirEntry, RawDirHeader, RawDirIndex,
+};
+use super::inode::Inode;
+use super::metadata::{MetaPosition, MetaReader, Metadata};
+use crate::types::{ArchiveOffset, FileKind, InodeNumber, InodeRef};
+
+const STRUCTURE: &str = "directory";
+
+/// A place in a listing, to go on from later. It stays valid for as long as the archive does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct DirCursor(pub u64);
+
+impl DirCursor {
+    /// Before the first entry.
+    pub const START: Self = Self(0);
+}
+
+/// One name in a directory. `.` and `..` are not stored and never among them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DirEntry {
+    /// The name: 1 to 256 bytes, no NUL, no `/`.
+    pub name: Vec<u8>,
+    /// The inode it names.
+    pub inode: InodeRef,
+    /// That inode's number, as the directory has it.
+    pub number: InodeNumber,
+    /// That inode's kind, as the directory has it.
+    pub kind: FileKind,
+    /// The place behind this entry.
+    pub next: DirCursor,
+}
+
+/// Reads a listing entry by entry, in the archive's order. After an error it ends.
+pub struct DirReader<'a> {
+    reader: MetaReader<'a>,
+    /// Bytes of the listing that lie behind.
+    position: u64,
+    end: u64,
+    group: RawDirHeader,
+    left_in_group: u32,
+    /// Entries up to here are passed over.
+    from: u64,
+    failed: bool,
+}
+
+impl<'a> DirReader<'a> {
+    /// From `from` on; with an index, little before it is read again.
+    pub(super) fn new(
+        metadata: &'a Metadata,
+        table: ArchiveOffset,
+        directory: &Inode,
+        from: DirCursor,
+    ) -> Result<Self, Error> {
+        let from = from.0;
+        Self::behind(metadata, table, directory, from, |index, _| {
+            u64::from(index.position.get()) <= from
+        })
+    }
+
+    /// From the last place in the index for which `before` holds, or the start.
+    fn behind(
+        metadata: &'a Metadata,
+        table: ArchiveOffset,
+        directory: &Inode,
+        from: u64,
+        before: impl Fn(&RawDirIndex, &[u8]) -> bool,
+    ) -> Result<Self, Error> {
+        let layout = directory.directory()?;
+        let mut start = layout.listing;
+        let mut position = 0;
+        let mut reader = metadata.reader("directory index", layout.index);
+        for _ in 0..layout.index_count {
+            // Names are found without the index too: damage in it only ends it, as in the kernel.
+            let (index, name) = match read_index(&mut reader) {
+                Ok(Some(entry)) => entry,
+                Ok(None) | Err(Error::Corrupt { .. }) => break,
+                Err(error) => return Err(error),
+            };
+            if !before(&index, &name) {
+                break;
+            }
+            position = u64::from(index.position.get());
+            let offset = (position + layout.listing.offset as u64) % METADATA_LEN as u64;
+            start = MetaPosition::in_table(table, index.block.get().into(), offset as u16);
+        }
+        Ok(Self {
+            reader: metadata.reader(STRUCTURE, start),
+            position,
+            end: directory.size.saturating_sub(DIR_SIZE_BIAS),
+            group: RawDirHeader { count: 0.into(), inode_block: 0.into(), inode_number: 0.into() },
+            left_in_group: 0,
+            from,
+            failed: false,
+        })
+    }
+
+    fn read(&mut self) -> Result<Option<DirEntry>, Error> {
+        loop {
+            if self.left_in_group == 0 {
+                if self.position >= self.end {
+                    return Ok(None);
+                }
+                self.group = self.reader.read()?;
+                self.position += size_of::<RawDirHeader>() as u64;
+                let last = self.group.count.get();
+                if last >= DIR_GROUP_LEN {
+                    return Err(self.reader.corrupt(format!("a group of 1 + {last} entries")));
+                }
+                self.left_in_group = last + 1;
+            }
+            self.left_in_group -= 1;
+            let raw: RawDirEntry = self.reader.read()?;
+            let len = usize::from(raw.size.get()) + 1;
+            if len > NAME_LEN {
+                return Err(self.reader.corrupt(format!("a name of {len} bytes")));
+            }
+            let passed_over = {
+                self.position += (size_of::<RawDirEntry>() + len) as u64;
+                self.position <= self.from
+            };
+            if passed_over {
+                self.reader.skip(len)?;
+                continue;
+            }
+            let name = self.reader.read_vec(len)?;
+            return self.entry(&raw, name).map(Some);
+        }
+    }
+
+    fn entry(&self, raw: &RawDirEntry, name: Vec<u8>) -> Result<DirEntry, Error> {
+        if name == b"." || name == b".." || name.iter().any(|byte| matches!(byte, 0 | b'/')) {
+            return Err(self
+                .reader
+                .corrupt(format!("the name {:?}", name.escape_ascii().to_string())));
+        }
+        let kind = match raw.kind.get() {
+            1 => FileKind::Directory,
+            2 => FileKind::Regular,
+            3 => FileKind::Symlink,
+            4 => FileKind::BlockDevice,
+            5 => FileKind::CharDevice,
+            6 => FileKind::Fifo,
+            7 => FileKind::Socket,
+            other => return Err(self.reader.corrupt(format!("an entry of type {other}"))),
+        };
+        let delta = i32::from(raw.inode_number_delta.get());
+        let number = self.group.inode_number.get().wrapping_add_signed(delta);
+        Ok(DirEntry {
+            name,
+            inode: InodeRef::new(self.group.inode_block.get().into(), raw.inode_offset.get()),
+            number: InodeNumber(number),
+            kind,
+            next: DirCursor(self.position),
+        })
+    }
+}
+
+impl Iterator for DirReader<'_> {
+    type Item = Result<DirEntry, Error>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.failed {
+            return None;
+        }
+        let entry = self.read().transpose();
+        self.failed = matches!(entry, Some(Err(_)));
+        entry
+    }
+}
+
+/// Finds `name`: through the index where there is one, and then up to the first name that starts
+/// with a greater byte, which is how far the kernel looks.
+pub(super) fn lookup(
+    metadata: &Metadata,
+    table: ArchiveOffset,
+    directory: &Inode,
+    name: &[u8],
+) -> Result<Option<DirEntry>, Error> {
+    let entries = DirReader::behind(metadata, table, directory, 0, |_, indexed| indexed <= name)?;
+    for entry in entries {
+        let entry = entry?;
+        if entry.name == name {
+            return Ok(Some(entry));
+        }
+        if entry.name.first() > name.first() {
+            break;
+        }
+    }
+    Ok(None)
+}
+
+/// One entry of the index; `None` where its name cannot be one.
+fn read_index(reader: &mut MetaReader<'_>) -> Result<Option<(RawDirIndex, Vec<u8>)>, Error> {
+    let index: RawDirIndex = reader.read()?;
+    match usize::try_from(index.size.get()) {
+        Ok(last) if last < NAME_LEN => {
+            let name = reader.read_vec(last + 1)?;
+            Ok(Some((index, name)))
+        }
+        _ => Ok(None),
+    }
+}

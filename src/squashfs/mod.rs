@@ -1,0 +1,286 @@
+//! The archive format: reads a squashfs 4.0 archive wherever its bytes are.
+//!
+//! [`Archive::open`] checks the superblock and the tables' indexes as the kernel does at mount;
+//! everything else is read when asked for. Metadata (inodes, listings, attributes) and data are
+//! decoded by the block, and recently decoded blocks are kept within a budget. All calls take
+//! `&self` and may come from many threads at once.
+//!
+//! What an archive says is not trusted: damage is an [`Error::Corrupt`] that names the structure
+//! and its offset, and nothing read from an archive sizes an allocation beyond the limits of the
+//! format. Where the kernel is lenient (blocks longer than needed, an index that ends early), so
+//! is this.
+//!
+//! The way down, from question to bytes: `dir`, `inode`, `xattr` read packed metadata through
+//! `metadata`; a read of a file goes through `blocks` (where are its blocks), `plan` (which of
+//! them answer) and `data` (fetch and decode). `tables` holds the indexes, `format` the on-disk
+//! structures, `codec` the decompressors, `decoded` the cache that both sorts of blocks use.
+
+mod blocks;
+mod codec;
+mod data;
+mod decoded;
+mod dir;
+mod error;
+mod format;
+mod inode;
+mod metadata;
+mod plan;
+mod superblock;
+mod tables;
+mod walk;
+mod xattr;
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+pub use decoded::CacheCounters;
+pub use dir::{DirCursor, DirEntry, DirReader};
+pub use error::Error;
+pub use inode::Inode;
+pub use superblock::{Compressor, Superblock};
+pub use walk::{Walk, WalkEntry};
+pub use xattr::Xattr;
+
+use crate::cache::Blob;
+use crate::types::{ArchiveOffset, ByteRange, FileKind, FileOffset, InodeNumber, InodeRef};
+use blocks::BlockIndex;
+use codec::Codec;
+use data::DataBlocks;
+use format::SUPERBLOCK_LEN;
+use inode::InodeParser;
+use metadata::{Metadata, Resident};
+use tables::Tables;
+use xattr::XattrReader;
+
+/// Most stored metadata that is kept in memory, in bytes. 32 bytes an inode make this enough for
+/// a quarter of a million of them.
+const MAX_RESIDENT: u64 = 8 << 20;
+
+/// Most bytes that one [`Archive::read`] or [`Archive::get`] answers: 16 MiB.
+pub const MAX_READ: usize = 16 << 20;
+
+/// How much memory an archive may use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OpenOptions {
+    /// Bytes of decoded data and fragment blocks to keep. One block always is.
+    pub decoded_bytes: usize,
+    /// Bytes of decoded metadata blocks to keep. One block always is.
+    pub metadata_bytes: usize,
+}
+
+impl Default for OpenOptions {
+    /// 16 MiB of data and 6 MiB of metadata.
+    fn default() -> Self {
+        Self { decoded_bytes: 16 << 20, metadata_bytes: 6 << 20 }
+    }
+}
+
+/// What the decoded-block caches did since the archive was opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Data and fragment blocks. Blocks stored as they are need no decoding and don't count.
+    pub data: CacheCounters,
+    /// Metadata blocks, whether compressed or not.
+    pub metadata: CacheCounters,
+}
+
+/// An open archive.
+pub struct Archive {
+    superblock: Superblock,
+    metadata: Metadata,
+    tables: Tables,
+    blocks: BlockIndex,
+    data: DataBlocks,
+}
+
+impl Archive {
+    /// Opens the archive that is `blob`, from its first byte on. Fetches twice at most: the
+    /// superblock, and then all metadata up to 8 MiB (or, where there is more, the indexes of its
+    /// tables).
+    pub fn open(blob: Arc<dyn Blob>, options: OpenOptions) -> Result<Self, Error> {
+        let size = blob.size();
+        let head = ByteRange::between(ArchiveOffset(0), ArchiveOffset(size.min(SUPERBLOCK_LEN)));
+        let head = blob.fetch(head.as_slice())?.pop().unwrap_or_default();
+        let superblock = Superblock::parse(&head, size)?;
+        let end = superblock.end();
+
+        let compressor_options = superblock.compressor_options();
+        let all_metadata = ByteRange::between(superblock.inode_table, end)
+            .filter(|metadata| metadata.len() <= MAX_RESIDENT);
+        let wanted: Vec<_> = compressor_options.into_iter().chain(all_metadata).collect();
+        let mut fetched = blob.fetch(&wanted)?.into_iter();
+        let codec = Codec::new(&superblock, compressor_options.and_then(|_| fetched.next()))?;
+        let resident = all_metadata.zip(fetched.next());
+        let resident = resident.map(|(range, bytes)| Resident { range, bytes });
+
+        let metadata =
+            Metadata::new(Arc::clone(&blob), codec, end, resident, options.metadata_bytes);
+        let tables = Tables::open(&superblock, &metadata)?;
+        let block_size = superblock.block_size;
+        let archive = Self {
+            blocks: BlockIndex::new(block_size),
+            data: DataBlocks::new(blob, codec, block_size, end, options.decoded_bytes),
+            superblock,
+            metadata,
+            tables,
+        };
+        let root = archive.inode(archive.root())?;
+        if root.kind != FileKind::Directory {
+            let detail = format!("the root is a {:?}", root.kind);
+            return Err(Error::corrupt("inode", archive.superblock.inode_table, detail));
+        }
+        Ok(archive)
+    }
+
+    /// The superblock.
+    pub fn superblock(&self) -> &Superblock {
+        &self.superblock
+    }
+
+    /// Whether all metadata is in memory, so that only [`Archive::read`] needs the blob. (An
+    /// archive that keeps some outside the usual place, which no known tool writes, excepted.)
+    pub fn metadata_resident(&self) -> bool {
+        self.metadata.is_resident()
+    }
+
+    /// The root directory.
+    pub fn root(&self) -> InodeRef {
+        self.superblock.root
+    }
+
+    /// Reads an inode.
+    pub fn inode(&self, reference: InodeRef) -> Result<Inode, Error> {
+        let Self { superblock, metadata, tables, .. } = self;
+        InodeParser { superblock, metadata, tables }.parse(reference)
+    }
+
+    /// Finds the inode with a number. `None` where the archive has no such number, or was made
+    /// without the table that says.
+    pub fn inode_by_number(&self, number: InodeNumber) -> Result<Option<InodeRef>, Error> {
+        self.tables.inode(&self.metadata, number)
+    }
+
+    /// Finds `name` in a directory.
+    pub fn lookup(&self, directory: &Inode, name: &[u8]) -> Result<Option<DirEntry>, Error> {
+        dir::lookup(&self.metadata, self.superblock.directory_table, directory, name)
+    }
+
+    /// Lists a directory from `from` on: [`DirCursor::START`], or an entry's `next`.
+    pub fn read_dir(&self, directory: &Inode, from: DirCursor) -> Result<DirReader<'_>, Error> {
+        DirReader::new(&self.metadata, self.superblock.directory_table, directory, from)
+    }
+
+    /// All files from the root down.
+    pub fn walk(&self) -> Walk<'_> {
+        Walk::new(self, self.root())
+    }
+
+    /// All files from `directory` down, with paths relative to it.
+    pub fn walk_from(&self, directory: &Inode) -> Walk<'_> {
+        Walk::new(self, directory.reference)
+    }
+
+    /// The target of a symbolic link: 4095 bytes at most and without NUL, which is where the
+    /// kernel ends it.
+    pub fn read_link(&self, inode: &Inode) -> Result<Vec<u8>, Error> {
+        let position = inode.symlink()?;
+        let len = usize::try_from(inode.size).unwrap_or(usize::MAX).min(4095);
+        let mut target = self.metadata.reader("symlink", position).read_vec(len)?;
+        if let Some(nul) = target.iter().position(|&byte| byte == 0) {
+            target.truncate(nul);
+        }
+        Ok(target)
+    }
+
+    /// The names of an inode's extended attributes, prefixes included.
+    pub fn xattr_names(&self, inode: &Inode) -> Result<Vec<Vec<u8>>, Error> {
+        self.xattr_reader(inode)?.map_or(Ok(Vec::new()), XattrReader::names)
+    }
+
+    /// The value of the extended attribute with this full name, if there is one.
+    pub fn xattr(&self, inode: &Inode, name: &[u8]) -> Result<Option<Vec<u8>>, Error> {
+        self.xattr_reader(inode)?.map_or(Ok(None), |reader| reader.value(name))
+    }
+
+    /// All extended attributes of an inode. More than 16 MiB of values are an error: ask for them
+    /// one by one.
+    pub fn xattrs(&self, inode: &Inode) -> Result<Vec<Xattr>, Error> {
+        self.xattr_reader(inode)?.map_or(Ok(Vec::new()), XattrReader::all)
+    }
+
+    fn xattr_reader(&self, inode: &Inode) -> Result<Option<XattrReader<'_>>, Error> {
+        XattrReader::new(&self.metadata, &self.tables, inode)
+    }
+
+    /// Like [`Archive::read`], from memory alone: `None` where a block would have to be decoded or
+    /// fetched, or `file` cannot be read.
+    pub fn get(&self, file: &Inode, at: FileOffset, len: usize) -> Option<Bytes> {
+        let extents = self.plan(None, file, at, len).ok()??;
+        self.data.get(&extents)
+    }
+
+    /// The bytes of a file from `at` on: `len` of them, fewer at its end, and never more than
+    /// [`MAX_READ`]. May fetch, and may wait for a block that another thread decodes.
+    pub fn read(&self, file: &Inode, at: FileOffset, len: usize) -> Result<Bytes, Error> {
+        match self.plan(Some(&self.metadata), file, at, len)? {
+            Some(extents) => self.data.read(&extents),
+            None => Ok(Bytes::new()),
+        }
+    }
+
+    fn plan(
+        &self,
+        metadata: Option<&Metadata>,
+        file: &Inode,
+        at: FileOffset,
+        len: usize,
+    ) -> Result<Option<Vec<plan::Extent>>, Error> {
+        let layout = file.file()?;
+        let block_size = self.superblock.block_size;
+        let bytes = layout.clamp(at, len.min(MAX_READ));
+        let blocks = layout.blocks(block_size, &bytes);
+        let found = self.blocks.locate(metadata, file.reference, layout, blocks)?;
+        Ok(found.map(|blocks| layout.extents(block_size, bytes, blocks)))
+    }
+
+    /// The first byte from `at` on that is stored, like `lseek` with `SEEK_DATA`: `None` where
+    /// there is none.
+    pub fn seek_data(&self, file: &Inode, at: FileOffset) -> Result<Option<FileOffset>, Error> {
+        let layout = file.file()?;
+        if at.0 >= layout.size {
+            return Ok(None);
+        }
+        let tail = layout.fragment.map(|_| layout.block_count(self.superblock.block_size));
+        Ok(self
+            .seek(file, at, false)?
+            .or(tail.map(|block| self.later(at, block)))
+            .filter(|found| found.0 < layout.size))
+    }
+
+    /// The first byte from `at` on that is in a hole, like `lseek` with `SEEK_HOLE`: the end of
+    /// the file is one, and `None` stands for an `at` that isn't in the file.
+    pub fn seek_hole(&self, file: &Inode, at: FileOffset) -> Result<Option<FileOffset>, Error> {
+        let layout = file.file()?;
+        if at.0 >= layout.size {
+            return Ok(None);
+        }
+        Ok(Some(self.seek(file, at, true)?.unwrap_or(FileOffset(layout.size))))
+    }
+
+    fn seek(&self, file: &Inode, at: FileOffset, hole: bool) -> Result<Option<FileOffset>, Error> {
+        let from = at.0 / u64::from(self.superblock.block_size);
+        let found = self.blocks.seek(&self.metadata, file, file.file()?, from, hole)?;
+        Ok(found.map(|block| self.later(at, block)))
+    }
+
+    /// The later of a place in a file and the start of a block of it.
+    fn later(&self, at: FileOffset, block: u64) -> FileOffset {
+        at.max(FileOffset(block.saturating_mul(self.superblock.block_size.into())))
+    }
+
+    /// What the caches did so far.
+    pub fn counters(&self) -> Counters {
+        Counters { data: self.data.counters(), metadata: self.metadata.counters() }
+    }
+}
