@@ -99,7 +99,7 @@ pub fn extract(
 /// [`Code::NotFound`] where there is nothing by that name.
 pub fn find(archive: &Archive, path: &[u8]) -> Result<Inode, Failure> {
     let mut inode = archive.inode(archive.root())?;
-    for name in path.split(|byte| *byte == b'/').filter(|name| !matches!(name, b"" | b".")) {
+    for name in path.split(|byte| *byte == b'/').filter(|name| !matches!(*name, b"" | b".")) {
         let entry = match inode.kind {
             FileKind::Directory => archive.lookup(&inode, name)?,
             _ => None,
@@ -123,16 +123,14 @@ impl Staging {
     fn create(target: &Path) -> Result<Self, Failure> {
         let failed = |error: io::Error| Failure::io("unpack into", target, &error);
         let target = std::path::absolute(target).map_err(failed)?;
-        match std::fs::read_dir(&target) {
-            Ok(mut entries) if entries.next().is_some() => {
-                return Err(Failure::new(
-                    Code::Failed,
-                    format!("{} is not empty", target.display()),
-                )
+        let is_empty = match std::fs::read_dir(&target) {
+            Ok(mut entries) => entries.next().is_none(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => true,
+            Err(error) => return Err(failed(error)),
+        };
+        if !is_empty {
+            return Err(Failure::new(Code::Failed, format!("{} is not empty", target.display()))
                 .hint("name a directory that is empty or does not exist"));
-            }
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
-            _ => {}
         }
         let mut name = std::ffi::OsString::from(".");
         name.push(target.file_name().unwrap_or_default());

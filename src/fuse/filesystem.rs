@@ -3,7 +3,6 @@
 use std::ffi::OsStr;
 use std::io;
 use std::ops::ControlFlow;
-use std::os::unix::ffi::OsStrExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -290,7 +289,8 @@ impl Filesystem for Adapter {
             atime: atime.map(set_time),
             mtime: mtime.map(set_time),
         };
-        self.run(self.would_block(ino), move |shared| {
+        // A truncated lower file is copied up.
+        self.run(size.is_some() || self.would_block(ino), move |shared| {
             let result = shared.overlay.setattr(&caller, Ino(ino.0), fh.map(handle), &change);
             shared.reply_attr(result, reply);
         });
@@ -365,7 +365,7 @@ impl Filesystem for Adapter {
         let target = target.as_os_str().to_owned();
         self.run(self.would_block(parent), move |shared| {
             let result =
-                shared.overlay.symlink(&caller, Ino(parent.0), &name, target.as_bytes());
+                shared.overlay.symlink(&caller, Ino(parent.0), &name, &target);
             shared.reply_entry(result, reply);
         });
     }
@@ -409,7 +409,9 @@ impl Filesystem for Adapter {
     fn open(&self, _request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let ino = Ino(ino.0);
         let flags = self.shared.upper_flags(flags.0);
-        self.run(self.shared.overlay.would_block(ino), move |shared| {
+        // Opened for writing, a lower file is copied up.
+        let writes = flags & libc::O_ACCMODE != libc::O_RDONLY;
+        self.run(writes || self.shared.overlay.would_block(ino), move |shared| {
             let opened = match shared.overlay.open(ino, flags) {
                 Ok(opened) => opened,
                 Err(error) => return reply.error(shared.failed(&error)),
@@ -574,7 +576,7 @@ impl Filesystem for Adapter {
                     INodeNo(entry.ino.0),
                     entry.next_cookie,
                     file_type(entry.kind),
-                    OsStr::from_bytes(&entry.name),
+                    entry.name,
                 );
                 if full { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
             });
@@ -603,7 +605,7 @@ impl Filesystem for Adapter {
                 let full = reply.add(
                     INodeNo(entry.ino.0),
                     entry.next_cookie,
-                    OsStr::from_bytes(&entry.name),
+                    entry.name,
                     &ttl,
                     &file_attr(attr),
                     Generation(attr.generation),
@@ -654,7 +656,7 @@ impl Filesystem for Adapter {
                 stat.name_max,
                 stat.fragment_size,
             ),
-            Err(error) => reply.error(shared.failed(&error)),
+            Err(error) => reply.error(self.shared.failed(&error)),
         }
     }
 
@@ -669,6 +671,7 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         let (name, value) = (name.to_owned(), value.to_vec());
+        let flags = overlay::XattrFlags::from_bits_retain(flags.cast_unsigned());
         self.run(self.would_block(ino), move |shared| {
             shared.reply_empty(shared.overlay.setxattr(Ino(ino.0), &name, &value, flags), reply);
         });
@@ -716,8 +719,9 @@ impl Filesystem for Adapter {
         mode: i32,
         reply: ReplyEmpty,
     ) {
+        let mode = overlay::FallocateFlags::from_bits_retain(mode.cast_unsigned());
         self.run(true, move |shared| {
-            shared.reply_empty(shared.overlay.fallocate(handle(fh), offset, length, mode), reply);
+            shared.reply_empty(shared.overlay.fallocate(handle(fh), mode, offset, length), reply);
         });
     }
 
@@ -731,10 +735,14 @@ impl Filesystem for Adapter {
         reply: ReplyLseek,
     ) {
         self.run(self.would_block(ino), move |shared| {
-            let Ok(start) = u64::try_from(offset) else {
-                return reply.error(Errno::ENXIO);
+            let to = match (u64::try_from(offset), whence) {
+                (Ok(offset), libc::SEEK_DATA) => overlay::SeekFrom::Data(offset),
+                (Ok(offset), libc::SEEK_HOLE) => overlay::SeekFrom::Hole(offset),
+                // The kernel keeps the other kinds to itself.
+                (Ok(_), _) => return reply.error(Errno::EINVAL),
+                (Err(_), _) => return reply.error(Errno::ENXIO),
             };
-            match shared.overlay.lseek(handle(fh), start, whence) {
+            match shared.overlay.lseek(handle(fh), to) {
                 Ok(found) => reply.offset(i64::try_from(found).unwrap_or(i64::MAX)),
                 Err(error) => reply.error(shared.failed(&error)),
             }

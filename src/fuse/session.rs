@@ -1,15 +1,22 @@
 //! Mounting: from an [`Overlay`] to a directory that answers, and its end.
 
+use std::ffi::CString;
 use std::io;
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use fuser::{Config, MountOption, Session, SessionACL, SessionUnmounter};
+use fuser::{Config, MountOption, Session, SessionACL};
+use rustix::fd::OwnedFd;
+use rustix::mount::MountFlags;
 
 use super::faults::Faults;
 use super::filesystem::Adapter;
 use crate::overlay::Overlay;
+
+/// The part of the file system's type behind `fuse.`.
+const SUBTYPE: &str = "thawfs";
 
 /// FUSE threads. They answer from memory or the upper's page cache only, so a few more than the
 /// cores suffice; four is the least, so that a slow upper disk does not stop everything.
@@ -27,7 +34,7 @@ pub struct MountOptions {
     /// Let users other than the one who mounts in. Root's mounts always do.
     pub allow_other: bool,
     /// Generic mount flags from `-o`: `nosuid`, `nodev`, `noexec`, `noatime`, `sync`, `dirsync`
-    /// and their opposites. Others are an error.
+    /// and their opposites; the last one counts.
     pub flags: Vec<String>,
     /// How many stacked file systems (an overlayfs, say) lie below the upper directory, for the
     /// kernel to do the upper's I/O by itself; `None` where it shall not, or has no right to.
@@ -56,54 +63,81 @@ impl MountOptions {
         }
     }
 
-    fn config(&self) -> io::Result<Config> {
-        let mut options = vec![
-            MountOption::FSName(self.fsname.clone()),
-            MountOption::Subtype("thawfs".into()),
-            MountOption::DefaultPermissions,
-        ];
-        if self.read_only {
-            options.push(MountOption::RO);
-        }
-        let root = rustix::process::geteuid().is_root();
-        let has = |name: &str| self.flags.iter().any(|flag| flag == name);
-        // fuser drops set-user-id programs and devices unless told otherwise, as fusermount does
-        // for ordinary users. For root the mount is to be like a local disk.
-        if root && !has("nosuid") {
-            options.push(MountOption::Suid);
-        }
-        if root && !has("nodev") {
-            options.push(MountOption::Dev);
-        }
-        for flag in &self.flags {
-            options.push(match flag.as_str() {
-                "suid" | "dev" if root => continue,
-                "suid" => MountOption::Suid,
-                "dev" => MountOption::Dev,
-                "nosuid" => MountOption::NoSuid,
-                "nodev" => MountOption::NoDev,
-                "exec" => MountOption::Exec,
-                "noexec" => MountOption::NoExec,
-                "atime" => MountOption::Atime,
-                "noatime" => MountOption::NoAtime,
-                "sync" => MountOption::Sync,
-                "async" => MountOption::Async,
-                "dirsync" => MountOption::DirSync,
-                other => {
-                    return Err(io::Error::new(
-                        io::ErrorKind::InvalidInput,
-                        format!("unknown mount option {other:?}"),
-                    ));
-                }
-            });
-        }
+    /// Whether option `name` was given, and not taken back later by `opposite`.
+    fn has(&self, name: &str, opposite: &str) -> bool {
+        let last = self.flags.iter().rev().find(|flag| *flag == name || *flag == opposite);
+        last.is_some_and(|flag| flag == name)
+    }
+
+    fn session_config(&self) -> Config {
         let mut config = Config::default();
-        config.mount_options = options;
         config.acl = if self.allow_other { SessionACL::All } else { SessionACL::Owner };
         config.n_threads = Some(fuse_threads());
         config.clone_fd = true;
-        Ok(config)
+        config
     }
+
+    /// The same for fusermount3, which knows what an ordinary user may ask for.
+    fn fusermount_config(&self) -> Config {
+        let mut config = self.session_config();
+        config.mount_options = vec![
+            MountOption::FSName(self.fsname.clone()),
+            MountOption::Subtype(SUBTYPE.into()),
+            MountOption::DefaultPermissions,
+        ];
+        if self.read_only {
+            config.mount_options.push(MountOption::RO);
+        }
+        for (name, opposite, option) in [
+            ("noexec", "exec", MountOption::NoExec),
+            ("noatime", "atime", MountOption::NoAtime),
+            ("sync", "async", MountOption::Sync),
+        ] {
+            if self.has(name, opposite) {
+                config.mount_options.push(option);
+            }
+        }
+        config
+    }
+
+    /// Flags for mount(2). Unlike fusermount3's mounts, root's may have devices and set-user-id
+    /// programs: they are to be like a local disk.
+    fn mount_flags(&self) -> MountFlags {
+        let mut flags = MountFlags::empty();
+        for (name, opposite, flag) in [
+            ("nosuid", "suid", MountFlags::NOSUID),
+            ("nodev", "dev", MountFlags::NODEV),
+            ("noexec", "exec", MountFlags::NOEXEC),
+            ("noatime", "atime", MountFlags::NOATIME),
+            ("sync", "async", MountFlags::SYNCHRONOUS),
+            ("dirsync", "nodirsync", MountFlags::DIRSYNC),
+        ] {
+            flags.set(flag, self.has(name, opposite));
+        }
+        flags.set(MountFlags::RDONLY, self.read_only);
+        flags
+    }
+}
+
+/// mount(2) by ourselves, so that the kernel shows our subtype; fuser passes it to fusermount3
+/// alone.
+fn mount_directly(mountpoint: &Path, options: &MountOptions) -> rustix::io::Result<OwnedFd> {
+    use rustix::fs::{Mode, OFlags};
+    let device =
+        rustix::fs::open("/dev/fuse", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+    let mut data = format!(
+        "fd={},rootmode=40000,user_id={},group_id={},default_permissions",
+        device.as_raw_fd(),
+        rustix::process::getuid().as_raw(),
+        rustix::process::getgid().as_raw(),
+    );
+    if options.allow_other {
+        data.push_str(",allow_other");
+    }
+    let data = CString::new(data).map_err(|_| rustix::io::Errno::INVAL)?;
+    let kind = format!("fuse.{SUBTYPE}");
+    rustix::mount::mount(&*options.fsname, mountpoint, kind, options.mount_flags(), &*data)?;
+    Ok(device)
 }
 
 /// A mounted overlay that is not served yet. Dropping it unmounts.
@@ -112,9 +146,8 @@ pub struct Mount {
 }
 
 /// Takes a mount away from another thread.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Unmounter {
-    session: SessionUnmounter,
     mountpoint: PathBuf,
 }
 
@@ -137,18 +170,28 @@ impl Mount {
             faults,
         );
         let notifier = adapter.notifier();
-        let session = Session::new(adapter, mountpoint, &options.config()?)?;
+        let session = match mount_directly(mountpoint, options) {
+            Ok(device) => {
+                let config = options.session_config();
+                let acl = config.acl;
+                Session::from_fd(adapter, device, acl, config).inspect_err(|_| {
+                    // The failure to tell is the session's; the mount is dead already.
+                    let _ = detach(mountpoint);
+                })?
+            }
+            Err(rustix::io::Errno::PERM) => {
+                Session::new(adapter, mountpoint, &options.fusermount_config())?
+            }
+            Err(error) => return Err(error.into()),
+        };
         // Set once, before the first request is served.
         let _ = notifier.set(session.notifier());
         Ok(Self { session })
     }
 
     /// A handle that unmounts, for signal handlers.
-    pub fn unmounter(&mut self, mountpoint: &Path) -> Unmounter {
-        Unmounter {
-            session: self.session.unmount_callable(),
-            mountpoint: mountpoint.to_owned(),
-        }
+    pub fn unmounter(&self, mountpoint: &Path) -> Unmounter {
+        Unmounter { mountpoint: mountpoint.to_owned() }
     }
 
     /// Answers requests until the mount is gone, then returns.
@@ -166,11 +209,9 @@ impl Unmounter {
     ///
     /// # Errors
     /// When neither umount(2) nor fusermount3 does it.
-    pub fn unmount(&mut self) -> io::Result<()> {
-        match self.session.unmount() {
-            Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
-                detach(&self.mountpoint)
-            }
+    pub fn unmount(&self) -> io::Result<()> {
+        match unmount(&self.mountpoint) {
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) => detach(&self.mountpoint),
             done => done,
         }
     }

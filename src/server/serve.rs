@@ -14,8 +14,8 @@ use super::report::{ArchiveReport, BlockReport, ChunkReport, FaultReport, Report
 use super::state::{Lock, MountDir, Record, StateDir};
 use crate::backup::{OpenArchive, SourceRequest};
 use crate::failure::{Code, Failure};
-use crate::fuse::{Faults, Mount, MountOptions};
-use crate::overlay::{Overlay, Upper};
+use crate::fuse::{Faults, Mount, MountOptions, Unmounter};
+use crate::overlay::{self, Overlay, Upper};
 
 /// What to mount, where and how. Serialised only through a pipe: the source can hold a secret.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -116,7 +116,11 @@ pub fn serve(
         Some((upper, work)) => Some(Upper::open(upper, work)?),
         None => None,
     };
-    let overlay = Arc::new(Overlay::new(Arc::clone(&opened.archive), upper)?);
+    let overlay = Arc::new(Overlay::new(
+        Arc::clone(&opened.archive),
+        upper,
+        overlay::Options::default(),
+    )?);
     let faults = Arc::new(Faults::default());
 
     let mut options = MountOptions::new(request.fsname.as_deref().unwrap_or(&opened.name));
@@ -130,10 +134,10 @@ pub fn serve(
         .filter(|_| request.passthrough && rustix::process::geteuid().is_root())
         .and_then(|(upper, _)| stack_depth(upper));
 
-    let mut mount = Mount::new(overlay, &request.mountpoint, &options, Arc::clone(&faults))
+    let mount = Mount::new(overlay, &request.mountpoint, &options, Arc::clone(&faults))
         .map_err(|error| mount_failed(&request.mountpoint, &error))?;
-    let mut unmounter = mount.unmounter(&request.mountpoint);
-    let signals = unmount_on_signal(mount.unmounter(&request.mountpoint)).map_err(state_failed)?;
+    let unmounter = mount.unmounter(&request.mountpoint);
+    let signals = unmount_on_signal(unmounter.clone()).map_err(state_failed)?;
     let serving = std::thread::Builder::new()
         .name("thawfs-serve".into())
         .spawn(move || mount.serve())
@@ -203,7 +207,7 @@ fn raise_file_limit() {
 
 /// Unmounts on SIGTERM, SIGINT and SIGHUP; the server then ends as after any unmount.
 fn unmount_on_signal(
-    mut unmounter: crate::fuse::Unmounter,
+    unmounter: Unmounter,
 ) -> io::Result<signal_hook::iterator::Handle> {
     use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
     let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGINT, SIGHUP])?;
@@ -281,7 +285,7 @@ fn report(record: &Record, opened: &OpenArchive, faults: &Faults) -> Report {
             prefetched_bytes: chunks.prefetched_bytes,
             prefetched_used_bytes: chunks.prefetched_used_bytes,
         },
-        blocks: BlockReport { hits: blocks.hits, decoded: blocks.decoded },
+        blocks: BlockReport { hits: blocks.hits, decoded: blocks.decodes },
         faults: FaultReport {
             count,
             last_at: last.as_ref().map(|fault| seconds_since_epoch(fault.when)),
