@@ -1,0 +1,270 @@
+//! Bringing a lower inode into the upper.
+//!
+//! Copies are built in the workdir, without any lock but the one that keeps two threads from
+//! copying the same inode, and renamed into place under `names`. Attributes come first and data
+//! when it is written: until then a regular file in the upper is a metacopy, a hole of the right
+//! size whose data is still read from the archive.
+
+use std::collections::HashSet;
+use std::ffi::OsStr;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use parking_lot::{Condvar, Mutex};
+use rustix::fs::{AtFlags, OFlags, RenameFlags, Statx, Timespec, Timestamps};
+use rustix::io::Errno;
+
+use super::Overlay;
+use super::attr::kind_of;
+use super::build::Built;
+use super::dirs::os_str;
+use super::error::{Error, Result};
+use super::nodes::{Data, Place, Snapshot, UpperState};
+use super::upper::{Address, Mark, stat_at, stat_fd};
+use crate::squashfs::Inode;
+use crate::types::{FileKind, Ino, InodeRef};
+
+/// How much of an inode has to be in the upper.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Want {
+    /// Its attributes and name.
+    Attributes,
+    /// Its data too.
+    Data,
+    /// No data: it is about to be truncated.
+    Truncated,
+}
+
+/// Which inodes are being copied: one thread copies, others wait for it.
+#[derive(Debug, Default)]
+pub(super) struct Flights {
+    copying: Mutex<HashSet<Ino>>,
+    landed: Condvar,
+}
+
+/// Ends the copying of one inode when dropped.
+pub(super) struct Flight<'a> {
+    flights: &'a Flights,
+    ino: Ino,
+}
+
+impl Flights {
+    pub(super) fn start(&self, ino: Ino) -> Flight<'_> {
+        let mut copying = self.copying.lock();
+        while !copying.insert(ino) {
+            self.landed.wait(&mut copying);
+        }
+        Flight { flights: self, ino }
+    }
+}
+
+impl Drop for Flight<'_> {
+    fn drop(&mut self) {
+        self.flights.copying.lock().remove(&self.ino);
+        self.flights.landed.notify_all();
+    }
+}
+
+impl Overlay {
+    /// Makes sure that `ino` and every directory above it is in the upper, with as much of it as
+    /// `want` says.
+    ///
+    /// # Errors
+    /// `EROFS` without an upper, or what reading the archive or writing the upper says. A copy that
+    /// failed leaves nothing behind.
+    pub(super) fn copy_up(&self, ino: Ino, want: Want) -> Result<()> {
+        self.upper()?;
+        if self.is_up(&self.nodes.get(ino)?, want) {
+            return Ok(());
+        }
+        while let Some(above) = self.topmost_below_upper(ino)? {
+            self.copy_one(above, Want::Attributes)?;
+        }
+        self.copy_one(ino, want)
+    }
+
+    fn is_up(&self, node: &Snapshot, want: Want) -> bool {
+        node.upper
+            .as_ref()
+            .is_some_and(|upper| want == Want::Attributes || upper.data == Data::Upper)
+    }
+
+    /// The highest directory above `ino` that is not in the upper yet.
+    fn topmost_below_upper(&self, ino: Ino) -> Result<Option<Ino>> {
+        let mut topmost = None;
+        let mut at = ino;
+        while let Place::Name(parent, _) = self.nodes.get(at)?.place {
+            if self.nodes.upper(parent)?.is_some() {
+                break;
+            }
+            topmost = Some(parent);
+            at = parent;
+        }
+        Ok(topmost)
+    }
+
+    fn copy_one(&self, ino: Ino, want: Want) -> Result<()> {
+        let _flight = self.flights.start(ino);
+        let node = self.nodes.get(ino)?;
+        if self.is_up(&node, want) {
+            return Ok(());
+        }
+        match &node.upper {
+            Some(state) => self.copy_data(ino, state, want),
+            None => self.copy_inode(ino, want),
+        }
+    }
+
+    /// Copies a lower inode that has nothing in the upper yet.
+    fn copy_inode(&self, ino: Ino, want: Want) -> Result<()> {
+        let lower = self.lower.inode_ref(ino).ok_or(Errno::STALE)?;
+        let inode = self.lower.inode(lower)?;
+        let built = self.build(ino, lower, &inode, want)?;
+        let _names = self.names.write();
+        let node = self.nodes.get(ino)?;
+        let address = built.draft.address();
+        let stat = address.stat()?;
+        let mut state = UpperState {
+            data: built.data,
+            null_device: built.null_device,
+            ..UpperState::new(&stat, kind_of(&stat)?, 0, Some(lower))
+        };
+        if inode.kind == FileKind::Directory && node.place == Place::Nowhere {
+            // A removed directory merges with nothing.
+            state.lower = None;
+        }
+        match &node.place {
+            Place::Name(parent, name) => {
+                let name = os_str(name);
+                let dir = self.dir_fd(*parent)?;
+                self.set_impure(*parent, &dir)?;
+                let times = times_of(&stat_fd(&dir).map_err(Error::sys("statx", "a directory"))?);
+                if inode.kind != FileKind::Directory
+                    && inode.nlink > 1
+                    && self.is_unindexed(&inode)?
+                {
+                    self.place_in_index(ino, lower, &inode, built, &mut state, (&dir, name))?;
+                } else {
+                    built.draft.place(&dir, name, RenameFlags::NOREPLACE)?;
+                }
+                // Copying up is no change of the directory that a program may see.
+                Address::at(&dir, OsStr::new(".")).set_times(&times)?;
+            }
+            Place::Index | Place::Nowhere => {
+                // Unlinked, though still in use: the copy is as nameless. The draft's name goes
+                // when it is dropped.
+                state.pin = Some(address.pin()?);
+                drop(built);
+            }
+        }
+        self.changed();
+        self.publish(ino, state)
+    }
+
+    /// Whether the index has no other inode of this number, as a damaged archive may have it.
+    fn is_unindexed(&self, inode: &Inode) -> Result<bool> {
+        let name = super::upper::index_name(inode.number);
+        match stat_at(&self.upper()?.index, OsStr::new(&name)) {
+            Ok(_) => Ok(false),
+            Err(Errno::NOENT) => Ok(true),
+            Err(errno) => Err(Error::sys("statx", "an index entry")(errno)),
+        }
+    }
+
+    /// Puts the copy of a lower inode that has several names into the index, and gives it the name
+    /// it is copied up through.
+    fn place_in_index(
+        &self,
+        ino: Ino,
+        lower: InodeRef,
+        inode: &Inode,
+        built: Built<'_>,
+        state: &mut UpperState,
+        (dir, name): (&OwnedFd, &OsStr),
+    ) -> Result<()> {
+        let upper = self.upper()?;
+        let entry = super::upper::index_name(inode.number);
+        let entry = OsStr::new(&entry);
+        // Two links will there be: the index's and the name's.
+        state.extra_links = i64::from(inode.nlink) - 2;
+        let mark = format!("U{:+}", state.extra_links);
+        upper.marks.set(&built.draft.address(), Mark::Nlink, mark.as_bytes())?;
+        built.draft.place(&upper.index, entry, RenameFlags::NOREPLACE)?;
+        let address = Address::at(&upper.index, entry);
+        if let Err(error) = address.link_to(dir, name) {
+            rustix::fs::unlinkat(&upper.index, entry, AtFlags::empty())
+                .map_err(Error::sys("unlink", "an index entry"))?;
+            return Err(error);
+        }
+        self.index.add(ino, lower, inode.number, state.st_ino);
+        self.nodes.move_to(ino, Place::Index);
+        Ok(())
+    }
+
+    /// Fills a metacopy with its data.
+    fn copy_data(&self, ino: Ino, state: &UpperState, want: Want) -> Result<()> {
+        let Data::Lower(lower) = state.data else { return Ok(()) };
+        let address = {
+            let _names = self.names.read();
+            self.address(ino, state)?
+        };
+        // An address by name may be renamed away while data is copied; the descriptor is not.
+        let fd = Arc::new(address.open(OFlags::RDWR)?);
+        let pinned = Address::Pinned(Arc::clone(&fd));
+        let times = times_of(&pinned.stat()?);
+        let capability = pinned.get_xattr(CAPABILITY).ok();
+        match want {
+            Want::Truncated => {
+                rustix::fs::ftruncate(&fd, 0).map_err(Error::sys("ftruncate", "a copy"))?;
+            }
+            Want::Attributes | Want::Data => {
+                let inode = self.lower.inode(lower)?;
+                self.write_data(&inode, &fd)?;
+                rustix::fs::fsync(&fd).map_err(Error::sys("fsync", "a copy"))?;
+            }
+        }
+        // Writing drops file capabilities and moves the times; copying up does neither.
+        if let Some(value) = capability {
+            pinned
+                .set_xattr(CAPABILITY, &value, rustix::fs::XattrFlags::empty())
+                .map_err(Error::sys("setxattr", "a copy"))?;
+        }
+        pinned.set_times(&times)?;
+        let _names = self.names.write();
+        self.upper()?.marks.clear(&pinned, Mark::Metacopy)?;
+        self.changed();
+        self.nodes.update(ino, |upper| upper.data = Data::Upper);
+        self.handles.moved(ino, || pinned.open(OFlags::RDONLY))
+    }
+
+    /// Shows `state` as what `ino` is from now on. Called with `names` held exclusively.
+    fn publish(&self, ino: Ino, state: UpperState) -> Result<()> {
+        let whole = state.kind == FileKind::Regular && state.data == Data::Upper;
+        self.nodes.publish(ino, state.clone());
+        if whole {
+            self.handles.moved(ino, || self.address(ino, &state)?.open(OFlags::RDONLY))?;
+        }
+        Ok(())
+    }
+
+    /// Marks directory `ino` as holding inodes that keep a lower number, so that a listing looks
+    /// for them.
+    pub(super) fn set_impure(&self, ino: Ino, dir: &Arc<OwnedFd>) -> Result<()> {
+        if self.nodes.upper(ino)?.is_some_and(|upper| !upper.impure) {
+            let address = Address::at(dir, OsStr::new("."));
+            self.upper()?.marks.set(&address, Mark::Impure, b"y")?;
+            self.nodes.update(ino, |upper| upper.impure = true);
+        }
+        Ok(())
+    }
+}
+
+/// The one attribute that a write removes.
+const CAPABILITY: &std::ffi::CStr = c"security.capability";
+
+/// The times of an inode, to set them again.
+pub(super) fn times_of(stat: &Statx) -> Timestamps {
+    let time =
+        |t: rustix::fs::StatxTimestamp| Timespec { tv_sec: t.tv_sec, tv_nsec: t.tv_nsec.into() };
+    Timestamps { last_access: time(stat.stx_atime), last_modification: time(stat.stx_mtime) }
+}

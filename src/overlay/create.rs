@@ -1,0 +1,257 @@
+//! New files.
+
+use std::ffi::OsStr;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags, Statx};
+use rustix::io::Errno;
+
+use super::Overlay;
+use super::attr::{Attr, Caller, generation_of, kind_of};
+use super::build::{make_special, stand_in};
+use super::copy_up::Want;
+use super::error::{Error, Result};
+use super::handles::{Backing, Open, Opened};
+use super::ino;
+use super::lookup::{Found, Physical};
+use super::nodes::UpperState;
+use super::open::kept_flags;
+use super::upper::{Address, Mark, stat_fd};
+use crate::types::{FileKind, Ino};
+
+/// What is to be made.
+#[derive(Clone, Copy, Debug)]
+enum New<'a> {
+    File { flags: OFlags },
+    Directory,
+    Symlink { target: &'a OsStr },
+    Special { kind: FileKind, rdev: u64 },
+}
+
+impl New<'_> {
+    /// A 0/0 character device: to the upper, a whiteout.
+    fn is_null_device(&self) -> bool {
+        matches!(self, Self::Special { kind: FileKind::CharDevice, rdev: 0 })
+    }
+}
+
+impl Overlay {
+    /// Makes a regular file, device, pipe or socket, and counts a lookup of it. `mode` holds the
+    /// kind too; `rdev` is in `makedev` form.
+    ///
+    /// # Errors
+    /// `EEXIST`, `EROFS`, `EINVAL` for other kinds, or what the upper says.
+    pub fn mknod(
+        &self,
+        caller: &Caller,
+        parent: Ino,
+        name: &OsStr,
+        mode: u32,
+        rdev: u64,
+    ) -> Result<Attr> {
+        let kind = match mode & libc::S_IFMT {
+            0 => FileKind::Regular,
+            _ => FileKind::from_mode(mode).ok_or(Errno::INVAL)?,
+        };
+        let new = match kind {
+            FileKind::Regular => New::File { flags: OFlags::RDWR },
+            FileKind::Directory | FileKind::Symlink => return Err(Errno::INVAL.into()),
+            FileKind::BlockDevice | FileKind::CharDevice => New::Special { kind, rdev },
+            FileKind::Fifo | FileKind::Socket => New::Special { kind, rdev: 0 },
+        };
+        self.make(caller, parent, name, mode, new).map(|(attr, _)| attr)
+    }
+
+    /// Makes a directory, and counts a lookup of it.
+    ///
+    /// # Errors
+    /// As [`Self::mknod`].
+    pub fn mkdir(&self, caller: &Caller, parent: Ino, name: &OsStr, mode: u32) -> Result<Attr> {
+        self.make(caller, parent, name, mode, New::Directory).map(|(attr, _)| attr)
+    }
+
+    /// Makes a symbolic link to `target`, and counts a lookup of it.
+    ///
+    /// # Errors
+    /// As [`Self::mknod`].
+    pub fn symlink(
+        &self,
+        caller: &Caller,
+        parent: Ino,
+        name: &OsStr,
+        target: &OsStr,
+    ) -> Result<Attr> {
+        self.make(caller, parent, name, 0o777, New::Symlink { target }).map(|(attr, _)| attr)
+    }
+
+    /// Makes a regular file, counts a lookup of it, and opens it with the flags of `open(2)`.
+    /// Without `O_EXCL`, a file that another caller made first is opened.
+    ///
+    /// # Errors
+    /// As [`Self::mknod`] and [`Self::open`].
+    pub fn create(
+        &self,
+        caller: &Caller,
+        parent: Ino,
+        name: &OsStr,
+        mode: u32,
+        flags: i32,
+    ) -> Result<(Attr, Opened)> {
+        let new = New::File { flags: kept_flags(flags) };
+        match self.make(caller, parent, name, mode, new) {
+            Ok((attr, Some(fd))) => {
+                let handle = self.handles.add(Open::Upper { fd: Arc::new(fd) });
+                Ok((attr, Opened { handle, backing: Backing::Upper }))
+            }
+            Ok((_, None)) => Err(Errno::IO.into()),
+            Err(error) if error.is(Errno::EXIST) && flags & libc::O_EXCL == 0 => {
+                let held = self.hold(parent, name)?;
+                let opened = self.open(held.ino, flags)?;
+                let attr = self.getattr(held.ino, None).inspect_err(|_| {
+                    self.release(opened.handle);
+                })?;
+                std::mem::forget(held);
+                Ok((attr, opened))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Makes `new` as `name` in `parent`. A regular file comes with its descriptor.
+    fn make(
+        &self,
+        caller: &Caller,
+        parent: Ino,
+        name: &OsStr,
+        mode: u32,
+        new: New<'_>,
+    ) -> Result<(Attr, Option<OwnedFd>)> {
+        let upper = self.upper()?;
+        let child = self.lower_child(parent, name)?;
+        self.copy_up(parent, Want::Attributes)?;
+        let _names = self.names.write();
+        let dir = self.dir_view(parent)?;
+        let slot = self.slot(&dir, name, child)?;
+        if slot.found.is_some() {
+            return Err(Errno::EXIST.into());
+        }
+        let fd = dir.fd()?;
+        let parent_stat = stat_fd(fd).map_err(Error::sys("statx", "a directory"))?;
+        let default_acl = Address::at(fd, OsStr::new(".")).get_xattr(DEFAULT_ACL).ok();
+        let mode = match default_acl {
+            Some(_) => mode,
+            None => mode & !caller.umask,
+        } & 0o7777;
+        let finish = |dir: &Arc<OwnedFd>, name: &OsStr| {
+            self.own(caller, &parent_stat, &Address::at(dir, name), mode, new)
+        };
+        let in_place = slot.physical == Physical::Absent && !new.is_null_device();
+        let (stat, made) = if in_place {
+            let made = make_at(fd, name, mode, new)?;
+            let stat = finish(fd, name).inspect_err(|_| {
+                let flags = match new {
+                    New::Directory => AtFlags::REMOVEDIR,
+                    _ => AtFlags::empty(),
+                };
+                if let Err(errno) = rustix::fs::unlinkat(fd, name, flags) {
+                    log::warn!("cannot take back {}: {errno}", name.display());
+                }
+            })?;
+            (stat, made)
+        } else {
+            let (draft, made) = match default_acl {
+                Some(acl) => {
+                    upper.draft_under_acl(&acl, |dir, name| make_at(dir, name, mode, new))?
+                }
+                None => upper.draft(|dir, name| make_at(dir, name, mode, new))?,
+            };
+            let stat = finish(draft.dir(), draft.name())?;
+            if new.is_null_device() {
+                upper.marks.set(&draft.address(), Mark::NullDevice, b"")?;
+            }
+            let flags = match (new, slot.physical) {
+                (New::Directory, Physical::Whiteout) => {
+                    upper.marks.set(&draft.address(), Mark::Opaque, b"y")?;
+                    // A directory cannot replace a whiteout, but it can change places with it.
+                    RenameFlags::EXCHANGE
+                }
+                _ => RenameFlags::empty(),
+            };
+            draft.place(fd, name, flags)?;
+            (stat, made)
+        };
+        self.changed();
+        let ino = ino::of_upper(stat.stx_ino);
+        let state = UpperState {
+            null_device: new.is_null_device(),
+            ..UpperState::new(&stat, kind_of(&stat)?, generation_of(&stat), None)
+        };
+        let attr = self.attr_of_upper(ino, &state, &stat)?;
+        let found = Found { ino, kind: state.kind, upper: Some(state) };
+        std::mem::forget(self.enter(parent, name, found)?);
+        Ok((attr, made))
+    }
+
+    /// Gives a new inode its owner, and the permissions that a change of owner takes away.
+    fn own(
+        &self,
+        caller: &Caller,
+        parent: &Statx,
+        made: &Address,
+        mode: u32,
+        new: New<'_>,
+    ) -> Result<Statx> {
+        let setgid = u32::from(parent.stx_mode) & libc::S_ISGID != 0;
+        let gid = if setgid { parent.stx_gid } else { caller.gid };
+        let stat = made.stat()?;
+        let is_directory = matches!(new, New::Directory);
+        // Made in the workdir, a directory has not taken this over by itself.
+        let special = mode & (libc::S_ISUID | libc::S_ISGID)
+            | if setgid && is_directory { libc::S_ISGID } else { 0 };
+        if stat.stx_uid == caller.uid
+            && stat.stx_gid == gid
+            && u32::from(stat.stx_mode) & special == special
+        {
+            return Ok(stat);
+        }
+        match made.chown(Some(caller.uid), Some(gid)) {
+            Err(error) if error.is(Errno::PERM) && !self.upper()?.privileged => {}
+            other => other?,
+        }
+        if special != 0 && !matches!(new, New::Symlink { .. }) {
+            let now = u32::from(made.stat()?.stx_mode);
+            made.chmod(now & 0o7777 | special)?;
+        }
+        made.stat()
+    }
+}
+
+/// The parent's ACL for new files, which replaces the umask.
+const DEFAULT_ACL: &std::ffi::CStr = c"system.posix_acl_default";
+
+fn make_at(dir: &OwnedFd, name: &OsStr, mode: u32, new: New<'_>) -> Result<Option<OwnedFd>> {
+    let raw_mode = Mode::from_raw_mode(mode);
+    match new {
+        New::File { flags } => {
+            let flags = flags.difference(OFlags::TRUNC)
+                | OFlags::CREATE
+                | OFlags::EXCL
+                | OFlags::NOFOLLOW
+                | OFlags::CLOEXEC;
+            rustix::fs::openat(dir, name, flags, raw_mode)
+                .map(Some)
+                .map_err(Error::sys("open", name.display()))
+        }
+        New::Directory => rustix::fs::mkdirat(dir, name, raw_mode)
+            .map(|()| None)
+            .map_err(Error::sys("mkdir", name.display())),
+        New::Symlink { target } => rustix::fs::symlinkat(target, dir, name)
+            .map(|()| None)
+            .map_err(Error::sys("symlink", name.display())),
+        New::Special { kind, rdev } => {
+            let rdev = if new.is_null_device() { stand_in() } else { rdev };
+            make_special(dir, name, kind, mode, rdev).map(|()| None)
+        }
+    }
+}

@@ -1,0 +1,172 @@
+//! The index: where the upper keeps lower inodes that have several names, once copied up.
+//!
+//! Each is a hard link in the workdir's `index` directory, named as kernel overlayfs names it (with
+//! `index=on`). Through it every lower name of the inode leads to the one copy, though only the
+//! names that were written through exist in the upper. How many names the merged tree has is kept
+//! with it, relative to the links that the upper has.
+
+use std::collections::HashMap;
+use std::ffi::{OsStr, OsString};
+
+use parking_lot::RwLock;
+use rustix::fs::AtFlags;
+use rustix::io::Errno;
+
+use super::Overlay;
+use super::error::{Error, Result};
+use super::lower::Lower;
+use super::upper::{Address, Mark, Upper, index_name, list, parse_index_name, parse_record};
+use crate::types::{Ino, InodeNumber, InodeRef};
+
+/// What is in the index directory.
+#[derive(Debug, Default)]
+pub(super) struct Index(RwLock<Entries>);
+
+#[derive(Debug, Default)]
+struct Entries {
+    by_ino: HashMap<Ino, Entry>,
+    by_st_ino: HashMap<u64, Ino>,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Entry {
+    name: OsString,
+    pub(super) st_ino: u64,
+    pub(super) lower: InodeRef,
+}
+
+impl Index {
+    /// Reads the index of `upper`. Entries that do not lead to a lower inode are left alone.
+    pub(super) fn load(upper: &Upper, lower: &Lower) -> Result<Self> {
+        let mut entries = Entries::default();
+        for (name, st_ino, _) in list(&upper.index)? {
+            let Some(number) = parse_index_name(name.as_encoded_bytes()) else {
+                log::warn!("index: {} is not ours", name.display());
+                continue;
+            };
+            let address = Address::at(&upper.index, &name);
+            let record = upper.marks.get(&address, Mark::Record)?;
+            let inode = match record.as_deref().and_then(|record| parse_record(record, st_ino)) {
+                Some(inode) => Some(inode),
+                None => lower.archive().inode_by_number(number)?,
+            };
+            if let Some(inode) = inode {
+                entries.add(lower.ino(inode)?, Entry { name, st_ino, lower: inode });
+            }
+        }
+        Ok(Self(RwLock::new(entries)))
+    }
+
+    /// The entry of `ino`.
+    pub(super) fn get(&self, ino: Ino) -> Option<Entry> {
+        self.0.read().by_ino.get(&ino).cloned()
+    }
+
+    /// The lower number of inode `st_ino` of the upper.
+    pub(super) fn ino_of(&self, st_ino: u64) -> Option<Ino> {
+        self.0.read().by_st_ino.get(&st_ino).copied()
+    }
+
+    /// Notes that lower inode `lower` is in the index directory as inode `st_ino`.
+    pub(super) fn add(&self, ino: Ino, lower: InodeRef, number: InodeNumber, st_ino: u64) {
+        let name = OsString::from(index_name(number));
+        self.0.write().add(ino, Entry { name, st_ino, lower });
+    }
+
+    fn remove(&self, ino: Ino) {
+        let mut entries = self.0.write();
+        if let Some(entry) = entries.by_ino.remove(&ino) {
+            entries.by_st_ino.remove(&entry.st_ino);
+        }
+    }
+}
+
+impl Entries {
+    fn add(&mut self, ino: Ino, entry: Entry) {
+        self.by_st_ino.insert(entry.st_ino, ino);
+        self.by_ino.insert(ino, entry);
+    }
+}
+
+impl Overlay {
+    /// Where the index keeps `ino`.
+    pub(super) fn index_address(&self, ino: Ino) -> Result<Address> {
+        let entry = self.index.get(ino).ok_or(Errno::STALE)?;
+        Ok(Address::at(&self.upper()?.index, &entry.name))
+    }
+
+    /// How many more names (or fewer) the merged tree has of an indexed inode than the upper has
+    /// links, by the mark on it. `links` is the upper's count.
+    pub(super) fn extra_links(&self, inode: &Address, lower: InodeRef, links: u32) -> Result<i64> {
+        let mark = self.upper()?.marks.get(inode, Mark::Nlink)?;
+        let parsed = mark.as_deref().and_then(parse_nlink);
+        Ok(match parsed {
+            Some((b'U', difference)) => difference,
+            Some((_, difference)) => {
+                i64::from(self.lower.inode(lower)?.nlink) + difference - i64::from(links)
+            }
+            // Without a mark, all that is not a name is the link in the index itself.
+            None => -1,
+        })
+    }
+
+    /// Keeps `extra`, as [`Self::extra_links`] reads it.
+    pub(super) fn set_extra_links(&self, ino: Ino, inode: &Address, extra: i64) -> Result<()> {
+        self.upper()?.marks.set(inode, Mark::Nlink, format!("U{extra:+}").as_bytes())?;
+        self.nodes.update(ino, |upper| upper.extra_links = extra);
+        Ok(())
+    }
+
+    /// Removes the entry of `ino`, the last of its names being gone.
+    pub(super) fn unindex(&self, ino: Ino) -> Result<()> {
+        if let Some(entry) = self.index.get(ino) {
+            self.index.remove(ino);
+            let index = &self.upper()?.index;
+            rustix::fs::unlinkat(index, entry.name.as_os_str(), AtFlags::empty())
+                .map_err(Error::sys("unlink", entry.name.display()))?;
+        }
+        Ok(())
+    }
+
+    /// Gives an indexed inode its lower name `name` in `dir` in the upper too, so that the name can
+    /// be renamed or exchanged there. The merged tree has as many names as before.
+    pub(super) fn link_alias(
+        &self,
+        ino: Ino,
+        inode: &Address,
+        extra: i64,
+        dir: &std::os::fd::OwnedFd,
+        name: &OsStr,
+    ) -> Result<()> {
+        inode.link_to(dir, name)?;
+        // In between, the count is one too high: a link too many is kept, never one too few.
+        self.set_extra_links(ino, inode, extra - 1)
+    }
+}
+
+/// The letter and the number of an nlink mark.
+fn parse_nlink(mark: &[u8]) -> Option<(u8, i64)> {
+    let (letter, number) = mark.split_first()?;
+    let number = std::str::from_utf8(number).ok()?.parse::<i32>().ok()?;
+    matches!(letter, b'U' | b'L').then_some((*letter, i64::from(number)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nlink_marks_of_either_base_are_read_and_nonsense_is_not() {
+        for (mark, expected) in [
+            ("U+1", Some((b'U', 1))),
+            ("L-2", Some((b'L', -2))),
+            ("U+0", Some((b'U', 0))),
+            ("X+1", None),
+            ("U", None),
+            ("", None),
+            ("U+99999999999", None),
+        ] {
+            assert_eq!(parse_nlink(mark.as_bytes()), expected, "{mark}");
+        }
+    }
+}

@@ -1,0 +1,73 @@
+//! How merged files get their numbers, without a table that would have to be kept.
+//!
+//! - The root is 1.
+//! - A lower inode's number is its place in the archive: `block << 13 | offset`, plus 2. The names of
+//!   a hard link share it, and inode numbers that repeat in a hostile archive do no harm.
+//! - A file that was copied up keeps the lower number, by the record on the upper inode.
+//! - A file born in the upper has the upper's own inode number, with the top bit set.
+
+use crate::types::{Ino, InodeRef};
+
+/// Marks numbers of files born in the upper.
+const UPPER_BORN: u64 = 1 << 63;
+
+/// Metadata blocks hold 8 KiB, so an offset in one has 13 bits.
+const OFFSET_BITS: u32 = 13;
+
+/// The number of the inode at `inode`, where the archive's root is at `root`. `None` where
+/// `inode` cannot be the place of an inode.
+pub(super) fn of_lower(inode: InodeRef, root: InodeRef) -> Option<Ino> {
+    if inode == root {
+        return Some(Ino::ROOT);
+    }
+    let offset = u64::from(inode.offset());
+    if offset >> OFFSET_BITS != 0 {
+        return None;
+    }
+    Some(Ino(((inode.block() << OFFSET_BITS) | offset) + 2))
+}
+
+/// The place in the archive that `ino` stands for; `None` for files born in the upper.
+pub(super) fn to_lower(ino: Ino, root: InodeRef) -> Option<InodeRef> {
+    if ino == Ino::ROOT {
+        return Some(root);
+    }
+    let packed = if ino.0 & UPPER_BORN == 0 { ino.0.checked_sub(2)? } else { return None };
+    let offset = (packed & ((1 << OFFSET_BITS) - 1)) as u16;
+    Some(InodeRef::new(packed >> OFFSET_BITS, offset))
+}
+
+/// The number of a file born in the upper as inode `st_ino`.
+pub(super) fn of_upper(st_ino: u64) -> Ino {
+    Ino(st_ino | UPPER_BORN)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lower_numbers_are_unique_and_lead_back() {
+        let root = InodeRef::new(77, 5);
+        let mut seen = std::collections::HashSet::new();
+        for (block, offset) in
+            [(0, 0), (0, 1), (0, 8191), (1, 0), (77, 4), (77, 5), (77, 6), (0xffff_ffff_ffff, 8191)]
+        {
+            let inode = InodeRef::new(block, offset);
+            let ino = of_lower(inode, root).unwrap();
+            assert!(seen.insert(ino), "{ino} twice");
+            assert_eq!(to_lower(ino, root), Some(inode));
+        }
+        assert_eq!(of_lower(root, root), Some(Ino::ROOT));
+    }
+
+    #[test]
+    fn an_offset_past_a_metadata_block_has_no_number() {
+        assert_eq!(of_lower(InodeRef::new(0, 8192), InodeRef::new(0, 0)), None);
+    }
+
+    #[test]
+    fn upper_born_numbers_do_not_lead_to_the_archive() {
+        assert_eq!(to_lower(of_upper(12), InodeRef::new(0, 0)), None);
+    }
+}

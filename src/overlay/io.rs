@@ -1,0 +1,177 @@
+//! The data of open files.
+
+use std::os::fd::OwnedFd;
+
+use bytes::Bytes;
+use rustix::buffer::spare_capacity;
+use rustix::fs::{FallocateFlags, SeekFrom};
+use rustix::io::Errno;
+
+use super::Overlay;
+use super::error::{Error, Result};
+use super::handles::{Handle, LowerOpen, Open};
+use crate::types::FileOffset;
+
+/// The most that one `copy_file_range` from a lower file copies, in bytes; the caller asks again.
+const COPY_AT_ONCE: usize = 1 << 20;
+
+impl Overlay {
+    /// `len` bytes at `at` of an open file if they are at hand in memory: decoded blocks of a lower
+    /// file. `None` means [`Self::read`], on a thread that may wait.
+    pub fn get(&self, handle: Handle, at: u64, len: usize) -> Option<Bytes> {
+        match &*self.handles.get(handle).ok()? {
+            Open::Lower(lower) if lower.moved().is_none() => {
+                self.lower.archive().get(&lower.inode, FileOffset(at), len)
+            }
+            Open::Lower(_) | Open::Upper { .. } | Open::Directory { .. } => None,
+        }
+    }
+
+    /// `len` bytes at `at` of an open file; fewer at its end.
+    ///
+    /// # Errors
+    /// What reading the archive or the upper says.
+    pub fn read(&self, handle: Handle, at: u64, len: usize) -> Result<Bytes> {
+        match &*self.handles.get(handle)? {
+            Open::Upper { fd } => read_fd(fd, at, len),
+            Open::Lower(lower) => match lower.moved() {
+                Some(fd) => read_fd(fd, at, len),
+                None => Ok(self.lower.archive().read(&lower.inode, FileOffset(at), len)?),
+            },
+            Open::Directory { .. } => Err(Errno::ISDIR.into()),
+        }
+    }
+
+    /// Writes `data` at `at` and says how many bytes were written.
+    ///
+    /// # Errors
+    /// `EBADF` where the handle is not for writing, or what `pwrite` says.
+    pub fn write(&self, handle: Handle, at: u64, data: &[u8]) -> Result<usize> {
+        match &*self.handles.get(handle)? {
+            Open::Upper { fd } => {
+                rustix::io::pwrite(fd, data, at).map_err(Error::sys("pwrite", "an open file"))
+            }
+            Open::Lower(_) | Open::Directory { .. } => Err(Errno::BADF.into()),
+        }
+    }
+
+    /// A descriptor of the file was closed. Writes are in the upper already.
+    ///
+    /// # Errors
+    /// `EBADF` for a handle that is not open.
+    pub fn flush(&self, handle: Handle) -> Result<()> {
+        self.handles.get(handle).map(drop)
+    }
+
+    /// Brings an open file's data to the disk, and its attributes unless `datasync`.
+    ///
+    /// # Errors
+    /// What `fsync` says.
+    pub fn fsync(&self, handle: Handle, datasync: bool) -> Result<()> {
+        let open = self.handles.get(handle)?;
+        let fd = match &*open {
+            Open::Upper { fd } => fd,
+            Open::Lower(lower) => match lower.moved() {
+                Some(fd) => fd,
+                None => return Ok(()),
+            },
+            Open::Directory { .. } => return self.fsyncdir(handle, datasync),
+        };
+        match datasync {
+            true => rustix::fs::fdatasync(fd),
+            false => rustix::fs::fsync(fd),
+        }
+        .map_err(Error::sys("fsync", "an open file"))
+    }
+
+    /// `fallocate(2)` on an open file.
+    ///
+    /// # Errors
+    /// `EBADF` where the handle is not for writing, or what `fallocate` says.
+    pub fn fallocate(&self, handle: Handle, mode: FallocateFlags, at: u64, len: u64) -> Result<()> {
+        match &*self.handles.get(handle)? {
+            Open::Upper { fd } => rustix::fs::fallocate(fd, mode, at, len)
+                .map_err(Error::sys("fallocate", "an open file")),
+            Open::Lower(_) | Open::Directory { .. } => Err(Errno::BADF.into()),
+        }
+    }
+
+    /// `lseek(2)` with `SEEK_DATA` or `SEEK_HOLE`: the new position.
+    ///
+    /// # Errors
+    /// `ENXIO` past the end or where no data follows; `EINVAL` for other kinds of seek, which the
+    /// kernel answers itself.
+    pub fn lseek(&self, handle: Handle, to: SeekFrom) -> Result<u64> {
+        if !matches!(to, SeekFrom::Data(_) | SeekFrom::Hole(_)) {
+            return Err(Errno::INVAL.into());
+        }
+        // No reader or writer uses the descriptor's own position, so moving it disturbs nobody.
+        let seek =
+            |fd: &OwnedFd| rustix::fs::seek(fd, to).map_err(Error::sys("lseek", "an open file"));
+        match &*self.handles.get(handle)? {
+            Open::Upper { fd } => seek(fd),
+            Open::Lower(lower) => match lower.moved() {
+                Some(fd) => seek(fd),
+                None => self.seek_lower(lower, to),
+            },
+            Open::Directory { .. } => Err(Errno::INVAL.into()),
+        }
+    }
+
+    fn seek_lower(&self, lower: &LowerOpen, to: SeekFrom) -> Result<u64> {
+        let archive = self.lower.archive();
+        let found = match to {
+            SeekFrom::Data(at) => archive.seek_data(&lower.inode, FileOffset(at))?,
+            SeekFrom::Hole(at) => archive.seek_hole(&lower.inode, FileOffset(at))?,
+            _ => None,
+        };
+        Ok(found.ok_or(Errno::NXIO)?.0)
+    }
+
+    /// Copies up to `len` bytes between two open files, sharing blocks where the upper's file
+    /// system can, and says how many.
+    ///
+    /// # Errors
+    /// `EBADF` where `to` is not for writing, or what reading, writing or `copy_file_range` says.
+    pub fn copy_file_range(
+        &self,
+        from: Handle,
+        mut from_at: u64,
+        to: Handle,
+        mut to_at: u64,
+        len: usize,
+    ) -> Result<usize> {
+        let to = self.handles.get(to)?;
+        let Open::Upper { fd: to } = &*to else { return Err(Errno::BADF.into()) };
+        let from = self.handles.get(from)?;
+        let from = match &*from {
+            Open::Upper { fd } => fd,
+            Open::Lower(lower) => match lower.moved() {
+                Some(fd) => fd,
+                None => {
+                    let len = len.min(COPY_AT_ONCE);
+                    let data = self.lower.archive().read(&lower.inode, FileOffset(from_at), len)?;
+                    return rustix::io::pwrite(to, &data, to_at)
+                        .map_err(Error::sys("pwrite", "an open file"));
+                }
+            },
+            Open::Directory { .. } => return Err(Errno::ISDIR.into()),
+        };
+        rustix::fs::copy_file_range(from, Some(&mut from_at), to, Some(&mut to_at), len)
+            .map_err(Error::sys("copy_file_range", "an open file"))
+    }
+}
+
+fn read_fd(fd: &OwnedFd, at: u64, len: usize) -> Result<Bytes> {
+    let mut data = Vec::with_capacity(len);
+    while data.len() < len {
+        let from = at.saturating_add(data.len() as u64);
+        match rustix::io::pread(fd, spare_capacity(&mut data), from) {
+            Ok(0) => break,
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(errno) => return Err(Error::sys("pread", "an open file")(errno)),
+        }
+    }
+    data.truncate(len);
+    Ok(data.into())
+}

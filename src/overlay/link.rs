@@ -1,0 +1,73 @@
+//! Hard links.
+
+use std::ffi::OsStr;
+
+use rustix::fs::RenameFlags;
+use rustix::io::Errno;
+
+use super::Overlay;
+use super::attr::Attr;
+use super::copy_up::Want;
+use super::error::Result;
+use super::lookup::{Found, Physical};
+use super::nodes::Place;
+use crate::types::{FileKind, Ino};
+
+impl Overlay {
+    /// Gives `ino` one more name, `name` in `parent`, and counts a lookup of it.
+    ///
+    /// # Errors
+    /// `EPERM` for a directory, `EEXIST`, `ENOENT` where `ino` has no name left, `EROFS`, or what
+    /// the upper says.
+    pub fn link(&self, ino: Ino, parent: Ino, name: &OsStr) -> Result<Attr> {
+        let upper = self.upper()?;
+        let child = self.lower_child(parent, name)?;
+        self.copy_up(ino, Want::Attributes)?;
+        self.copy_up(parent, Want::Attributes)?;
+        {
+            let _names = self.names.write();
+            let dir = self.dir_view(parent)?;
+            let slot = self.slot(&dir, name, child)?;
+            if slot.found.is_some() {
+                return Err(Errno::EXIST.into());
+            }
+            let state = self.nodes.upper(ino)?.ok_or(Errno::STALE)?;
+            if state.kind == FileKind::Directory {
+                return Err(Errno::PERM.into());
+            }
+            let fd = dir.fd()?;
+            let inode = self.address(ino, &state)?;
+            if state.lower.is_some() {
+                self.set_impure(parent, fd)?;
+            }
+            if inode.stat()?.stx_nlink == 0 {
+                return Err(Errno::NOENT.into());
+            }
+            match slot.physical {
+                Physical::Absent => inode.link_to(fd, name)?,
+                Physical::Whiteout | Physical::Entry => {
+                    let (draft, ()) = upper.draft(|work, draft| inode.link_to(work, draft))?;
+                    draft.place(fd, name, RenameFlags::empty())?;
+                }
+            }
+            self.changed();
+            let kind = state.kind;
+            std::mem::forget(self.enter(parent, name, Found { ino, kind, upper: Some(state) })?);
+        }
+        self.getattr(ino, None).inspect_err(|_| self.forget(ino, 1))
+    }
+
+    /// Prepares for the name `name` of `ino` in `parent` to go: if it is the one by which we reach
+    /// the inode, a descriptor takes its place. Called with `names` held exclusively.
+    pub(super) fn unplace(&self, ino: Ino, parent: Ino, name: &OsStr) -> Result<()> {
+        if !self.nodes.is_at(ino, parent, name) {
+            return Ok(());
+        }
+        if let Some(state) = self.nodes.upper(ino)? {
+            let pin = self.address(ino, &state)?.pin()?;
+            self.nodes.update(ino, |upper| upper.pin = Some(pin));
+        }
+        self.nodes.move_to(ino, Place::Nowhere);
+        Ok(())
+    }
+}

@@ -1,0 +1,340 @@
+//! Which inode a name means: the upper's, else the lower's, unless something hides it.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+
+use rustix::fs::Statx;
+use rustix::io::Errno;
+
+use super::Overlay;
+use super::attr::{Attr, from_upper, generation_of, is_null_device, kind_of};
+use super::dirs::DirView;
+use super::error::{Error, Result};
+use super::ino;
+use super::lower::{Child, NAME_MAX};
+use super::nodes::{Data, Place, UpperState};
+use super::upper::{Address, Mark, parse_record, stat_at};
+use crate::types::{FileKind, Ino, InodeRef};
+
+/// What the upper itself has under a name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Physical {
+    /// Nothing.
+    Absent,
+    /// A whiteout.
+    Whiteout,
+    /// A file of some kind.
+    Entry,
+}
+
+/// What a name in the merged tree means.
+#[derive(Clone, Debug)]
+pub(super) struct Found {
+    pub(super) ino: Ino,
+    pub(super) kind: FileKind,
+    pub(super) upper: Option<UpperState>,
+}
+
+/// A name in the merged tree: what the upper has there, and what it means.
+#[derive(Clone, Debug)]
+pub(super) struct Slot {
+    pub(super) physical: Physical,
+    pub(super) found: Option<Found>,
+}
+
+/// A counted lookup that is taken back when dropped, for operations by name.
+pub(super) struct Held<'a> {
+    overlay: &'a Overlay,
+    pub(super) ino: Ino,
+    pub(super) kind: FileKind,
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        self.overlay.forget(self.ino, 1);
+    }
+}
+
+impl Overlay {
+    /// Finds `name` in directory `parent` and counts a lookup of what it means.
+    ///
+    /// # Errors
+    /// `ENOENT`, `ENAMETOOLONG` (more than 255 bytes), `ENOTDIR`, or what reading either half says.
+    pub fn lookup(&self, parent: Ino, name: &OsStr) -> Result<Attr> {
+        let held = self.hold(parent, name)?;
+        let attr = self.getattr(held.ino, None)?;
+        std::mem::forget(held);
+        Ok(attr)
+    }
+
+    /// Takes back `count` lookups of `ino`.
+    pub fn forget(&self, ino: Ino, count: u64) {
+        self.nodes.forget(ino, count);
+    }
+
+    /// The attributes of `ino`. `handle` is not needed, as an unlinked file keeps its inode.
+    ///
+    /// # Errors
+    /// `ESTALE` where `ino` is not known, or what reading either half says.
+    pub fn getattr(&self, ino: Ino, _handle: Option<super::Handle>) -> Result<Attr> {
+        let node = self.nodes.get(ino)?;
+        let Some(state) = node.upper else {
+            let lower = self.lower.inode_ref(ino).ok_or(Errno::STALE)?;
+            let mut attr = self.lower.attr(ino, &self.lower.inode(lower)?);
+            if node.place == Place::Nowhere && ino != Ino::ROOT {
+                attr.nlink = 0;
+            }
+            return Ok(attr);
+        };
+        let stat = {
+            let _names = self.names.read();
+            self.address(ino, &state)?.stat()?
+        };
+        self.attr_of_upper(ino, &state, &stat)
+    }
+
+    /// The attributes of an inode in the upper, whose `stat` is at hand.
+    pub(super) fn attr_of_upper(&self, ino: Ino, state: &UpperState, stat: &Statx) -> Result<Attr> {
+        if stat.stx_ino != state.st_ino {
+            // The upper was changed behind our back.
+            return Err(Errno::STALE.into());
+        }
+        let mut attr = from_upper(ino, state.generation, stat)?;
+        if attr.kind == FileKind::Directory {
+            if state.lower.is_some() && attr.nlink > 0 {
+                attr.nlink = 1;
+            }
+            return Ok(attr);
+        }
+        attr.nlink = u32::try_from(i64::from(attr.nlink) + state.extra_links).unwrap_or(0);
+        if state.null_device {
+            attr.rdev = 0;
+        }
+        if let Data::Lower(_) = state.data {
+            attr.blocks = attr.size.div_ceil(512);
+        }
+        Ok(attr)
+    }
+
+    /// Finds `name` in `parent` for the length of an operation.
+    pub(super) fn hold(&self, parent: Ino, name: &OsStr) -> Result<Held<'_>> {
+        let child = self.lower_child(parent, name)?;
+        let _names = self.names.read();
+        let dir = self.dir_view(parent)?;
+        let found = self.slot(&dir, name, child)?.found.ok_or(Errno::NOENT)?;
+        self.enter(parent, name, found)
+    }
+
+    /// Counts a lookup of `found`. Called with `names` held.
+    pub(super) fn enter(&self, parent: Ino, name: &OsStr, found: Found) -> Result<Held<'_>> {
+        let place = match self.index.get(found.ino) {
+            Some(_) => Place::Index,
+            None => Place::named(parent, name),
+        };
+        self.nodes.enter(found.ino, place, found.upper)?;
+        Ok(Held { overlay: self, ino: found.ino, kind: found.kind })
+    }
+
+    /// What the lower half of directory `parent` has under `name`. May touch the network, and so is
+    /// asked before `names` is taken.
+    pub(super) fn lower_child(&self, parent: Ino, name: &OsStr) -> Result<Option<Child>> {
+        if name.len() > NAME_MAX {
+            return Err(Errno::NAMETOOLONG.into());
+        }
+        let node = self.nodes.get(parent)?;
+        if node.upper.is_none() && node.place == Place::Nowhere && parent != Ino::ROOT {
+            // A removed directory.
+            return Ok(None);
+        }
+        match self.lower_half(parent)? {
+            Some(dir) => self.lower.child(dir, name.as_bytes()),
+            None => Ok(None),
+        }
+    }
+
+    /// What `name` in `dir` means, `child` being what the lower half has. Called with `names` held.
+    pub(super) fn slot(&self, dir: &DirView, name: &OsStr, child: Option<Child>) -> Result<Slot> {
+        if let Some(fd) = &dir.fd {
+            match stat_at(fd, name) {
+                Ok(stat) if is_null_device(&stat) => {
+                    return Ok(Slot { physical: Physical::Whiteout, found: None });
+                }
+                Ok(stat) => {
+                    let address = Address::at(fd, name);
+                    let found = self.describe(dir, &address, &stat, child)?;
+                    let physical = match found {
+                        Some(_) => Physical::Entry,
+                        None => Physical::Whiteout,
+                    };
+                    return Ok(Slot { physical, found });
+                }
+                Err(Errno::NOENT) => {}
+                Err(errno) => return Err(Error::sys("statx", name.display())(errno)),
+            }
+        }
+        let found = child.map(|child| self.describe_lower(child)).transpose()?;
+        Ok(Slot { physical: Physical::Absent, found })
+    }
+
+    /// A lower name that nothing in the upper hides.
+    pub(super) fn describe_lower(&self, child: Child) -> Result<Found> {
+        let ino = self.lower.ino(child.inode)?;
+        let upper = match self.nodes.find(ino) {
+            Some(node) => node.upper,
+            None => None,
+        };
+        let upper = match (upper, self.index.get(ino)) {
+            (Some(upper), _) => Some(upper),
+            (None, Some(entry)) => {
+                let address = self.index_address(ino)?;
+                let stat = address.stat()?;
+                Some(self.read_marks_of_copy(&address, &stat, entry.lower)?)
+            }
+            (None, None) => None,
+        };
+        Ok(Found { ino, kind: child.kind, upper })
+    }
+
+    /// What the inode at `address` in the upper is; `None` for a whiteout in xattr form.
+    pub(super) fn describe(
+        &self,
+        dir: &DirView,
+        address: &Address,
+        stat: &Statx,
+        child: Option<Child>,
+    ) -> Result<Option<Found>> {
+        let kind = kind_of(stat)?;
+        let known = self.nodes.copied_as(stat.stx_ino).unwrap_or(ino::of_upper(stat.stx_ino));
+        if let Some(upper) = self.nodes.find(known).and_then(|node| node.upper)
+            && upper.st_ino == stat.stx_ino
+        {
+            return Ok(Some(Found { ino: known, kind, upper: Some(upper) }));
+        }
+        let marks = self.upper()?.marks;
+        if kind == FileKind::Regular
+            && stat.stx_size == 0
+            && marks.get(address, Mark::Whiteout)?.is_some()
+        {
+            return Ok(None);
+        }
+        if kind == FileKind::Directory {
+            let lower = self.merges_with(dir, address, stat, child)?;
+            return self.found_in_upper(stat, kind, lower).map(Some);
+        }
+        let lower = match self.index.ino_of(stat.stx_ino).and_then(|ino| self.index.get(ino)) {
+            Some(entry) => Some(entry.lower),
+            None => marks
+                .get(address, Mark::Record)?
+                .as_deref()
+                .and_then(|record| parse_record(record, stat.stx_ino)),
+        };
+        if let Some(lower) = lower {
+            let upper = self.read_marks_of_copy(address, stat, lower)?;
+            let ino = self.lower.ino(lower)?;
+            return Ok(Some(Found { ino, kind, upper: Some(upper) }));
+        }
+        let mut found = self.found_in_upper(stat, kind, None)?;
+        if let Some(upper) = &mut found.upper {
+            upper.data = self.data_of(address, kind, dir.lower, child)?;
+            upper.null_device =
+                kind == FileKind::CharDevice && marks.get(address, Mark::NullDevice)?.is_some();
+        }
+        Ok(Some(found))
+    }
+
+    /// An inode that keeps the number of the lower directory it merges with, if it does.
+    fn found_in_upper(
+        &self,
+        stat: &Statx,
+        kind: FileKind,
+        lower: Option<InodeRef>,
+    ) -> Result<Found> {
+        let (ino, generation) = match lower {
+            Some(lower) => (self.lower.ino(lower)?, 0),
+            None => (ino::of_upper(stat.stx_ino), generation_of(stat)),
+        };
+        let upper = UpperState::new(stat, kind, generation, lower);
+        Ok(Found { ino, kind, upper: Some(upper) })
+    }
+
+    /// What is known of a copy of lower inode `lower`, which is not a directory.
+    fn read_marks_of_copy(
+        &self,
+        address: &Address,
+        stat: &Statx,
+        lower: InodeRef,
+    ) -> Result<UpperState> {
+        let kind = kind_of(stat)?;
+        let mut state = UpperState::new(stat, kind, 0, Some(lower));
+        let marks = self.upper()?.marks;
+        if kind == FileKind::Regular && marks.get(address, Mark::Metacopy)?.is_some() {
+            state.data = Data::Lower(lower);
+        }
+        if self.index.ino_of(stat.stx_ino).is_some() {
+            state.extra_links = self.extra_links(address, lower, stat.stx_nlink)?;
+        }
+        state.null_device =
+            kind == FileKind::CharDevice && marks.get(address, Mark::NullDevice)?.is_some();
+        Ok(state)
+    }
+
+    /// Where the data of an inode without a record of ours is: of a metacopy that kernel overlayfs
+    /// made, where a redirect or else its own name leads.
+    fn data_of(
+        &self,
+        address: &Address,
+        kind: FileKind,
+        dir: Option<InodeRef>,
+        child: Option<Child>,
+    ) -> Result<Data> {
+        let marks = self.upper()?.marks;
+        if kind != FileKind::Regular || marks.get(address, Mark::Metacopy)?.is_none() {
+            return Ok(Data::Upper);
+        }
+        let lower = match marks.get(address, Mark::Redirect)? {
+            Some(path) => self.follow(dir, &path)?,
+            None => child,
+        }
+        .and_then(|child| (child.kind == FileKind::Regular).then_some(child.inode));
+        // The data of this file is nowhere.
+        Ok(Data::Lower(lower.ok_or(Errno::IO)?))
+    }
+
+    /// The lower directory that an upper one merges with, if it is not opaque.
+    fn merges_with(
+        &self,
+        dir: &DirView,
+        address: &Address,
+        stat: &Statx,
+        child: Option<Child>,
+    ) -> Result<Option<InodeRef>> {
+        let marks = self.upper()?.marks;
+        if marks.get(address, Mark::Opaque)?.as_deref() == Some(b"y") {
+            return Ok(None);
+        }
+        let record = marks.get(address, Mark::Record)?;
+        if let Some(lower) = record.and_then(|record| parse_record(&record, stat.stx_ino)) {
+            return Ok(Some(lower));
+        }
+        let lower = match marks.get(address, Mark::Redirect)? {
+            Some(path) => self.follow(dir.lower, &path)?,
+            None => child,
+        };
+        Ok(lower.and_then(|child| (child.kind == FileKind::Directory).then_some(child.inode)))
+    }
+
+    /// Where a redirect leads: from the root if it begins with a slash, else beside the name.
+    ///
+    /// Redirects with a record of ours are not followed by path, so this meets only an upper that
+    /// kernel overlayfs wrote; its lower directories may have to be fetched, here alone with
+    /// `names` held, once for each.
+    fn follow(&self, beside: Option<InodeRef>, path: &[u8]) -> Result<Option<Child>> {
+        if path.first() == Some(&b'/') {
+            return self.lower.resolve(self.lower.archive().root(), path);
+        }
+        match beside {
+            Some(dir) if !path.contains(&b'/') => self.lower.child(dir, path),
+            Some(_) | None => Ok(None),
+        }
+    }
+}

@@ -1,0 +1,108 @@
+//! The lower, as the merged tree sees it: an archive whose inodes have merged numbers.
+
+use std::sync::Arc;
+
+use rustix::io::Errno;
+
+use super::attr::Attr;
+use super::error::Result;
+use super::ino;
+use crate::squashfs::{Archive, Inode};
+use crate::types::{FileKind, Ino, InodeRef};
+
+/// Longest name that Linux knows, in bytes.
+pub(super) const NAME_MAX: usize = 255;
+
+/// An entry of a lower directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Child {
+    pub(super) inode: InodeRef,
+    pub(super) kind: FileKind,
+}
+
+/// The archive below the merged tree.
+pub(super) struct Lower {
+    archive: Arc<Archive>,
+}
+
+impl Lower {
+    pub(super) fn new(archive: Arc<Archive>) -> Self {
+        Self { archive }
+    }
+
+    pub(super) fn archive(&self) -> &Archive {
+        &self.archive
+    }
+
+    /// The merged number of a lower inode.
+    pub(super) fn ino(&self, inode: InodeRef) -> Result<Ino> {
+        Ok(ino::of_lower(inode, self.archive.root()).ok_or(Errno::IO)?)
+    }
+
+    /// The lower inode behind a merged number, if it is not of the upper.
+    pub(super) fn inode_ref(&self, ino: Ino) -> Option<InodeRef> {
+        ino::to_lower(ino, self.archive.root())
+    }
+
+    pub(super) fn inode(&self, inode: InodeRef) -> Result<Inode> {
+        Ok(self.archive.inode(inode)?)
+    }
+
+    /// What `dir` holds under `name`.
+    ///
+    /// # Errors
+    /// `ENOTDIR` where `dir` is not a directory.
+    pub(super) fn child(&self, dir: InodeRef, name: &[u8]) -> Result<Option<Child>> {
+        if name.len() > NAME_MAX {
+            return Ok(None);
+        }
+        let dir = self.directory(dir)?;
+        let entry = self.archive.lookup(&dir, name)?;
+        Ok(entry.map(|entry| Child { inode: entry.inode, kind: entry.kind }))
+    }
+
+    /// The inode of a directory.
+    pub(super) fn directory(&self, dir: InodeRef) -> Result<Inode> {
+        let dir = self.inode(dir)?;
+        if dir.kind != FileKind::Directory {
+            return Err(Errno::NOTDIR.into());
+        }
+        Ok(dir)
+    }
+
+    /// What lies at `path`, whose names are separated by `/`, counted from `from`. Symbolic links
+    /// are not followed: redirects are made of directories.
+    pub(super) fn resolve(&self, from: InodeRef, path: &[u8]) -> Result<Option<Child>> {
+        let mut at = Child { inode: from, kind: FileKind::Directory };
+        for name in path.split(|byte| *byte == b'/').filter(|name| !name.is_empty()) {
+            if at.kind != FileKind::Directory || name == b"." || name == b".." {
+                return Ok(None);
+            }
+            match self.child(at.inode, name)? {
+                Some(child) => at = child,
+                None => return Ok(None),
+            }
+        }
+        Ok(Some(at))
+    }
+
+    /// The attributes of a lower inode under number `ino`.
+    pub(super) fn attr(&self, ino: Ino, inode: &Inode) -> Attr {
+        Attr {
+            ino,
+            generation: 0,
+            kind: inode.kind,
+            perm: inode.permissions,
+            nlink: inode.nlink,
+            uid: inode.uid,
+            gid: inode.gid,
+            rdev: inode.rdev,
+            size: inode.size,
+            blocks: inode.blocks,
+            atime: inode.mtime,
+            mtime: inode.mtime,
+            ctime: inode.mtime,
+            block_size: self.archive.superblock().block_size,
+        }
+    }
+}

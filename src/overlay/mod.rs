@@ -1,0 +1,215 @@
+//! The merged tree: a frozen lower archive and a writable upper directory, seen as one.
+//!
+//! | file | idea |
+//! | --- | --- |
+//! | `ino` | how merged files get their numbers |
+//! | `nodes` | what the kernel knows: number → place and inode in the upper |
+//! | `lower` | the archive, with merged numbers |
+//! | `upper/` | the upper directory's format: marks, records, whiteouts, workdir |
+//! | `dirs` | descriptors of upper directories, and the way to them |
+//! | `lookup` | which inode a name means |
+//! | `copy_up`, `build` | bringing a lower inode into the upper, with or without its data |
+//! | `index` | lower inodes with several names, once copied up |
+//! | `create`, `link`, `remove`, `rename` | changing names |
+//! | `setattr`, `xattr` | changing attributes |
+//! | `handles`, `open`, `io` | open files and their data |
+//! | `readdir` | listing |
+//!
+//! **Locks.** `names` is held shared while a name in the upper is resolved and used, and exclusively
+//! while one is changed; only short system calls on the upper are made under it, never the network
+//! or a copy of data. What an operation needs from the lower is found out before it is taken: the
+//! lower never changes, and neither does which lower directory a directory merges with. Below it
+//! come the node table's and the descriptor cache's own locks, which are leaves.
+//!
+//! **Crashes.** Everything is built in the workdir and put in place by one rename. The upper is
+//! correct at any moment; what is left in the workdir is removed at the next mount.
+
+mod attr;
+mod build;
+mod copy_up;
+mod create;
+mod dirs;
+mod error;
+mod handles;
+mod index;
+mod ino;
+mod io;
+mod link;
+mod lookup;
+mod lower;
+mod nodes;
+mod open;
+mod readdir;
+mod remove;
+mod rename;
+mod setattr;
+mod upper;
+mod xattr;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::RwLock;
+use rustix::io::Errno;
+
+pub use attr::{Attr, Caller, SetAttr, SetTime, StatFs};
+pub use error::{Error, Result};
+pub use handles::{Backing, Handle, Opened};
+pub use readdir::DirEntry;
+pub use rustix::fs::{FallocateFlags, RenameFlags, SeekFrom, XattrFlags};
+pub use upper::Upper;
+
+use crate::squashfs::Archive;
+use crate::types::{FileKind, Ino};
+use dirs::Dirs;
+use handles::Handles;
+use index::Index;
+use lower::Lower;
+use nodes::{Nodes, UpperState};
+use upper::Mark;
+
+/// How a merged tree behaves.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Descriptors of upper directories kept open.
+    pub directory_fds: usize,
+    /// Whether a change of attributes alone leaves the data in the archive. Kernel overlayfs mounts
+    /// such an upper only with `metacopy=on`.
+    pub metacopy: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { directory_fds: 256, metacopy: true }
+    }
+}
+
+/// A merged tree.
+pub struct Overlay {
+    lower: Lower,
+    upper: Option<Upper>,
+    options: Options,
+    nodes: Nodes,
+    dirs: Dirs,
+    index: Index,
+    handles: Handles,
+    flights: copy_up::Flights,
+    /// See the module's documentation.
+    names: RwLock<()>,
+    /// Counts changes of names and copy-ups, so that a listing knows whether it is still true.
+    changes: AtomicU64,
+}
+
+impl Overlay {
+    /// Merges `lower` with `upper`; without one the tree is read-only.
+    ///
+    /// # Errors
+    /// [`Error::Unusable`] where the upper belongs to another archive, or what went wrong reading
+    /// either.
+    pub fn new(lower: Arc<Archive>, upper: Option<Upper>, options: Options) -> Result<Self> {
+        let lower = Lower::new(lower);
+        let mut index = Index::default();
+        let root = match &upper {
+            None => None,
+            Some(upper) => {
+                claim(upper, &lower)?;
+                index = Index::load(upper, &lower)?;
+                let stat = upper.root_address().stat()?;
+                let root = Some(lower.archive().root());
+                Some(UpperState::new(&stat, FileKind::Directory, 0, root))
+            }
+        };
+        Ok(Self {
+            lower,
+            upper,
+            options,
+            nodes: Nodes::new(root),
+            dirs: Dirs::new(options.directory_fds),
+            index,
+            handles: Handles::default(),
+            flights: copy_up::Flights::default(),
+            names: RwLock::new(()),
+            changes: AtomicU64::new(0),
+        })
+    }
+
+    /// Whether an operation on `ino` may wait for the network: then it is for a thread that may.
+    /// Opening for writing, and anything that changes a lower file, may copy besides.
+    pub fn would_block(&self, ino: Ino) -> bool {
+        if self.lower.archive().metadata_resident() {
+            return false;
+        }
+        match self.nodes.upper(ino) {
+            Ok(Some(upper)) => upper.lower.is_some(),
+            Ok(None) | Err(_) => true,
+        }
+    }
+
+    /// Space and inodes: of the upper's file system, or of the archive where there is no upper.
+    ///
+    /// # Errors
+    /// What `fstatvfs` on the upper says.
+    pub fn statfs(&self) -> Result<StatFs> {
+        let Some(upper) = &self.upper else {
+            let superblock = self.lower.archive().superblock();
+            let block = superblock.block_size;
+            return Ok(StatFs {
+                blocks: superblock.bytes_used.div_ceil(u64::from(block.max(1))),
+                blocks_free: 0,
+                blocks_available: 0,
+                files: u64::from(superblock.inodes),
+                files_free: 0,
+                block_size: block,
+                fragment_size: block,
+                name_max: lower::NAME_MAX as u32,
+            });
+        };
+        let stat = rustix::fs::fstatvfs(&upper.root).map_err(Error::sys("fstatvfs", "the root"))?;
+        Ok(StatFs {
+            blocks: stat.f_blocks,
+            blocks_free: stat.f_bfree,
+            blocks_available: stat.f_bavail,
+            files: stat.f_files,
+            files_free: stat.f_ffree,
+            block_size: u32::try_from(stat.f_bsize).unwrap_or(4096),
+            fragment_size: u32::try_from(stat.f_frsize).unwrap_or(4096),
+            name_max: lower::NAME_MAX as u32,
+        })
+    }
+
+    /// How many files and directories the kernel holds references to.
+    pub fn node_count(&self) -> usize {
+        self.nodes.len()
+    }
+
+    /// The upper, or `EROFS`.
+    fn upper(&self) -> Result<&Upper> {
+        Ok(self.upper.as_ref().ok_or(Errno::ROFS)?)
+    }
+
+    /// Says that names or their inodes have changed. Called with `names` held exclusively.
+    fn changed(&self) {
+        self.changes.fetch_add(1, Ordering::Release);
+    }
+}
+
+/// Marks the upper as belonging to this archive, or refuses one that belongs to another: records
+/// on its inodes would lead to the wrong files.
+fn claim(upper: &Upper, lower: &Lower) -> Result<()> {
+    let superblock = lower.archive().superblock();
+    let mut identity = Vec::with_capacity(32);
+    identity.extend_from_slice(&superblock.bytes_used.to_le_bytes());
+    identity.extend_from_slice(&superblock.created.seconds.to_le_bytes());
+    identity.extend_from_slice(&superblock.inodes.to_le_bytes());
+    identity.extend_from_slice(&lower.archive().root().packed().to_le_bytes());
+    let root = upper.root_address();
+    match upper.marks.get(&root, Mark::Archive)? {
+        Some(found) if found == identity => Ok(()),
+        Some(_) => Err(Error::Unusable {
+            path: "upper".into(),
+            problem: "belongs to another archive; use the one it was made over, or an empty upper"
+                .to_owned(),
+        }),
+        None => upper.marks.set(&root, Mark::Archive, &identity),
+    }
+}

@@ -1,0 +1,404 @@
+//! What the kernel knows of the merged tree: one node for every [`Ino`] it holds a reference to.
+//!
+//! A node that is all lower costs its name and some 60 bytes: what it is follows from its number.
+//! A node is kept while the kernel counts lookups of it, or while another is placed below it, so
+//! that the way from any node up to the root is always known.
+
+use std::collections::HashMap;
+use std::ffi::{OsStr, OsString};
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use rustix::fs::Statx;
+use rustix::io::Errno;
+
+use super::error::Result;
+use crate::types::{FileKind, Ino, InodeRef};
+
+/// Where a node is found. Of several names of a hard link, the one last looked up or made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    /// Under a name in a directory of the merged tree.
+    Name(Ino, Box<[u8]>),
+    /// In the upper's index of lower hard links, whatever its names.
+    Index,
+    /// Nowhere by name: unlinked, or the name we knew is gone. If it is in the upper, it is pinned.
+    Nowhere,
+}
+
+impl Place {
+    pub(super) fn named(parent: Ino, name: &OsStr) -> Self {
+        Self::Name(parent, name.as_bytes().into())
+    }
+
+    fn parent(&self) -> Option<Ino> {
+        match self {
+            Self::Name(parent, _) => Some(*parent),
+            Self::Index | Self::Nowhere => None,
+        }
+    }
+
+    fn is(&self, parent: Ino, name: &OsStr) -> bool {
+        matches!(self, Self::Name(dir, own) if *dir == parent && **own == *name.as_bytes())
+    }
+}
+
+/// Where the data of a regular file in the upper is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Data {
+    /// In the upper. So of everything that is not a regular file.
+    Upper,
+    /// Still in this lower inode (the kernel's metacopy).
+    Lower(InodeRef),
+}
+
+/// What is known of a node's inode in the upper.
+#[derive(Clone, Debug)]
+pub(super) struct UpperState {
+    /// Its number in the upper.
+    pub(super) st_ino: u64,
+    /// [`super::attr::generation_of`] it if born in the upper, else 0.
+    pub(super) generation: u64,
+    pub(super) kind: FileKind,
+    /// Of a directory: the lower one it merges with. Else: the lower inode it was copied from.
+    pub(super) lower: Option<InodeRef>,
+    pub(super) data: Data,
+    /// Names in the merged tree less links in the upper; nonzero only in the index.
+    pub(super) extra_links: i64,
+    /// A 0/0 character device, stored as another.
+    pub(super) null_device: bool,
+    /// Known to have [`super::upper::Mark::Impure`].
+    pub(super) impure: bool,
+    /// Reaches the inode where no name does.
+    pub(super) pin: Option<Arc<OwnedFd>>,
+}
+
+impl UpperState {
+    /// Of an inode in the upper that has nothing special about it.
+    pub(super) fn new(
+        stat: &Statx,
+        kind: FileKind,
+        generation: u64,
+        lower: Option<InodeRef>,
+    ) -> Self {
+        Self {
+            st_ino: stat.stx_ino,
+            generation,
+            kind,
+            lower,
+            data: Data::Upper,
+            extra_links: 0,
+            null_device: false,
+            impure: false,
+            pin: None,
+        }
+    }
+}
+
+/// A copy of what a node was at one moment.
+#[derive(Clone, Debug)]
+pub(super) struct Snapshot {
+    pub(super) place: Place,
+    pub(super) upper: Option<UpperState>,
+}
+
+#[derive(Debug)]
+struct Node {
+    /// As the kernel counts them.
+    lookups: u32,
+    /// Nodes whose place is below this one.
+    children: u32,
+    place: Place,
+    upper: Option<Box<UpperState>>,
+}
+
+/// The node table.
+#[derive(Debug)]
+pub(super) struct Nodes(Mutex<Table>);
+
+#[derive(Debug)]
+struct Table {
+    nodes: HashMap<Ino, Node>,
+    /// Inode number in the upper → node, for nodes that keep a lower number.
+    copied: HashMap<u64, Ino>,
+}
+
+impl Nodes {
+    /// A table with only the root, which stays.
+    pub(super) fn new(root: Option<UpperState>) -> Self {
+        let root =
+            Node { lookups: 1, children: 0, place: Place::Nowhere, upper: root.map(Box::new) };
+        let nodes = HashMap::from([(Ino::ROOT, root)]);
+        Self(Mutex::new(Table { nodes, copied: HashMap::new() }))
+    }
+
+    /// The node of `ino`, if there is one.
+    pub(super) fn find(&self, ino: Ino) -> Option<Snapshot> {
+        self.0.lock().nodes.get(&ino).map(Node::snapshot)
+    }
+
+    /// The node of `ino`, which the kernel must have looked up.
+    pub(super) fn get(&self, ino: Ino) -> Result<Snapshot> {
+        Ok(self.find(ino).ok_or(Errno::STALE)?)
+    }
+
+    /// Only the inode in the upper; cheaper than [`Self::get`] as no name is copied.
+    pub(super) fn upper(&self, ino: Ino) -> Result<Option<UpperState>> {
+        let table = self.0.lock();
+        Ok(table.nodes.get(&ino).ok_or(Errno::STALE)?.upper.as_deref().cloned())
+    }
+
+    /// The node that keeps a lower number over inode `st_ino` of the upper.
+    pub(super) fn copied_as(&self, st_ino: u64) -> Option<Ino> {
+        self.0.lock().copied.get(&st_ino).copied()
+    }
+
+    /// Counts a lookup of `ino`, found at `place` as `upper`, and makes its node if need be. What
+    /// an existing node knows of its inode in the upper stands.
+    ///
+    /// # Errors
+    /// `ELOOP` where `place` is below `ino` itself, as only a damaged archive has it.
+    pub(super) fn enter(&self, ino: Ino, place: Place, upper: Option<UpperState>) -> Result<()> {
+        let mut dropped = Vec::new();
+        let mut table = self.0.lock();
+        if let Some(parent) = place.parent() {
+            if !table.nodes.contains_key(&parent) {
+                return Err(Errno::STALE.into());
+            }
+            if table.nodes.get(&ino).is_some_and(|node| node.children > 0 && node.place != place)
+                && table.is_at_or_above(ino, parent)
+            {
+                return Err(Errno::LOOP.into());
+            }
+        }
+        match table.nodes.get_mut(&ino) {
+            Some(node) => {
+                node.lookups = node.lookups.saturating_add(1);
+                let state = node.upper.take().or(upper.map(Box::new));
+                node.upper = state;
+                if ino != Ino::ROOT {
+                    let old = table.move_to(ino, place);
+                    table.unpin_if_named(ino);
+                    if let Some(parent) = old {
+                        table.collect(parent, &mut dropped);
+                    }
+                }
+            }
+            None => {
+                if let Some(parent) = place.parent().and_then(|p| table.nodes.get_mut(&p)) {
+                    parent.children += 1;
+                }
+                let upper = upper.map(Box::new);
+                table.nodes.insert(ino, Node { lookups: 1, children: 0, place, upper });
+            }
+        }
+        table.note_copied(ino);
+        Ok(())
+    }
+
+    /// Takes back `count` lookups of `ino`.
+    pub(super) fn forget(&self, ino: Ino, count: u64) {
+        let mut dropped = Vec::new();
+        {
+            let mut table = self.0.lock();
+            if let Some(node) = table.nodes.get_mut(&ino) {
+                node.lookups =
+                    node.lookups.saturating_sub(u32::try_from(count).unwrap_or(u32::MAX));
+            }
+            table.collect(ino, &mut dropped);
+        }
+        // Pinned descriptors are closed here, outside the lock.
+        drop(dropped);
+    }
+
+    /// Moves `ino` to `place`.
+    pub(super) fn move_to(&self, ino: Ino, place: Place) {
+        let mut dropped = Vec::new();
+        let mut table = self.0.lock();
+        let old = table.move_to(ino, place);
+        if let Some(parent) = old {
+            table.collect(parent, &mut dropped);
+        }
+    }
+
+    /// Changes what is known of `ino`'s inode in the upper.
+    pub(super) fn update(&self, ino: Ino, change: impl FnOnce(&mut UpperState)) {
+        if let Some(upper) = self.0.lock().nodes.get_mut(&ino).and_then(|n| n.upper.as_mut()) {
+            change(upper);
+        }
+    }
+
+    /// Publishes that `ino` is in the upper from now on.
+    pub(super) fn publish(&self, ino: Ino, upper: UpperState) {
+        let mut table = self.0.lock();
+        if let Some(node) = table.nodes.get_mut(&ino) {
+            node.upper = Some(Box::new(upper));
+        }
+        table.note_copied(ino);
+    }
+
+    /// Whether `name` in `parent` is where `ino` is reached.
+    pub(super) fn is_at(&self, ino: Ino, parent: Ino, name: &OsStr) -> bool {
+        self.0.lock().nodes.get(&ino).is_some_and(|node| node.place.is(parent, name))
+    }
+
+    /// The directory and name of `ino`, or `None` where it has no name or is the root.
+    pub(super) fn name_of(&self, ino: Ino) -> Result<Option<(Ino, OsString)>> {
+        Ok(match self.get(ino)?.place {
+            Place::Name(parent, name) => Some((parent, OsStr::from_bytes(&name).to_owned())),
+            Place::Index | Place::Nowhere => None,
+        })
+    }
+
+    /// How many nodes there are.
+    pub(super) fn len(&self) -> usize {
+        self.0.lock().nodes.len()
+    }
+}
+
+impl Node {
+    fn snapshot(&self) -> Snapshot {
+        Snapshot { place: self.place.clone(), upper: self.upper.as_deref().cloned() }
+    }
+}
+
+impl Table {
+    /// Gives `ino` another place; the parent it had before may now be unneeded.
+    fn move_to(&mut self, ino: Ino, place: Place) -> Option<Ino> {
+        let node = self.nodes.get_mut(&ino)?;
+        if node.place == place {
+            return None;
+        }
+        let new = place.parent();
+        let old = std::mem::replace(&mut node.place, place).parent();
+        if new == old {
+            return None;
+        }
+        if let Some(parent) = new.and_then(|p| self.nodes.get_mut(&p)) {
+            parent.children += 1;
+        }
+        let parent = self.nodes.get_mut(&old?)?;
+        parent.children = parent.children.saturating_sub(1);
+        old
+    }
+
+    /// A node that has a name again needs no descriptor.
+    fn unpin_if_named(&mut self, ino: Ino) {
+        if let Some(node) = self.nodes.get_mut(&ino)
+            && node.place != Place::Nowhere
+            && let Some(upper) = &mut node.upper
+        {
+            upper.pin = None;
+        }
+    }
+
+    fn note_copied(&mut self, ino: Ino) {
+        if ino != Ino::ROOT
+            && let Some(upper) = self.nodes.get(&ino).and_then(|node| node.upper.as_ref())
+            && super::ino::of_upper(upper.st_ino) != ino
+        {
+            self.copied.insert(upper.st_ino, ino);
+        }
+    }
+
+    /// Whether `ino` is `below` or on the way from it to the root.
+    fn is_at_or_above(&self, ino: Ino, below: Ino) -> bool {
+        let mut at = Some(below);
+        // The places form a tree, as `enter` keeps it; this bound is for the day they do not.
+        for _ in 0..=self.nodes.len() {
+            match at {
+                None => return false,
+                Some(here) if here == ino => return true,
+                Some(here) => at = self.nodes.get(&here).and_then(|node| node.place.parent()),
+            }
+        }
+        true
+    }
+
+    /// Drops `ino` if nothing needs it, then its parent, and so on.
+    fn collect(&mut self, ino: Ino, dropped: &mut Vec<Node>) {
+        let mut next = Some(ino);
+        while let Some(ino) = next.filter(|ino| *ino != Ino::ROOT) {
+            next = None;
+            if self.nodes.get(&ino).is_none_or(|node| node.lookups > 0 || node.children > 0) {
+                return;
+            }
+            if let Some(node) = self.nodes.remove(&ino) {
+                if let Some(upper) = &node.upper
+                    && self.copied.get(&upper.st_ino) == Some(&ino)
+                {
+                    self.copied.remove(&upper.st_ino);
+                }
+                if let Some(parent) = node.place.parent() {
+                    if let Some(parent) = self.nodes.get_mut(&parent) {
+                        parent.children = parent.children.saturating_sub(1);
+                    }
+                    next = Some(parent);
+                }
+                dropped.push(node);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn place(parent: u64, name: &str) -> Place {
+        Place::named(Ino(parent), OsStr::new(name))
+    }
+
+    fn tree() -> Nodes {
+        let nodes = Nodes::new(None);
+        nodes.enter(Ino(10), place(1, "a"), None).unwrap();
+        nodes.enter(Ino(11), place(10, "b"), None).unwrap();
+        nodes.enter(Ino(12), place(11, "c"), None).unwrap();
+        nodes
+    }
+
+    #[test]
+    fn a_parent_stays_while_something_is_placed_below_it() {
+        let nodes = tree();
+        nodes.forget(Ino(10), 1);
+        nodes.forget(Ino(11), 1);
+        assert_eq!(nodes.len(), 4);
+        nodes.forget(Ino(12), 1);
+        assert_eq!(nodes.len(), 1, "the root alone is left");
+    }
+
+    #[test]
+    fn forget_takes_back_as_many_lookups_as_it_says() {
+        let nodes = tree();
+        nodes.enter(Ino(12), place(11, "c"), None).unwrap();
+        nodes.forget(Ino(12), 1);
+        assert!(nodes.find(Ino(12)).is_some());
+        nodes.forget(Ino(12), 1);
+        assert!(nodes.find(Ino(12)).is_none());
+        nodes.forget(Ino(12), u64::MAX);
+        nodes.forget(Ino::ROOT, u64::MAX);
+        assert!(nodes.find(Ino::ROOT).is_some());
+    }
+
+    #[test]
+    fn a_directory_cannot_come_to_lie_below_itself() {
+        let nodes = tree();
+        let error = nodes.enter(Ino(10), place(12, "again"), None).unwrap_err();
+        assert!(error.is(Errno::LOOP), "{error}");
+        assert_eq!(nodes.get(Ino(10)).unwrap().place, place(1, "a"));
+    }
+
+    #[test]
+    fn moving_a_node_frees_the_parent_it_had() {
+        let nodes = tree();
+        nodes.forget(Ino(11), 1);
+        nodes.move_to(Ino(12), place(1, "c"));
+        assert!(nodes.find(Ino(11)).is_none());
+        assert!(nodes.find(Ino(10)).is_some(), "still looked up");
+        nodes.forget(Ino(10), 1);
+        assert!(nodes.find(Ino(10)).is_none());
+        assert_eq!(nodes.name_of(Ino(12)).unwrap(), Some((Ino::ROOT, "c".into())));
+    }
+}

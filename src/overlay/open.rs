@@ -1,0 +1,92 @@
+//! Opening and releasing files.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use rustix::fs::OFlags;
+use rustix::io::Errno;
+
+use super::Overlay;
+use super::copy_up::Want;
+use super::error::Result;
+use super::handles::{Backing, Handle, Open, Opened};
+use super::nodes::Data;
+use crate::types::{FileKind, Ino};
+
+/// Of the flags of an `open`, those that the upper's descriptor keeps. Appending is left to the
+/// kernel, which knows the offset when it sends a write, and direct I/O to FUSE's own direct mode:
+/// our buffers are not aligned.
+const KEPT_FLAGS: OFlags = OFlags::RDWR
+    .union(OFlags::WRONLY)
+    .union(OFlags::TRUNC)
+    .union(OFlags::SYNC)
+    .union(OFlags::DSYNC);
+
+pub(super) fn kept_flags(flags: i32) -> OFlags {
+    OFlags::from_bits_retain(flags as u32) & KEPT_FLAGS
+}
+
+impl Overlay {
+    /// Opens regular file `ino` with the flags of `open(2)`. Opening for writing copies a lower
+    /// file up; with `O_TRUNC`, without its data.
+    ///
+    /// # Errors
+    /// `EISDIR`, `EROFS`, or what copying up or opening says.
+    pub fn open(&self, ino: Ino, flags: i32) -> Result<Opened> {
+        let flags = kept_flags(flags);
+        let writes = flags.intersects(OFlags::WRONLY | OFlags::RDWR | OFlags::TRUNC);
+        if writes {
+            let want = match flags.contains(OFlags::TRUNC) {
+                true => Want::Truncated,
+                false => Want::Data,
+            };
+            self.copy_up(ino, want)?;
+        }
+        loop {
+            let lower = match self.nodes.upper(ino)? {
+                Some(state) => match (state.kind, state.data) {
+                    (FileKind::Regular, Data::Upper) => None,
+                    (FileKind::Regular, Data::Lower(lower)) => Some(lower),
+                    (FileKind::Directory, _) => return Err(Errno::ISDIR.into()),
+                    _ => return Err(Errno::NXIO.into()),
+                },
+                None => Some(self.lower.inode_ref(ino).ok_or(Errno::STALE)?),
+            };
+            // Read before `names` is taken, as it may touch the network.
+            let inode = lower.map(|lower| self.lower.inode(lower)).transpose()?;
+            match inode.as_ref().map(|inode| inode.kind) {
+                None | Some(FileKind::Regular) => {}
+                Some(FileKind::Directory) => return Err(Errno::ISDIR.into()),
+                Some(_) => return Err(Errno::NXIO.into()),
+            }
+            let _names = self.names.read();
+            match (self.nodes.upper(ino)?, inode) {
+                (Some(state), _) if state.data == Data::Upper => {
+                    let fd = Arc::new(self.address(ino, &state)?.open(flags)?);
+                    let handle = self.handles.add(Open::Upper { fd });
+                    return Ok(Opened { handle, backing: Backing::Upper });
+                }
+                (_, Some(inode)) => {
+                    let handle = self.handles.add_lower(ino, inode);
+                    return Ok(Opened { handle, backing: Backing::Lower });
+                }
+                // The file was truncated and replaced meanwhile; look again.
+                (_, None) => {}
+            }
+        }
+    }
+
+    /// The upper's descriptor behind `handle`: what a passthrough open hands to the kernel. `None`
+    /// where the handle was opened on the archive.
+    pub fn upper_fd(&self, handle: Handle) -> Option<Arc<OwnedFd>> {
+        match &*self.handles.get(handle).ok()? {
+            Open::Upper { fd } => Some(Arc::clone(fd)),
+            Open::Lower(_) | Open::Directory { .. } => None,
+        }
+    }
+
+    /// Ends `handle`.
+    pub fn release(&self, handle: Handle) {
+        self.handles.remove(handle);
+    }
+}

@@ -1,0 +1,227 @@
+//! Removing names.
+//!
+//! A name that the lower has too is replaced by a whiteout in one step, so that the lower never
+//! shows through.
+
+use std::ffi::OsStr;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use rustix::fs::{AtFlags, FileType, RenameFlags};
+use rustix::io::Errno;
+
+use super::Overlay;
+use super::attr::is_null_device;
+use super::copy_up::Want;
+use super::dirs::{DirView, os_str};
+use super::error::{Error, Result};
+use super::lookup::{Held, Physical};
+use super::lower::Child;
+use super::nodes::Place;
+use super::upper::{Address, Mark, list, stat_at};
+use crate::squashfs::DirCursor;
+use crate::types::{FileKind, Ino};
+
+impl Overlay {
+    /// Removes the name `name` of a file in `parent`.
+    ///
+    /// # Errors
+    /// `ENOENT`, `EISDIR`, `EROFS`, or what the upper says.
+    pub fn unlink(&self, parent: Ino, name: &OsStr) -> Result<()> {
+        self.upper()?;
+        let held = self.hold(parent, name)?;
+        if held.kind == FileKind::Directory {
+            return Err(Errno::ISDIR.into());
+        }
+        let child = self.lower_child(parent, name)?;
+        self.prepare_removal(parent, &held, child)?;
+        let _names = self.names.write();
+        let (dir, physical) = self.recheck(parent, name, child, held.ino)?;
+        self.unplace(held.ino, parent, name)?;
+        self.hide(&dir, name, physical, child).inspect_err(|_| {
+            self.nodes.move_to(held.ino, Place::named(parent, name));
+        })?;
+        self.changed();
+        self.name_gone(held.ino, physical)
+    }
+
+    /// Removes the empty directory `name` in `parent`.
+    ///
+    /// # Errors
+    /// `ENOENT`, `ENOTDIR`, `ENOTEMPTY`, `EROFS`, or what the upper says.
+    pub fn rmdir(&self, parent: Ino, name: &OsStr) -> Result<()> {
+        let upper = self.upper()?;
+        let held = self.hold(parent, name)?;
+        if held.kind != FileKind::Directory {
+            return Err(Errno::NOTDIR.into());
+        }
+        self.check_lower_hidden(held.ino)?;
+        let child = self.lower_child(parent, name)?;
+        self.prepare_removal(parent, &held, child)?;
+        let _names = self.names.write();
+        let (dir, physical) = self.recheck(parent, name, child, held.ino)?;
+        self.check_upper_empty(held.ino)?;
+        self.unplace(held.ino, parent, name)?;
+        let fd = dir.fd()?;
+        let removed = match (physical, child) {
+            (Physical::Entry, Some(_)) => {
+                // The directory becomes the draft, and goes with the whiteouts it holds.
+                upper.draft_whiteout()?.place(fd, name, RenameFlags::EXCHANGE)
+            }
+            (Physical::Entry, None) => match rustix::fs::unlinkat(fd, name, AtFlags::REMOVEDIR) {
+                Err(Errno::NOTEMPTY | Errno::EXIST) => upper.take_away(fd, name),
+                other => other.map_err(Error::sys("rmdir", name.display())),
+            },
+            (Physical::Absent | Physical::Whiteout, _) => upper.link_whiteout(fd, name),
+        };
+        removed.inspect_err(|_| self.nodes.move_to(held.ino, Place::named(parent, name)))?;
+        self.changed();
+        self.directory_gone(held.ino);
+        Ok(())
+    }
+
+    /// Copies up what removing a name of `held` needs in the upper: the directory if it must hold a
+    /// whiteout, and a lower inode that keeps other names, for its count of them.
+    pub(super) fn prepare_removal(
+        &self,
+        parent: Ino,
+        held: &Held<'_>,
+        child: Option<Child>,
+    ) -> Result<()> {
+        if child.is_some() {
+            self.copy_up(parent, Want::Attributes)?;
+        }
+        if held.kind != FileKind::Directory
+            && self.nodes.upper(held.ino)?.is_none()
+            && let Some(lower) = self.lower.inode_ref(held.ino)
+            && self.lower.inode(lower)?.nlink > 1
+        {
+            self.copy_up(held.ino, Want::Attributes)?;
+        }
+        Ok(())
+    }
+
+    /// Whether `name` in `parent` still means `ino`. Called with `names` held exclusively.
+    pub(super) fn recheck(
+        &self,
+        parent: Ino,
+        name: &OsStr,
+        child: Option<Child>,
+        ino: Ino,
+    ) -> Result<(DirView, Physical)> {
+        let dir = self.dir_view(parent)?;
+        let slot = self.slot(&dir, name, child)?;
+        match slot.found {
+            Some(found) if found.ino == ino => Ok((dir, slot.physical)),
+            Some(_) | None => Err(Errno::NOENT.into()),
+        }
+    }
+
+    /// Removes a name that is not a directory's from the merged tree.
+    fn hide(
+        &self,
+        dir: &DirView,
+        name: &OsStr,
+        physical: Physical,
+        child: Option<Child>,
+    ) -> Result<()> {
+        let upper = self.upper()?;
+        let fd = dir.fd()?;
+        match (physical, child) {
+            (Physical::Entry, Some(_)) => {
+                upper.draft_whiteout()?.place(fd, name, RenameFlags::empty())
+            }
+            (Physical::Entry, None) => rustix::fs::unlinkat(fd, name, AtFlags::empty())
+                .map_err(Error::sys("unlink", name.display())),
+            (Physical::Absent | Physical::Whiteout, _) => upper.link_whiteout(fd, name),
+        }
+    }
+
+    /// Accounts for a name of `ino` that is gone, which the upper had or not.
+    pub(super) fn name_gone(&self, ino: Ino, physical: Physical) -> Result<()> {
+        if self.index.get(ino).is_none() {
+            return Ok(());
+        }
+        let Some(state) = self.nodes.upper(ino)? else { return Ok(()) };
+        let address = self.index_address(ino)?;
+        let mut extra = state.extra_links;
+        if physical != Physical::Entry {
+            // Set after the name is gone: a count too high keeps a link too many, one too low
+            // would lose the file.
+            extra -= 1;
+            self.set_extra_links(ino, &address, extra)?;
+        }
+        if i64::from(address.stat()?.stx_nlink) + extra <= 0 {
+            let pin = address.pin()?;
+            self.nodes.update(ino, |upper| {
+                upper.pin = Some(pin);
+                // With the index's own link gone, the upper's count is the truth.
+                upper.extra_links = 0;
+            });
+            self.nodes.move_to(ino, Place::Nowhere);
+            self.unindex(ino)?;
+        }
+        Ok(())
+    }
+
+    /// Accounts for a directory that is gone: nothing is to be found in it any more.
+    pub(super) fn directory_gone(&self, ino: Ino) {
+        self.dirs.remove(ino);
+        self.nodes.update(ino, |upper| upper.lower = None);
+    }
+
+    /// Checks that every name in the lower half of directory `ino` is hidden by something in its
+    /// upper half. What is hidden once stays so. May touch the network.
+    pub(super) fn check_lower_hidden(&self, ino: Ino) -> Result<()> {
+        let Some(lower) = self.lower_half(ino)? else { return Ok(()) };
+        let fd = {
+            let _names = self.names.read();
+            self.dir_view(ino)?.fd
+        };
+        let directory = self.lower.directory(lower)?;
+        for entry in self.lower.archive().read_dir(&directory, DirCursor::START)? {
+            let entry = entry?;
+            let hidden = match &fd {
+                Some(fd) => stat_at(fd, os_str(&entry.name)).is_ok(),
+                None => false,
+            };
+            if !hidden {
+                return Err(Errno::NOTEMPTY.into());
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks that the upper half of directory `ino` holds whiteouts at most. Called with `names`
+    /// held exclusively.
+    pub(super) fn check_upper_empty(&self, ino: Ino) -> Result<()> {
+        let Some(fd) = self.dir_view(ino)?.fd else { return Ok(()) };
+        for (name, _, kind) in list(&fd)? {
+            if !self.is_whiteout(&fd, &name, kind)? {
+                return Err(Errno::NOTEMPTY.into());
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether `name` in `dir`, listed as of `kind`, is a whiteout of either form.
+    pub(super) fn is_whiteout(
+        &self,
+        dir: &Arc<OwnedFd>,
+        name: &OsStr,
+        kind: FileType,
+    ) -> Result<bool> {
+        match kind {
+            FileType::CharacterDevice | FileType::Unknown => {
+                let stat = stat_at(dir, name).map_err(Error::sys("statx", name.display()))?;
+                Ok(is_null_device(&stat))
+            }
+            FileType::RegularFile => {
+                let marks = self.upper()?.marks;
+                let address = Address::at(dir, name);
+                Ok(marks.get(&address, Mark::Whiteout)?.is_some() && address.stat()?.stx_size == 0)
+            }
+            _ => Ok(false),
+        }
+    }
+}

@@ -1,0 +1,255 @@
+//! Renaming.
+//!
+//! A lower file is copied up without its data, a lower directory alone: a redirect on the copy says
+//! where in the lower its contents are. The old name gets its whiteout from the same system call
+//! that renames (`RENAME_WHITEOUT`), as kernel overlayfs has it.
+
+use std::ffi::OsStr;
+
+use rustix::fs::{AtFlags, Mode, RenameFlags};
+use rustix::io::Errno;
+
+use super::Overlay;
+use super::attr::Caller;
+use super::copy_up::Want;
+use super::dirs::DirView;
+use super::error::{Error, Result};
+use super::lookup::{Held, Physical};
+use super::lower::Child;
+use super::nodes::Place;
+use super::upper::{Address, Mark};
+use crate::types::{FileKind, Ino};
+
+/// One end of a rename: a name, what it means, and what the lower has there.
+struct End<'a> {
+    parent: Ino,
+    name: &'a OsStr,
+    held: Option<Held<'a>>,
+    child: Option<Child>,
+    /// Of a directory that merges with a lower one: the path of that.
+    redirect: Option<Vec<u8>>,
+}
+
+impl Overlay {
+    /// Renames `name` in `parent` to `new_name` in `new_parent`. With `EXCHANGE` the two change
+    /// places; with `WHITEOUT` a 0/0 character device is left behind, a moment later.
+    ///
+    /// # Errors
+    /// `ENOENT`, `EEXIST` (with `NOREPLACE`), `EISDIR`, `ENOTDIR`, `ENOTEMPTY`, `EXDEV` (a
+    /// directory whose path in the archive is too long to record), `EINVAL`, `EROFS`, or what the
+    /// upper says.
+    pub fn rename(
+        &self,
+        parent: Ino,
+        name: &OsStr,
+        new_parent: Ino,
+        new_name: &OsStr,
+        flags: RenameFlags,
+    ) -> Result<()> {
+        self.upper()?;
+        let exchange = flags.contains(RenameFlags::EXCHANGE);
+        if exchange && flags.intersects(RenameFlags::NOREPLACE | RenameFlags::WHITEOUT) {
+            return Err(Errno::INVAL.into());
+        }
+        let mut from = self.end(parent, name)?;
+        let mut to = self.end(new_parent, new_name)?;
+        let Some(source) = &from.held else { return Err(Errno::NOENT.into()) };
+        match &to.held {
+            None if exchange => return Err(Errno::NOENT.into()),
+            Some(_) if flags.contains(RenameFlags::NOREPLACE) => return Err(Errno::EXIST.into()),
+            Some(target) if target.ino == source.ino => return Ok(()),
+            Some(target) if !exchange => self.check_replaceable(source, target)?,
+            None | Some(_) => {}
+        }
+        self.copy_up(parent, Want::Attributes)?;
+        self.copy_up(new_parent, Want::Attributes)?;
+        self.prepare_move(&mut from)?;
+        match &to.held {
+            Some(_) if exchange => self.prepare_move(&mut to)?,
+            Some(target) => self.prepare_removal(new_parent, target, to.child)?,
+            None => {}
+        }
+        {
+            let _names = self.names.write();
+            match exchange {
+                true => self.exchange(&from, &to)?,
+                false => self.replace(&from, &to)?,
+            }
+            self.changed();
+        }
+        if flags.contains(RenameFlags::WHITEOUT) {
+            let root = Caller { uid: 0, gid: 0, umask: 0 };
+            let made = self.mknod(&root, parent, name, libc::S_IFCHR, 0)?;
+            self.forget(made.ino, 1);
+        }
+        Ok(())
+    }
+
+    fn end<'a>(&'a self, parent: Ino, name: &'a OsStr) -> Result<End<'a>> {
+        let held = match self.hold(parent, name) {
+            Ok(held) => Some(held),
+            Err(error) if error.is(Errno::NOENT) => None,
+            Err(error) => return Err(error),
+        };
+        let child = self.lower_child(parent, name)?;
+        Ok(End { parent, name, held, child, redirect: None })
+    }
+
+    fn check_replaceable(&self, source: &Held<'_>, target: &Held<'_>) -> Result<()> {
+        match (source.kind == FileKind::Directory, target.kind == FileKind::Directory) {
+            (true, true) => self.check_lower_hidden(target.ino),
+            (true, false) => Err(Errno::NOTDIR.into()),
+            (false, true) => Err(Errno::ISDIR.into()),
+            (false, false) => Ok(()),
+        }
+    }
+
+    /// Brings what is to be moved into the upper, and finds what a redirect on it has to say.
+    fn prepare_move(&self, end: &mut End<'_>) -> Result<()> {
+        let Some(held) = &end.held else { return Ok(()) };
+        self.copy_up(held.ino, Want::Attributes)?;
+        if held.kind == FileKind::Directory && self.lower_half(held.ino)?.is_some() {
+            end.redirect = Some(self.lower_path(held.ino)?);
+        }
+        Ok(())
+    }
+
+    fn replace(&self, from: &End<'_>, to: &End<'_>) -> Result<()> {
+        let (from_dir, source) = self.movable(from)?;
+        let to_dir = self.dir_view(to.parent)?;
+        let slot = self.slot(&to_dir, to.name, to.child)?;
+        let target = to.held.as_ref();
+        if slot.found.map(|found| found.ino) != target.map(|target| target.ino) {
+            return Err(Errno::NOENT.into());
+        }
+        let (from_fd, to_fd) = (from_dir.fd()?, to_dir.fd()?);
+        let is_directory = source.kind == FileKind::Directory;
+        if let Some(target) = target {
+            if is_directory {
+                self.check_upper_empty(target.ino)?;
+            }
+            self.unplace(target.ino, to.parent, to.name)?;
+            if is_directory && slot.physical == Physical::Entry {
+                self.clear_whiteouts(&Address::at(to_fd, to.name), &to_dir, to.name)?;
+            }
+        }
+        self.mark_moved(from, source, &from_dir, &to_dir)?;
+        // A directory cannot replace a whiteout, but it can change places with it.
+        let swap = is_directory && slot.physical == Physical::Whiteout;
+        let flags = match (swap, from.child) {
+            (true, _) => RenameFlags::EXCHANGE,
+            (false, Some(_)) => RenameFlags::WHITEOUT,
+            (false, None) => RenameFlags::empty(),
+        };
+        let renamed = rustix::fs::renameat_with(from_fd, from.name, to_fd, to.name, flags)
+            .map_err(Error::sys("rename", to.name.display()));
+        if let Err(error) = renamed {
+            if let Some(target) = target {
+                self.nodes.move_to(target.ino, Place::named(to.parent, to.name));
+            }
+            return Err(error);
+        }
+        if swap && from.child.is_none() {
+            rustix::fs::unlinkat(&**from_fd, from.name, AtFlags::empty())
+                .map_err(Error::sys("unlink", from.name.display()))?;
+        }
+        self.moved(source.ino, to);
+        match target {
+            Some(target) if is_directory => self.directory_gone(target.ino),
+            Some(target) => self.name_gone(target.ino, slot.physical)?,
+            None => {}
+        }
+        Ok(())
+    }
+
+    fn exchange(&self, from: &End<'_>, to: &End<'_>) -> Result<()> {
+        let (from_dir, one) = self.movable(from)?;
+        let (to_dir, other) = self.movable(to)?;
+        self.mark_moved(from, one, &from_dir, &to_dir)?;
+        self.mark_moved(to, other, &to_dir, &from_dir)?;
+        rustix::fs::renameat_with(
+            &**from_dir.fd()?,
+            from.name,
+            &**to_dir.fd()?,
+            to.name,
+            RenameFlags::EXCHANGE,
+        )
+        .map_err(Error::sys("rename", to.name.display()))?;
+        self.moved(one.ino, to);
+        self.moved(other.ino, from);
+        Ok(())
+    }
+
+    /// Checks that `end` still means what it did, and that the upper has it by that name.
+    fn movable<'a>(&self, end: &'a End<'_>) -> Result<(DirView, &'a Held<'a>)> {
+        let held = end.held.as_ref().ok_or(Errno::NOENT)?;
+        let (dir, physical) = self.recheck(end.parent, end.name, end.child, held.ino)?;
+        if physical != Physical::Entry {
+            // A lower name of an inode that was copied up through another one.
+            let state = self.nodes.upper(held.ino)?.ok_or(Errno::STALE)?;
+            let inode = self.index_address(held.ino)?;
+            self.set_impure(end.parent, dir.fd()?)?;
+            self.link_alias(held.ino, &inode, state.extra_links, dir.fd()?, end.name)?;
+        }
+        Ok((dir, held))
+    }
+
+    /// Marks what is about to move so that it merges with the right lower directory, or none, in
+    /// its new place. Until it has moved, the marks say what was so already.
+    fn mark_moved(
+        &self,
+        end: &End<'_>,
+        held: &Held<'_>,
+        from: &DirView,
+        to: &DirView,
+    ) -> Result<()> {
+        let marks = self.upper()?.marks;
+        let state = self.nodes.upper(held.ino)?.ok_or(Errno::STALE)?;
+        if state.lower.is_some() {
+            self.set_impure(to.ino, to.fd()?)?;
+        }
+        if held.kind != FileKind::Directory {
+            return Ok(());
+        }
+        let inode = Address::at(from.fd()?, end.name);
+        match &end.redirect {
+            Some(path) => match marks.set(&inode, Mark::Redirect, path) {
+                Err(error)
+                    if [Errno::NOSPC, Errno::RANGE, Errno::TOOBIG]
+                        .iter()
+                        .any(|errno| error.is(*errno)) =>
+                {
+                    Err(Errno::XDEV.into())
+                }
+                other => other,
+            },
+            None if to.lower.is_some() => marks.set(&inode, Mark::Opaque, b"y"),
+            None => Ok(()),
+        }
+    }
+
+    fn moved(&self, ino: Ino, to: &End<'_>) {
+        if self.index.get(ino).is_none() {
+            self.nodes.move_to(ino, Place::named(to.parent, to.name));
+        }
+    }
+
+    /// Puts an empty directory in the place of one that holds only whiteouts, which a rename could
+    /// not replace. It is opaque, so that the lower does not show through meanwhile.
+    fn clear_whiteouts(&self, old: &Address, dir: &DirView, name: &OsStr) -> Result<()> {
+        let upper = self.upper()?;
+        let stat = old.stat()?;
+        let (draft, ()) = upper.draft(|work, draft| {
+            rustix::fs::mkdirat(work, draft, Mode::from_raw_mode(0o700))
+                .map_err(Error::sys("mkdir", "workdir"))
+        })?;
+        let new = draft.address();
+        upper.marks.set(&new, Mark::Opaque, b"y")?;
+        match new.chown(Some(stat.stx_uid), Some(stat.stx_gid)) {
+            Err(error) if error.is(Errno::PERM) && !upper.privileged => {}
+            other => other?,
+        }
+        new.chmod(stat.stx_mode.into())?;
+        draft.place(dir.fd()?, name, RenameFlags::EXCHANGE)
+    }
+}

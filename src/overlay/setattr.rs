@@ -1,0 +1,133 @@
+//! Changing attributes, and reading symbolic links.
+
+use rustix::fs::{OFlags, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT};
+use rustix::io::Errno;
+
+use super::Overlay;
+use super::attr::{Attr, Caller, SetAttr, SetTime};
+use super::copy_up::Want;
+use super::error::{Error, Result};
+use super::handles::{Handle, Open};
+use super::nodes::{Data, UpperState};
+use super::upper::Address;
+use crate::types::{FileKind, Ino};
+
+impl Overlay {
+    /// Changes attributes and shows the new ones. A lower file is copied up, with its data only if
+    /// its size is set to other than 0. Whether the caller may is checked by the kernel; so is what
+    /// a change of size or owner does to setuid bits, apart from what the upper's `chown` clears.
+    ///
+    /// # Errors
+    /// `EROFS`, `EISDIR` or `EINVAL` for the size of what has none, or what the upper says.
+    pub fn setattr(
+        &self,
+        _caller: &Caller,
+        ino: Ino,
+        handle: Option<Handle>,
+        change: &SetAttr,
+    ) -> Result<Attr> {
+        if *change == SetAttr::default() {
+            return self.getattr(ino, handle);
+        }
+        let want = match change.size {
+            Some(0) => Want::Truncated,
+            Some(_) => Want::Data,
+            None => Want::Attributes,
+        };
+        self.copy_up(ino, want)?;
+        let metacopy = |state: &UpperState| state.data != Data::Upper;
+        // While its data is being copied, times that are set would be put back.
+        let _flight = match self.nodes.upper(ino)? {
+            Some(state) if metacopy(&state) => Some(self.flights.start(ino)),
+            Some(_) | None => None,
+        };
+        let state = self.nodes.upper(ino)?.ok_or(Errno::STALE)?;
+        let inode = {
+            let _names = self.names.read();
+            self.address(ino, &state)?
+        };
+        if let Some(size) = change.size {
+            self.truncate(&inode, &state, handle, size)?;
+        }
+        if change.uid.is_some() || change.gid.is_some() {
+            match inode.chown(change.uid, change.gid) {
+                Err(error) if error.is(Errno::PERM) && self.changes_nothing(&inode, change)? => {}
+                other => other?,
+            }
+        }
+        if let Some(mode) = change.mode {
+            if state.kind == FileKind::Symlink {
+                return Err(Errno::OPNOTSUPP.into());
+            }
+            inode.chmod(mode)?;
+        }
+        if change.atime.is_some() || change.mtime.is_some() {
+            inode.set_times(&Timestamps {
+                last_access: timespec(change.atime),
+                last_modification: timespec(change.mtime),
+            })?;
+        }
+        self.attr_of_upper(ino, &state, &inode.stat()?)
+    }
+
+    /// The target of symbolic link `ino`.
+    ///
+    /// # Errors
+    /// `EINVAL` for other kinds, or what reading either half says.
+    pub fn readlink(&self, ino: Ino) -> Result<Vec<u8>> {
+        match self.nodes.upper(ino)? {
+            Some(state) if state.kind == FileKind::Symlink => {
+                let _names = self.names.read();
+                self.address(ino, &state)?.read_link()
+            }
+            Some(_) => Err(Errno::INVAL.into()),
+            None => {
+                let lower = self.lower.inode_ref(ino).ok_or(Errno::STALE)?;
+                let inode = self.lower.inode(lower)?;
+                if inode.kind != FileKind::Symlink {
+                    return Err(Errno::INVAL.into());
+                }
+                Ok(self.lower.archive().read_link(&inode)?)
+            }
+        }
+    }
+
+    fn truncate(
+        &self,
+        inode: &Address,
+        state: &UpperState,
+        handle: Option<Handle>,
+        size: u64,
+    ) -> Result<()> {
+        match state.kind {
+            FileKind::Regular => {}
+            FileKind::Directory => return Err(Errno::ISDIR.into()),
+            _ => return Err(Errno::INVAL.into()),
+        }
+        // The caller's own descriptor may write where the permissions no longer allow to open one.
+        if let Some(handle) = handle
+            && let Open::Upper { fd } = &*self.handles.get(handle)?
+        {
+            return rustix::fs::ftruncate(fd, size)
+                .map_err(Error::sys("ftruncate", "an open file"));
+        }
+        let fd = inode.open(OFlags::WRONLY)?;
+        rustix::fs::ftruncate(&fd, size).map_err(Error::sys("ftruncate", inode.label()))
+    }
+
+    /// Whether an ordinary user's `chown` asks for the owner there is.
+    fn changes_nothing(&self, inode: &Address, change: &SetAttr) -> Result<bool> {
+        let stat = inode.stat()?;
+        Ok(!self.upper()?.privileged
+            && change.uid.is_none_or(|uid| uid == stat.stx_uid)
+            && change.gid.is_none_or(|gid| gid == stat.stx_gid))
+    }
+}
+
+fn timespec(time: Option<SetTime>) -> Timespec {
+    match time {
+        None => Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
+        Some(SetTime::Now) => Timespec { tv_sec: 0, tv_nsec: UTIME_NOW },
+        Some(SetTime::At(time)) => Timespec { tv_sec: time.seconds, tv_nsec: time.nanos.into() },
+    }
+}

@@ -1,0 +1,114 @@
+//! The extended attributes by which an overlay remembers things on the upper's inodes.
+//!
+//! Names and values are those of kernel overlayfs (`Documentation/filesystems/overlayfs.rst`):
+//! `trusted.overlay.*`, or `user.overlay.*` where the server may not write `trusted.*`. Two are
+//! our own, below `overlay.thawfs.`, where the kernel hides and ignores them.
+
+use std::ffi::CStr;
+
+use rustix::fs::XattrFlags;
+use rustix::io::Errno;
+
+use super::super::error::{Error, Result};
+use super::address::Address;
+
+/// Something remembered on an inode of the upper.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in super::super) enum Mark {
+    /// `y` on a directory that hides the lower one; `x` on one that holds xattr whiteouts.
+    Opaque,
+    /// On a directory or metacopy: the path of its lower, from the root if it begins with `/`.
+    Redirect,
+    /// The kernel's handle of the lower inode that this one was copied from.
+    Origin,
+    /// On a regular file whose data is still the lower's.
+    Metacopy,
+    /// `y` on a directory that may hold inodes with an origin.
+    Impure,
+    /// On an entry of the index: merged names relative to the upper's (`U+1`) or lower's (`L-1`).
+    Nlink,
+    /// On an empty regular file that is a whiteout (the kernel's form for nested overlays).
+    Whiteout,
+    /// Ours: which lower inode this one was copied from.
+    Record,
+    /// Ours: a device that a program in the mount made as 0/0, which would be a whiteout.
+    NullDevice,
+    /// Ours, on the upper's root: the archive that the upper belongs to.
+    Archive,
+}
+
+/// Which attribute names the upper's marks have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in super::super) enum Namespace {
+    /// `trusted.overlay.`, for root.
+    Trusted,
+    /// `user.overlay.`, for everyone else.
+    User,
+}
+
+impl Namespace {
+    /// What the names of all marks begin with.
+    pub(in super::super) const fn prefix(self) -> &'static [u8] {
+        match self {
+            Self::Trusted => b"trusted.overlay.",
+            Self::User => b"user.overlay.",
+        }
+    }
+
+    const fn name(self, mark: Mark) -> &'static CStr {
+        match (self, mark) {
+            (Self::Trusted, Mark::Opaque) => c"trusted.overlay.opaque",
+            (Self::Trusted, Mark::Redirect) => c"trusted.overlay.redirect",
+            (Self::Trusted, Mark::Origin) => c"trusted.overlay.origin",
+            (Self::Trusted, Mark::Metacopy) => c"trusted.overlay.metacopy",
+            (Self::Trusted, Mark::Impure) => c"trusted.overlay.impure",
+            (Self::Trusted, Mark::Nlink) => c"trusted.overlay.nlink",
+            (Self::Trusted, Mark::Whiteout) => c"trusted.overlay.whiteout",
+            (Self::Trusted, Mark::Record) => c"trusted.overlay.thawfs.origin",
+            (Self::Trusted, Mark::NullDevice) => c"trusted.overlay.thawfs.null_device",
+            (Self::Trusted, Mark::Archive) => c"trusted.overlay.thawfs.archive",
+            (Self::User, Mark::Opaque) => c"user.overlay.opaque",
+            (Self::User, Mark::Redirect) => c"user.overlay.redirect",
+            (Self::User, Mark::Origin) => c"user.overlay.origin",
+            (Self::User, Mark::Metacopy) => c"user.overlay.metacopy",
+            (Self::User, Mark::Impure) => c"user.overlay.impure",
+            (Self::User, Mark::Nlink) => c"user.overlay.nlink",
+            (Self::User, Mark::Whiteout) => c"user.overlay.whiteout",
+            (Self::User, Mark::Record) => c"user.overlay.thawfs.origin",
+            (Self::User, Mark::NullDevice) => c"user.overlay.thawfs.null_device",
+            (Self::User, Mark::Archive) => c"user.overlay.thawfs.archive",
+        }
+    }
+
+    /// The value of `mark` on an inode, if it has that mark.
+    pub(in super::super) fn get(self, inode: &Address, mark: Mark) -> Result<Option<Vec<u8>>> {
+        match inode.get_xattr(self.name(mark)) {
+            Ok(value) => Ok(Some(value)),
+            // Symbolic links and special files cannot have user.* attributes.
+            Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::PERM) => Ok(None),
+            Err(errno) => Err(Error::sys("getxattr", inode.label())(errno)),
+        }
+    }
+
+    pub(in super::super) fn set(self, inode: &Address, mark: Mark, value: &[u8]) -> Result<()> {
+        inode
+            .set_xattr(self.name(mark), value, XattrFlags::empty())
+            .map_err(Error::sys("setxattr", inode.label()))
+    }
+
+    /// As [`Self::set`], for marks that can be done without: a symbolic link or special file
+    /// cannot have `user.*` attributes, and then loses its lower number with its last reference.
+    pub(in super::super) fn try_set(self, inode: &Address, mark: Mark, value: &[u8]) -> Result<()> {
+        match self.set(inode, mark, value) {
+            Err(error) if self == Self::User && error.is(Errno::PERM) => Ok(()),
+            other => other,
+        }
+    }
+
+    pub(in super::super) fn clear(self, inode: &Address, mark: Mark) -> Result<()> {
+        match inode.remove_xattr(self.name(mark)) {
+            Ok(()) | Err(Errno::NODATA) => Ok(()),
+            Err(errno) => Err(Error::sys("removexattr", inode.label())(errno)),
+        }
+    }
+}

@@ -1,0 +1,142 @@
+//! Opening an upper: is it one, is it ours alone, and what can its file system do?
+
+use std::ffi::OsStr;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags, RenameFlags, StatxFlags};
+use rustix::io::Errno;
+
+use super::super::attr::is_null_device;
+use super::super::error::{Error, Result};
+use super::address::{Address, stat_at};
+use super::marks::{Mark, Namespace};
+
+/// Scratch space below the workdir, as kernel overlayfs names it. Emptied at every mount.
+const WORK: &str = "work";
+/// Hard links of copied-up lower inodes that have several names, as kernel overlayfs keeps them.
+const INDEX: &str = "index";
+
+/// An upper directory with its workdir, locked for this process until dropped.
+#[derive(Debug)]
+pub struct Upper {
+    pub(in super::super) root: Arc<OwnedFd>,
+    pub(in super::super) work: Arc<OwnedFd>,
+    pub(in super::super) index: Arc<OwnedFd>,
+    pub(in super::super) marks: Namespace,
+    /// Whether owners, devices and `trusted.*` can be written as they come.
+    pub(in super::super) privileged: bool,
+    pub(super) drafts: AtomicU64,
+    /// Holds the lock on the workdir.
+    _lock: OwnedFd,
+}
+
+impl Upper {
+    /// Opens `upper_dir` as an upper with `work_dir` for scratch, both existing directories of one
+    /// file system, and empties what an earlier mount left in `work_dir/work`.
+    ///
+    /// # Errors
+    /// [`Error::Unusable`] where one lies within the other, they are on different file systems,
+    /// another process has either locked, or the file system lacks extended attributes,
+    /// `RENAME_WHITEOUT` or 0/0 character devices.
+    pub fn open(upper_dir: &Path, work_dir: &Path) -> Result<Self> {
+        let canonical =
+            |path: &Path| path.canonicalize().map_err(|error| unusable(path, error.to_string()));
+        let (upper_path, work_path) = (canonical(upper_dir)?, canonical(work_dir)?);
+        if upper_path.starts_with(&work_path) || work_path.starts_with(&upper_path) {
+            return Err(unusable(work_dir, "upper and workdir must not lie within each other"));
+        }
+        let root = open_dir(&upper_path)?;
+        let lock = open_dir(&work_path)?;
+        if mount_of(&root, upper_dir)? != mount_of(&lock, work_dir)? {
+            let problem = format!("must be on the same mount as {}", upper_dir.display());
+            return Err(unusable(work_dir, problem));
+        }
+        for (dir, path) in [(&root, upper_dir), (&lock, work_dir)] {
+            rustix::fs::flock(dir, FlockOperation::NonBlockingLockExclusive).map_err(|errno| {
+                let problem = match errno {
+                    Errno::WOULDBLOCK => "in use by another mount".to_owned(),
+                    other => format!("cannot be locked: {other}"),
+                };
+                unusable(path, problem)
+            })?;
+        }
+        let below = |name: &str| -> Result<Arc<OwnedFd>> {
+            let fail = |errno: Errno| unusable(&work_dir.join(name), errno.to_string());
+            match rustix::fs::mkdirat(&lock, name, Mode::from_raw_mode(0o700)) {
+                Ok(()) | Err(Errno::EXIST) => {}
+                Err(errno) => return Err(fail(errno)),
+            }
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            rustix::fs::openat(&lock, name, flags, Mode::empty()).map(Arc::new).map_err(fail)
+        };
+        let mut upper = Self {
+            root: Arc::new(root),
+            work: below(WORK)?,
+            index: below(INDEX)?,
+            marks: Namespace::Trusted,
+            privileged: rustix::process::geteuid().is_root(),
+            drafts: AtomicU64::new(0),
+            _lock: lock,
+        };
+        upper.clean_work()?;
+        upper.marks = upper.probe(work_dir)?;
+        Ok(upper)
+    }
+
+    /// Finds which attributes can be written, and that whiteouts can be made.
+    fn probe(&self, work_dir: &Path) -> Result<Namespace> {
+        let draft = self.draft_file(OFlags::RDWR, 0o600)?.0;
+        let file = draft.address();
+        let mut marks = None;
+        for namespace in [Namespace::Trusted, Namespace::User] {
+            if namespace.set(&file, Mark::Impure, b"y").is_ok() {
+                marks = Some(namespace);
+                break;
+            }
+        }
+        let marks = marks.ok_or_else(|| {
+            unusable(work_dir, "its file system has no extended attributes (or /proc is missing)")
+        })?;
+        let moved = self.draft_name();
+        let renamed = rustix::fs::renameat_with(
+            &self.work,
+            draft.name(),
+            &self.work,
+            moved.as_os_str(),
+            RenameFlags::WHITEOUT,
+        );
+        let left = stat_at(&self.work, draft.name());
+        self.discard(&moved);
+        match (renamed, left) {
+            (Ok(()), Ok(stat)) if is_null_device(&stat) => Ok(marks),
+            _ => Err(unusable(
+                work_dir,
+                "its file system cannot make whiteouts (RENAME_WHITEOUT); use ext4, xfs, btrfs or tmpfs",
+            )),
+        }
+    }
+
+    /// The attributes and name of the upper's own root.
+    pub(in super::super) fn root_address(&self) -> Address {
+        Address::at(&self.root, OsStr::new("."))
+    }
+}
+
+pub(in super::super) fn unusable(path: &Path, problem: impl Into<String>) -> Error {
+    Error::Unusable { path: path.to_owned(), problem: problem.into() }
+}
+
+fn open_dir(path: &Path) -> Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::open(path, flags, Mode::empty()).map_err(|errno| unusable(path, errno.to_string()))
+}
+
+/// Device and mount: a rename needs both to be the same.
+fn mount_of(dir: &OwnedFd, path: &Path) -> Result<(u32, u32, u64)> {
+    let stat = rustix::fs::statx(dir, c"", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID)
+        .map_err(|errno| unusable(path, errno.to_string()))?;
+    Ok((stat.stx_dev_major, stat.stx_dev_minor, stat.stx_mnt_id))
+}

@@ -1,0 +1,99 @@
+//! The records on a copied-up inode that say which lower inode it came from.
+//!
+//! Two are kept. The kernel's, an `ovl_fh` file handle, is for kernel overlayfs and names the
+//! inode by its number; it is also, in hexadecimal, the name of the inode's entry in the index.
+//! Ours holds the place of the inode in the archive, and the upper inode it was written for: a
+//! copy made behind our back (`cp -a` of the upper) carries the record along, and two files must
+//! not end up with one number.
+
+use crate::types::{InodeNumber, InodeRef};
+
+/// `struct ovl_fb` (fs/overlayfs/overlayfs.h): version, magic, length, flags, type, uuid, handle.
+/// Flags are 0: little-endian, of a lower inode.
+const FH_VERSION: u8 = 0;
+const FH_MAGIC: u8 = 0xfb;
+const FH_LEN: usize = 29;
+/// `FILEID_INO32_GEN`: the handle is a 32-bit inode number and a generation, always 0 in squashfs.
+const FH_TYPE: u8 = 1;
+/// Where the inode number lies; the uuid before it is 16 zeros, as squashfs has none.
+const FH_NUMBER: usize = 21;
+
+const RECORD_VERSION: u8 = 1;
+const RECORD_LEN: usize = 17;
+
+/// The kernel's handle of lower inode `number`.
+pub(in super::super) fn handle_of(number: InodeNumber) -> [u8; FH_LEN] {
+    let mut handle = [0; FH_LEN];
+    let head = [FH_VERSION, FH_MAGIC, FH_LEN as u8, 0, FH_TYPE];
+    for (to, from) in handle.iter_mut().zip(head) {
+        *to = from;
+    }
+    for (to, from) in handle.iter_mut().skip(FH_NUMBER).zip(number.0.to_le_bytes()) {
+        *to = from;
+    }
+    handle
+}
+
+/// The name of lower inode `number` in the index.
+pub(in super::super) fn index_name(number: InodeNumber) -> String {
+    use std::fmt::Write as _;
+    let mut name = String::with_capacity(2 * FH_LEN);
+    for byte in handle_of(number) {
+        // Writing to a String cannot fail.
+        let _ = write!(name, "{byte:02x}");
+    }
+    name
+}
+
+/// The number in a name that [`index_name`] or the kernel made.
+pub(in super::super) fn parse_index_name(name: &[u8]) -> Option<InodeNumber> {
+    let digits = name.get(2 * FH_NUMBER..2 * FH_NUMBER + 8)?;
+    let digits = std::str::from_utf8(digits).ok()?;
+    let number = InodeNumber(u32::from_str_radix(digits, 16).ok()?.swap_bytes());
+    (index_name(number).as_bytes() == name).then_some(number)
+}
+
+/// Our record of lower inode `lower` for upper inode `st_ino`.
+pub(in super::super) fn record(lower: InodeRef, st_ino: u64) -> Vec<u8> {
+    let mut record = Vec::with_capacity(RECORD_LEN);
+    record.push(RECORD_VERSION);
+    record.extend_from_slice(&lower.packed().to_le_bytes());
+    record.extend_from_slice(&st_ino.to_le_bytes());
+    record
+}
+
+/// The lower inode in a record that was written for upper inode `st_ino`.
+pub(in super::super) fn parse_record(record: &[u8], st_ino: u64) -> Option<InodeRef> {
+    let (version, rest) = record.split_first()?;
+    let (lower, rest) = rest.split_first_chunk::<8>()?;
+    let (of, rest) = rest.split_first_chunk::<8>()?;
+    (*version == RECORD_VERSION && rest.is_empty() && u64::from_le_bytes(*of) == st_ino)
+        .then(|| InodeRef::from_packed(u64::from_le_bytes(*lower)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn index_names_lead_back_and_others_do_not() {
+        for number in [1, 0x0102_0304, u32::MAX] {
+            let name = index_name(InodeNumber(number));
+            assert_eq!(parse_index_name(name.as_bytes()), Some(InodeNumber(number)));
+        }
+        let name = index_name(InodeNumber(7));
+        for bad in ["", "#7", &name[1..], &name.replace("fb", "fa"), &name.to_uppercase()] {
+            assert_eq!(parse_index_name(bad.as_bytes()), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_record_holds_only_for_the_inode_it_was_written_for() {
+        let lower = InodeRef::new(4096, 17);
+        let record = record(lower, 99);
+        assert_eq!(parse_record(&record, 99), Some(lower));
+        assert_eq!(parse_record(&record, 98), None);
+        assert_eq!(parse_record(&record[..16], 99), None);
+        assert_eq!(parse_record(&[], 99), None);
+    }
+}

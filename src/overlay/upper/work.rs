@@ -1,0 +1,219 @@
+//! The workdir: where things are built before one rename puts them in place, and where removed
+//! things are taken apart after one rename has put them out of sight.
+
+use std::ffi::{OsStr, OsString};
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, RenameFlags};
+use rustix::io::Errno;
+
+use super::super::error::{Error, Result};
+use super::address::Address;
+use super::open::Upper;
+
+/// The one whiteout inode that all whiteouts are links of, until the file system's limit of links.
+const WHITEOUT: &str = "whiteout";
+
+/// Directories that a kernel overlay left in its workdir are not deeper than what could be
+/// created through one path.
+const MAX_DEPTH: usize = 2048;
+
+/// Something in the workdir that is not in place yet. Dropped, it is removed.
+#[derive(Debug)]
+pub(in super::super) struct Draft<'a> {
+    upper: &'a Upper,
+    dir: Arc<OwnedFd>,
+    name: OsString,
+    /// A directory made for this draft alone, to pass on a default ACL.
+    nursery: Option<OsString>,
+    placed: bool,
+}
+
+impl Draft<'_> {
+    pub(in super::super) fn address(&self) -> Address {
+        Address::at(&self.dir, &self.name)
+    }
+
+    pub(in super::super) fn dir(&self) -> &Arc<OwnedFd> {
+        &self.dir
+    }
+
+    pub(in super::super) fn name(&self) -> &OsStr {
+        &self.name
+    }
+
+    /// Renames the draft to `name` in `dir`. With [`RenameFlags::EXCHANGE`], what was there becomes
+    /// the draft and is removed with it.
+    pub(in super::super) fn place(
+        mut self,
+        dir: &OwnedFd,
+        name: &OsStr,
+        flags: RenameFlags,
+    ) -> Result<()> {
+        rustix::fs::renameat_with(&self.dir, self.name.as_os_str(), dir, name, flags)
+            .map_err(Error::sys("rename", name.to_string_lossy()))?;
+        self.placed = !flags.contains(RenameFlags::EXCHANGE);
+        Ok(())
+    }
+}
+
+impl Drop for Draft<'_> {
+    fn drop(&mut self) {
+        if !self.placed {
+            remove_tree(&self.dir, &self.name, 0);
+        }
+        if let Some(nursery) = &self.nursery {
+            self.upper.discard(nursery);
+        }
+    }
+}
+
+impl Upper {
+    /// A name not yet used in the workdir.
+    pub(super) fn draft_name(&self) -> OsString {
+        // The kernel's own temporary names begin with '#' too.
+        OsString::from(format!("#{:x}", self.drafts.fetch_add(1, Ordering::Relaxed)))
+    }
+
+    /// A place for a draft that `make` fills by creating the name it is given.
+    pub(in super::super) fn draft<T>(
+        &self,
+        make: impl FnOnce(&OwnedFd, &OsStr) -> Result<T>,
+    ) -> Result<(Draft<'_>, T)> {
+        let name = self.draft_name();
+        let made = make(&self.work, &name)?;
+        let dir = Arc::clone(&self.work);
+        Ok((Draft { upper: self, dir, name, nursery: None, placed: false }, made))
+    }
+
+    /// As [`Self::draft`], below a directory that has `acl` for its default ACL, which the new
+    /// inode takes over as if made in its place.
+    pub(in super::super) fn draft_under_acl<T>(
+        &self,
+        acl: &[u8],
+        make: impl FnOnce(&OwnedFd, &OsStr) -> Result<T>,
+    ) -> Result<(Draft<'_>, T)> {
+        let nursery = self.draft_name();
+        rustix::fs::mkdirat(&self.work, nursery.as_os_str(), Mode::from_raw_mode(0o700))
+            .map_err(Error::sys("mkdir", "workdir"))?;
+        let open = || -> Result<Arc<OwnedFd>> {
+            let address = Address::at(&self.work, &nursery);
+            address
+                .set_xattr(c"system.posix_acl_default", acl, rustix::fs::XattrFlags::empty())
+                .map_err(Error::sys("setxattr", "workdir"))?;
+            address.open(OFlags::PATH | OFlags::DIRECTORY).map(Arc::new)
+        };
+        let name = OsString::from("draft");
+        let made = open().and_then(|dir| make(&dir, &name).map(|made| (dir, made)));
+        match made {
+            Ok((dir, made)) => {
+                let nursery = Some(nursery);
+                Ok((Draft { upper: self, dir, name, nursery, placed: false }, made))
+            }
+            Err(error) => {
+                self.discard(&nursery);
+                Err(error)
+            }
+        }
+    }
+
+    /// A new empty file in the workdir.
+    pub(in super::super) fn draft_file(
+        &self,
+        flags: OFlags,
+        mode: u32,
+    ) -> Result<(Draft<'_>, OwnedFd)> {
+        self.draft(|dir, name| {
+            let flags = flags | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            rustix::fs::openat(dir, name, flags, Mode::from_raw_mode(mode))
+                .map_err(Error::sys("open", "workdir"))
+        })
+    }
+
+    /// A whiteout in the workdir.
+    pub(in super::super) fn draft_whiteout(&self) -> Result<Draft<'_>> {
+        Ok(self.draft(|dir, name| self.link_whiteout(dir, name))?.0)
+    }
+
+    /// Makes `name` in `dir`, where nothing is, a whiteout.
+    pub(in super::super) fn link_whiteout(&self, dir: &OwnedFd, name: &OsStr) -> Result<()> {
+        let link = || rustix::fs::linkat(&self.work, WHITEOUT, dir, name, AtFlags::empty());
+        match link() {
+            Ok(()) => return Ok(()),
+            Err(Errno::NOENT | Errno::MLINK) => {}
+            Err(errno) => return Err(Error::sys("link", name.to_string_lossy())(errno)),
+        }
+        let (draft, ()) = self.draft(|dir, name| {
+            rustix::fs::mknodat(dir, name, FileType::CharacterDevice, Mode::empty(), 0)
+                .map_err(Error::sys("mknod", "a whiteout"))
+        })?;
+        draft.place(&self.work, OsStr::new(WHITEOUT), RenameFlags::empty())?;
+        link().map_err(Error::sys("link", name.to_string_lossy()))
+    }
+
+    /// Takes `name` out of `dir` in one step, then apart.
+    pub(in super::super) fn take_away(&self, dir: &OwnedFd, name: &OsStr) -> Result<()> {
+        let draft = self.draft_name();
+        rustix::fs::renameat(dir, name, &self.work, draft.as_os_str())
+            .map_err(Error::sys("rename", name.to_string_lossy()))?;
+        self.discard(&draft);
+        Ok(())
+    }
+
+    /// Removes `name` from the workdir, with all below it. What cannot be removed now is removed
+    /// when the upper is opened next.
+    pub(super) fn discard(&self, name: &OsStr) {
+        remove_tree(&self.work, name, 0);
+    }
+
+    /// Empties the workdir.
+    pub(super) fn clean_work(&self) -> Result<()> {
+        for name in list(&self.work)? {
+            self.discard(&name.0);
+        }
+        Ok(())
+    }
+}
+
+/// The names in a directory with their inode numbers and types, except `.` and `..`.
+pub(in super::super) fn list(dir: &OwnedFd) -> Result<Vec<(OsString, u64, FileType)>> {
+    let fail = |errno| Error::sys("getdents", "a directory")(errno);
+    let mut names = Vec::new();
+    // Opens the directory anew: the descriptor at hand may be O_PATH, and its position is shared.
+    for entry in Dir::read_from(dir).map_err(fail)? {
+        let entry = entry.map_err(fail)?;
+        let name = OsStr::from_bytes(entry.file_name().to_bytes());
+        if name != "." && name != ".." {
+            names.push((name.to_owned(), entry.ino(), entry.file_type()));
+        }
+    }
+    Ok(names)
+}
+
+fn remove_tree(dir: &OwnedFd, name: &OsStr, depth: usize) {
+    let removed = match rustix::fs::unlinkat(dir, name, AtFlags::empty()) {
+        Err(Errno::ISDIR | Errno::PERM) => {
+            match rustix::fs::unlinkat(dir, name, AtFlags::REMOVEDIR) {
+                Err(Errno::NOTEMPTY | Errno::EXIST) if depth < MAX_DEPTH => {
+                    let flags =
+                        OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                    if let Ok(inner) = rustix::fs::openat(dir, name, flags, Mode::empty()) {
+                        for (child, ..) in list(&inner).unwrap_or_default() {
+                            remove_tree(&inner, &child, depth + 1);
+                        }
+                    }
+                    rustix::fs::unlinkat(dir, name, AtFlags::REMOVEDIR)
+                }
+                other => other,
+            }
+        }
+        other => other,
+    };
+    match removed {
+        Ok(()) | Err(Errno::NOENT) => {}
+        Err(errno) => log::warn!("workdir: cannot remove {}: {errno}", name.display()),
+    }
+}

@@ -1,0 +1,157 @@
+//! Extended attributes.
+//!
+//! The upper's marks share a namespace with attributes that programs in the mount may set. As in
+//! kernel overlayfs (since 6.7), such a program's `trusted.overlay.x` is stored as
+//! `trusted.overlay.overlay.x`, and marks are not shown. In the archive nothing is a mark.
+
+use std::borrow::Cow;
+use std::ffi::{CString, OsStr};
+use std::os::unix::ffi::OsStrExt;
+
+use rustix::fs::XattrFlags;
+use rustix::io::Errno;
+
+use super::Overlay;
+use super::copy_up::Want;
+use super::error::{Error, Result};
+use super::upper::{Address, Namespace};
+use crate::types::Ino;
+
+/// What stands between the marks' prefix and the rest of a name that is not a mark.
+const ESCAPE: &[u8] = b"overlay.";
+
+/// The name under which the upper stores attribute `name` of a program.
+pub(super) fn stored_name(name: &[u8], marks: Namespace) -> Cow<'_, [u8]> {
+    match name.strip_prefix(marks.prefix()) {
+        None => Cow::Borrowed(name),
+        Some(rest) => Cow::Owned([marks.prefix(), ESCAPE, rest].concat()),
+    }
+}
+
+/// The name that a program sees of an attribute in the upper; `None` for a mark.
+fn shown_name(stored: &[u8], marks: Namespace) -> Option<Cow<'_, [u8]>> {
+    match stored.strip_prefix(marks.prefix()) {
+        None => Some(Cow::Borrowed(stored)),
+        Some(rest) => {
+            let rest = rest.strip_prefix(ESCAPE)?;
+            Some(Cow::Owned([marks.prefix(), rest].concat()))
+        }
+    }
+}
+
+impl Overlay {
+    /// The value of attribute `name`.
+    ///
+    /// # Errors
+    /// `ENODATA` where it has none, also for ACLs on a file system without them; or what reading
+    /// either half says.
+    pub fn getxattr(&self, ino: Ino, name: &OsStr) -> Result<Vec<u8>> {
+        let Some((inode, marks)) = self.xattr_address(ino)? else {
+            let lower = self.lower.inode_ref(ino).ok_or(Errno::STALE)?;
+            let value = self.lower.archive().xattr(&self.lower.inode(lower)?, name.as_bytes())?;
+            return Ok(value.ok_or(Errno::NODATA)?);
+        };
+        match inode.get_xattr(&c_name(name, marks)?) {
+            Ok(value) => Ok(value),
+            Err(Errno::OPNOTSUPP) if name.as_bytes().starts_with(b"system.posix_acl_") => {
+                Err(Errno::NODATA.into())
+            }
+            // The usual answer, to a question asked of every file: no message is made for it.
+            Err(Errno::NODATA) => Err(Errno::NODATA.into()),
+            Err(errno) => Err(Error::sys("getxattr", inode.label())(errno)),
+        }
+    }
+
+    /// The names of all attributes, each ended by a NUL.
+    ///
+    /// # Errors
+    /// What reading either half says.
+    pub fn listxattr(&self, ino: Ino) -> Result<Vec<u8>> {
+        let mut shown = Vec::new();
+        let mut show = |name: &[u8]| {
+            shown.extend_from_slice(name);
+            shown.push(0);
+        };
+        match self.xattr_address(ino)? {
+            None => {
+                let lower = self.lower.inode_ref(ino).ok_or(Errno::STALE)?;
+                for name in self.lower.archive().xattr_names(&self.lower.inode(lower)?)? {
+                    show(&name);
+                }
+            }
+            Some((inode, marks)) => {
+                let stored = match inode.list_xattrs() {
+                    Err(Errno::OPNOTSUPP) => Vec::new(),
+                    other => other.map_err(Error::sys("listxattr", inode.label()))?,
+                };
+                for name in stored.split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
+                    if let Some(name) = shown_name(name, marks) {
+                        show(&name);
+                    }
+                }
+            }
+        }
+        Ok(shown)
+    }
+
+    /// Sets attribute `name`.
+    ///
+    /// # Errors
+    /// `EEXIST` or `ENODATA` as `flags` ask, `EROFS`, or what the upper says.
+    pub fn setxattr(&self, ino: Ino, name: &OsStr, value: &[u8], flags: XattrFlags) -> Result<()> {
+        self.copy_up(ino, Want::Attributes)?;
+        let (inode, marks) = self.xattr_address(ino)?.ok_or(Errno::STALE)?;
+        inode
+            .set_xattr(&c_name(name, marks)?, value, flags)
+            .map_err(Error::sys("setxattr", inode.label()))
+    }
+
+    /// Removes attribute `name`.
+    ///
+    /// # Errors
+    /// `ENODATA` where it has none, `EROFS`, or what the upper says.
+    pub fn removexattr(&self, ino: Ino, name: &OsStr) -> Result<()> {
+        self.upper()?;
+        // A file that does not have it is not copied up to find that out.
+        self.getxattr(ino, name)?;
+        self.copy_up(ino, Want::Attributes)?;
+        let (inode, marks) = self.xattr_address(ino)?.ok_or(Errno::STALE)?;
+        inode.remove_xattr(&c_name(name, marks)?).map_err(Error::sys("removexattr", inode.label()))
+    }
+
+    fn xattr_address(&self, ino: Ino) -> Result<Option<(Address, Namespace)>> {
+        let Some(state) = self.nodes.upper(ino)? else { return Ok(None) };
+        let _names = self.names.read();
+        Ok(Some((self.address(ino, &state)?, self.upper()?.marks)))
+    }
+}
+
+fn c_name(name: &OsStr, marks: Namespace) -> Result<CString> {
+    Ok(CString::new(stored_name(name.as_bytes(), marks).into_owned()).map_err(|_| Errno::INVAL)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_programs_survive_storing_and_marks_are_not_shown() {
+        for name in [
+            "user.a",
+            "trusted.overlay.opaque",
+            "trusted.overlay.overlay.opaque",
+            "trusted.overlays",
+            "security.capability",
+        ] {
+            let stored = stored_name(name.as_bytes(), Namespace::Trusted);
+            let shown = shown_name(&stored, Namespace::Trusted).unwrap();
+            assert_eq!(&*shown, name.as_bytes());
+        }
+        assert_eq!(
+            &*stored_name(b"trusted.overlay.opaque", Namespace::Trusted),
+            b"trusted.overlay.overlay.opaque"
+        );
+        assert_eq!(shown_name(b"trusted.overlay.opaque", Namespace::Trusted), None);
+        assert!(shown_name(b"trusted.overlay.opaque", Namespace::User).is_some());
+    }
+}
