@@ -180,7 +180,7 @@ fn parse_content_range(value: &str) -> Option<(Range<u64>, u64)> {
     let (first, last) = range.split_once('-')?;
     let (first, last): (u64, u64) = (first.trim().parse().ok()?, last.trim().parse().ok()?);
     let size = size.trim().parse().ok()?;
-    (first <= last && last < size).then_some((first..last + 1, size))
+    (first <= last && last < size).then(|| (first..last + 1, size))
 }
 
 #[cfg(test)]

@@ -49,7 +49,8 @@ pub(super) fn classify(
         | "InvalidAccessKeyId"
         | "InvalidToken"
         | "InvalidSecurity"
-        | "RequestTimeTooSkewed" => {
+        | "RequestTimeTooSkewed"
+        | "NotSignedUp" => {
             return Error::BadCredentials { object, reason: code };
         }
         // R2's answer to a key id of the wrong length.
@@ -79,7 +80,12 @@ pub(super) fn classify(
         StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS => {
             Error::Unavailable { object, status: status.as_u16(), code }
         }
-        status if status.is_server_error() => {
+        // 501 and 505 will be said again however often we ask.
+        status
+            if status.is_server_error()
+                && status != StatusCode::NOT_IMPLEMENTED
+                && status != StatusCode::HTTP_VERSION_NOT_SUPPORTED =>
+        {
             Error::Unavailable { object, status: status.as_u16(), code }
         }
         status if status.is_redirection() => {
@@ -123,6 +129,7 @@ mod tests {
             (412, "PreconditionFailed", "", "s3://b/k changed while it was in use"),
             (503, "SlowDown", "", "s3://b/k: the server answered 503 (SlowDown)"),
             (500, "", "", "s3://b/k: the server answered 500"),
+            (501, "NotImplemented", "", "s3://b/k: the server refused: 501 (NotImplemented)"),
             (
                 400,
                 "EntityTooSmall",
