@@ -51,6 +51,13 @@ pub fn run(arguments: Vec<OsString>) -> ExitCode {
         }
     };
     let output = Output { json: cli.json, quiet: cli.quiet };
+    if let Command::Serve { .. } = cli.command {
+        // The command that started this server is told, and tells the user.
+        return match crate::server::run_detached() {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(failure) => ExitCode::from(failure.code.exit_status()),
+        };
+    }
     match execute(cli.command, &output) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => output.fail(&failure),
@@ -77,7 +84,6 @@ fn execute(command: Command, output: &Output) -> Result<(), Failure> {
                 .and_then(|()| std::io::stdout().write_all(&page))
                 .map_err(|error| output::stdout_failed(&error))
         }
-        // The command that started the server has been told; nobody reads more.
         Command::Serve { .. } => crate::server::run_detached(),
     }
 }

@@ -95,18 +95,19 @@ pub(super) fn source_request(args: &SourceArgs) -> SourceRequest {
 /// The directory to mount on, absolute and without symlinks.
 pub(super) fn find_mountpoint(path: &Path) -> Result<PathBuf, Failure> {
     let shown = path.display();
-    let real = path.canonicalize().map_err(|error| match error.kind() {
-        std::io::ErrorKind::NotFound => {
+    let found = path.canonicalize().and_then(|real| Ok((real.metadata()?.is_dir(), real)));
+    let (is_directory, real) = found.map_err(|error| match error.raw_os_error() {
+        Some(libc::ENOENT) => {
             Failure::new(Code::Mountpoint, format!("the mountpoint {shown} does not exist"))
                 .hint(format!("make it first: mkdir -p {shown}"))
         }
-        _ if error.raw_os_error() == Some(libc::ENOTCONN) => {
+        Some(libc::ENOTCONN) => {
             Failure::new(Code::Mountpoint, format!("a dead mount is still on {shown}"))
                 .hint(format!("clear it first: thawfs unmount {shown}"))
         }
         _ => Failure::new(Code::Mountpoint, format!("the mountpoint {shown}: {error}")),
     })?;
-    if !real.is_dir() {
+    if !is_directory {
         return Err(Failure::new(
             Code::Mountpoint,
             format!("the mountpoint {shown} is not a directory"),

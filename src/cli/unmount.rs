@@ -9,7 +9,7 @@ use super::output::Output;
 use crate::failure::{Code, Failure};
 use crate::fuse;
 use crate::server::mounts::read_mount_at;
-use crate::server::state::{MountDir, StateDir};
+use crate::server::state::{EndWatch, MountDir, StateDir};
 
 /// How long a server may take to remove its upper and end. A tree of a million files on a slow disk
 /// takes about that long.
@@ -44,22 +44,23 @@ fn unmount_one(mountpoint: &Path, lazy: bool, output: &Output) -> Result<(), Fai
                 .hint("thawfs status shows what is mounted")),
         };
     }
-    let alive = recorded.as_ref().is_some_and(MountDir::is_alive);
+    let watch = recorded.as_ref().and_then(MountDir::watch);
+    let alive = watch.as_ref().is_some_and(EndWatch::is_alive);
     let done = if lazy || !alive { fuse::detach(mountpoint) } else { fuse::unmount(mountpoint) };
-    done.map_err(|error| match error.raw_os_error() {
-        Some(libc::EBUSY) => Failure::new(Code::Busy, format!("{shown} is in use")).hint(format!(
+    done.map_err(|error| match error.kind() {
+        io::ErrorKind::ResourceBusy => Failure::new(Code::Busy, format!("{shown} is in use")).hint(format!(
             "end what uses it (fuser -vm {shown} shows it), or detach it with --lazy"
         )),
-        Some(libc::EPERM | libc::EACCES) => {
+        io::ErrorKind::PermissionDenied => {
             Failure::new(Code::Fuse, format!("not permitted to unmount {shown}"))
                 .hint("only root and whoever mounted it may")
         }
         _ => failed(error),
     })?;
-    match recorded {
+    match (recorded, watch) {
         // Detached lazily, it ends when the last user is gone: not ours to wait for.
-        Some(_) if lazy && alive => Ok(()),
-        Some(server) if alive => match server.wait_for_end(PATIENCE) {
+        (Some(_), _) if lazy && alive => Ok(()),
+        (Some(_), Some(watch)) if alive => match watch.wait(PATIENCE) {
             true => Ok(()),
             false => Err(Failure::new(
                 Code::Failed,
@@ -67,8 +68,8 @@ fn unmount_one(mountpoint: &Path, lazy: bool, output: &Output) -> Result<(), Fai
             )
             .hint("see thawfs status")),
         },
-        Some(dead) => dead.remove().map_err(failed),
-        None => Ok(()),
+        (Some(dead), _) => dead.remove().map_err(failed),
+        (None, _) => Ok(()),
     }
 }
 

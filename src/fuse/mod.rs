@@ -10,8 +10,10 @@ mod errno;
 mod faults;
 mod filesystem;
 mod io_mode;
+mod mount;
 mod pool;
 mod session;
 
 pub use faults::{Fault, Faults};
-pub use session::{Mount, MountOptions, Unmounter, detach, unmount};
+pub use mount::{detach, unmount};
+pub use session::{Mount, MountOptions, Unmounter};

@@ -1,22 +1,16 @@
 //! Mounting: from an [`Overlay`] to a directory that answers, and its end.
 
-use std::ffi::CString;
 use std::io;
-use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use fuser::{Config, MountOption, Session, SessionACL};
-use rustix::fd::OwnedFd;
-use rustix::mount::MountFlags;
+use fuser::{Config, Session, SessionACL};
 
 use super::faults::Faults;
 use super::filesystem::Adapter;
+use super::mount::{detach, mount, unmount};
 use crate::overlay::Overlay;
-
-/// The part of the file system's type behind `fuse.`.
-const SUBTYPE: &str = "thawfs";
 
 /// FUSE threads. They answer from memory or the upper's page cache only, so a few more than the
 /// cores suffice; four is the least, so that a slow upper disk does not stop everything.
@@ -64,80 +58,10 @@ impl MountOptions {
     }
 
     /// Whether option `name` was given, and not taken back later by `opposite`.
-    fn has(&self, name: &str, opposite: &str) -> bool {
+    pub(super) fn has(&self, name: &str, opposite: &str) -> bool {
         let last = self.flags.iter().rev().find(|flag| *flag == name || *flag == opposite);
         last.is_some_and(|flag| flag == name)
     }
-
-    fn session_config(&self) -> Config {
-        let mut config = Config::default();
-        config.acl = if self.allow_other { SessionACL::All } else { SessionACL::Owner };
-        config.n_threads = Some(fuse_threads());
-        config.clone_fd = true;
-        config
-    }
-
-    /// The same for fusermount3, which knows what an ordinary user may ask for.
-    fn fusermount_config(&self) -> Config {
-        let mut config = self.session_config();
-        config.mount_options = vec![
-            MountOption::FSName(self.fsname.clone()),
-            MountOption::Subtype(SUBTYPE.into()),
-            MountOption::DefaultPermissions,
-        ];
-        if self.read_only {
-            config.mount_options.push(MountOption::RO);
-        }
-        for (name, opposite, option) in [
-            ("noexec", "exec", MountOption::NoExec),
-            ("noatime", "atime", MountOption::NoAtime),
-            ("sync", "async", MountOption::Sync),
-        ] {
-            if self.has(name, opposite) {
-                config.mount_options.push(option);
-            }
-        }
-        config
-    }
-
-    /// Flags for mount(2). Unlike fusermount3's mounts, root's may have devices and set-user-id
-    /// programs: they are to be like a local disk.
-    fn mount_flags(&self) -> MountFlags {
-        let mut flags = MountFlags::empty();
-        for (name, opposite, flag) in [
-            ("nosuid", "suid", MountFlags::NOSUID),
-            ("nodev", "dev", MountFlags::NODEV),
-            ("noexec", "exec", MountFlags::NOEXEC),
-            ("noatime", "atime", MountFlags::NOATIME),
-            ("sync", "async", MountFlags::SYNCHRONOUS),
-            ("dirsync", "nodirsync", MountFlags::DIRSYNC),
-        ] {
-            flags.set(flag, self.has(name, opposite));
-        }
-        flags.set(MountFlags::RDONLY, self.read_only);
-        flags
-    }
-}
-
-/// mount(2) by ourselves, so that the kernel shows our subtype; fuser passes it to fusermount3
-/// alone.
-fn mount_directly(mountpoint: &Path, options: &MountOptions) -> rustix::io::Result<OwnedFd> {
-    use rustix::fs::{Mode, OFlags};
-    let device =
-        rustix::fs::open("/dev/fuse", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
-    let mut data = format!(
-        "fd={},rootmode=40000,user_id={},group_id={},default_permissions",
-        device.as_raw_fd(),
-        rustix::process::getuid().as_raw(),
-        rustix::process::getgid().as_raw(),
-    );
-    if options.allow_other {
-        data.push_str(",allow_other");
-    }
-    let data = CString::new(data).map_err(|_| rustix::io::Errno::INVAL)?;
-    let kind = format!("fuse.{SUBTYPE}");
-    rustix::mount::mount(&*options.fsname, mountpoint, kind, options.mount_flags(), &*data)?;
-    Ok(device)
 }
 
 /// A mounted overlay that is not served yet. Dropping it unmounts.
@@ -170,20 +94,16 @@ impl Mount {
             faults,
         );
         let notifier = adapter.notifier();
-        let session = match mount_directly(mountpoint, options) {
-            Ok(device) => {
-                let config = options.session_config();
-                let acl = config.acl;
-                Session::from_fd(adapter, device, acl, config).inspect_err(|_| {
-                    // The failure to tell is the session's; the mount is dead already.
-                    let _ = detach(mountpoint);
-                })?
-            }
-            Err(rustix::io::Errno::PERM) => {
-                Session::new(adapter, mountpoint, &options.fusermount_config())?
-            }
-            Err(error) => return Err(error.into()),
-        };
+        let acl = if options.allow_other { SessionACL::All } else { SessionACL::Owner };
+        let mut config = Config::default();
+        config.acl = acl;
+        config.n_threads = Some(fuse_threads());
+        config.clone_fd = true;
+        let device = mount(mountpoint, options)?;
+        let session = Session::from_fd(adapter, device, acl, config).inspect_err(|_| {
+            // The failure to tell is the session's; the mount is dead already.
+            let _ = detach(mountpoint);
+        })?;
         // Set once, before the first request is served.
         let _ = notifier.set(session.notifier());
         Ok(Self { session })
@@ -211,51 +131,8 @@ impl Unmounter {
     /// When neither umount(2) nor fusermount3 does it.
     pub fn unmount(&self) -> io::Result<()> {
         match unmount(&self.mountpoint) {
-            Err(error) if error.raw_os_error() == Some(libc::EBUSY) => detach(&self.mountpoint),
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy => detach(&self.mountpoint),
             done => done,
         }
     }
-}
-
-/// Lazily detaches whatever is mounted at `mountpoint`.
-///
-/// # Errors
-/// When neither umount(2) nor fusermount3 does it.
-pub fn detach(mountpoint: &Path) -> io::Result<()> {
-    unmount_with(mountpoint, rustix::mount::UnmountFlags::DETACH, &["-u", "-z"])
-}
-
-/// Unmounts `mountpoint`, as umount(8) would: refused with EBUSY while something uses it.
-///
-/// # Errors
-/// When neither umount(2) nor fusermount3 does it.
-pub fn unmount(mountpoint: &Path) -> io::Result<()> {
-    unmount_with(mountpoint, rustix::mount::UnmountFlags::empty(), &["-u"])
-}
-
-/// umount(2) where that is allowed, the set-user-id fusermount3 where it isn't.
-fn unmount_with(
-    mountpoint: &Path,
-    flags: rustix::mount::UnmountFlags,
-    fusermount_args: &[&str],
-) -> io::Result<()> {
-    let flags = flags | rustix::mount::UnmountFlags::NOFOLLOW;
-    match rustix::mount::unmount(mountpoint, flags) {
-        Err(rustix::io::Errno::PERM) => {}
-        done => return done.map_err(Into::into),
-    }
-    let output = std::process::Command::new("fusermount3")
-        .args(fusermount_args)
-        .arg("--")
-        .arg(mountpoint)
-        .stdin(std::process::Stdio::null())
-        .output()?;
-    if output.status.success() {
-        return Ok(());
-    }
-    let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-    if said.contains("busy") {
-        return Err(io::Error::from_raw_os_error(libc::EBUSY));
-    }
-    Err(io::Error::other(said))
 }

@@ -82,14 +82,18 @@ pub fn run_detached() -> Result<(), Failure> {
         Failure::new(Code::Usage, format!("no mount request on standard input: {error}"))
     })?;
     let group = OwnGroup::enter();
+    let mut detached = false;
     let served = super::serve(&request, |ready, log| {
         tell(&Answer::Ready(ready))?;
+        detached = true;
         let _ = std::env::set_current_dir("/");
         leave_terminal(log)
     });
-    if let Err(failure) = &served {
-        // Where the mount was ready before, nobody listens any more.
-        let _ = tell(&Answer::Failed(failure.clone()));
+    match &served {
+        Err(failure) if detached => log::error!("{failure}"),
+        // A command that has gone away needs no answer.
+        Err(failure) => drop(tell(&Answer::Failed(failure.clone()))),
+        Ok(()) => {}
     }
     drop(group);
     served

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::control;
 use super::mounts::read_mount_at;
 use super::report::{ArchiveReport, BlockReport, ChunkReport, FaultReport, Report, StoreReport};
-use super::state::{Lock, MountDir, Record, StateDir};
+use super::state::{MountDir, Record, StateDir};
 use crate::backup::{OpenArchive, SourceRequest};
 use crate::failure::{Code, Failure};
 use crate::fuse::{Faults, Mount, MountOptions, Unmounter};
@@ -59,11 +59,10 @@ pub struct Ready {
     pub upper: Option<PathBuf>,
 }
 
-/// Directory and lock of this mount in the state directory, and what goes with them at the end.
+/// The directories of this mount in the state directory, removed at the end.
 struct Place {
     state: StateDir,
     mount: MountDir,
-    _lock: Lock,
     keep_upper: bool,
 }
 
@@ -74,7 +73,6 @@ impl Drop for Place {
         {
             log::error!("the upper directory was not removed whole: {error}");
         }
-        // The lock is in there: from now on the mount is gone for everyone.
         if let Err(error) = self.mount.remove() {
             log::error!("the mount's record was not removed: {error}");
         }
@@ -101,10 +99,11 @@ pub fn serve(
     let opened = request.source.open()?;
     let state = StateDir::locate();
     let (mount_dir, lock) = state.create_mount().map_err(state_failed)?;
+    // Held until the process is no more: whoever waits for that waits for all of it.
+    std::mem::forget(lock);
     let place = Place {
         state: state.clone(),
         mount: mount_dir.clone(),
-        _lock: lock,
         keep_upper: request.keep_upper,
     };
     let upper_paths = match (&request.upper, request.read_only) {
@@ -113,7 +112,13 @@ pub fn serve(
         (None, false) => Some(state.create_upper(&mount_dir).map_err(state_failed)?),
     };
     let upper = match &upper_paths {
-        Some((upper, work)) => Some(Upper::open(upper, work)?),
+        Some((upper, work)) => {
+            if let Err(error) = std::fs::create_dir_all(work) {
+                let message = format!("the work directory {}: {error}", work.display());
+                return Err(Failure::new(Code::Upper, message));
+            }
+            Some(Upper::open(upper, work)?)
+        }
         None => None,
     };
     let overlay = Arc::new(Overlay::new(
@@ -323,7 +328,10 @@ fn mount_failed(mountpoint: &Path, error: &io::Error) -> Failure {
     }
     .hint(match rustix::process::geteuid().is_root() {
         true => "mounting needs CAP_SYS_ADMIN; in a container add --cap-add SYS_ADMIN",
-        false => "the directory must be yours, and allow_other needs user_allow_other in /etc/fuse.conf",
+        false => {
+            "/dev/fuse must be open to you (mode 0666 on most systems), the directory yours, and \
+             allow_other needs user_allow_other in /etc/fuse.conf"
+        }
     })
 }
 

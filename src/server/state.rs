@@ -211,25 +211,13 @@ impl MountDir {
 
     /// Whether the server that wrote the record still runs.
     pub fn is_alive(&self) -> bool {
-        let Ok(file) = File::open(self.path.join("lock")) else {
-            return false;
-        };
-        matches!(
-            rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockShared),
-            Err(rustix::io::Errno::WOULDBLOCK)
-        )
+        self.watch().is_some_and(|watch| watch.is_alive())
     }
 
-    /// Waits until the server has ended and cleaned up; says whether it did in time.
-    pub fn wait_for_end(&self, patience: Duration) -> bool {
-        let deadline = Instant::now() + patience;
-        while self.is_alive() {
-            if Instant::now() >= deadline {
-                return false;
-            }
-            std::thread::sleep(Duration::from_millis(2));
-        }
-        true
+    /// Something to wait for the server's end with. To be made before the server is told to end: it
+    /// removes its record first and ends then.
+    pub fn watch(&self) -> Option<EndWatch> {
+        File::open(self.path.join("lock")).ok().map(|lock| EndWatch { lock })
     }
 
     /// Removes the record and everything beside it.
@@ -241,6 +229,36 @@ impl MountDir {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             done => done,
         }
+    }
+}
+
+/// The lock of a running server, seen from outside.
+#[derive(Debug)]
+pub struct EndWatch {
+    lock: File,
+}
+
+impl EndWatch {
+    /// Whether the server's process still has its lock.
+    pub fn is_alive(&self) -> bool {
+        use rustix::fs::FlockOperation::{NonBlockingLockShared, Unlock};
+        match rustix::fs::flock(&self.lock, NonBlockingLockShared) {
+            Err(errno) => errno == rustix::io::Errno::WOULDBLOCK,
+            // Cannot fail on a lock just taken.
+            Ok(()) => rustix::fs::flock(&self.lock, Unlock).is_err(),
+        }
+    }
+
+    /// Waits until the server has cleaned up and ended; says whether it did in time.
+    pub fn wait(&self, patience: Duration) -> bool {
+        let deadline = Instant::now() + patience;
+        while self.is_alive() {
+            if Instant::now() >= deadline {
+                return false;
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        true
     }
 }
 

@@ -6,12 +6,12 @@ use std::process::{Command, Output, Stdio};
 
 /// A directory for one test: a tree, archives, mountpoints, and a state directory of its own.
 /// Dropping it takes down whatever the test left mounted.
-pub struct Bench {
+pub(crate) struct Bench {
     dir: tempfile::TempDir,
 }
 
 impl Bench {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let dir = tempfile::Builder::new().prefix("thawfs-test-").tempdir().unwrap();
         // Ordinary users of some tests must get through.
         let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
@@ -19,23 +19,23 @@ impl Bench {
         Self { dir }
     }
 
-    pub fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
     /// Makes a directory.
-    pub fn directory(&self, name: &str) -> PathBuf {
+    pub(crate) fn directory(&self, name: &str) -> PathBuf {
         let path = self.path(name);
         std::fs::create_dir_all(&path).unwrap();
         path
     }
 
-    pub fn state_dir(&self) -> PathBuf {
+    pub(crate) fn state_dir(&self) -> PathBuf {
         self.path("state")
     }
 
     /// Packs `tree` with the real mksquashfs.
-    pub fn archive(&self, tree: &Path, name: &str, flags: &[&str]) -> PathBuf {
+    pub(crate) fn archive(&self, tree: &Path, name: &str, flags: &[&str]) -> PathBuf {
         let archive = self.path(name);
         let packed = Command::new("mksquashfs")
             .args([tree, &archive])
@@ -49,7 +49,7 @@ impl Bench {
     }
 
     /// A command line of thawfs with this bench's state directory and no credentials of the user's.
-    pub fn thawfs(&self) -> Command {
+    pub(crate) fn thawfs(&self) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_thawfs"));
         command.env("THAWFS_STATE_DIR", self.state_dir());
         command.env("HOME", self.dir.path());
@@ -63,12 +63,12 @@ impl Bench {
     }
 
     /// Runs thawfs to its end, with its output.
-    pub fn run<A: AsRef<OsStr>>(&self, arguments: &[A]) -> Output {
+    pub(crate) fn run<A: AsRef<OsStr>>(&self, arguments: &[A]) -> Output {
         self.thawfs().args(arguments).output().unwrap()
     }
 
     /// Runs thawfs and insists that it succeeds. Gives what it printed.
-    pub fn ok<A: AsRef<OsStr>>(&self, arguments: &[A]) -> String {
+    pub(crate) fn ok<A: AsRef<OsStr>>(&self, arguments: &[A]) -> String {
         let output = self.run(arguments);
         assert!(
             output.status.success(),
@@ -80,7 +80,7 @@ impl Bench {
     }
 
     /// Insists that nothing of this bench is mounted, running or recorded.
-    pub fn assert_nothing_left(&self) {
+    pub(crate) fn assert_nothing_left(&self) {
         assert_eq!(self.mounted(), Vec::<PathBuf>::new());
         for kind in ["mounts", "uppers"] {
             let left: Vec<_> = std::fs::read_dir(self.state_dir().join(kind))
@@ -92,7 +92,7 @@ impl Bench {
     }
 
     /// Mountpoints below this bench.
-    pub fn mounted(&self) -> Vec<PathBuf> {
+    pub(crate) fn mounted(&self) -> Vec<PathBuf> {
         thawfs::server::mounts::read_mounts()
             .unwrap()
             .into_iter()
@@ -102,7 +102,7 @@ impl Bench {
     }
 
     /// Processes that serve a mountpoint below this bench.
-    pub fn servers(&self) -> Vec<u32> {
+    pub(crate) fn servers(&self) -> Vec<u32> {
         let here = self.dir.path().to_string_lossy().into_owned();
         std::fs::read_dir("/proc")
             .unwrap()
@@ -126,7 +126,7 @@ impl Drop for Bench {
 }
 
 /// Whether tests can mount here. Says so where they cannot.
-pub fn can_mount(test: &str) -> bool {
+pub(crate) fn can_mount(test: &str) -> bool {
     let can = Path::new("/dev/fuse").exists() && rustix::process::geteuid().is_root();
     if !can {
         eprintln!("SKIPPED {test}: it needs root and /dev/fuse");
@@ -135,7 +135,7 @@ pub fn can_mount(test: &str) -> bool {
 }
 
 /// A small tree with a bit of everything.
-pub fn write_tree(root: &Path) {
+pub(crate) fn write_tree(root: &Path) {
     use std::os::unix::fs::{PermissionsExt, symlink};
     std::fs::create_dir_all(root.join("sub/deeper")).unwrap();
     std::fs::write(root.join("hello"), "hello from the archive\n").unwrap();
@@ -147,7 +147,7 @@ pub fn write_tree(root: &Path) {
     std::fs::set_permissions(root.join("script"), PermissionsExt::from_mode(0o755)).unwrap();
 }
 
-/// A megabyte and a bit that does not compress to nothing and tells every offset apart.
-pub fn big_contents() -> Vec<u8> {
-    (0..300_000u32).flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes()).collect()
+/// A megabyte and a bit that compresses well and tells every offset apart.
+pub(crate) fn big_contents() -> Vec<u8> {
+    (0..160_000u32).flat_map(|n| format!("{n:06}\n").into_bytes()).collect()
 }
