@@ -100,7 +100,7 @@ impl Overlay {
 
     /// Gives a copy the owner, attributes, permissions and times of its lower inode, and the records
     /// that say where it came from.
-    fn dress(
+    pub(super) fn dress(
         &self,
         copy: &Address,
         lower: InodeRef,

@@ -34,6 +34,17 @@ impl Lower {
         &self.archive
     }
 
+    /// What tells this archive from others, to recognise an upper made over it.
+    pub(super) fn identity(&self) -> Vec<u8> {
+        let superblock = self.archive.superblock();
+        let mut identity = Vec::with_capacity(28);
+        identity.extend_from_slice(&superblock.bytes_used.to_le_bytes());
+        identity.extend_from_slice(&superblock.created.seconds.to_le_bytes());
+        identity.extend_from_slice(&superblock.inodes.to_le_bytes());
+        identity.extend_from_slice(&superblock.root.packed().to_le_bytes());
+        identity
+    }
+
     /// The merged number of a lower inode.
     pub(super) fn ino(&self, inode: InodeRef) -> Result<Ino> {
         Ok(ino::of_lower(inode, self.archive.root()).ok_or(Errno::IO)?)

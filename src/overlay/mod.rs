@@ -109,17 +109,18 @@ impl Overlay {
     pub fn new(lower: Arc<Archive>, upper: Option<Upper>, options: Options) -> Result<Self> {
         let lower = Lower::new(lower);
         let mut index = Index::default();
+        let mut fresh = false;
         let root = match &upper {
             None => None,
             Some(upper) => {
-                claim(upper, &lower)?;
+                fresh = claim(upper, &lower)?;
                 index = Index::load(upper, &lower)?;
                 let stat = upper.root_address().stat()?;
                 let root = Some(lower.archive().root());
                 Some(UpperState::new(&stat, FileKind::Directory, 0, root))
             }
         };
-        Ok(Self {
+        let overlay = Self {
             lower,
             upper,
             options,
@@ -130,7 +131,21 @@ impl Overlay {
             flights: copy_up::Flights::default(),
             names: RwLock::new(()),
             changes: AtomicU64::new(0),
-        })
+        };
+        if fresh {
+            overlay.dress_root()?;
+        }
+        Ok(overlay)
+    }
+
+    /// Gives the root of a new upper the lower root's owner, permissions, attributes and times, as a
+    /// restored directory should have them.
+    fn dress_root(&self) -> Result<()> {
+        let upper = self.upper()?;
+        let lower = self.lower.archive().root();
+        let root = upper.root_address();
+        self.dress(&root, lower, &self.lower.inode(lower)?, false)?;
+        upper.marks.set(&root, Mark::Archive, &self.lower.identity())
     }
 
     /// Whether an operation on `ino` may wait for the network: then it is for a thread that may.
@@ -193,23 +208,19 @@ impl Overlay {
     }
 }
 
-/// Marks the upper as belonging to this archive, or refuses one that belongs to another: records
-/// on its inodes would lead to the wrong files.
-fn claim(upper: &Upper, lower: &Lower) -> Result<()> {
-    let superblock = lower.archive().superblock();
-    let mut identity = Vec::with_capacity(32);
-    identity.extend_from_slice(&superblock.bytes_used.to_le_bytes());
-    identity.extend_from_slice(&superblock.created.seconds.to_le_bytes());
-    identity.extend_from_slice(&superblock.inodes.to_le_bytes());
-    identity.extend_from_slice(&lower.archive().root().packed().to_le_bytes());
+/// Whether the upper is new, rather than made over this archive. One made over another is refused:
+/// records on its inodes would lead to the wrong files.
+fn claim(upper: &Upper, lower: &Lower) -> Result<bool> {
     let root = upper.root_address();
     match upper.marks.get(&root, Mark::Archive)? {
-        Some(found) if found == identity => Ok(()),
+        Some(found) if found == lower.identity() => Ok(false),
         Some(_) => Err(Error::Unusable {
-            path: "upper".into(),
+            path: upper.path.clone(),
             problem: "belongs to another archive; use the one it was made over, or an empty upper"
                 .to_owned(),
         }),
-        None => upper.marks.set(&root, Mark::Archive, &identity),
+        None if upper::list(&upper.root)?.is_empty() => Ok(true),
+        // Kernel overlayfs has written it.
+        None => upper.marks.set(&root, Mark::Archive, &lower.identity()).map(|()| false),
     }
 }

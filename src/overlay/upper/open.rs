@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
@@ -22,6 +22,8 @@ const INDEX: &str = "index";
 /// An upper directory with its workdir, locked for this process until dropped.
 #[derive(Debug)]
 pub struct Upper {
+    /// For messages only.
+    pub(in super::super) path: PathBuf,
     pub(in super::super) root: Arc<OwnedFd>,
     pub(in super::super) work: Arc<OwnedFd>,
     pub(in super::super) index: Arc<OwnedFd>,
@@ -73,6 +75,7 @@ impl Upper {
             rustix::fs::openat(&lock, name, flags, Mode::empty()).map(Arc::new).map_err(fail)
         };
         let mut upper = Self {
+            path: upper_dir.to_owned(),
             root: Arc::new(root),
             work: below(WORK)?,
             index: below(INDEX)?,

@@ -182,8 +182,11 @@ impl Upper {
 pub(in super::super) fn list(dir: &OwnedFd) -> Result<Vec<(OsString, u64, FileType)>> {
     let fail = |errno| Error::sys("getdents", "a directory")(errno);
     let mut names = Vec::new();
-    // Opens the directory anew: the descriptor at hand may be O_PATH, and its position is shared.
-    for entry in Dir::read_from(dir).map_err(fail)? {
+    // Opened anew, as the descriptor at hand may be O_PATH.
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let dir = rustix::fs::openat(dir, c".", flags, Mode::empty())
+        .map_err(Error::sys("open", "a directory"))?;
+    for entry in Dir::new(dir).map_err(fail)? {
         let entry = entry.map_err(fail)?;
         let name = OsStr::from_bytes(entry.file_name().to_bytes());
         if name != "." && name != ".." {
