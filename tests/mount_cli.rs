@@ -330,8 +330,10 @@ fn an_ordinary_user_mounts_through_fusermount3() {
     let _open = OpenDevice(std::fs::metadata("/dev/fuse").unwrap().mode() & 0o7777);
     std::fs::set_permissions("/dev/fuse", PermissionsExt::from_mode(0o666)).unwrap();
 
-    let (bench, archive, mountpoint) = prepared();
+    let (bench, _, mountpoint) = prepared();
     const NOBODY: u32 = 65_534;
+    let owner = ["-force-uid", "65534", "-force-gid", "65534"];
+    let archive = bench.archive(&bench.path("tree"), "mine.sqsh", &owner);
     // The program must be where the user can get at it.
     let program = bench.path("thawfs");
     std::fs::copy(env!("CARGO_BIN_EXE_thawfs"), &program).unwrap();
