@@ -1,6 +1,13 @@
 //! What goes wrong on the way to an object, against a real server: the right error in words that
 //! name the object, or no error at all.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "a test fails by a panic"
+)]
+
 #[path = "support/s3/mod.rs"]
 mod s3;
 
@@ -173,7 +180,8 @@ async fn every_refusal_has_its_error_and_names_the_object() {
 async fn what_passes_is_tried_again_and_only_the_rest_is_fetched() {
     let setup = Setup::new();
     let content = content();
-    let table: Vec<(Vec<(Fault, usize)>, &[&str])> = vec![
+    type Faults = Vec<(Fault, usize)>;
+    let table: Vec<(Faults, &[&str])> = vec![
         (vec![(Fault::Truncate(1000), 1)], &["bytes=10-200009", "bytes=1010-200009"]),
         (
             vec![(Fault::Truncate(1000), 2)],

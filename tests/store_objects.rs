@@ -1,5 +1,12 @@
 //! Writing, listing and deleting: one test, run against a bucket and against a directory.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "a test fails by a panic"
+)]
+
 #[path = "support/s3/mod.rs"]
 mod s3;
 

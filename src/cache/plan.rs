@@ -65,7 +65,28 @@ pub(super) fn runs(missing: &[u64], longest: u64, absent: impl Fn(u64) -> bool) 
     runs
 }
 
+/// Joins ranges that are at most `gap` bytes apart.
+pub(super) fn spans(ranges: &[ByteRange], gap: u64) -> Vec<Range<u64>> {
+    let mut sorted: Vec<Range<u64>> = ranges
+        .iter()
+        .filter(|range| !range.is_empty())
+        .map(|range| range.start().0..range.end().0)
+        .collect();
+    sorted.sort_unstable_by_key(|range| range.start);
+    let mut spans: Vec<Range<u64>> = Vec::new();
+    for range in sorted {
+        match spans.last_mut() {
+            Some(span) if range.start <= span.end.saturating_add(gap) => {
+                span.end = span.end.max(range.end);
+            }
+            _ => spans.push(range),
+        }
+    }
+    spans
+}
+
 #[cfg(test)]
+#[expect(clippy::single_range_in_vec_init, reason = "one range is what is expected")]
 mod tests {
     use super::*;
     use crate::types::ArchiveOffset;
@@ -104,5 +125,13 @@ mod tests {
         assert_eq!(runs(&[1, 4], 9, nobody), [1..2, 4..5]);
         assert_eq!(runs(&[0, 1, 2, 3, 4, 5], 4, nobody), [0..4, 4..6]);
         assert_eq!(runs(&[7, 7], 4, nobody), [7..8]);
+    }
+
+    #[test]
+    fn ranges_join_over_a_gap() {
+        let ranges = [range(50, 60), range(0, 10), range(5, 8), range(15, 20), range(30, 30)];
+        assert_eq!(spans(&ranges, 5), [0..20, 50..60]);
+        assert_eq!(spans(&ranges, 30), [0..60]);
+        assert_eq!(spans(&[], 5), []);
     }
 }

@@ -10,7 +10,7 @@ const SMALLEST: u64 = 256 << 10;
 
 /// A reader may skip this far and still be sequential: a block that is in another cache, the
 /// alignment of the next file.
-const SKIP: u64 = 128 << 10;
+pub(super) const SKIP: u64 = 128 << 10;
 
 /// A reader may come back this far. The kernel reads ahead with several requests at once, and
 /// they arrive in any order.
@@ -32,17 +32,20 @@ struct Stream {
 pub(super) struct Readahead {
     streams: Vec<Stream>,
     largest: u64,
+    request: u64,
     size: u64,
 }
 
 impl Readahead {
-    /// For a blob of `size` bytes; no window exceeds `largest`.
-    pub(super) fn new(largest: u64, size: u64) -> Self {
-        Self { streams: Vec::with_capacity(STREAMS), largest, size }
+    /// For a blob of `size` bytes. No window exceeds `largest`, and a large one is kept full by
+    /// asking for multiples of `request` bytes.
+    pub(super) fn new(largest: u64, request: u64, size: u64) -> Self {
+        Self { streams: Vec::with_capacity(STREAMS), largest, request, size }
     }
 
-    /// Notes a read and returns what to fetch ahead, at most `allowed` bytes. Only a `missed` read
-    /// begins a new stream: one from memory says nothing about what comes next from elsewhere.
+    /// Notes a read and returns what to fetch ahead, at most `allowed` bytes. A stream begins with
+    /// a `missed` read, and proves itself by a second one: reads of what is in memory or on its
+    /// way already say nothing about what comes next from elsewhere.
     pub(super) fn access(
         &mut self,
         read: &Range<u64>,
@@ -61,18 +64,23 @@ impl Readahead {
             return None;
         };
         let mut stream = self.streams.remove(found);
-        let advanced = read.end > stream.position;
+        let advanced = read.end > stream.position && (missed || stream.window > 0);
         stream.position = stream.position.max(read.end);
         let start = stream.ahead.max(stream.position);
         let mut fetch = None;
-        // Half a window left is the time to ask for more: the answer then comes before it is
-        // needed.
-        if advanced && start - stream.position <= stream.window / 2 {
+        // A small window is refilled when half of it is read, so that the answer comes before it
+        // is needed; a large one with every request's worth, so that as many as it holds are on
+        // their way all the time.
+        let refill = (stream.window / 2).min(self.request);
+        if advanced && start - stream.position <= stream.window - refill {
             stream.window = (stream.window * 2).clamp(SMALLEST, self.largest.max(SMALLEST));
             let end = (stream.position + stream.window).min(start + allowed).min(self.size);
-            if start < end {
-                stream.ahead = end;
-                fetch = Some(start..end);
+            let len = end.saturating_sub(start);
+            // Whole requests, unless the blob ends; what is left would be one of a few bytes.
+            let odd = if end < self.size && len > self.request { len % self.request } else { 0 };
+            if len > 0 {
+                stream.ahead = end - odd;
+                fetch = Some(start..stream.ahead);
             }
         }
         self.streams.insert(0, stream);
@@ -81,6 +89,7 @@ impl Readahead {
 }
 
 #[cfg(test)]
+#[expect(clippy::single_range_in_vec_init, reason = "one range is what is expected")]
 mod tests {
     use super::*;
 
@@ -95,7 +104,7 @@ mod tests {
 
     #[test]
     fn windows_double_to_the_largest_and_leave_no_hole() {
-        let mut readahead = Readahead::new(4 * MIB, 1 << 40);
+        let mut readahead = Readahead::new(4 * MIB, MIB, 1 << 40);
         let fetched = read_on(&mut readahead, 0..200);
         assert_eq!(fetched[0], 2 * BLOCK..4 * BLOCK, "the second read opens a window");
         for (before, after) in fetched.iter().zip(&fetched[1..]) {
@@ -104,13 +113,14 @@ mod tests {
         let lengths: Vec<u64> = fetched.iter().map(|range| range.end - range.start).collect();
         assert_eq!(lengths[..3], [256 << 10, 384 << 10, 768 << 10]);
         let last = fetched.last().unwrap();
-        assert!(last.end - 200 * BLOCK <= 4 * MIB);
-        assert!(lengths.iter().all(|len| *len <= 4 * MIB));
+        let ahead = last.end - 200 * BLOCK;
+        assert!((3 * MIB..=4 * MIB).contains(&ahead), "a full window: {ahead}");
+        assert!(lengths[6..].iter().all(|len| *len == MIB), "{lengths:?}");
     }
 
     #[test]
     fn a_seek_starts_over() {
-        let mut readahead = Readahead::new(8 * MIB, 1 << 40);
+        let mut readahead = Readahead::new(8 * MIB, MIB, 1 << 40);
         read_on(&mut readahead, 0..100);
         let far = 10_000;
         let fetched = read_on(&mut readahead, far..far + 2);
@@ -119,20 +129,29 @@ mod tests {
 
     #[test]
     fn random_reads_and_reads_from_memory_fetch_nothing() {
-        let mut readahead = Readahead::new(8 * MIB, 1 << 40);
+        let mut readahead = Readahead::new(8 * MIB, MIB, 1 << 40);
         for n in 0..100 {
             let start = (n * 7919 % 1009) * 16 * MIB;
             assert_eq!(readahead.access(&(start..start + 4096), true, MIB), None);
         }
-        let mut readahead = Readahead::new(8 * MIB, 1 << 40);
+        let mut readahead = Readahead::new(8 * MIB, MIB, 1 << 40);
         for n in 0..10 {
             assert_eq!(readahead.access(&(n * 4096..(n + 1) * 4096), false, MIB), None);
         }
     }
 
     #[test]
+    fn readers_of_what_one_miss_brought_prove_nothing() {
+        let mut readahead = Readahead::new(8 * MIB, MIB, 1 << 40);
+        for n in 0..100 {
+            assert_eq!(readahead.access(&(n * 100..(n + 1) * 100), n == 0, MIB), None);
+        }
+        assert!(readahead.access(&(10_000..20_000), true, MIB).is_some());
+    }
+
+    #[test]
     fn several_readers_are_told_apart() {
-        let mut readahead = Readahead::new(8 * MIB, 1 << 40);
+        let mut readahead = Readahead::new(8 * MIB, MIB, 1 << 40);
         let mut fetched = [0_u64; 4];
         for n in 0..50 {
             for (reader, fetched) in (0..).zip(&mut fetched) {
@@ -148,9 +167,9 @@ mod tests {
 
     #[test]
     fn the_end_and_the_allowance_limit_a_window() {
-        let mut readahead = Readahead::new(8 * MIB, 3 * BLOCK);
+        let mut readahead = Readahead::new(8 * MIB, MIB, 3 * BLOCK);
         assert_eq!(read_on(&mut readahead, 0..3), [2 * BLOCK..3 * BLOCK]);
-        let mut readahead = Readahead::new(8 * MIB, 1 << 40);
+        let mut readahead = Readahead::new(8 * MIB, MIB, 1 << 40);
         readahead.access(&(0..10), true, 5);
         assert_eq!(readahead.access(&(10..20), true, 5), Some(20..25));
         assert_eq!(readahead.access(&(20..25), true, 0), None);

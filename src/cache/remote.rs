@@ -10,8 +10,8 @@ use tokio::runtime::Handle;
 
 use super::flight::Flight;
 use super::memory::Memory;
-use super::plan::{Grid, runs};
-use super::readahead::Readahead;
+use super::plan::{Grid, runs, spans};
+use super::readahead::{Readahead, SKIP};
 use super::{Blob, Counters, Error};
 use crate::store::{self, ETag, GetRange, Object, Ranged};
 use crate::types::ByteRange;
@@ -21,9 +21,9 @@ use crate::types::ByteRange;
 /// of, about as long as its first byte.
 const LONGEST_REQUEST: u64 = 1 << 20;
 
-/// Largest window of readahead in bytes. At 20 ms and 100 MB/s a connection, eight requests on
-/// their way make some 270 MB/s.
-const LARGEST_WINDOW: u64 = 8 << 20;
+/// Largest window of readahead in bytes: 16 requests on their way, which at 20 ms and 100 MB/s a
+/// connection make 550 MB/s.
+const LARGEST_WINDOW: u64 = 16 << 20;
 
 /// How to open a [`RemoteBlob`].
 #[derive(Clone, Copy, Debug)]
@@ -43,7 +43,7 @@ impl Default for OpenOptions {
     fn default() -> Self {
         Self {
             offset: 0,
-            memory_bytes: 16 << 20,
+            memory_bytes: 24 << 20,
             // A block of 128 KiB, compressed to half, touches two of these; a larger chunk moves
             // bytes nobody asked for, a smaller one costs more requests where it is on its own.
             chunk_size: 64 << 10,
@@ -120,7 +120,7 @@ impl RemoteBlob {
         }
         let grid = Grid { chunk, size: head.size.saturating_sub(options.offset) };
         let budget = options.memory_bytes.max(tail_len + 2 * chunk);
-        let window = LARGEST_WINDOW.min(budget / 4);
+        let window = LARGEST_WINDOW.min(budget / 2);
         let inner = Inner {
             object,
             etag: head.etag.clone(),
@@ -132,7 +132,7 @@ impl RemoteBlob {
                 memory: Memory::new(budget),
                 flights: HashMap::new(),
                 flying_ahead: 0,
-                readahead: Readahead::new(window, grid.size),
+                readahead: Readahead::new(window, LONGEST_REQUEST, grid.size),
                 counters: Counters::default(),
             }),
         };
@@ -182,7 +182,8 @@ impl Blob for RemoteBlob {
             for chunk in chunks {
                 found.push((chunk, state.take(chunk)?));
             }
-            self.inner.look_ahead(&mut state, range, false, &mut launches);
+            let read = range.start().0..range.end().0;
+            self.inner.look_ahead(&mut state, &read, false, &mut launches);
             found
         };
         self.inner.launch(launches);
@@ -204,9 +205,11 @@ impl Blob for RemoteBlob {
         // More than the budget is fetched bit by bit, so that only the result itself is large.
         let batch = usize::try_from((inner.budget / 2 / grid.chunk).max(1)).unwrap_or(usize::MAX);
         let mut joints: Vec<Joint> = ranges.iter().map(|range| Joint::new(*range)).collect();
+        // Neighbours in one call are one read: they do not prove that more will follow.
+        let reads = spans(ranges, SKIP);
         for (nth, batch) in wanted.chunks(batch).enumerate() {
-            let look_ahead = if nth == 0 { ranges } else { &[] };
-            for (chunk, bytes) in inner.obtain(batch, look_ahead)? {
+            let reads = if nth == 0 { reads.as_slice() } else { &[] };
+            for (chunk, bytes) in inner.obtain(batch, reads)? {
                 for joint in &mut joints {
                     joint.add(grid, chunk, &bytes);
                 }
@@ -249,7 +252,7 @@ impl Inner {
     fn obtain(
         self: &Arc<Self>,
         batch: &[u64],
-        reads: &[ByteRange],
+        reads: &[Range<u64>],
     ) -> Result<Vec<(u64, Bytes)>, Error> {
         let mut found = Vec::with_capacity(batch.len());
         let mut waiting: Vec<(u64, Arc<Flight>)> = Vec::new();
@@ -266,7 +269,7 @@ impl Inner {
                     missing.push(chunk);
                 }
             }
-            let missed = found.len() < batch.len();
+            let missed = !missing.is_empty();
             state.counters.misses += missing.len() as u64;
             for run in self.runs(&state, &missing) {
                 let flight = self.book(&mut state, run, |chunk| missing.contains(&chunk));
@@ -279,7 +282,7 @@ impl Inner {
                 launches.push(flight);
             }
             for read in reads {
-                self.look_ahead(&mut state, *read, missed, &mut launches);
+                self.look_ahead(&mut state, read, missed, &mut launches);
             }
         }
         // Readers' requests come first in the list, and so on the wire.
@@ -295,13 +298,12 @@ impl Inner {
     fn look_ahead(
         &self,
         state: &mut State,
-        read: ByteRange,
+        read: &Range<u64>,
         missed: bool,
         launches: &mut Vec<Arc<Flight>>,
     ) {
         let allowed = self.allowed_ahead(state);
-        let bytes = read.start().0..read.end().0;
-        if let Some(ahead) = state.readahead.access(&bytes, missed, allowed) {
+        if let Some(ahead) = state.readahead.access(read, missed, allowed) {
             let chunks = ahead.start / self.grid.chunk..ahead.end.div_ceil(self.grid.chunk);
             self.plan_ahead(state, chunks, launches);
         }

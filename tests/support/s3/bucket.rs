@@ -144,6 +144,9 @@ impl S3 for Buckets {
             None => (0..meta.len(), None),
             Some(range) => {
                 let range = range.check(meta.len())?;
+                if range.is_empty() {
+                    return Err(s3_error!(InvalidRange));
+                }
                 let (first, last) = (range.start, range.end - 1);
                 (range, Some(format!("bytes {first}-{last}/{}", meta.len())))
             }

@@ -3,8 +3,8 @@
 //! It checks signatures, keeps R2's rules for multipart uploads, adds delay and bandwidth limits,
 //! fails on demand, and remembers every request.
 
-// Every test crate uses a part of it.
-#![allow(dead_code, unreachable_pub)]
+#![allow(dead_code, unreachable_pub, reason = "every crate that includes this uses a part of it")]
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test server fails by a panic")]
 
 mod bucket;
 mod wire;
