@@ -16,7 +16,13 @@ use thawfs::types::{FileKind, Ino};
 
 #[derive(Clone, Debug)]
 enum Op {
-    Write { path: PathBuf, at: u64, len: usize, seed: u8, flags: i32 },
+    Write {
+        path: PathBuf,
+        at: u64,
+        len: usize,
+        seed: u8,
+        flags: i32,
+    },
     Mkdir(PathBuf, u32),
     Symlink(PathBuf),
     Mkfifo(PathBuf),
@@ -274,12 +280,18 @@ fn play(ops: &[Op], options: Options) {
     world.check(1);
 }
 
+/// `PROPTEST_CASES` asks for more.
+fn config() -> ProptestConfig {
+    let cases = std::env::var("PROPTEST_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(100);
+    ProptestConfig { cases, max_shrink_iters: 2000, ..ProptestConfig::default() }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 60, max_shrink_iters: 600, ..ProptestConfig::default() })]
+    #![proptest_config(config())]
 
     #[test]
     fn a_merged_tree_behaves_as_a_plain_directory(
-        ops in prop::collection::vec(op(), 1..40),
+        ops in prop::collection::vec(op(), 1..60),
         metacopy in any::<bool>(),
     ) {
         play(&ops, Options { metacopy, ..Options::default() });

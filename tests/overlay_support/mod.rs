@@ -84,7 +84,14 @@ pub fn source() -> &'static Source {
         }
         // Times that no operation of a test would give, deepest first.
         let script = r#"find "$1" -depth -exec touch -h -d @1000000000 {} +"#;
-        run("sh", &["-c", script, "sh"].map(OsStr::new).into_iter().chain([tree.as_os_str()]).collect::<Vec<_>>());
+        run(
+            "sh",
+            &["-c", script, "sh"]
+                .map(OsStr::new)
+                .into_iter()
+                .chain([tree.as_os_str()])
+                .collect::<Vec<_>>(),
+        );
         let archive = dir.path().join("archive.sqsh");
         let options = ["-noappend", "-quiet", "-no-progress", "-comp", "zstd", "-b", "128K"];
         let mut args = vec![tree.as_os_str(), archive.as_os_str()];
@@ -154,7 +161,14 @@ pub struct Plain(pub PathBuf);
 
 impl Plain {
     fn file(&self, path: &Path, flags: OFlags) -> Result<std::fs::File, Errno> {
-        let flags = flags | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+        let meta = self.0.join(path).symlink_metadata();
+        if meta.is_ok_and(|meta| std::os::unix::fs::FileTypeExt::is_fifo(&meta.file_type()))
+            && !flags.contains(OFlags::EXCL)
+        {
+            // The VFS opens pipes without asking the file system.
+            return Err(Errno::NXIO);
+        }
+        let flags = flags | OFlags::NOFOLLOW;
         rustix::fs::open(self.0.join(path), flags, Mode::from(0o644)).map(Into::into)
     }
 }
@@ -441,9 +455,7 @@ impl Side for Merged {
             Ok(chain) => match chain.kind() {
                 FileKind::Symlink => return Err(Errno::LOOP),
                 FileKind::Directory => return Err(Errno::ISDIR),
-                FileKind::Regular => {
-                    overlay.open(chain.last(), flags).map_err(|e| errno(&e))?
-                }
+                FileKind::Regular => overlay.open(chain.last(), flags).map_err(|e| errno(&e))?,
                 _ => return Err(Errno::NXIO),
             },
             Err(Errno::NOENT) if flags & libc::O_CREAT != 0 => {
@@ -499,9 +511,7 @@ impl Side for Merged {
     fn rename(&mut self, from: &Path, to: &Path, flags: RenameFlags) -> Result<(), Errno> {
         let (old, name) = self.parent(from)?;
         let (new, new_name) = self.parent(to)?;
-        self.overlay
-            .rename(old.last(), name, new.last(), new_name, flags)
-            .map_err(|e| errno(&e))
+        self.overlay.rename(old.last(), name, new.last(), new_name, flags).map_err(|e| errno(&e))
     }
 
     fn truncate(&mut self, path: &Path, size: u64) -> Result<(), Errno> {
