@@ -278,7 +278,7 @@ impl Attempts<'_> {
             });
         }
         add(&tally.retries, 1);
-        log::warn!("{error}; trying again");
+        log::info!("{error}; trying again");
         tokio::time::sleep(pause).await;
         Ok(())
     }
