@@ -2,6 +2,8 @@
 //! each, both answer the same errno and look the same, whatever was copied up, hidden, renamed,
 //! linked or remounted on the way.
 
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, reason = "tests may fail")]
+
 mod overlay_support;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};

@@ -1,7 +1,8 @@
 //! A small archive, a merged tree over it, and the same operations on both that tree and a plain
 //! directory of the host, by path.
 
-#![allow(dead_code, reason = "each test binary uses its own part")]
+#![allow(dead_code, unreachable_pub, reason = "each test binary uses its own part")]
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, reason = "tests may fail")]
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
