@@ -1,5 +1,7 @@
 //! Runs the fuzz targets, on the stable toolchain, over the inputs that are kept.
 
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
+
 #[path = "../fuzz/src/lib.rs"]
 #[allow(unreachable_pub)]
 mod targets;

@@ -1,5 +1,7 @@
 //! Damaged archives: nothing panics or hangs, and where the kernel gets through we say the same.
 
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
+
 #[path = "support/corpus.rs"]
 #[allow(dead_code)]
 mod corpus;
@@ -129,7 +131,7 @@ fn what_the_kernel_makes_of_a_damaged_archive_we_make_too() {
     let mut numbers = Numbers(12);
     let (mut mounted, mut refused, mut compared) = (0, 0, 0);
     let dir = tempfile::tempdir().unwrap();
-    for round in 0..3000 {
+    for round in 0..600 {
         let mut archive = archives[round % archives.len()].clone();
         damage(&mut archive, &mut numbers);
         // A loop device has whole sectors only.
