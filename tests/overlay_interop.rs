@@ -5,62 +5,15 @@
 
 mod overlay_support;
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::path::Path;
 
-use overlay_support::{Merged, Plain, Seen, Side, Tree, bytes, is_root, open_overlay, run, source};
+use overlay_support::{
+    KernelMount, Merged, Plain, Seen, Side, Tree, bytes, is_root, open_overlay, run, source,
+};
 use rustix::fs::RenameFlags;
 use thawfs::overlay::Options;
 use thawfs::types::FileKind;
-
-/// Kernel overlayfs over a loop mount of the archive, unmounted when dropped.
-struct KernelMount {
-    dir: std::path::PathBuf,
-}
-
-impl KernelMount {
-    fn new(dir: &Path, index: &str) -> Self {
-        for name in ["lower", "merged"] {
-            std::fs::create_dir_all(dir.join(name)).unwrap();
-        }
-        let archive = source().archive.as_os_str();
-        run(
-            "mount",
-            &["-o", "loop,ro"]
-                .map(OsStr::new)
-                .into_iter()
-                .chain([archive, dir.join("lower").as_os_str()])
-                .collect::<Vec<_>>(),
-        );
-        let mut options =
-            OsString::from(format!("redirect_dir=on,metacopy=on,index={index},xino=off"));
-        for (key, name) in [("lowerdir", "lower"), ("upperdir", "upper"), ("workdir", "work")] {
-            options.push(format!(",{key}="));
-            options.push(dir.join(name));
-        }
-        let mount = Self { dir: dir.to_owned() };
-        let args = ["-t", "overlay", "overlay", "-o"].map(OsStr::new);
-        let merged = dir.join("merged");
-        run("mount", &args.into_iter().chain([&*options, merged.as_os_str()]).collect::<Vec<_>>());
-        mount
-    }
-
-    fn plain(&self) -> Plain {
-        Plain(self.dir.join("merged"))
-    }
-}
-
-impl Drop for KernelMount {
-    fn drop(&mut self) {
-        for name in ["merged", "lower"] {
-            let path = self.dir.join(name);
-            let status = std::process::Command::new("umount").arg(&path).status().unwrap();
-            if !status.success() {
-                eprintln!("cannot unmount {path:?}");
-            }
-        }
-    }
-}
 
 /// A little of everything that leaves marks in the upper.
 fn change(side: &mut dyn Side) {
