@@ -2,13 +2,17 @@
 //! each, both answer the same errno and look the same, whatever was copied up, hidden, renamed,
 //! linked or remounted on the way.
 
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, reason = "tests may fail")]
+
 mod overlay_support;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
-use overlay_support::{Merged, Plain, Seen, Side, Tree, bytes, open_overlay, run, source};
+use overlay_support::{
+    KernelMount, Merged, Plain, Seen, Side, Tree, bytes, is_root, open_overlay, run, source,
+};
 use proptest::prelude::*;
 use rustix::fs::RenameFlags;
 use thawfs::overlay::{Handle, Options};
@@ -191,12 +195,51 @@ impl World {
         assert_eq!(self.merged.overlay.node_count(), 1, "nodes are left that nobody refers to");
     }
 
-    fn remount(&mut self) {
+    /// Puts another tree in the place of this one, which gives up its lock on the upper.
+    fn unmount(&mut self) {
         self.let_go();
-        // The lock on the upper ends with the old tree, so that has to go first.
         let nothing = tempfile::tempdir().unwrap();
         self.merged.overlay = open_overlay(nothing.path(), &source().archive, self.options);
+    }
+
+    fn remount(&mut self) {
+        self.unmount();
         self.merged.overlay = open_overlay(self.dir.path(), &source().archive, self.options);
+    }
+
+    /// Applies `op` to the plain directory and the kernel's mount, where the answers may differ:
+    /// what the kernel's overlay refuses is done to neither.
+    fn apply_to_kernel(&mut self, kernel: &mut Plain, op: &Op) {
+        let mut once = |op: &dyn Fn(&mut dyn Side) -> Result<(), rustix::io::Errno>| {
+            if op(kernel).is_ok() {
+                op(&mut self.plain).unwrap();
+            }
+        };
+        match op {
+            Op::Write { path, at, len, seed, flags } => {
+                let data = bytes(*seed, *len);
+                once(&|side| side.write(path, *at, &data, *flags));
+            }
+            Op::Mkdir(path, mode) => once(&|side| side.mkdir(path, *mode)),
+            Op::Symlink(path) => once(&|side| side.symlink(path, OsStr::new("nowhere/kernel"))),
+            Op::Link(from, to) => once(&|side| side.link(from, to)),
+            Op::Unlink(path) => once(&|side| side.unlink(path)),
+            Op::Rmdir(path) => once(&|side| side.rmdir(path)),
+            Op::Rename(from, to, flags) => once(&|side| side.rename(from, to, *flags)),
+            Op::Chmod(path, mode) => once(&|side| side.chmod(path, *mode)),
+            Op::Truncate(path, size) => once(&|side| side.truncate(path, *size)),
+            _ => {}
+        }
+    }
+
+    fn check_kernel(&mut self, kernel: &mut Plain) {
+        let (mut seen, mut plain) = (kernel.tree(), self.plain.tree());
+        for tree in [&mut seen, &mut plain] {
+            for seen in tree.values_mut() {
+                (seen.ino, seen.mtime) = Default::default();
+            }
+        }
+        compare(&seen, &plain);
     }
 
     fn check(&mut self, step: usize) {
@@ -269,6 +312,7 @@ fn compare(merged: &Tree, plain: &Tree) {
     }
 }
 
+/// Checks after every operation, and after a last remount.
 fn play(ops: &[Op], options: Options) {
     let mut world = World::new(options);
     world.check(0);
@@ -277,6 +321,27 @@ fn play(ops: &[Op], options: Options) {
         world.check(step);
     }
     world.remount();
+    world.check(1);
+}
+
+/// Then hands the upper to the kernel, goes on there, and takes it back.
+fn play_with_kernel(ops: &[Op], later: &[Op], options: Options) {
+    let mut world = World::new(options);
+    for op in ops {
+        world.apply(op);
+    }
+    world.unmount();
+    let kernel = KernelMount::new(world.dir.path(), "on");
+    let mut seen = kernel.plain();
+    world.check_kernel(&mut seen);
+    for op in later {
+        world.apply_to_kernel(&mut seen, op);
+    }
+    world.check_kernel(&mut seen);
+    drop((seen, kernel));
+    world.remount();
+    // The kernel numbers its copies otherwise.
+    world.numbers.clear();
     world.check(1);
 }
 
@@ -295,5 +360,17 @@ proptest! {
         metacopy in any::<bool>(),
     ) {
         play(&ops, Options { metacopy, ..Options::default() });
+    }
+
+    #[test]
+    fn an_upper_goes_to_the_kernel_and_comes_back(
+        ops in prop::collection::vec(op(), 1..40),
+        later in prop::collection::vec(op(), 0..20),
+    ) {
+        if is_root() {
+            play_with_kernel(&ops, &later, Options::default());
+        } else {
+            eprintln!("SKIPPED: mounting kernel overlayfs needs root");
+        }
     }
 }

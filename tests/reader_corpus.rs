@@ -1,5 +1,7 @@
 //! Every archive here must look to us as it looks through the kernel's own mount.
 
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
+
 #[path = "support/corpus.rs"]
 mod corpus;
 #[path = "support/corpus_compare.rs"]

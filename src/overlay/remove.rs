@@ -58,6 +58,8 @@ impl Overlay {
         self.check_lower_hidden(held.ino)?;
         let child = self.lower_child(parent, name)?;
         self.prepare_removal(parent, &held, child)?;
+        // Declared first, so dropped last: whiteouts are removed when others may go on.
+        let _removed;
         let _names = self.names.write();
         let (dir, physical) = self.recheck(parent, name, child, held.ino)?;
         self.check_upper_empty(held.ino)?;
@@ -65,16 +67,18 @@ impl Overlay {
         let fd = dir.fd()?;
         let removed = match (physical, child) {
             (Physical::Entry, Some(_)) => {
-                // The directory becomes the draft, and goes with the whiteouts it holds.
-                upper.draft_whiteout()?.place(fd, name, RenameFlags::EXCHANGE)
+                upper.draft_whiteout()?.place(fd, name, RenameFlags::EXCHANGE).map(Some)
             }
             (Physical::Entry, None) => match rustix::fs::unlinkat(fd, name, AtFlags::REMOVEDIR) {
-                Err(Errno::NOTEMPTY | Errno::EXIST) => upper.take_away(fd, name),
-                other => other.map_err(Error::sys("rmdir", name.display())),
+                Err(Errno::NOTEMPTY | Errno::EXIST) => upper.take_away(fd, name).map(Some),
+                other => other.map(|()| None).map_err(Error::sys("rmdir", name.display())),
             },
-            (Physical::Absent | Physical::Whiteout, _) => upper.link_whiteout(fd, name),
+            (Physical::Absent | Physical::Whiteout, _) => {
+                upper.link_whiteout(fd, name).map(|()| None)
+            }
         };
-        removed.inspect_err(|_| self.nodes.move_to(held.ino, Place::named(parent, name)))?;
+        _removed =
+            removed.inspect_err(|_| self.nodes.move_to(held.ino, Place::named(parent, name)))?;
         self.changed();
         self.directory_gone(held.ino);
         Ok(())
@@ -129,7 +133,7 @@ impl Overlay {
         let fd = dir.fd()?;
         match (physical, child) {
             (Physical::Entry, Some(_)) => {
-                upper.draft_whiteout()?.place(fd, name, RenameFlags::empty())
+                upper.draft_whiteout()?.place(fd, name, RenameFlags::empty()).map(drop)
             }
             (Physical::Entry, None) => rustix::fs::unlinkat(fd, name, AtFlags::empty())
                 .map_err(Error::sys("unlink", name.display())),

@@ -17,7 +17,7 @@ use super::error::{Error, Result};
 use super::lookup::{Held, Physical};
 use super::lower::Child;
 use super::nodes::Place;
-use super::upper::{Address, Mark};
+use super::upper::{Address, Draft, Mark};
 use crate::types::{FileKind, Ino};
 
 /// One end of a rename: a name, what it means, and what the lower has there.
@@ -70,10 +70,12 @@ impl Overlay {
             None => {}
         }
         {
+            // Declared first, so dropped last: whiteouts are removed when others may go on.
+            let mut replaced = None;
             let _names = self.names.write();
             match exchange {
                 true => self.exchange(&from, &to)?,
-                false => self.replace(&from, &to)?,
+                false => self.replace(&from, &to, &mut replaced)?,
             }
             self.changed();
         }
@@ -114,7 +116,13 @@ impl Overlay {
         Ok(())
     }
 
-    fn replace(&self, from: &End<'_>, to: &End<'_>) -> Result<()> {
+    /// Renames over what is at `to`. A directory of whiteouts that was there ends up in `replaced`.
+    fn replace<'a>(
+        &'a self,
+        from: &End<'_>,
+        to: &End<'_>,
+        replaced: &mut Option<Draft<'a>>,
+    ) -> Result<()> {
         let (from_dir, source) = self.movable(from)?;
         let to_dir = self.dir_view(to.parent)?;
         let slot = self.slot(&to_dir, to.name, to.child)?;
@@ -124,16 +132,17 @@ impl Overlay {
         }
         let (from_fd, to_fd) = (from_dir.fd()?, to_dir.fd()?);
         let is_directory = source.kind == FileKind::Directory;
+        self.mark_moved(from, source, &from_dir, &to_dir)?;
         if let Some(target) = target {
             if is_directory {
                 self.check_upper_empty(target.ino)?;
             }
             self.unplace(target.ino, to.parent, to.name)?;
             if is_directory && slot.physical == Physical::Entry {
-                self.clear_whiteouts(&Address::at(to_fd, to.name), &to_dir, to.name)?;
+                *replaced =
+                    Some(self.clear_whiteouts(&Address::at(to_fd, to.name), &to_dir, to.name)?);
             }
         }
-        self.mark_moved(from, source, &from_dir, &to_dir)?;
         // A directory cannot replace a whiteout, but it can change places with it.
         let swap = is_directory && slot.physical == Physical::Whiteout;
         let flags = match (swap, from.child) {
@@ -236,7 +245,7 @@ impl Overlay {
 
     /// Puts an empty directory in the place of one that holds only whiteouts, which a rename could
     /// not replace. It is opaque, so that the lower does not show through meanwhile.
-    fn clear_whiteouts(&self, old: &Address, dir: &DirView, name: &OsStr) -> Result<()> {
+    fn clear_whiteouts(&self, old: &Address, dir: &DirView, name: &OsStr) -> Result<Draft<'_>> {
         let upper = self.upper()?;
         let stat = old.stat()?;
         let (draft, ()) = upper.draft(|work, draft| {

@@ -86,7 +86,7 @@ impl<'a> DirReader<'a> {
             }
             position = u64::from(index.position.get());
             let offset = (position + layout.listing.offset as u64) % METADATA_LEN as u64;
-            start = MetaPosition::in_table(table, index.block.get().into(), offset as u16);
+            start = MetaPosition::in_table(table, index.block.get(), offset as u16);
         }
         Ok(Self {
             reader: metadata.reader(STRUCTURE, start),

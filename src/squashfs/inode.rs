@@ -125,7 +125,7 @@ pub(super) struct InodeParser<'a> {
 impl InodeParser<'_> {
     pub(super) fn parse(&self, reference: InodeRef) -> Result<Inode, Error> {
         let table = self.superblock.inode_table;
-        let position = MetaPosition::in_table(table, reference.block(), reference.offset());
+        let position = MetaPosition::from_packed(table, reference.packed());
         let mut reader = self.metadata.reader(STRUCTURE, position);
         let raw: RawInode = reader.read()?;
         let corrupt = |detail: String| {
@@ -136,7 +136,9 @@ impl InodeParser<'_> {
                 .id(self.metadata, index)?
                 .ok_or_else(|| corrupt(format!("owner number {index} of {}", self.superblock.ids)))
         };
-        let (uid, gid) = (id(raw.uid_index.get())?, id(raw.gid_index.get())?);
+        let uid = id(raw.uid_index.get())?;
+        // More often than not they are one entry of the table.
+        let gid = if raw.gid_index == raw.uid_index { uid } else { id(raw.gid_index.get())? };
         let mode = raw.mode.get();
         if mode & !0o7777 != 0 {
             return Err(corrupt(format!("mode {mode:o}")));
@@ -304,7 +306,7 @@ impl InodeParser<'_> {
     }
 
     fn listing(&self, block: U32, offset: u16) -> MetaPosition {
-        MetaPosition::in_table(self.superblock.directory_table, block.get().into(), offset)
+        MetaPosition::in_table(self.superblock.directory_table, block.get(), offset)
     }
 
     /// Finds the fragment and, while the inode's metadata block is at hand, the first block's

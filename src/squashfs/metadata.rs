@@ -22,8 +22,14 @@ pub(super) struct MetaPosition {
 impl MetaPosition {
     /// From a block position relative to the start of a table. Saturating is as good as failing:
     /// no archive reaches that far, so reading there is refused.
-    pub(super) fn in_table(table: ArchiveOffset, block: u64, offset: u16) -> Self {
-        Self { block: ArchiveOffset(table.0.saturating_add(block)), offset: offset.into() }
+    pub(super) fn in_table(table: ArchiveOffset, block: u32, offset: u16) -> Self {
+        Self { block: ArchiveOffset(table.0.saturating_add(block.into())), offset: offset.into() }
+    }
+
+    /// From a packed reference: 32 bits of block position, 16 of offset. The kernel ignores what
+    /// is above them.
+    pub(super) fn from_packed(table: ArchiveOffset, packed: u64) -> Self {
+        Self::in_table(table, (packed >> 16) as u32, packed as u16)
     }
 }
 

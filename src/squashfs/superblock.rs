@@ -126,7 +126,8 @@ impl Superblock {
             return Err(Error::NotSquashfs { found: describe(bytes) });
         }
         let (major, minor) = (raw.major.get(), raw.minor.get());
-        if (major, minor) != (4, 0) {
+        // The kernel compares the minor version as a signed number.
+        if major != 4 || minor.cast_signed() > 0 {
             return Err(unsupported(format!("version {major}.{minor}, where 4.0 is read")));
         }
         let compressor = match raw.compressor.get() {

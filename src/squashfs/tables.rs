@@ -4,10 +4,7 @@
 //! tells where each block starts. Indexes are read when the archive is opened, and must lie one
 //! before the other as the kernel demands it; entries are read when asked for.
 
-use std::sync::OnceLock;
-
-use bytes::Bytes;
-use zerocopy::little_endian::U32;
+use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::Error;
@@ -86,8 +83,6 @@ pub(super) struct XattrList {
 /// All indexed tables of an archive.
 pub(super) struct Tables {
     ids: Table,
-    /// Decoded blocks of `ids`, which every inode asks twice. They are at most 256 KiB.
-    id_blocks: Vec<OnceLock<Bytes>>,
     fragments: Option<Table>,
     export: Option<Table>,
     xattrs: Option<(Table, ArchiveOffset)>,
@@ -198,7 +193,6 @@ impl Tables {
         check_below("inode table", superblock.inode_table, superblock.directory_table)?;
 
         Ok(Self {
-            id_blocks: ids.blocks.iter().map(|_| OnceLock::new()).collect(),
             ids,
             fragments: fragments.map(|(_, table)| table),
             export: export.map(|(_, table)| table),
@@ -208,23 +202,8 @@ impl Tables {
 
     /// The owner or group with this index.
     pub(super) fn id(&self, metadata: &Metadata, index: u16) -> Result<Option<u32>, Error> {
-        let per_block = METADATA_LEN / size_of::<U32>();
-        let (block, entry) = (usize::from(index) / per_block, usize::from(index) % per_block);
-        let (Some(&at), Some(cell)) = (self.ids.blocks.get(block), self.id_blocks.get(block))
-        else {
-            return Ok(None);
-        };
-        let bytes = match cell.get() {
-            Some(bytes) => bytes,
-            None => {
-                let left = usize::from(self.ids.count as u16) - block * per_block;
-                let len = left.min(per_block) * size_of::<U32>();
-                let position = MetaPosition { block: at, offset: 0 };
-                let bytes = metadata.reader(IDS, position).read_vec(len)?;
-                cell.get_or_init(|| bytes.into())
-            }
-        };
-        Ok(bytes.as_chunks().0.get(entry).map(|&id| u32::from_le_bytes(id)))
+        let raw: Option<U32> = self.ids.read(metadata, index.into())?;
+        Ok(raw.map(U32::get))
     }
 
     /// Start and size word of the fragment block with this index.
@@ -247,7 +226,7 @@ impl Tables {
         let (Some(table), Some(index)) = (&self.export, number.0.checked_sub(1)) else {
             return Ok(None);
         };
-        let raw: Option<zerocopy::little_endian::U64> = table.read(metadata, index.into())?;
+        let raw: Option<U64> = table.read(metadata, index.into())?;
         Ok(raw.map(|raw| InodeRef::from_packed(raw.get())))
     }
 
@@ -265,7 +244,7 @@ impl Tables {
         let Some((table, start)) = &self.xattrs else { return Ok(None) };
         let raw: Option<RawXattrId> = table.read(metadata, index.into())?;
         Ok(raw.map(|raw| XattrList {
-            position: xattr_position(*start, raw.xattrs.get()),
+            position: MetaPosition::from_packed(*start, raw.xattrs.get()),
             count: raw.count.get(),
             size: raw.size.get(),
         }))
@@ -273,13 +252,8 @@ impl Tables {
 
     /// Where a value that is stored elsewhere starts, from its packed reference.
     pub(super) fn xattr_value(&self, packed: u64) -> Option<MetaPosition> {
-        self.xattrs.as_ref().map(|(_, start)| xattr_position(*start, packed))
+        self.xattrs.as_ref().map(|(_, start)| MetaPosition::from_packed(*start, packed))
     }
-}
-
-fn xattr_position(start: ArchiveOffset, packed: u64) -> MetaPosition {
-    let reference = InodeRef::from_packed(packed);
-    MetaPosition::in_table(start, reference.block(), reference.offset())
 }
 
 /// Parses and checks the xattr index, and says where the attributes start.

@@ -1,7 +1,8 @@
 //! A small archive, a merged tree over it, and the same operations on both that tree and a plain
 //! directory of the host, by path.
 
-#![allow(dead_code, reason = "each test binary uses its own part")]
+#![allow(dead_code, unreachable_pub, reason = "each test binary uses its own part")]
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, reason = "tests may fail")]
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
@@ -566,5 +567,54 @@ impl Side for Merged {
         let root = self.overlay.getattr(Ino::ROOT, None).unwrap();
         self.see(Path::new(""), &root, &mut tree);
         tree
+    }
+}
+
+/// Kernel overlayfs over a loop mount of the archive, unmounted when dropped.
+pub struct KernelMount {
+    dir: PathBuf,
+}
+
+impl KernelMount {
+    pub fn new(dir: &Path, index: &str) -> Self {
+        for name in ["lower", "merged"] {
+            std::fs::create_dir_all(dir.join(name)).unwrap();
+        }
+        let archive = source().archive.as_os_str();
+        run(
+            "mount",
+            &["-o", "loop,ro"]
+                .map(OsStr::new)
+                .into_iter()
+                .chain([archive, dir.join("lower").as_os_str()])
+                .collect::<Vec<_>>(),
+        );
+        let mut options =
+            OsString::from(format!("redirect_dir=on,metacopy=on,index={index},xino=off"));
+        for (key, name) in [("lowerdir", "lower"), ("upperdir", "upper"), ("workdir", "work")] {
+            options.push(format!(",{key}="));
+            options.push(dir.join(name));
+        }
+        let mount = Self { dir: dir.to_owned() };
+        let args = ["-t", "overlay", "overlay", "-o"].map(OsStr::new);
+        let merged = dir.join("merged");
+        run("mount", &args.into_iter().chain([&*options, merged.as_os_str()]).collect::<Vec<_>>());
+        mount
+    }
+
+    pub fn plain(&self) -> Plain {
+        Plain(self.dir.join("merged"))
+    }
+}
+
+impl Drop for KernelMount {
+    fn drop(&mut self) {
+        for name in ["merged", "lower"] {
+            let path = self.dir.join(name);
+            let status = Command::new("umount").arg(&path).status().unwrap();
+            if !status.success() {
+                eprintln!("cannot unmount {path:?}");
+            }
+        }
     }
 }

@@ -31,8 +31,8 @@ pub struct Upper {
     /// Whether owners, devices and `trusted.*` can be written as they come.
     pub(in super::super) privileged: bool,
     pub(super) drafts: AtomicU64,
-    /// Holds the lock on the workdir.
-    _lock: OwnedFd,
+    /// The workdir, locked as the root is.
+    lock: OwnedFd,
 }
 
 impl Upper {
@@ -82,7 +82,7 @@ impl Upper {
             marks: Namespace::Trusted,
             privileged: rustix::process::geteuid().is_root(),
             drafts: AtomicU64::new(0),
-            _lock: lock,
+            lock,
         };
         upper.clean_work()?;
         upper.marks = upper.probe(work_dir)?;
@@ -125,6 +125,18 @@ impl Upper {
     /// The attributes and name of the upper's own root.
     pub(in super::super) fn root_address(&self) -> Address {
         Address::at(&self.root, OsStr::new("."))
+    }
+}
+
+impl Drop for Upper {
+    fn drop(&mut self) {
+        // Closing would not do: a child that another thread is just starting holds the descriptors
+        // until it executes its program.
+        for dir in [&*self.root, &self.lock] {
+            if let Err(errno) = rustix::fs::flock(dir, FlockOperation::Unlock) {
+                log::warn!("{}: cannot be unlocked: {errno}", self.path.display());
+            }
+        }
     }
 }
 

@@ -46,17 +46,17 @@ impl Draft<'_> {
     }
 
     /// Renames the draft to `name` in `dir`. With [`RenameFlags::EXCHANGE`], what was there becomes
-    /// the draft and is removed with it.
+    /// the draft, to be dropped where removing it may take its time.
     pub(in super::super) fn place(
         mut self,
         dir: &OwnedFd,
         name: &OsStr,
         flags: RenameFlags,
-    ) -> Result<()> {
+    ) -> Result<Self> {
         rustix::fs::renameat_with(&self.dir, self.name.as_os_str(), dir, name, flags)
             .map_err(Error::sys("rename", name.to_string_lossy()))?;
         self.placed = !flags.contains(RenameFlags::EXCHANGE);
-        Ok(())
+        Ok(self)
     }
 }
 
@@ -154,13 +154,13 @@ impl Upper {
         link().map_err(Error::sys("link", name.to_string_lossy()))
     }
 
-    /// Takes `name` out of `dir` in one step, then apart.
-    pub(in super::super) fn take_away(&self, dir: &OwnedFd, name: &OsStr) -> Result<()> {
-        let draft = self.draft_name();
-        rustix::fs::renameat(dir, name, &self.work, draft.as_os_str())
-            .map_err(Error::sys("rename", name.to_string_lossy()))?;
-        self.discard(&draft);
-        Ok(())
+    /// Takes `name` out of `dir` in one step. Dropping the draft takes it apart.
+    pub(in super::super) fn take_away(&self, dir: &OwnedFd, name: &OsStr) -> Result<Draft<'_>> {
+        let (draft, ()) = self.draft(|work, draft| {
+            rustix::fs::renameat(dir, name, work, draft)
+                .map_err(Error::sys("rename", name.to_string_lossy()))
+        })?;
+        Ok(draft)
     }
 
     /// Removes `name` from the workdir, with all below it. What cannot be removed now is removed

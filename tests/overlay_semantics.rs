@@ -1,0 +1,630 @@
+//! What the merged tree promises beyond what random operations on it can show.
+
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, reason = "tests may fail")]
+
+mod overlay_support;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::{OsStr, OsString};
+use std::ops::ControlFlow;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Barrier};
+
+use overlay_support::{
+    Merged, Plain, ROOT, Side, bytes, errno, is_root, open_archive, open_overlay, run, source,
+};
+use rustix::fs::{CWD, FileType, Mode, RenameFlags, XattrFlags};
+use rustix::io::Errno;
+use thawfs::overlay::{
+    Backing, Caller, Error, FallocateFlags, Options, Overlay, SeekFrom, SetAttr, Upper,
+};
+use thawfs::types::{FileKind, Ino};
+
+fn merged(dir: &Path) -> Merged {
+    Merged { overlay: open_overlay(dir, &source().archive, Options::default()), plus: false }
+}
+
+fn path(path: &str) -> &Path {
+    Path::new(path)
+}
+
+/// Packs `tree` as it is.
+fn pack(tree: &Path, archive: &Path) {
+    let options = ["-noappend", "-quiet", "-no-progress"].map(OsStr::new);
+    let mut args = vec![tree.as_os_str(), archive.as_os_str()];
+    args.extend(options);
+    run("mksquashfs", &args);
+}
+
+fn needs_root(what: &str) -> bool {
+    if !is_root() {
+        eprintln!("SKIPPED: {what} needs root");
+    }
+    !is_root()
+}
+
+#[test]
+fn without_an_upper_everything_reads_and_nothing_writes() {
+    let overlay = Overlay::new(open_archive(&source().archive), None, Options::default()).unwrap();
+    let mut side = Merged { overlay, plus: true };
+    let mut plain = Plain(source().tree.clone());
+    let names = |tree: overlay_support::Tree| tree.into_keys().collect::<Vec<_>>();
+    assert_eq!(names(side.tree()), names(plain.tree()));
+    let none = RenameFlags::empty();
+    let refused = [
+        ("open", side.write(path("b"), 0, b"x", libc::O_WRONLY)),
+        ("create", side.write(path("new"), 0, b"x", libc::O_WRONLY | libc::O_CREAT)),
+        ("mkdir", side.mkdir(path("new"), 0o755)),
+        ("symlink", side.symlink(path("new"), OsStr::new("x"))),
+        ("link", side.link(path("b"), path("new"))),
+        ("unlink", side.unlink(path("b"))),
+        ("rmdir", side.rmdir(path("c/a"))),
+        ("rename", side.rename(path("b"), path("new"), none)),
+        ("truncate", side.truncate(path("b"), 0)),
+        ("chmod", side.chmod(path("b"), 0o600)),
+        ("setxattr", side.set_xattr(path("b"), "user.x", b"")),
+        ("removexattr", side.remove_xattr(path("b"), "user.one")),
+    ];
+    for (call, result) in refused {
+        assert_eq!(result, Err(Errno::ROFS), "{call}");
+    }
+    assert_eq!(side.overlay.statfs().unwrap().name_max, 255);
+}
+
+#[test]
+fn an_upper_serves_one_mount_and_one_archive() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = merged(dir.path());
+    let (upper, work) = (dir.path().join("upper"), dir.path().join("work"));
+    let refusal = |result: Result<Upper, Error>| result.unwrap_err().to_string();
+    assert!(refusal(Upper::open(&upper, &work)).contains("in use"));
+    let other_work = dir.path().join("other");
+    std::fs::create_dir(&other_work).unwrap();
+    assert!(refusal(Upper::open(&upper, &other_work)).contains("in use"));
+    drop(first);
+    let inside = upper.join("inside");
+    std::fs::create_dir(&inside).unwrap();
+    assert!(refusal(Upper::open(&upper, &inside)).contains("within each other"));
+    assert!(refusal(Upper::open(&upper, &dir.path().join("missing"))).contains("No such file"));
+
+    let other_archive = dir.path().join("other.sqsh");
+    std::fs::write(other_work.join("file"), b"").unwrap();
+    pack(&other_work, &other_archive);
+    let upper = Upper::open(&upper, &work).unwrap();
+    let archive = open_archive(&other_archive);
+    let result = Overlay::new(archive, Some(upper), Options::default());
+    assert!(result.err().unwrap().to_string().contains("another archive"));
+}
+
+#[test]
+fn a_new_upper_takes_the_roots_attributes_from_the_archive() {
+    if needs_root("giving a directory away") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let tree = dir.path().join("tree");
+    std::fs::create_dir_all(tree.join("inner")).unwrap();
+    let mut plain = Plain(tree.clone());
+    plain.chown(path(""), 1234, 5678).unwrap();
+    plain.chmod(path(""), 0o1750).unwrap();
+    plain.utime(path(""), 1_000_000_000).unwrap();
+    let archive = dir.path().join("archive");
+    pack(&tree, &archive);
+    let overlay = open_overlay(dir.path(), &archive, Options::default());
+    let attr = overlay.getattr(Ino::ROOT, None).unwrap();
+    assert_eq!((attr.uid, attr.gid, attr.perm), (1234, 5678, 0o1750));
+    assert_eq!(attr.mtime.seconds, 1_000_000_000);
+    let attr = overlay.mkdir(&ROOT, Ino::ROOT, OsStr::new("new"), 0o755).unwrap();
+    drop(overlay);
+    let overlay = open_overlay(dir.path(), &archive, Options::default());
+    assert_eq!(overlay.lookup(Ino::ROOT, OsStr::new("new")).unwrap().ino, attr.ino);
+}
+
+#[test]
+fn what_a_crash_left_in_the_workdir_is_removed() {
+    let dir = tempfile::tempdir().unwrap();
+    drop(merged(dir.path()));
+    let work = dir.path().join("work/work");
+    std::fs::create_dir_all(work.join("#1/deep/er")).unwrap();
+    std::fs::write(work.join("#1/deep/er/file"), b"half a copy").unwrap();
+    std::fs::write(work.join("#2"), b"half a copy").unwrap();
+    let side = merged(dir.path());
+    assert_eq!(std::fs::read_dir(&work).unwrap().count(), 0);
+    drop(side);
+}
+
+#[test]
+fn attributes_names_and_truncation_copy_no_data() {
+    /// What is done, and whether the file keeps its data.
+    type Case = (&'static str, fn(&mut Merged), bool);
+    let cases: [Case; 7] = [
+        ("chmod", |side| side.chmod(path("a/b/a"), 0o600).unwrap(), true),
+        ("utime", |side| side.utime(path("a/b/a"), 5).unwrap(), true),
+        ("xattr", |side| side.set_xattr(path("a/b/a"), "user.x", b"1").unwrap(), true),
+        ("link", |side| side.link(path("a/b/a"), path("again")).unwrap(), true),
+        (
+            "rename",
+            |side| side.rename(path("a/b"), path("moved"), RenameFlags::empty()).unwrap(),
+            true,
+        ),
+        (
+            "O_TRUNC",
+            |side| side.write(path("a/b/a"), 0, b"", libc::O_WRONLY | libc::O_TRUNC).unwrap(),
+            false,
+        ),
+        ("truncate", |side| side.truncate(path("a/b/a"), 0).unwrap(), false),
+    ];
+    for (what, change, keeps_data) in cases {
+        let dir = tempfile::tempdir().unwrap();
+        let mut side = merged(dir.path());
+        change(&mut side);
+        let data: u64 = walkdir::WalkDir::new(dir.path().join("upper"))
+            .into_iter()
+            .map(|entry| entry.unwrap().metadata().unwrap())
+            .filter(|meta| meta.is_file())
+            .map(|meta| (meta.ino(), meta.blocks() * 512))
+            .collect::<BTreeMap<_, _>>()
+            .into_values()
+            .sum();
+        // ext4 may keep attributes in a block of the file's own.
+        assert!(data <= 4096, "{what}: {data} bytes in the upper");
+        let tree = side.tree();
+        let whole = tree.values().filter(|seen| seen.contents == bytes(1, 300_000)).count();
+        assert_eq!(whole > 0, keeps_data, "{what}");
+    }
+}
+
+#[test]
+fn an_open_file_outlives_its_name() {
+    for (name, flags) in [("a/b/a", libc::O_RDONLY), ("c/c/a", libc::O_RDWR)] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut side = merged(dir.path());
+        let mut chain = side.resolve(path(name)).unwrap();
+        let ino = chain.attrs.pop().unwrap().ino;
+        drop(chain);
+        let expected = side.contents(ino);
+        let opened = side.overlay.open(ino, flags).unwrap();
+        side.unlink(path(name)).unwrap();
+        let attr = side.overlay.getattr(ino, Some(opened.handle)).unwrap();
+        assert_eq!((attr.nlink, attr.size), (0, expected.len() as u64));
+        assert_eq!(side.overlay.read(opened.handle, 0, 1 << 20).unwrap(), expected);
+        // A new file of that name is another file.
+        side.write(path(name), 0, b"new", libc::O_WRONLY | libc::O_CREAT).unwrap();
+        assert_ne!(side.resolve(path(name)).unwrap().last(), ino);
+        // Though nameless, it can be changed, opened and written.
+        let change = SetAttr { mode: Some(0o604), size: Some(3), ..SetAttr::default() };
+        let attr = side.overlay.setattr(&ROOT, ino, Some(opened.handle), &change).unwrap();
+        assert_eq!((attr.perm, attr.size, attr.nlink), (0o604, 3, 0));
+        let again = side.overlay.open(ino, libc::O_RDWR).unwrap();
+        side.overlay.write(again.handle, 3, b"more").unwrap();
+        let mut expected = expected[..3].to_vec();
+        expected.extend(b"more");
+        assert_eq!(side.overlay.read(opened.handle, 0, 100).unwrap(), expected, "{name}");
+        assert_eq!(
+            side.overlay.link(ino, Ino::ROOT, OsStr::new("back")).map_err(|e| errno(&e)).map(drop),
+            Err(Errno::NOENT)
+        );
+        side.overlay.release(opened.handle);
+        side.overlay.release(again.handle);
+        side.overlay.forget(ino, 1);
+        assert_eq!(side.overlay.node_count(), 1);
+        drop(side);
+        let work = dir.path().join("work/work");
+        let left = std::fs::read_dir(work).unwrap().map(|entry| entry.unwrap().file_name());
+        assert_eq!(left.filter(|name| name != "whiteout").count(), 0, "nothing in the workdir");
+    }
+}
+
+#[test]
+fn a_removed_directory_in_use_is_empty_and_takes_nothing() {
+    for name in ["c/a", "made"] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut side = merged(dir.path());
+        if name == "made" {
+            side.mkdir(path(name), 0o755).unwrap();
+        }
+        let mut chain = side.resolve(path(name)).unwrap();
+        let ino = chain.attrs.pop().unwrap().ino;
+        drop(chain);
+        side.rmdir(path(name)).unwrap();
+        assert_eq!(side.overlay.getattr(ino, None).unwrap().nlink, 0, "{name}");
+        assert_eq!(side.list(ino), []);
+        let made = side.overlay.mkdir(&ROOT, ino, OsStr::new("x"), 0o755);
+        assert_eq!(made.map(drop).map_err(|e| errno(&e)), Err(Errno::NOENT), "{name}");
+        let attr = side.overlay.setattr(
+            &ROOT,
+            ino,
+            None,
+            &SetAttr { mode: Some(0o700), ..SetAttr::default() },
+        );
+        assert_eq!(attr.unwrap().perm, 0o700);
+        side.overlay.forget(ino, 1);
+        assert_eq!(side.overlay.node_count(), 1);
+    }
+}
+
+#[test]
+fn a_null_device_is_a_device_and_not_a_whiteout() {
+    if needs_root("making devices") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let tree = dir.path().join("tree");
+    std::fs::create_dir(&tree).unwrap();
+    let mode = Mode::from(0o640);
+    rustix::fs::mknodat(CWD, tree.join("lower"), FileType::CharacterDevice, mode, 0).unwrap();
+    let archive = dir.path().join("archive");
+    pack(&tree, &archive);
+    let open =
+        || Merged { overlay: open_overlay(dir.path(), &archive, Options::default()), plus: false };
+    let mut side = open();
+    for name in ["made", "left"] {
+        if name == "made" {
+            let made =
+                side.overlay.mknod(&ROOT, Ino::ROOT, OsStr::new(name), libc::S_IFCHR | 0o640, 0);
+            side.overlay.forget(made.unwrap().ino, 1);
+        } else {
+            side.write(path(name), 0, b"x", libc::O_WRONLY | libc::O_CREAT).unwrap();
+            side.rename(path(name), path("moved"), RenameFlags::WHITEOUT).unwrap();
+        }
+    }
+    side.chmod(path("lower"), 0o600).unwrap();
+    side.rename(path("lower"), path("renamed"), RenameFlags::empty()).unwrap();
+    assert!(!side.tree().contains_key(path("lower")));
+    drop(side);
+    let tree = open().tree();
+    for name in ["made", "left", "renamed"] {
+        assert_eq!((tree[path(name)].kind, tree[path(name)].rdev), (FileKind::CharDevice, 0));
+    }
+    let whiteout = dir.path().join("upper/lower").symlink_metadata().unwrap();
+    assert!(whiteout.file_type().is_char_device() && whiteout.rdev() == 0);
+}
+
+#[test]
+fn overlay_attributes_of_the_archive_are_ordinary() {
+    if needs_root("trusted attributes") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let tree = dir.path().join("tree");
+    std::fs::create_dir_all(tree.join("dir")).unwrap();
+    std::fs::write(tree.join("dir/file"), b"seen").unwrap();
+    let set = |path: &str, name: &str, value: &str| {
+        let flags = XattrFlags::empty();
+        rustix::fs::setxattr(tree.join(path), name, value.as_bytes(), flags).unwrap();
+    };
+    set("dir", "trusted.overlay.opaque", "y");
+    set("dir", "trusted.overlay.redirect", "/elsewhere");
+    set("dir/file", "trusted.overlay.metacopy", "");
+    set("dir/file", "trusted.overlay.whiteout", "y");
+    let archive = dir.path().join("archive");
+    pack(&tree, &archive);
+    let expected = Plain(tree.clone()).tree();
+    let open =
+        || Merged { overlay: open_overlay(dir.path(), &archive, Options::default()), plus: true };
+    let mut side = open();
+    for copied_up in [false, true, true] {
+        if copied_up {
+            side.chmod(path("dir"), 0o755).unwrap();
+            side.chmod(path("dir/file"), 0o644).unwrap();
+        }
+        let seen = side.tree();
+        for name in ["dir", "dir/file"] {
+            let (seen, expected) = (&seen[path(name)], &expected[path(name)]);
+            assert_eq!((&seen.xattrs, &seen.contents), (&expected.xattrs, &expected.contents));
+        }
+        drop(side);
+        side = open();
+    }
+    // And a program can set and remove its own.
+    side.set_xattr(path("dir"), "trusted.overlay.opaque", b"z").unwrap();
+    side.remove_xattr(path("dir"), "trusted.overlay.redirect").unwrap();
+    let seen = side.tree();
+    assert_eq!(seen[path("dir")].xattrs.len(), 1);
+    assert!(seen.contains_key(path("dir/file")), "the directory has not become opaque");
+}
+
+#[test]
+fn new_files_take_owner_and_mode_as_on_ext4() {
+    if needs_root("other owners") {
+        return;
+    }
+    rustix::process::umask(Mode::empty());
+    let dir = tempfile::tempdir().unwrap();
+    let mut side = merged(dir.path());
+    side.mkdir(path("plain"), 0o777).unwrap();
+    side.mkdir(path("setgid"), 0o777).unwrap();
+    side.chown(path("setgid"), 0, 777).unwrap();
+    side.chmod(path("setgid"), 0o2777).unwrap();
+    side.mkdir(path("acl"), 0o777).unwrap();
+    // user::rwx user:5:rwx group::r-x mask::rwx other::---
+    let mut acl = 2_u32.to_le_bytes().to_vec();
+    for (tag, perm, id) in
+        [(1, 7, u32::MAX), (2, 7, 5), (4, 5, u32::MAX), (0x10, 7, u32::MAX), (0x20, 0, u32::MAX)]
+    {
+        acl.extend(u16::to_le_bytes(tag));
+        acl.extend(u16::to_le_bytes(perm));
+        acl.extend(u32::to_le_bytes(id));
+    }
+    side.set_xattr(path("acl"), "system.posix_acl_default", &acl).unwrap();
+    let caller = Caller { uid: 1000, gid: 2000, umask: 0o027 };
+    // (directory, group, mode of a file made 0666, mode of a directory made 0777)
+    let cases = [
+        ("plain", 2000, 0o640, 0o750),
+        ("setgid", 777, 0o640, 0o2750),
+        ("acl", 2000, 0o660, 0o770),
+    ];
+    for (parent, gid, file_mode, dir_mode) in cases {
+        // Made in place, then again over the whiteouts of what the lower has; both are the same.
+        let chain = side.resolve(path(parent)).unwrap();
+        for name in ["first", "second"] {
+            let overlay = &side.overlay;
+            let name = OsStr::new(name);
+            let (file, opened) =
+                overlay.create(&caller, chain.last(), name, 0o666, libc::O_RDWR).unwrap();
+            overlay.release(opened.handle);
+            overlay.forget(file.ino, 1);
+            assert_eq!((file.uid, file.gid, file.perm), (1000, gid, file_mode), "{parent}");
+            overlay.unlink(chain.last(), name).unwrap();
+            let made = overlay.mkdir(&caller, chain.last(), name, 0o777).unwrap();
+            overlay.forget(made.ino, 1);
+            assert_eq!((made.uid, made.gid, made.perm), (1000, gid, dir_mode), "{parent}");
+            overlay.rmdir(chain.last(), name).unwrap();
+        }
+    }
+    // Over a whiteout, in a directory of the lower that has been given the ACL.
+    side.set_xattr(path("c/c"), "system.posix_acl_default", &acl).unwrap();
+    side.unlink(path("c/c/a")).unwrap();
+    let chain = side.resolve(path("c/c")).unwrap();
+    let name = OsStr::new("a");
+    let made = side.overlay.mkdir(&caller, chain.last(), name, 0o777).unwrap();
+    assert_eq!(made.perm, 0o770);
+    for acl_name in ["system.posix_acl_default", "system.posix_acl_access"] {
+        assert!(side.overlay.getxattr(made.ino, OsStr::new(acl_name)).is_ok(), "{acl_name}");
+    }
+    side.overlay.forget(made.ino, 1);
+}
+
+#[test]
+fn an_acl_that_is_not_there_is_no_data() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut side = merged(dir.path());
+    for copied_up in [false, true] {
+        if copied_up {
+            side.chmod(path("b"), 0o600).unwrap();
+        }
+        let chain = side.resolve(path("b")).unwrap();
+        let acl = side.overlay.getxattr(chain.last(), OsStr::new("system.posix_acl_access"));
+        assert_eq!(acl.map_err(|e| errno(&e)), Err(Errno::NODATA));
+    }
+}
+
+#[test]
+fn a_name_of_255_bytes_works_and_a_longer_one_is_too_long() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut side = merged(dir.path());
+    let (fits, long) = (PathBuf::from("n".repeat(255)), PathBuf::from("n".repeat(256)));
+    side.mkdir(&fits, 0o755).unwrap();
+    let none = RenameFlags::empty();
+    for (call, result) in [
+        ("lookup", side.resolve(&long).map(drop)),
+        ("mkdir", side.mkdir(&long, 0o755)),
+        ("create", side.write(&long, 0, b"", libc::O_WRONLY | libc::O_CREAT)),
+        ("unlink", side.unlink(&long)),
+        ("rename", side.rename(&fits, &long, none)),
+        ("link", side.link(path("b"), &long)),
+    ] {
+        assert_eq!(result, Err(Errno::NAMETOOLONG), "{call}");
+    }
+}
+
+#[test]
+fn a_listing_can_be_removed_while_it_is_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let tree = dir.path().join("tree");
+    std::fs::create_dir_all(tree.join("many")).unwrap();
+    for i in 0..500 {
+        std::fs::write(tree.join(format!("many/lower{i}")), b"").unwrap();
+    }
+    let archive = dir.path().join("archive");
+    pack(&tree, &archive);
+    for plus in [false, true] {
+        let dir = tempfile::tempdir().unwrap();
+        let overlay = open_overlay(dir.path(), &archive, Options::default());
+        let many = overlay.lookup(Ino::ROOT, OsStr::new("many")).unwrap().ino;
+        for i in 0..500 {
+            let name = OsString::from(format!("upper{i}"));
+            let made = overlay.mknod(&ROOT, many, &name, libc::S_IFREG | 0o644, 0).unwrap();
+            overlay.forget(made.ino, 1);
+        }
+        let handle = overlay.opendir(many).unwrap();
+        let (mut from, mut seen) = (0, BTreeSet::new());
+        loop {
+            let mut names = Vec::new();
+            overlay
+                .readdir(handle, from, plus, &mut |entry| {
+                    if names.len() == 7 {
+                        return ControlFlow::Break(());
+                    }
+                    from = entry.next_cookie;
+                    names.push(entry.name.to_owned());
+                    if let Some(attr) = entry.attr {
+                        overlay.forget(attr.ino, 1);
+                    }
+                    ControlFlow::Continue(())
+                })
+                .unwrap();
+            if names.is_empty() {
+                break;
+            }
+            for name in names.into_iter().filter(|name| name != "." && name != "..") {
+                overlay.unlink(many, &name).unwrap();
+                assert!(seen.insert(name.clone()), "{name:?} came twice");
+            }
+        }
+        overlay.releasedir(handle);
+        assert_eq!(seen.len(), 1000);
+        overlay.rmdir(Ino::ROOT, OsStr::new("many")).unwrap();
+        let again = overlay.lookup(Ino::ROOT, OsStr::new("many")).unwrap_err();
+        assert_eq!(errno(&again), Errno::NOENT);
+    }
+}
+
+#[test]
+fn whiteouts_in_xattr_form_hide() {
+    if needs_root("trusted attributes") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    drop(merged(dir.path()));
+    let upper = dir.path().join("upper");
+    std::fs::create_dir(upper.join("a")).unwrap();
+    std::fs::write(upper.join("a/c"), b"").unwrap();
+    for (path, name, value) in
+        [("a", "trusted.overlay.opaque", "x"), ("a/c", "trusted.overlay.whiteout", "y")]
+    {
+        let flags = XattrFlags::empty();
+        rustix::fs::setxattr(upper.join(path), name, value.as_bytes(), flags).unwrap();
+    }
+    let mut side = merged(dir.path());
+    let tree = side.tree();
+    assert!(!tree.contains_key(path("a/c")) && tree.contains_key(path("a/a")));
+    side.write(path("a/c"), 0, b"back", libc::O_WRONLY | libc::O_CREAT).unwrap();
+    assert_eq!(side.tree()[path("a/c")].contents, b"back");
+}
+
+#[test]
+fn holes_of_lower_files_stay_holes() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut side = merged(dir.path());
+    let name = path("c/c/b");
+    let data_starts = |side: &Merged| {
+        let chain = side.resolve(name).unwrap();
+        let opened = side.overlay.open(chain.last(), libc::O_RDONLY).unwrap();
+        let data = side.overlay.lseek(opened.handle, SeekFrom::Data(0)).unwrap();
+        let end = side.overlay.lseek(opened.handle, SeekFrom::Data(700_000));
+        assert_eq!(end.map_err(|e| errno(&e)), Err(Errno::NXIO));
+        assert_eq!(side.overlay.lseek(opened.handle, SeekFrom::Hole(700_000)).unwrap(), 700_000);
+        side.overlay.release(opened.handle);
+        (opened.backing, data)
+    };
+    let (backing, lower) = data_starts(&side);
+    assert_eq!(backing, Backing::Lower);
+    assert!((300_000..=500_000).contains(&lower), "{lower}");
+    side.write(name, 500_000, b"x", libc::O_WRONLY).unwrap();
+    let (backing, upper) = data_starts(&side);
+    assert_eq!(backing, Backing::Upper);
+    assert!((300_000..=500_000).contains(&upper), "{upper}");
+    let blocks = dir.path().join("upper").join(name).metadata().unwrap().blocks();
+    assert!(blocks * 512 < 400_000, "{blocks} blocks");
+}
+
+#[test]
+fn ranges_are_copied_and_allocated() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut side = merged(dir.path());
+    side.write(path("to"), 0, b"", libc::O_WRONLY | libc::O_CREAT).unwrap();
+    let overlay = &side.overlay;
+    let (from, to) = (side.resolve(path("a/b/a")).unwrap(), side.resolve(path("to")).unwrap());
+    let from = overlay.open(from.last(), libc::O_RDONLY).unwrap().handle;
+    let to = overlay.open(to.last(), libc::O_RDWR).unwrap().handle;
+    assert_eq!(overlay.copy_file_range(from, 1000, to, 10, 5000).unwrap(), 5000);
+    assert_eq!(overlay.copy_file_range(to, 10, to, 10_000, 5000).unwrap(), 5000);
+    let expected = &bytes(1, 300_000)[1000..6000];
+    for at in [10, 10_000] {
+        assert_eq!(overlay.read(to, at, 5000).unwrap(), expected, "at {at}");
+    }
+    overlay.fallocate(to, FallocateFlags::empty(), 0, 100_000).unwrap();
+    assert_eq!(overlay.lseek(to, SeekFrom::Hole(100_000)).map_err(|e| errno(&e)), Err(Errno::NXIO));
+    let refused = overlay.fallocate(from, FallocateFlags::empty(), 0, 1);
+    assert_eq!(refused.map_err(|e| errno(&e)), Err(Errno::BADF));
+    assert!(overlay.upper_fd(to).is_some() && overlay.upper_fd(from).is_none());
+    for handle in [from, to] {
+        overlay.fsync(handle, true).unwrap();
+        overlay.release(handle);
+        assert_eq!(overlay.flush(handle).map_err(|e| errno(&e)), Err(Errno::BADF));
+    }
+}
+
+#[test]
+fn many_threads_copy_a_file_up_once_and_lose_no_write() {
+    let dir = tempfile::tempdir().unwrap();
+    let side = merged(dir.path());
+    let overlay = &side.overlay;
+    let chain = side.resolve(path("a/b/a")).unwrap();
+    let ino = chain.last();
+    let reader = overlay.open(ino, libc::O_RDONLY).unwrap().handle;
+    let threads = 8;
+    let barrier = Barrier::new(threads);
+    std::thread::scope(|scope| {
+        for i in 0..threads {
+            let barrier = &barrier;
+            scope.spawn(move || {
+                barrier.wait();
+                match i % 4 {
+                    0 => {
+                        let change = SetAttr { mode: Some(0o644), ..SetAttr::default() };
+                        overlay.setattr(&ROOT, ino, None, &change).unwrap();
+                    }
+                    _ => {
+                        let opened = overlay.open(ino, libc::O_RDWR).unwrap();
+                        overlay.write(opened.handle, i as u64 * 1000, &[i as u8; 100]).unwrap();
+                        overlay.release(opened.handle);
+                    }
+                }
+            });
+        }
+    });
+    let mut expected = bytes(1, 300_000);
+    for i in (0..threads).filter(|i| i % 4 != 0) {
+        expected[i * 1000..i * 1000 + 100].fill(i as u8);
+    }
+    assert!(overlay.read(reader, 0, 400_000).unwrap() == expected);
+    overlay.release(reader);
+    assert_eq!(std::fs::read(dir.path().join("upper/a/b/a")).unwrap(), expected);
+}
+
+#[test]
+fn threads_that_rename_make_and_list_do_not_stop_each_other() {
+    let dir = tempfile::tempdir().unwrap();
+    let overlay = Arc::new(open_overlay(dir.path(), &source().archive, Options::default()));
+    std::thread::scope(|scope| {
+        for i in 0..4_u32 {
+            let overlay = &overlay;
+            scope.spawn(move || {
+                let own = OsString::from(format!("own{i}"));
+                for round in 0..50 {
+                    let made = overlay.mkdir(&ROOT, Ino::ROOT, &own, 0o755).unwrap();
+                    let none = RenameFlags::empty();
+                    let a = OsStr::new("a");
+                    // Whoever has it moves the lower directory into its own, and back.
+                    if overlay.rename(Ino::ROOT, a, made.ino, a, none).is_ok() {
+                        let moved = overlay.lookup(made.ino, a).unwrap();
+                        let inner = overlay.lookup(moved.ino, OsStr::new("c")).unwrap();
+                        let change = SetAttr { mode: Some(round), ..SetAttr::default() };
+                        overlay.setattr(&ROOT, inner.ino, None, &change).unwrap();
+                        overlay.forget(inner.ino, 1);
+                        overlay.forget(moved.ino, 1);
+                        overlay.rename(made.ino, a, Ino::ROOT, a, none).unwrap();
+                    }
+                    let handle = overlay.opendir(Ino::ROOT).unwrap();
+                    let mut accept = |entry: &thawfs::overlay::DirEntry<'_>| {
+                        if let Some(attr) = entry.attr {
+                            overlay.forget(attr.ino, 1);
+                        }
+                        ControlFlow::Continue(())
+                    };
+                    overlay.readdir(handle, 0, true, &mut accept).unwrap();
+                    overlay.releasedir(handle);
+                    overlay.rmdir(Ino::ROOT, &own).unwrap();
+                    overlay.forget(made.ino, 1);
+                }
+            });
+        }
+    });
+    assert_eq!(overlay.node_count(), 1);
+    let mut side = Merged { overlay: Arc::into_inner(overlay).unwrap(), plus: true };
+    let names = |tree: overlay_support::Tree| tree.into_keys().collect::<Vec<_>>();
+    assert_eq!(names(side.tree()), names(Plain(source().tree.clone()).tree()));
+}
