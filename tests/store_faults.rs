@@ -243,6 +243,18 @@ async fn time_is_up_at_the_deadline_and_the_last_cause_is_told() {
 }
 
 #[tokio::test]
+async fn a_slow_transfer_may_take_longer_than_the_deadline() {
+    let setup = Setup::with(|config| Config { connection_rate: Some(150_000), ..config });
+    let options = setup.good();
+    let object = open(NAME, &options).await;
+    let started = Instant::now();
+    let ranged = get(&object, GetRange::Between(0..SIZE as u64)).await.unwrap();
+    assert!(bytes(&ranged) == content());
+    assert!(started.elapsed() > options.deadline);
+    assert_eq!(object.store.counters().retries, 0);
+}
+
+#[tokio::test]
 async fn another_version_is_refused_by_the_server_and_by_us() {
     let setup = Setup::new();
     let object = open(NAME, &setup.good()).await;
