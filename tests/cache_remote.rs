@@ -246,7 +246,7 @@ fn windows_grow_while_reading_on_and_a_seek_starts_over() {
     let block = 256 * KIB;
     let start = 16 * MIB;
     let mut ahead = Vec::new();
-    for n in 0..40 {
+    for n in 0..32 {
         let at = start + n * block;
         setup.fetch(&blob, at, block);
         let end = setup.settled().iter().map(|(start, len)| start + len).max().unwrap();

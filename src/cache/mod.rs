@@ -6,6 +6,7 @@
 
 mod counters;
 mod flight;
+mod joint;
 mod memory;
 mod plan;
 mod readahead;
