@@ -169,3 +169,19 @@ async fn writes_are_repeated_and_a_completion_whose_answer_was_lost_counts() {
     assert_eq!(store.get_whole(&key, 100).await.unwrap(), "whole");
     assert_eq!(store.counters().retries, 3);
 }
+
+#[tokio::test]
+async fn a_directory_lists_linked_files_and_no_linked_directories() {
+    let root = tempfile::tempdir().unwrap();
+    let path = root.path();
+    std::fs::create_dir(path.join("d")).unwrap();
+    std::fs::write(path.join("d/file"), "12345").unwrap();
+    std::os::unix::fs::symlink("file", path.join("d/link")).unwrap();
+    std::os::unix::fs::symlink("..", path.join("d/circle")).unwrap();
+    std::os::unix::fs::symlink("nowhere", path.join("d/dangling")).unwrap();
+    let source: Source = path.to_str().unwrap().parse().unwrap();
+    let store = source.folder(&StoreOptions::default()).await.unwrap().store;
+    let page = store.list("", Depth::All, None).await.unwrap();
+    let keys: Vec<_> = page.objects.iter().map(|found| (found.key.as_str(), found.size)).collect();
+    assert_eq!(keys, [("d/file", 5), ("d/link", 5)]);
+}

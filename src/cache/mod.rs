@@ -7,6 +7,7 @@
 mod counters;
 mod file;
 mod flight;
+mod joint;
 mod memory;
 mod plan;
 mod readahead;

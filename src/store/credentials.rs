@@ -311,4 +311,46 @@ mod tests {
         assert!(Arc::ptr_eq(&credentials.get("o").await.unwrap().unwrap(), &renewed));
         assert!(!format!("{credentials:?}").contains("hidden"));
     }
+
+    #[tokio::test]
+    async fn a_container_service_is_asked_and_one_that_is_not_there_fails_soon() {
+        use std::io::{BufRead, BufReader, Write};
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}/creds", listener.local_addr().unwrap());
+        let service = std::thread::spawn(move || {
+            let (mut socket, _) = listener.accept().unwrap();
+            let lines = BufReader::new(socket.try_clone().unwrap()).lines();
+            let head: Vec<_> =
+                lines.map(Result::unwrap).take_while(|line| !line.is_empty()).collect();
+            let body = r#"{"AccessKeyId":"key","SecretAccessKey":"hidden","Token":"token",
+                "Expiration":"2099-01-01T00:00:00Z"}"#;
+            write!(socket, "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len())
+                .unwrap();
+            head
+        });
+        let home = tempfile::tempdir().unwrap();
+        let token = home.path().join("token");
+        std::fs::write(&token, "let me in").unwrap();
+        let variables = |url| {
+            [
+                ("AWS_CONTAINER_CREDENTIALS_FULL_URI", url),
+                ("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE", token.to_str().unwrap()),
+            ]
+        };
+        let credentials = find(&variables(&url), StoreOptions::default()).await.unwrap();
+        for _ in 0..2 {
+            let keys = credentials.get("o").await.unwrap().unwrap();
+            assert_eq!((keys.key_id.as_str(), keys.token.as_deref()), ("key", Some("token")));
+        }
+        let head = service.join().unwrap();
+        assert!(head.iter().any(|line| line.eq_ignore_ascii_case("authorization: let me in")));
+
+        let started = std::time::Instant::now();
+        let variables = variables("http://127.0.0.1:1/creds");
+        let credentials = find(&variables, StoreOptions::default()).await.unwrap();
+        let error = credentials.get("s3://b/k").await.unwrap_err();
+        assert!(matches!(error, Error::BadCredentials { .. }), "{error}");
+        assert!(error.to_string().starts_with("credentials for s3://b/k are no good: "), "{error}");
+        assert!(started.elapsed() < PROVIDER_DEADLINE + Duration::from_secs(1));
+    }
 }

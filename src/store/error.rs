@@ -204,8 +204,8 @@ impl Error {
             Self::NotFound { .. } => "check the bucket and key, and that the backup was completed",
             Self::NoSuchBucket { .. } => "check the bucket's name and --endpoint",
             Self::AccessDenied { .. } => {
-                "the credentials need s3:GetObject on this key (and s3:ListBucket to tell a \
-                 missing object from a forbidden one)"
+                "reading needs s3:GetObject on this key (and s3:ListBucket to tell a missing object \
+                 from a forbidden one), writing s3:PutObject, deleting s3:DeleteObject"
             }
             Self::BadCredentials { .. } => {
                 "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, choose a --profile of \

@@ -223,11 +223,10 @@ impl Store for LocalStore {
         self.blocking(self.name(key), move |tally| {
             add(&tally.writes, 1);
             remove(&path)?;
-            // In a bucket a prefix is gone with its last object; here its directory must go too.
-            for directory in path.ancestors().skip(1).take_while(|path| *path != root) {
-                if fs::remove_dir(directory).is_err() {
-                    break;
-                }
+            // In a bucket a prefix is gone with its last object, so here its directory goes too, if
+            // it is empty. Not those above: somebody may be about to write below them.
+            if let Some(parent) = path.parent().filter(|parent| **parent != *root) {
+                let _ = fs::remove_dir(parent);
             }
             Ok(())
         })
@@ -270,9 +269,13 @@ fn list_directory(
         if name.starts_with(UNFINISHED) {
             continue;
         }
-        // Followed, like every key here: whoever owns the directory may link an archive into it.
+        // A link to a file is followed, as on reading; one to a directory could lead in a circle.
         let Ok(meta) = fs::metadata(entry.path()) else { continue };
+        let is_link = entry.file_type().is_ok_and(|kind| kind.is_symlink());
         if meta.is_dir() {
+            if is_link {
+                continue;
+            }
             let key = format!("{key}/");
             // Above the prefix only the directory that leads to it can hold a match.
             if !key.starts_with(prefix) {

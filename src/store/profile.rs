@@ -37,7 +37,8 @@ impl Profile {
     /// Reads the profile called `wanted`, or the one of `AWS_PROFILE`, or `default`.
     ///
     /// # Errors
-    /// If a profile was named and no file has it. A missing `default` is an empty profile.
+    /// If a profile was named and no file has it. A missing `default` is an empty profile, and so
+    /// is one of `AWS_PROFILE` where keys in the environment make it needless.
     pub(super) fn read(environment: &Environment, wanted: Option<&str>) -> Result<Self> {
         let named = wanted.or_else(|| environment.get("AWS_PROFILE"));
         let name = named.unwrap_or("default").to_owned();
@@ -56,7 +57,8 @@ impl Profile {
                 settings.extend(section);
             }
         }
-        if named.is_some() && !found {
+        let needless = wanted.is_none() && environment.get("AWS_ACCESS_KEY_ID").is_some();
+        if named.is_some() && !found && !needless {
             return Err(Error::BadOption {
                 what: format!("profile {name}"),
                 reason: "neither ~/.aws/config nor ~/.aws/credentials has it".into(),
@@ -238,5 +240,10 @@ mod tests {
         assert!(error.starts_with("profile sso: sso_session is not supported"), "{error}");
         let missing = Profile::read(&environment, Some("nope")).err().unwrap().to_string();
         assert!(missing.starts_with("profile nope: neither"), "{missing}");
+        let variables = |keys: &[(&'static str, &'static str)]| -> Environment {
+            [("AWS_PROFILE", "nope")].into_iter().chain(keys.iter().copied()).collect()
+        };
+        assert!(Profile::read(&variables(&[]), None).is_err());
+        assert!(Profile::read(&variables(&[("AWS_ACCESS_KEY_ID", "k")]), None).is_ok());
     }
 }

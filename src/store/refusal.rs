@@ -42,7 +42,7 @@ pub(super) fn classify(
                 host: asked.host.to_owned(),
             };
         }
-        "ExpiredToken" | "ExpiredTokenException" | "TokenRefreshRequired" => {
+        "ExpiredToken" | "ExpiredTokenException" | "TokenRefreshRequired" | "ExpiredRequest" => {
             return Error::ExpiredCredentials { object };
         }
         "SignatureDoesNotMatch"

@@ -24,6 +24,10 @@ use super::Config;
 use super::bucket::Buckets;
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
+/// A paced body goes out in slices of this many bytes: a slow connection trickles, it does not
+/// pause and then deliver a quarter of a megabyte.
+const SLICE: usize = 16 << 10;
+
 type Body = UnsyncBoxBody<Bytes, BoxError>;
 type FrameStream = Pin<Box<dyn Stream<Item = Result<Bytes, BoxError>> + Send>>;
 
@@ -42,8 +46,6 @@ pub enum Fault {
     IgnoreRange,
     /// The answer comes this much later.
     Delay(Duration),
-    /// The right length, but every byte of the body is inverted.
-    Corrupt,
 }
 
 /// One request as the server saw it.
@@ -196,7 +198,8 @@ impl Wire {
             entry.seen.status = seen.status;
         }
         let wire = self.clone();
-        let body = faulty(body, fault).then(move |frame| {
+        let slice = if connection.is_some() || self.total.is_some() { SLICE } else { usize::MAX };
+        let body = sliced(faulty(body, fault), slice).then(move |frame| {
             let (connection, wire, sent) = (connection.clone(), wire.clone(), sent.clone());
             async move {
                 let frame = frame?;
@@ -216,10 +219,6 @@ fn faulty(body: FrameStream, fault: Option<Fault>) -> FrameStream {
     let (limit, stalls) = match fault {
         Some(Fault::Truncate(limit)) => (limit, false),
         Some(Fault::Stall(limit)) => (limit, true),
-        Some(Fault::Corrupt) => {
-            let invert = |bytes: Bytes| bytes.iter().map(|byte| !byte).collect::<Bytes>();
-            return Box::pin(body.map(move |frame| frame.map(invert)));
-        }
         _ => return body,
     };
     let cut = futures::stream::unfold((body, limit), move |(mut body, left)| async move {
@@ -239,6 +238,23 @@ fn faulty(body: FrameStream, fault: Option<Fault>) -> FrameStream {
         Some((Ok(frame), (body, left)))
     });
     Box::pin(cut)
+}
+
+/// Cuts the frames of a body into slices.
+fn sliced(
+    body: FrameStream,
+    len: usize,
+) -> impl Stream<Item = Result<Bytes, BoxError>> + Send + 'static {
+    body.flat_map(move |frame| {
+        let slices: Vec<_> = match frame {
+            Ok(frame) => (0..frame.len())
+                .step_by(len)
+                .map(|at| Ok(frame.slice(at..frame.len().min(at.saturating_add(len)))))
+                .collect(),
+            Err(error) => vec![Err(error)],
+        };
+        futures::stream::iter(slices)
+    })
 }
 
 /// Spaces transfers so that they do not exceed a rate.
