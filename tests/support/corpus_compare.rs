@@ -6,6 +6,7 @@ use std::fs::{self, File};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 
 use rustix::fs::{SeekFrom, lgetxattr, llistxattr, seek};
 use thawfs::squashfs::{Archive, DirCursor, Inode};
@@ -172,7 +173,24 @@ fn read_at_most(file: &File, out: &mut [u8], at: u64) -> usize {
     }
 }
 
+/// Whether the kernel finds holes in an archive, which it does since 6.16. Says so if not.
+fn kernel_seeks() -> bool {
+    static SEEKS: LazyLock<bool> = LazyLock::new(|| {
+        let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+        let mut numbers = release.split(['.', '-']).map_while(|part| part.parse::<u32>().ok());
+        let seeks = (numbers.next(), numbers.next()) >= (Some(6), Some(16));
+        if !seeks {
+            eprintln!("SKIPPED comparing holes: kernel {release} knows none in an archive");
+        }
+        seeks
+    });
+    *SEEKS
+}
+
 fn assert_same_seek(archive: &Archive, inode: &Inode, file: &File, at: u64) {
+    if !kernel_seeks() {
+        return;
+    }
     let theirs = |from| seek(file, from).ok();
     let data = archive.seek_data(inode, FileOffset(at)).unwrap().map(|at| at.0);
     assert_eq!(data, theirs(SeekFrom::Data(at)), "data from {at}");
