@@ -96,7 +96,7 @@ fn compare(archive: &Archive, mount: &Path) -> usize {
         let inode = &entry.inode;
         let Ok(theirs) = fs::symlink_metadata(&path) else { continue };
         let mode = inode.kind.mode_bits() | u32::from(inode.permissions);
-        if theirs.ino() != inode.number.0.into() || theirs.mode() != mode {
+        if theirs.ino() != u64::from(inode.number.0) || theirs.mode() != mode {
             continue;
         }
         match inode.kind {
