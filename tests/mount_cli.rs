@@ -207,8 +207,7 @@ fn a_killed_server_is_reported_and_cleared() {
     )
     .unwrap();
     eventually("the server has ended", || bench.servers().is_empty());
-    let status: serde_json::Value =
-        serde_json::from_str(&bench.ok(&["status", "--json"])).unwrap();
+    let status: serde_json::Value = serde_json::from_str(&bench.ok(&["status", "--json"])).unwrap();
     assert_eq!(status[0]["state"], "dead");
     let refused = bench.run(&["mount", text(&archive), text(&mountpoint)]);
     assert_eq!(refused.status.code(), Some(10));
@@ -407,7 +406,11 @@ fn bad_input_is_named_and_leaves_nothing() {
         (vec![at("data.sqsh"), m.into(), "--upper".into(), at("text")], 11, "text"),
         (vec![at("data.sqsh"), m.into(), "-o".into(), "sparkle".into()], 2, "sparkle"),
         (vec![at("data.sqsh"), m.into(), "--offset".into(), "77".into()], 5, "data.sqsh"),
-        (vec![at("data.sqsh"), m.into(), "--read-only".into(), "--upper".into(), at("u")], 2, "--upper"),
+        (
+            vec![at("data.sqsh"), m.into(), "--read-only".into(), "--upper".into(), at("u")],
+            2,
+            "--upper",
+        ),
     ];
     for (arguments, status, named) in cases {
         let output = bench.thawfs().arg("mount").args(&arguments).output().unwrap();

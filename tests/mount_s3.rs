@@ -150,8 +150,8 @@ fn a_presigned_url_is_mounted_and_shown_nowhere() {
     let remote = Remote::new(&[]);
     // The server of this test lets a query pass that carries no signature; what matters here is
     // that it arrives whole and is not shown.
-    let open = S3Server::start(Config { keys: None, ..Config::new(remote.bench.path("bucket")) })
-        .unwrap();
+    let open =
+        S3Server::start(Config { keys: None, ..Config::new(remote.bench.path("bucket")) }).unwrap();
     let url = format!("{}/box/backups/{ID}/data.sqsh?X-Secret=hunter2", open.url());
     let output =
         remote.bench.run(&["mount", &url, remote.mountpoint.to_str().unwrap(), "--anonymous"]);
@@ -166,8 +166,9 @@ fn a_presigned_url_is_mounted_and_shown_nowhere() {
         shown.extend(std::fs::read(format!("/proc/{pid}/cmdline")).unwrap());
     }
     let records = remote.bench.state_dir().join("mounts");
-    for file in std::fs::read_dir(std::fs::read_dir(records).unwrap().next().unwrap().unwrap().path())
-        .unwrap()
+    for file in
+        std::fs::read_dir(std::fs::read_dir(records).unwrap().next().unwrap().unwrap().path())
+            .unwrap()
     {
         // The socket among them cannot be read.
         shown.extend(std::fs::read(file.unwrap().path()).unwrap_or_default());

@@ -137,7 +137,9 @@ fn prepare(request: &mut MountRequest) -> Result<(), Failure> {
             std::fs::create_dir_all(parent).map_err(failed)?;
         }
         let real = match path.canonicalize() {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => std::path::absolute(&*path),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                std::path::absolute(&*path)
+            }
             real => real,
         }
         .map_err(failed)?;

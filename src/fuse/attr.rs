@@ -94,7 +94,9 @@ fn timestamp(time: SystemTime) -> Timestamp {
             let seconds = -i64::try_from(before.as_secs()).unwrap_or(i64::MAX);
             match before.subsec_nanos() {
                 0 => Timestamp { seconds, nanos: 0 },
-                nanos => Timestamp { seconds: seconds.saturating_sub(1), nanos: 1_000_000_000 - nanos },
+                nanos => {
+                    Timestamp { seconds: seconds.saturating_sub(1), nanos: 1_000_000_000 - nanos }
+                }
             }
         }
     }

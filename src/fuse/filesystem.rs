@@ -172,7 +172,8 @@ impl Shared {
         let mode = self.modes.opened(ino, upper.map(|fd| move || register(&fd)));
         // Lower data never changes, and without passthrough every change of upper data goes
         // through the page cache. With it, pages from before may be stale.
-        let keep = matches!(opened.backing, Backing::Lower) || self.writeback.load(Ordering::Relaxed);
+        let keep =
+            matches!(opened.backing, Backing::Lower) || self.writeback.load(Ordering::Relaxed);
         let flags = if keep { FopenFlags::FOPEN_KEEP_CACHE } else { FopenFlags::empty() };
         (mode, flags)
     }
@@ -297,11 +298,9 @@ impl Filesystem for Adapter {
     }
 
     fn readlink(&self, _request: &Request, ino: INodeNo, reply: ReplyData) {
-        self.run(self.would_block(ino), move |shared| {
-            match shared.overlay.readlink(Ino(ino.0)) {
-                Ok(target) => reply.data(&target),
-                Err(error) => reply.error(shared.failed(&error)),
-            }
+        self.run(self.would_block(ino), move |shared| match shared.overlay.readlink(Ino(ino.0)) {
+            Ok(target) => reply.data(&target),
+            Err(error) => reply.error(shared.failed(&error)),
         });
     }
 
@@ -364,8 +363,7 @@ impl Filesystem for Adapter {
         let (caller, name) = (caller(request, 0), name.to_owned());
         let target = target.as_os_str().to_owned();
         self.run(self.would_block(parent), move |shared| {
-            let result =
-                shared.overlay.symlink(&caller, Ino(parent.0), &name, &target);
+            let result = shared.overlay.symlink(&caller, Ino(parent.0), &name, &target);
             shared.reply_entry(result, reply);
         });
     }
@@ -492,9 +490,8 @@ impl Filesystem for Adapter {
         reply: ReplyWrite,
     ) {
         // Here, not on the pool: the data lies in this thread's request buffer.
-        let result = catch_unwind(AssertUnwindSafe(|| {
-            self.shared.overlay.write(handle(fh), offset, data)
-        }));
+        let result =
+            catch_unwind(AssertUnwindSafe(|| self.shared.overlay.write(handle(fh), offset, data)));
         match result {
             Ok(result) => self.shared.reply_written(result, reply),
             Err(_) => reply.error(Errno::EIO),
@@ -551,14 +548,12 @@ impl Filesystem for Adapter {
     }
 
     fn opendir(&self, _request: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        self.run(self.would_block(ino), move |shared| {
-            match shared.overlay.opendir(Ino(ino.0)) {
-                Ok(opened) => reply.opened(
-                    FileHandle(opened.0),
-                    FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE,
-                ),
-                Err(error) => reply.error(shared.failed(&error)),
-            }
+        self.run(self.would_block(ino), move |shared| match shared.overlay.opendir(Ino(ino.0)) {
+            Ok(opened) => reply.opened(
+                FileHandle(opened.0),
+                FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE,
+            ),
+            Err(error) => reply.error(shared.failed(&error)),
         });
     }
 

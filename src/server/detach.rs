@@ -6,8 +6,8 @@
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Write};
-use std::path::{Path, PathBuf};
 use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use serde::{Deserialize, Serialize};
@@ -32,9 +32,8 @@ enum Answer {
 /// # Errors
 /// What the server said, or that it ended without a word.
 pub fn start_detached(request: &MountRequest) -> Result<Ready, Failure> {
-    let failed = |error: io::Error| {
-        Failure::new(Code::Failed, format!("cannot start the server: {error}"))
-    };
+    let failed =
+        |error: io::Error| Failure::new(Code::Failed, format!("cannot start the server: {error}"));
     let mut server = Command::new("/proc/self/exe")
         .arg0("thawfs")
         .arg(SERVE_COMMAND)
