@@ -1,5 +1,7 @@
 //! `mount`, `unmount`, `status` and the mount(8) helper, on real mounts of a local archive.
 
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test fails by a panic")]
+
 mod support;
 
 use std::os::unix::fs::{MetadataExt, PermissionsExt};

@@ -1,5 +1,7 @@
 //! Mounts of archives in a bucket: a real S3 server over HTTP, a real kernel mount, and faults.
 
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test fails by a panic")]
+
 mod support;
 
 use std::fs::File;
