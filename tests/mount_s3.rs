@@ -288,8 +288,9 @@ fn a_source_that_cannot_be_opened_is_named_and_leaves_nothing() {
     let good = format!("s3://box/backups/{ID}");
     let bad_key = ("AWS_SECRET_ACCESS_KEY", "wrong".to_owned());
     let no_server = ("AWS_ENDPOINT_URL", "http://127.0.0.1:9".to_owned());
-    // Source, environment, fault, exit status, what the line has to name.
-    let cases: Vec<(&str, Option<(&str, String)>, Option<Fault>, i32, &str)> = vec![
+    /// Source, environment, fault, exit status, what the line has to name.
+    type Case<'a> = (&'a str, Option<(&'a str, String)>, Option<Fault>, i32, &'a str);
+    let cases: Vec<Case<'_>> = vec![
         ("s3://box/nowhere", None, None, 3, "nowhere/data.sqsh"),
         ("s3://no-such-bucket/x", None, None, 3, "no-such-bucket"),
         ("s3://box/text.sqsh", None, None, 5, "text.sqsh"),
