@@ -205,12 +205,11 @@ impl Overlay {
     /// Fills a metacopy with its data.
     fn copy_data(&self, ino: Ino, state: &UpperState, want: Want) -> Result<()> {
         let Data::Lower(lower) = state.data else { return Ok(()) };
-        let address = {
+        // A name may go to another file while data is copied; the descriptor does not.
+        let fd = {
             let _names = self.names.read();
-            self.address(ino, state)?
+            Arc::new(self.address(ino)?.0.open(OFlags::RDWR)?)
         };
-        // An address by name may be renamed away while data is copied; the descriptor is not.
-        let fd = Arc::new(address.open(OFlags::RDWR)?);
         let pinned = Address::Pinned(Arc::clone(&fd));
         let times = times_of(&pinned.stat()?);
         let capability = pinned.get_xattr(CAPABILITY).ok();
@@ -241,9 +240,9 @@ impl Overlay {
     /// Shows `state` as what `ino` is from now on. Called with `names` held exclusively.
     fn publish(&self, ino: Ino, state: UpperState) -> Result<()> {
         let whole = state.kind == FileKind::Regular && state.data == Data::Upper;
-        self.nodes.publish(ino, state.clone());
+        self.nodes.publish(ino, state);
         if whole {
-            self.handles.moved(ino, || self.address(ino, &state)?.open(OFlags::RDONLY))?;
+            self.handles.moved(ino, || self.address(ino)?.0.open(OFlags::RDONLY))?;
         }
         Ok(())
     }

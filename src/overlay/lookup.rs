@@ -78,17 +78,18 @@ impl Overlay {
     /// `ESTALE` where `ino` is not known, or what reading either half says.
     pub fn getattr(&self, ino: Ino, _handle: Option<super::Handle>) -> Result<Attr> {
         let node = self.nodes.get(ino)?;
-        let Some(state) = node.upper else {
+        if node.upper.is_none() {
             let lower = self.lower.inode_ref(ino).ok_or(Errno::STALE)?;
             let mut attr = self.lower.attr(ino, &self.lower.inode(lower)?);
             if node.place == Place::Nowhere && ino != Ino::ROOT {
                 attr.nlink = 0;
             }
             return Ok(attr);
-        };
-        let stat = {
+        }
+        let (state, stat) = {
             let _names = self.names.read();
-            self.address(ino, &state)?.stat()?
+            let (inode, state) = self.address(ino)?;
+            (state, inode.stat()?)
         };
         self.attr_of_upper(ino, &state, &stat)
     }
