@@ -41,14 +41,11 @@ impl Overlay {
             Some(state) if metacopy(&state) => Some(self.flights.start(ino)),
             Some(_) | None => None,
         };
-        let state = self.nodes.upper(ino)?.ok_or(Errno::STALE)?;
-        let inode = {
-            let _names = self.names.read();
-            self.address(ino, &state)?
-        };
         if let Some(size) = change.size {
-            self.truncate(&inode, &state, handle, size)?;
+            self.truncate(ino, handle, size)?;
         }
+        let _names = self.names.read();
+        let (inode, state) = self.address(ino)?;
         if change.uid.is_some() || change.gid.is_some() {
             match inode.chown(change.uid, change.gid) {
                 Err(error) if error.is(Errno::PERM) && self.changes_nothing(&inode, change)? => {}
@@ -78,7 +75,7 @@ impl Overlay {
         match self.nodes.upper(ino)? {
             Some(state) if state.kind == FileKind::Symlink => {
                 let _names = self.names.read();
-                self.address(ino, &state)?.read_link()
+                self.address(ino)?.0.read_link()
             }
             Some(_) => Err(Errno::INVAL.into()),
             None => {
@@ -92,18 +89,7 @@ impl Overlay {
         }
     }
 
-    fn truncate(
-        &self,
-        inode: &Address,
-        state: &UpperState,
-        handle: Option<Handle>,
-        size: u64,
-    ) -> Result<()> {
-        match state.kind {
-            FileKind::Regular => {}
-            FileKind::Directory => return Err(Errno::ISDIR.into()),
-            _ => return Err(Errno::INVAL.into()),
-        }
+    fn truncate(&self, ino: Ino, handle: Option<Handle>, size: u64) -> Result<()> {
         // The caller's own descriptor may write where the permissions no longer allow to open one.
         if let Some(handle) = handle
             && let Open::Upper { fd } = &*self.handles.get(handle)?
@@ -111,8 +97,16 @@ impl Overlay {
             return rustix::fs::ftruncate(fd, size)
                 .map_err(Error::sys("ftruncate", "an open file"));
         }
-        let fd = inode.open(OFlags::WRONLY)?;
-        rustix::fs::ftruncate(&fd, size).map_err(Error::sys("ftruncate", inode.label()))
+        let fd = {
+            let _names = self.names.read();
+            let (inode, state) = self.address(ino)?;
+            match state.kind {
+                FileKind::Regular => inode.open(OFlags::WRONLY)?,
+                FileKind::Directory => return Err(Errno::ISDIR.into()),
+                _ => return Err(Errno::INVAL.into()),
+            }
+        };
+        rustix::fs::ftruncate(&fd, size).map_err(Error::sys("ftruncate", "a file"))
     }
 
     /// Whether an ordinary user's `chown` asks for the owner there is.
