@@ -105,11 +105,12 @@ fn assert_same_listing(archive: &Archive, inode: &Inode, path: &Path, numbers: &
 }
 
 fn assert_same_xattrs(archive: &Archive, inode: &Inode, path: &Path) {
-    let mut list = Vec::with_capacity(1 << 16);
     // An archive that has none at all answers EOPNOTSUPP.
-    let found = llistxattr(path, rustix::buffer::spare_capacity(&mut list));
-    if found.is_err() {
-        list.clear();
+    let mut list = Vec::new();
+    let len = llistxattr(path, &mut [0u8; 0][..]).unwrap_or(0);
+    if len > 0 {
+        list.reserve_exact(len);
+        llistxattr(path, rustix::buffer::spare_capacity(&mut list)).unwrap();
     }
     let mut theirs = BTreeMap::new();
     for name in list.split(|&byte| byte == 0).filter(|name| !name.is_empty()) {
