@@ -349,7 +349,9 @@ fn an_ordinary_user_mounts_through_fusermount3() {
          echo changed > {2}/hello; cat {2}/hello
          mkdir {2}/dir; mv {2}/sub/data {2}/dir/; rm -r {2}/sub; ls {2}
          head -c 1000000 /dev/zero > {2}/zeros; stat -c '%s %U' {2}/zeros
-         {0} unmount {2}",
+         {0} unmount {2}
+         {0} --quiet mount {1} {2}
+         fusermount3 -u {2}",
         text(&program),
         text(&archive),
         text(&mountpoint)
@@ -365,6 +367,7 @@ fn an_ordinary_user_mounts_through_fusermount3() {
         String::from_utf8_lossy(&output.stdout),
         "hello from the archive\nchanged\ndir\nhello\nscript\n1000000 nobody\n"
     );
+    eventually("the server has ended", || bench.servers().is_empty());
     bench.assert_nothing_left();
 }
 
@@ -470,4 +473,41 @@ fn files_made_in_the_mount_belong_to_who_made_them() {
         assert_eq!((stat.uid(), stat.gid(), stat.mode()), (1234, 4321, mode), "{name}");
     }
     bench.ok(&["unmount", text(&mountpoint)]);
+}
+
+#[test]
+fn without_the_device_or_the_right_the_mount_says_so() {
+    if !can_mount("without_the_device_or_the_right_the_mount_says_so") {
+        return;
+    }
+    let (bench, archive, mountpoint) = prepared();
+    let program = bench.path("thawfs");
+    std::fs::copy(env!("CARGO_BIN_EXE_thawfs"), &program).unwrap();
+    let theirs = bench.directory("theirs");
+    std::fs::set_permissions(&theirs, PermissionsExt::from_mode(0o777)).unwrap();
+    let mount = format!("{} mount {} {}", text(&program), text(&archive), text(&mountpoint));
+    let hidden = format!("mount -t tmpfs none /dev && exec {mount}");
+    let mount = format!("THAWFS_STATE_DIR={} {mount}", text(&theirs));
+    // A program that starts the mount, its arguments, and what the one line has to name.
+    let cases: [(&str, &[&str], &str); 2] = [
+        ("unshare", &["--mount", "sh", "-c", &hidden], "/dev/fuse does not exist"),
+        // Somebody else's directory.
+        (
+            "setpriv",
+            &["--reuid=65534", "--regid=65534", "--clear-groups", "sh", "-c", &mount],
+            "mnt",
+        ),
+    ];
+    for (starter, arguments, named) in cases {
+        let output = Command::new(starter)
+            .args(arguments)
+            .env("THAWFS_STATE_DIR", bench.state_dir())
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(12), "{starter}: {said}");
+        assert_eq!(said.lines().count(), 1, "{starter}: {said}");
+        assert!(said.contains(named), "{starter}: {said}");
+        bench.assert_nothing_left();
+    }
 }

@@ -49,9 +49,9 @@ pub struct OpenArchive {
 }
 
 impl SourceRequest {
-    /// 32 MiB: with the server itself, up to 8 MiB of stored metadata and the kernel's requests in
+    /// 24 MiB: with the server itself, up to 8 MiB of stored metadata and the kernel's requests in
     /// flight that stays below 64 MiB.
-    pub const DEFAULT_CACHE_MEMORY: u64 = 32 << 20;
+    pub const DEFAULT_CACHE_MEMORY: u64 = 24 << 20;
 
     /// `source` with everything else default.
     pub fn new(source: impl Into<String>) -> Self {

@@ -110,7 +110,7 @@ pub(crate) struct StoreArgs {
     pub(crate) offset: u64,
 
     /// Memory for cached data; suffixes K, M, G.
-    #[arg(long, value_name = "BYTES", default_value = "32M", value_parser = parse_bytes)]
+    #[arg(long, value_name = "BYTES", default_value = "24M", value_parser = parse_bytes)]
     pub(crate) cache_memory: u64,
 }
 
