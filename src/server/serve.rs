@@ -46,6 +46,26 @@ pub struct MountRequest {
     pub attr_ttl: Option<Duration>,
 }
 
+impl MountRequest {
+    /// A writable mount of `source` at `mountpoint` with everything else default.
+    pub fn new(source: SourceRequest, mountpoint: PathBuf) -> Self {
+        Self {
+            source,
+            mountpoint,
+            upper: None,
+            workdir: None,
+            keep_upper: false,
+            read_only: false,
+            fsname: None,
+            allow_other: None,
+            flags: Vec::new(),
+            passthrough: true,
+            entry_ttl: None,
+            attr_ttl: None,
+        }
+    }
+}
+
 /// What a server says once its mount answers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ready {
