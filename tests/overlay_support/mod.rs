@@ -104,8 +104,7 @@ pub fn source() -> &'static Source {
 
 pub fn open_archive(path: &Path) -> Arc<Archive> {
     let blob = Arc::new(FileBlob::open(path, 0).unwrap());
-    let options = OpenOptions { decoded_bytes: 8 << 20, ..OpenOptions::default() };
-    Arc::new(Archive::open(blob, options).unwrap())
+    Arc::new(Archive::open(blob, OpenOptions::default()).unwrap())
 }
 
 /// Opens the merged tree over the upper in `dir`.
