@@ -511,3 +511,50 @@ fn without_the_device_or_the_right_the_mount_says_so() {
         bench.assert_nothing_left();
     }
 }
+
+#[test]
+fn a_write_takes_setuid_bits_away_as_a_local_disk_does() {
+    if !can_mount("a_write_takes_setuid_bits_away_as_a_local_disk_does") {
+        return;
+    }
+    let (bench, archive, mountpoint) = prepared();
+    bench.ok(&["mount", text(&archive), text(&mountpoint)]);
+    let local = bench.directory("local");
+    // Who writes, and how; each on a fresh file of mode 6777 with a capability.
+    let ways = [
+        "echo x >> $0",
+        "echo x > $0",
+        "truncate -s 1 $0",
+        "fallocate -l 10000 $0",
+        "dd if=/dev/zero of=$0 bs=1 count=1 conv=notrunc status=none",
+        "python3 -c 'import os,sys; f=os.open(sys.argv[1],os.O_RDWR); os.pwrite(f,b\"x\",0)' $0",
+        "chown 1 $0",
+        "chmod 6755 $0",
+        "cat $0",
+        "touch $0",
+    ];
+    for (number, way) in ways.iter().enumerate() {
+        for user in [0, 4242] {
+            let result_in = |directory: &Path| {
+                let file = directory.join(format!("file-{number}-{user}"));
+                std::fs::write(&file, "contents").unwrap();
+                std::fs::set_permissions(&file, PermissionsExt::from_mode(0o6777)).unwrap();
+                let capable =
+                    Command::new("setcap").arg("cap_net_raw+ep").arg(&file).status().unwrap();
+                assert!(capable.success());
+                // What it says and whether it may is compared, too.
+                let output = Command::new("setpriv")
+                    .args([&format!("--reuid={user}"), &format!("--regid={user}")])
+                    .args(["--clear-groups", "sh", "-c", way])
+                    .arg(&file)
+                    .output()
+                    .unwrap();
+                let capability = Command::new("getcap").arg(&file).output().unwrap().stdout;
+                let mode = std::fs::metadata(&file).unwrap().mode();
+                (output.status.code(), mode, capability.is_empty())
+            };
+            assert_eq!(result_in(&mountpoint), result_in(&local), "{way} as {user}");
+        }
+    }
+    bench.ok(&["unmount", text(&mountpoint)]);
+}

@@ -12,16 +12,24 @@ use super::nodes::{Data, UpperState};
 use super::upper::Address;
 use crate::types::{FileKind, Ino};
 
+/// Those of a file's mode bits that lend its owner's or group's rights to whoever executes it, and
+/// that a write by anyone but root takes away.
+pub fn setid_bits(mode: u32) -> u32 {
+    let setgid = if mode & libc::S_IXGRP != 0 { libc::S_ISGID } else { 0 };
+    mode & (libc::S_ISUID | setgid)
+}
+
 impl Overlay {
     /// Changes attributes and shows the new ones. A lower file is copied up, with its data only if
-    /// its size is set to other than 0. Whether the caller may is checked by the kernel; so is what
-    /// a change of size or owner does to setuid bits, apart from what the upper's `chown` clears.
+    /// its size is set to other than 0. Whether the caller may is checked by the kernel. A change of
+    /// size by anyone but root drops setuid bits; a change of owner drops them in the upper's own
+    /// `chown`, and both drop capabilities there.
     ///
     /// # Errors
     /// `EROFS`, `EISDIR` or `EINVAL` for the size of what has none, or what the upper says.
     pub fn setattr(
         &self,
-        _caller: &Caller,
+        caller: &Caller,
         ino: Ino,
         handle: Option<Handle>,
         change: &SetAttr,
@@ -43,6 +51,9 @@ impl Overlay {
         };
         if let Some(size) = change.size {
             self.truncate(ino, handle, size)?;
+            if caller.uid != 0 {
+                self.drop_setid(ino)?;
+            }
         }
         let _names = self.names.read();
         let (inode, state) = self.address(ino)?;
@@ -65,6 +76,27 @@ impl Overlay {
             })?;
         }
         self.attr_of_upper(ino, &state, &inode.stat()?)
+    }
+
+    /// Takes the setuid bit, and an executable's setgid bit, from a regular file that a caller without
+    /// `CAP_FSETID` has written to. (The upper's file system would see us write, who have it; it drops
+    /// capabilities all the same.) Says whether there was such a bit.
+    ///
+    /// # Errors
+    /// What `stat` or `chmod` of the upper file says.
+    pub fn drop_setid(&self, ino: Ino) -> Result<bool> {
+        if self.nodes.upper(ino)?.is_none() {
+            return Ok(false);
+        }
+        let _names = self.names.read();
+        let (inode, state) = self.address(ino)?;
+        let mode = u32::from(inode.stat()?.stx_mode);
+        let bits = setid_bits(mode);
+        if state.kind != FileKind::Regular || bits == 0 {
+            return Ok(false);
+        }
+        inode.chmod(mode & 0o7777 & !bits)?;
+        Ok(true)
     }
 
     /// The target of symbolic link `ino`.
