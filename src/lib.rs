@@ -1,7 +1,31 @@
 //! Mounts a frozen backup, a squashfs archive in an S3 or R2 bucket, as a live directory.
+//!
+//! A request goes down one staircase and its answer comes up the same one; each module imports only
+//! from those below it.
+//!
+//! ```text
+//! cli                    the command line: wires everything, owns no logic
+//! server                 the process behind a mount: its start, its state, its end
+//! fuse        backup     adapters: the kernel's protocol | life of a backup in a bucket
+//! failure                what a user is told when something fails
+//! overlay                the merged tree: lower + upper, copy-up, whiteouts
+//! squashfs               the archive format
+//! cache                  chunks of a remote object: memory, single flight, readahead
+//! store                  object stores behind one narrow trait
+//! types                  numbers with units, no I/O
+//! ```
+//!
+//! From bottom to top: [`types`], [`store`], [`cache`], [`squashfs`], [`overlay`], [`failure`],
+//! [`backup`], [`fuse`], [`server`], [`cli`]. Everything from the cache upward is ordinary blocking
+//! code; only the stores are asynchronous. There is no unsafe code.
 
+pub mod backup;
 pub mod cache;
+pub mod cli;
+pub mod failure;
+pub mod fuse;
 pub mod overlay;
+pub mod server;
 pub mod squashfs;
 pub mod store;
 pub mod types;

@@ -1,3 +1,7 @@
 //! The `thawfs` command.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    thawfs::cli::run(std::env::args_os().collect())
+}

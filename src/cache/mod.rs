@@ -4,11 +4,20 @@
 //! their cost: [`Blob::get`] looks in memory and never blocks, [`Blob::fetch`] may go to the
 //! network.
 
+mod counters;
 mod file;
+mod flight;
+mod joint;
+mod memory;
+mod plan;
+mod readahead;
+mod remote;
 
 use bytes::Bytes;
 
+pub use counters::Counters;
 pub use file::{FileBlob, MemoryBlob};
+pub use remote::{OpenOptions, RemoteBlob};
 
 use crate::types::ByteRange;
 

@@ -74,14 +74,15 @@ impl<'a> DirReader<'a> {
         let mut start = layout.listing;
         let mut position = 0;
         let mut reader = metadata.reader("directory index", layout.index);
+        let mut buffer = NameBuffer::default();
         for _ in 0..layout.index_count {
             // Names are found without the index too: damage in it only ends it, as in the kernel.
-            let (index, name) = match read_index(&mut reader) {
+            let (index, name) = match read_index(&mut reader, &mut buffer) {
                 Ok(Some(entry)) => entry,
                 Ok(None) | Err(Error::Corrupt { .. }) => break,
                 Err(error) => return Err(error),
             };
-            if !before(&index, &name) {
+            if !before(&index, name) {
                 break;
             }
             position = u64::from(index.position.get());
@@ -99,7 +100,8 @@ impl<'a> DirReader<'a> {
         })
     }
 
-    fn read(&mut self) -> Result<Option<DirEntry>, Error> {
+    /// The next entry up to its name, and the name's length.
+    fn read_head(&mut self) -> Result<Option<(RawDirEntry, usize)>, Error> {
         loop {
             if self.left_in_group == 0 {
                 if self.position >= self.end {
@@ -119,17 +121,34 @@ impl<'a> DirReader<'a> {
             if len > NAME_LEN {
                 return Err(self.reader.corrupt(format!("a name of {len} bytes")));
             }
-            let passed_over = {
-                self.position += (size_of::<RawDirEntry>() + len) as u64;
-                self.position <= self.from
-            };
-            if passed_over {
-                self.reader.skip(len)?;
-                continue;
+            self.position += (size_of::<RawDirEntry>() + len) as u64;
+            if self.position > self.from {
+                return Ok(Some((raw, len)));
             }
-            let name = self.reader.read_vec(len)?;
-            return self.entry(&raw, name).map(Some);
+            self.reader.skip(len)?;
         }
+    }
+
+    fn read(&mut self) -> Result<Option<DirEntry>, Error> {
+        let Some((raw, len)) = self.read_head()? else { return Ok(None) };
+        let name = self.reader.read_vec(len)?;
+        self.entry(&raw, name).map(Some)
+    }
+
+    /// The entry of this name, if it comes before the first name that starts with a greater byte,
+    /// which is how far the kernel looks.
+    fn find(&mut self, name: &[u8]) -> Result<Option<DirEntry>, Error> {
+        let mut buffer = NameBuffer::default();
+        while let Some((raw, len)) = self.read_head()? {
+            let found = buffer.read(&mut self.reader, len)?;
+            if found == name {
+                return self.entry(&raw, name.to_vec()).map(Some);
+            }
+            if found.first() > name.first() {
+                break;
+            }
+        }
+        Ok(None)
     }
 
     fn entry(&self, raw: &RawDirEntry, name: Vec<u8>) -> Result<DirEntry, Error> {
@@ -173,35 +192,42 @@ impl Iterator for DirReader<'_> {
     }
 }
 
-/// Finds `name`: through the index where there is one, and then up to the first name that starts
-/// with a greater byte, which is how far the kernel looks.
+/// Finds `name`, through the index where there is one.
 pub(super) fn lookup(
     metadata: &Metadata,
     table: ArchiveOffset,
     directory: &Inode,
     name: &[u8],
 ) -> Result<Option<DirEntry>, Error> {
-    let entries = DirReader::behind(metadata, table, directory, 0, |_, indexed| indexed <= name)?;
-    for entry in entries {
-        let entry = entry?;
-        if entry.name == name {
-            return Ok(Some(entry));
-        }
-        if entry.name.first() > name.first() {
-            break;
-        }
+    DirReader::behind(metadata, table, directory, 0, |_, indexed| indexed <= name)?.find(name)
+}
+
+/// Room for a name, so that looking through many takes no memory for each.
+struct NameBuffer([u8; NAME_LEN]);
+
+impl Default for NameBuffer {
+    fn default() -> Self {
+        Self([0; NAME_LEN])
     }
-    Ok(None)
+}
+
+impl NameBuffer {
+    /// Reads a name whose length has been checked.
+    fn read(&mut self, reader: &mut MetaReader<'_>, len: usize) -> Result<&[u8], Error> {
+        let name = self.0.get_mut(..len).unwrap_or_default();
+        reader.read_exact(name)?;
+        Ok(name)
+    }
 }
 
 /// One entry of the index; `None` where its name cannot be one.
-fn read_index(reader: &mut MetaReader<'_>) -> Result<Option<(RawDirIndex, Vec<u8>)>, Error> {
+fn read_index<'a>(
+    reader: &mut MetaReader<'_>,
+    buffer: &'a mut NameBuffer,
+) -> Result<Option<(RawDirIndex, &'a [u8])>, Error> {
     let index: RawDirIndex = reader.read()?;
     match usize::try_from(index.size.get()) {
-        Ok(last) if last < NAME_LEN => {
-            let name = reader.read_vec(last + 1)?;
-            Ok(Some((index, name)))
-        }
+        Ok(last) if last < NAME_LEN => Ok(Some((index, buffer.read(reader, last + 1)?))),
         _ => Ok(None),
     }
 }

@@ -53,10 +53,6 @@ use metadata::{Metadata, Resident};
 use tables::Tables;
 use xattr::XattrReader;
 
-/// Most stored metadata that is kept in memory, in bytes. 32 bytes an inode make this enough for
-/// a quarter of a million of them.
-const MAX_RESIDENT: u64 = 8 << 20;
-
 /// Most bytes that one [`Archive::read`] or [`Archive::get`] answers: 16 MiB.
 pub const MAX_READ: usize = 16 << 20;
 
@@ -67,12 +63,16 @@ pub struct OpenOptions {
     pub decoded_bytes: usize,
     /// Bytes of decoded metadata blocks to keep. One block always is.
     pub metadata_bytes: usize,
+    /// Most bytes of stored metadata to hold in memory. Where there is more, none is held, and
+    /// metadata too is fetched when asked for.
+    pub resident_bytes: usize,
 }
 
 impl Default for OpenOptions {
-    /// 16 MiB of data and 6 MiB of metadata.
+    /// 16 MiB of data, 6 MiB of metadata, and 8 MiB of stored metadata: at 32 bytes an inode,
+    /// that of a quarter of a million.
     fn default() -> Self {
-        Self { decoded_bytes: 16 << 20, metadata_bytes: 6 << 20 }
+        Self { decoded_bytes: 16 << 20, metadata_bytes: 6 << 20, resident_bytes: 8 << 20 }
     }
 }
 
@@ -95,9 +95,9 @@ pub struct Archive {
 }
 
 impl Archive {
-    /// Opens the archive that is `blob`, from its first byte on. Fetches twice at most: the
-    /// superblock, and then all metadata up to 8 MiB (or, where there is more, the indexes of its
-    /// tables).
+    /// Opens the archive that is `blob`, from its first byte on. Fetches twice: the
+    /// superblock, and then all metadata (or, where that is more than is to be held, the compressor's
+    /// options, if any, and then the indexes of the tables).
     pub fn open(blob: Arc<dyn Blob>, options: OpenOptions) -> Result<Self, Error> {
         let size = blob.size();
         let head = ByteRange::between(ArchiveOffset(0), ArchiveOffset(size.min(SUPERBLOCK_LEN)));
@@ -107,9 +107,10 @@ impl Archive {
 
         let compressor_options = superblock.compressor_options();
         let all_metadata = ByteRange::between(superblock.inode_table, end)
-            .filter(|metadata| metadata.len() <= MAX_RESIDENT);
+            .filter(|metadata| metadata.len() <= options.resident_bytes as u64);
         let wanted: Vec<_> = compressor_options.into_iter().chain(all_metadata).collect();
-        let mut fetched = blob.fetch(&wanted)?.into_iter();
+        let fetched = if wanted.is_empty() { Vec::new() } else { blob.fetch(&wanted)? };
+        let mut fetched = fetched.into_iter();
         let codec = Codec::new(&superblock, compressor_options.and_then(|_| fetched.next()))?;
         let resident = all_metadata.zip(fetched.next());
         let resident = resident.map(|(range, bytes)| Resident { range, bytes });
@@ -173,7 +174,12 @@ impl Archive {
 
     /// All files from the root down.
     pub fn walk(&self) -> Walk<'_> {
-        Walk::new(self)
+        Walk::new(self, self.root())
+    }
+
+    /// All files from `directory` down, with paths relative to it.
+    pub fn walk_from(&self, directory: &Inode) -> Walk<'_> {
+        Walk::new(self, directory.reference)
     }
 
     /// The target of a symbolic link: 4095 bytes at most and without NUL, which is where the

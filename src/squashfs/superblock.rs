@@ -83,6 +83,36 @@ pub struct Superblock {
 }
 
 impl Superblock {
+    /// The names of the flags that are set, after mksquashfs's options.
+    pub fn flag_names(&self) -> Vec<&'static str> {
+        const NAMES: [(u16, &str); 11] = [
+            (0x0001, "noI"),
+            (0x0002, "noD"),
+            (0x0008, "noF"),
+            (0x0010, "no-fragments"),
+            (0x0020, "always-use-fragments"),
+            (0x0040, "duplicates"),
+            (0x0080, "exports"),
+            (0x0100, "noX"),
+            (0x0200, "no-xattrs"),
+            (0x0400, "compressor-options"),
+            (0x0800, "noId"),
+        ];
+        NAMES.iter().filter(|(bit, _)| self.flags & bit != 0).map(|(_, name)| *name).collect()
+    }
+
+    /// The tables by name, with where each starts; `None` for one that the archive lacks.
+    pub fn tables(&self) -> [(&'static str, Option<ArchiveOffset>); 6] {
+        [
+            ("inodes", Some(self.inode_table)),
+            ("directories", Some(self.directory_table)),
+            ("fragments", (self.fragments > 0).then_some(self.fragment_table)),
+            ("exports", self.export_table),
+            ("ids", Some(self.id_table)),
+            ("xattrs", self.xattr_id_table),
+        ]
+    }
+
     /// Parses and checks `bytes`, the first 96 of an object of `size` bytes.
     pub(super) fn parse(bytes: &[u8], size: u64) -> Result<Self, Error> {
         let Ok((raw, _)) = RawSuperblock::read_from_prefix(bytes) else {

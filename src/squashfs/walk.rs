@@ -31,13 +31,13 @@ pub struct Walk<'a> {
 }
 
 impl<'a> Walk<'a> {
-    pub(super) fn new(archive: &'a Archive) -> Self {
+    pub(super) fn new(archive: &'a Archive, root: InodeRef) -> Self {
         Self {
             archive,
             open: Vec::new(),
             path: Vec::new(),
             entered: HashSet::new(),
-            root: Some(archive.root()),
+            root: Some(root),
         }
     }
 

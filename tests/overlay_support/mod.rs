@@ -104,7 +104,8 @@ pub fn source() -> &'static Source {
 
 pub fn open_archive(path: &Path) -> Arc<Archive> {
     let blob = Arc::new(FileBlob::open(path, 0).unwrap());
-    Arc::new(Archive::open(blob, OpenOptions::default()).unwrap())
+    let options = OpenOptions { decoded_bytes: 8 << 20, ..OpenOptions::default() };
+    Arc::new(Archive::open(blob, options).unwrap())
 }
 
 /// Opens the merged tree over the upper in `dir`.

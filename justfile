@@ -1,0 +1,22 @@
+# What a contributor needs. `just --list` shows it.
+
+# Build and run the main job on a server of its own.
+quickstart:
+    scripts/quickstart
+
+# Everything CI runs.
+test *words:
+    scripts/test {{words}}
+
+# Format and lint.
+lint:
+    cargo fmt --all
+    cargo clippy --all-targets -- -D warnings
+
+# The library's documentation.
+doc:
+    RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --document-private-items --open
+
+# Fuzz one target for a minute: superblock, metadata or archive.
+fuzz target="archive" seconds="60":
+    RUSTC_BOOTSTRAP=1 cargo fuzz run {{target}} -- -max_total_time={{seconds}}

@@ -1,0 +1,7 @@
+//! The life of a backup in a bucket: an archive is opened here, and unpacked.
+
+mod extract;
+mod open;
+
+pub use extract::{ExtractOptions, ExtractProgress, extract, find};
+pub use open::{OpenArchive, SourceRequest};

@@ -1,0 +1,184 @@
+//! From what a user typed to an open archive.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio::runtime::{self, Runtime};
+
+use crate::cache::{self, Blob, FileBlob, RemoteBlob};
+use crate::failure::{Code, Failure};
+use crate::squashfs::{self, Archive};
+use crate::store::{self, Object, Source, StoreOptions};
+
+/// Where an archive is, how to reach it, and what memory its caches may take. Serialised only
+/// through a pipe: a presigned URL is a secret.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct SourceRequest {
+    /// As [`Source`] reads it.
+    pub source: String,
+    /// See [`StoreOptions::endpoint`].
+    pub endpoint: Option<String>,
+    /// See [`StoreOptions::region`].
+    pub region: Option<String>,
+    /// See [`StoreOptions::profile`].
+    pub profile: Option<String>,
+    /// See [`StoreOptions::anonymous`].
+    pub anonymous: bool,
+    /// See [`StoreOptions::virtual_host_style`].
+    pub virtual_host_style: bool,
+    /// See [`StoreOptions::deadline`].
+    pub deadline: Duration,
+    /// Where in the object the archive starts, in bytes.
+    pub offset: u64,
+    /// Memory for compressed chunks and decoded blocks together, in bytes.
+    pub cache_memory: u64,
+}
+
+/// An open archive, with what it takes to keep it open.
+pub struct OpenArchive {
+    /// The archive.
+    pub archive: Arc<Archive>,
+    /// The source as it may be shown: no query string, no user info.
+    pub name: String,
+    /// The chunk cache; none for a file on this machine.
+    pub remote: Option<Arc<RemoteBlob>>,
+    /// Does the requests of `remote`; they end with it.
+    _runtime: Option<Runtime>,
+}
+
+impl SourceRequest {
+    /// 24 MiB: with the server itself, up to 8 MiB of stored metadata and the kernel's requests in
+    /// flight that stays below 64 MiB.
+    pub const DEFAULT_CACHE_MEMORY: u64 = 24 << 20;
+
+    /// `source` with everything else default.
+    pub fn new(source: impl Into<String>) -> Self {
+        Self {
+            source: source.into(),
+            endpoint: None,
+            region: None,
+            profile: None,
+            anonymous: false,
+            virtual_host_style: false,
+            deadline: StoreOptions::DEFAULT_DEADLINE,
+            offset: 0,
+            cache_memory: Self::DEFAULT_CACHE_MEMORY,
+        }
+    }
+
+    /// Makes a relative path absolute, for a process that will have another working directory.
+    pub fn make_absolute(&mut self) {
+        if let Ok(Source::Local(path)) = self.source.parse()
+            && let Ok(absolute) = std::path::absolute(path)
+            && let Some(text) = absolute.to_str()
+        {
+            text.clone_into(&mut self.source);
+        }
+    }
+
+    /// Opens the archive. From a store that takes two GETs, sent in parallel.
+    ///
+    /// # Errors
+    /// When the object cannot be read, or is no archive that can be.
+    pub fn open(&self) -> Result<OpenArchive, Failure> {
+        let source: Source = self.source.parse()?;
+        let (archive, name, remote, runtime) = match &source {
+            Source::Local(path) => {
+                let (blob, name) = open_file(path, self.offset)?;
+                (self.open_blob(Arc::new(blob), &name)?, name, None, None)
+            }
+            Source::S3 { .. } | Source::Http(_) => {
+                let runtime = start_runtime()?;
+                let object = runtime.block_on(source.archive(&self.store_options()))?;
+                let name = object.name();
+                let blob = Arc::new(self.open_remote(object, &runtime)?);
+                let archive = self.open_blob(Arc::clone(&blob) as Arc<dyn Blob>, &name)?;
+                (archive, name, Some(blob), Some(runtime))
+            }
+        };
+        Ok(OpenArchive { archive: Arc::new(archive), name, remote, _runtime: runtime })
+    }
+
+    fn store_options(&self) -> StoreOptions {
+        StoreOptions {
+            endpoint: self.endpoint.clone(),
+            region: self.region.clone(),
+            profile: self.profile.clone(),
+            anonymous: self.anonymous,
+            virtual_host_style: self.virtual_host_style,
+            deadline: self.deadline,
+            ..StoreOptions::default()
+        }
+    }
+
+    /// Half of the memory goes to compressed chunks: it bounds what can be on its way at a time, and
+    /// so the throughput of a distant store.
+    fn open_remote(&self, object: Object, runtime: &Runtime) -> Result<RemoteBlob, Failure> {
+        let options = cache::OpenOptions {
+            offset: self.offset,
+            memory_bytes: self.cache_memory / 2,
+            ..cache::OpenOptions::default()
+        };
+        Ok(RemoteBlob::open(object, runtime.handle().clone(), options)?)
+    }
+
+    /// The other half keeps what is decoded; metadata gets up to 6 MiB of it, which is a walk of
+    /// 200,000 files.
+    fn open_blob(&self, blob: Arc<dyn Blob>, name: &str) -> Result<Archive, Failure> {
+        let memory = usize::try_from(self.cache_memory / 2).unwrap_or(usize::MAX);
+        let metadata_bytes = (memory / 3).min(6 << 20);
+        let options = squashfs::OpenOptions {
+            decoded_bytes: memory - metadata_bytes,
+            metadata_bytes,
+            ..squashfs::OpenOptions::default()
+        };
+        Archive::open(blob, options).map_err(|error| {
+            let mut failure = Failure::from(error);
+            failure.message = format!("{name}: {}", failure.message);
+            failure
+        })
+    }
+}
+
+/// Opens a file, or `data.sqsh` in a directory; gives its name, too.
+fn open_file(path: &Path, offset: u64) -> Result<(FileBlob, String), Failure> {
+    let path = if path.is_dir() { path.join("data.sqsh") } else { path.to_owned() };
+    let name = path.display().to_string();
+    match FileBlob::open(&path, offset) {
+        Ok(blob) => Ok((blob, name)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            Err(Failure::new(Code::NotFound, format!("{name} does not exist")))
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
+            Err(Failure::new(Code::AccessDenied, format!("cannot open {name}: {error}")))
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::InvalidInput => {
+            Err(Failure::new(Code::NotAnArchive, format!("{name}: {error}")))
+        }
+        Err(error) => Err(Failure::io("open", &path, &error)),
+    }
+}
+
+/// Two threads: requests wait more than they work.
+fn start_runtime() -> Result<Runtime, Failure> {
+    runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .thread_name("thawfs-net")
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::new(Code::Failed, format!("cannot start threads: {error}")))
+}
+
+impl OpenArchive {
+    /// What the store's connection has done; zero for a file on this machine.
+    pub fn store_counters(&self) -> store::Counters {
+        self.remote.as_ref().map(|blob| blob.object().store.counters()).unwrap_or_default()
+    }
+
+    /// What the chunk cache has done; zero for a file on this machine.
+    pub fn chunk_counters(&self) -> cache::Counters {
+        self.remote.as_ref().map(|blob| blob.counters()).unwrap_or_default()
+    }
+}

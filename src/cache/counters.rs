@@ -1,0 +1,24 @@
+//! What a cache has done so far, for `status`.
+
+/// A snapshot of a blob's cache since it was opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Chunks that readers found in memory.
+    pub hits: u64,
+    /// Chunks that readers had to wait for, and that were asked for them.
+    pub misses: u64,
+    /// Chunks that readers had to wait for, while somebody else's request was on its way.
+    pub joined: u64,
+    /// Bytes of chunks fetched, for readers and ahead of them.
+    pub fetched_bytes: u64,
+    /// Of these, fetched ahead.
+    pub prefetched_bytes: u64,
+    /// Of those, read later.
+    pub prefetched_used_bytes: u64,
+    /// Of those, dropped before they were read.
+    pub prefetched_wasted_bytes: u64,
+    /// Bytes in memory now, those on their way included.
+    pub memory_bytes: u64,
+    /// Requests that failed.
+    pub failures: u64,
+}

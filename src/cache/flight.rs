@@ -1,0 +1,50 @@
+//! One request on its way, and those who wait for it.
+
+use std::ops::Range;
+
+use bytes::Bytes;
+use parking_lot::{Condvar, Mutex};
+
+use super::Error;
+
+/// A run of chunks that one request brings. Any number of threads can wait for it.
+#[derive(Debug)]
+pub(super) struct Flight {
+    pub(super) chunks: Range<u64>,
+    landed: Mutex<Option<Result<Vec<Bytes>, Error>>>,
+    arrival: Condvar,
+}
+
+impl Flight {
+    pub(super) fn new(chunks: Range<u64>) -> Self {
+        Self { chunks, landed: Mutex::new(None), arrival: Condvar::new() }
+    }
+
+    /// Ends the flight, once.
+    pub(super) fn land(&self, result: Result<Vec<Bytes>, Error>) {
+        self.landed.lock().get_or_insert(result);
+        self.arrival.notify_all();
+    }
+
+    /// Whether the flight has ended.
+    pub(super) fn has_landed(&self) -> bool {
+        self.landed.lock().is_some()
+    }
+
+    /// Blocks until the flight has ended, and returns one of its chunks.
+    pub(super) fn wait(&self, chunk: u64) -> Result<Bytes, Error> {
+        let mut landed = self.landed.lock();
+        loop {
+            match &*landed {
+                None => self.arrival.wait(&mut landed),
+                Some(Err(error)) => return Err(error.clone()),
+                Some(Ok(chunks)) => {
+                    let index = usize::try_from(chunk.wrapping_sub(self.chunks.start));
+                    let found = index.ok().and_then(|index| chunks.get(index));
+                    // Land checks the number of chunks, and only chunks of the run are waited for.
+                    return Ok(found.cloned().unwrap_or_default());
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,186 @@
+//! Recognizes sequential readers and says what to fetch ahead of them.
+
+use std::ops::Range;
+
+/// Readers followed at once. More would only divide the budget into windows too small to help.
+const STREAMS: usize = 8;
+
+/// First window, in bytes: two blocks of the usual size.
+const SMALLEST: u64 = 256 << 10;
+
+/// A reader may skip this far and still be sequential: a block that is in another cache, the
+/// alignment of the next file.
+pub(super) const SKIP: u64 = 128 << 10;
+
+/// A reader may come back this far. The kernel reads ahead with several requests at once, and
+/// they arrive in any order.
+const BACK: u64 = 1 << 20;
+
+/// One sequential reader.
+#[derive(Clone, Copy, Debug)]
+struct Stream {
+    /// Where it was first seen.
+    began: u64,
+    /// End of the furthest byte it read.
+    position: u64,
+    /// End of what was fetched for it in advance.
+    ahead: u64,
+    /// How far ahead it deserves; 0 until it proved to be sequential.
+    window: u64,
+}
+
+/// The readers of one blob, the most recent first.
+#[derive(Debug)]
+pub(super) struct Readahead {
+    streams: Vec<Stream>,
+    largest: u64,
+    request: u64,
+    size: u64,
+}
+
+impl Readahead {
+    /// For a blob of `size` bytes. No window exceeds `largest`, and a large one is kept full by
+    /// asking for multiples of `request` bytes.
+    pub(super) fn new(largest: u64, request: u64, size: u64) -> Self {
+        Self { streams: Vec::with_capacity(STREAMS), largest, request, size }
+    }
+
+    /// Notes a read and returns what to fetch ahead, at most `allowed` bytes. A stream begins with
+    /// a `missed` read, and proves itself by a second one: reads of what is in memory or on its
+    /// way already say nothing about what comes next from elsewhere.
+    pub(super) fn access(
+        &mut self,
+        read: &Range<u64>,
+        missed: bool,
+        allowed: u64,
+    ) -> Option<Range<u64>> {
+        let near = |stream: &Stream| {
+            read.start <= stream.position.saturating_add(SKIP)
+                && read.start.saturating_add(BACK) >= stream.position
+        };
+        let Some(found) = self.streams.iter().position(near) else {
+            if missed {
+                self.streams.truncate(STREAMS - 1);
+                let stream = Stream { began: read.start, position: read.end, ahead: 0, window: 0 };
+                self.streams.insert(0, stream);
+            }
+            return None;
+        };
+        let mut stream = self.streams.remove(found);
+        let advanced = read.end > stream.position && (missed || stream.window > 0);
+        stream.position = stream.position.max(read.end);
+        let start = stream.ahead.max(stream.position);
+        let mut fetch = None;
+        // A small window is refilled when half of it is read, so that the answer comes before it
+        // is needed; a large one with every request's worth, so that as many as it holds are on
+        // their way all the time.
+        let refill = (stream.window / 2).min(self.request);
+        if advanced && start - stream.position <= stream.window - refill {
+            // Nobody gets more ahead than it has read so far: where a file of some megabytes ends,
+            // at most as much again was fetched for nothing.
+            let deserved = (stream.position - stream.began).min(self.largest).max(SMALLEST);
+            stream.window = (stream.window * 2).clamp(SMALLEST, deserved);
+            let end = (stream.position + stream.window).min(start + allowed).min(self.size);
+            let len = end.saturating_sub(start);
+            // Whole requests, unless the blob ends; what is left would be one of a few bytes.
+            let odd = if end < self.size && len > self.request { len % self.request } else { 0 };
+            if len > 0 {
+                stream.ahead = end - odd;
+                fetch = Some(start..stream.ahead);
+            }
+        }
+        self.streams.insert(0, stream);
+        fetch
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::single_range_in_vec_init, reason = "one range is what is expected")]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+    const BLOCK: u64 = 128 << 10;
+
+    fn read_on(readahead: &mut Readahead, blocks: Range<u64>) -> Vec<Range<u64>> {
+        blocks
+            .filter_map(|n| readahead.access(&(n * BLOCK..(n + 1) * BLOCK), true, u64::MAX / 4))
+            .collect()
+    }
+
+    #[test]
+    fn windows_grow_with_what_was_read_and_leave_no_hole() {
+        let mut readahead = Readahead::new(4 * MIB, MIB, 1 << 40);
+        let mut end = 0;
+        let mut refills = Vec::new();
+        for n in 0..200 {
+            let position = (n + 1) * BLOCK;
+            for fetched in read_on(&mut readahead, n..n + 1) {
+                assert_eq!(fetched.start, if end == 0 { position } else { end });
+                end = fetched.end;
+                refills.push(end - position);
+                assert!(end - position <= position.min(4 * MIB), "{refills:?}");
+            }
+        }
+        assert_eq!(refills[..3], [256 << 10, 384 << 10, 640 << 10]);
+        assert!(refills.is_sorted_by(|a, b| *b >= (*a).min(3 * MIB)), "{refills:?}");
+        assert!(end - 200 * BLOCK >= 3 * MIB, "a full window in the end");
+    }
+
+    #[test]
+    fn a_seek_starts_over() {
+        let mut readahead = Readahead::new(8 * MIB, MIB, 1 << 40);
+        read_on(&mut readahead, 0..100);
+        let far = 10_000;
+        let fetched = read_on(&mut readahead, far..far + 2);
+        assert_eq!(fetched, [(far + 2) * BLOCK..(far + 4) * BLOCK]);
+    }
+
+    #[test]
+    fn random_reads_and_reads_from_memory_fetch_nothing() {
+        let mut readahead = Readahead::new(8 * MIB, MIB, 1 << 40);
+        for n in 0..100 {
+            let start = (n * 7919 % 1009) * 16 * MIB;
+            assert_eq!(readahead.access(&(start..start + 4096), true, MIB), None);
+        }
+        let mut readahead = Readahead::new(8 * MIB, MIB, 1 << 40);
+        for n in 0..10 {
+            assert_eq!(readahead.access(&(n * 4096..(n + 1) * 4096), false, MIB), None);
+        }
+    }
+
+    #[test]
+    fn readers_of_what_one_miss_brought_prove_nothing() {
+        let mut readahead = Readahead::new(8 * MIB, MIB, 1 << 40);
+        for n in 0..100 {
+            assert_eq!(readahead.access(&(n * 100..(n + 1) * 100), n == 0, MIB), None);
+        }
+        assert!(readahead.access(&(10_000..20_000), true, MIB).is_some());
+    }
+
+    #[test]
+    fn several_readers_are_told_apart() {
+        let mut readahead = Readahead::new(8 * MIB, MIB, 1 << 40);
+        let mut fetched = [0_u64; 4];
+        for n in 0..50 {
+            for (reader, fetched) in (0..).zip(&mut fetched) {
+                let start = reader * 1000 * MIB + n * BLOCK;
+                if let Some(range) = readahead.access(&(start..start + BLOCK), true, MIB) {
+                    assert!(range.start > start && range.end - start < 16 * MIB);
+                    *fetched += range.end - range.start;
+                }
+            }
+        }
+        assert!(fetched.iter().all(|bytes| *bytes > 47 * BLOCK), "{fetched:?}");
+    }
+
+    #[test]
+    fn the_end_and_the_allowance_limit_a_window() {
+        let mut readahead = Readahead::new(8 * MIB, MIB, 3 * BLOCK);
+        assert_eq!(read_on(&mut readahead, 0..3), [2 * BLOCK..3 * BLOCK]);
+        let mut readahead = Readahead::new(8 * MIB, MIB, 1 << 40);
+        readahead.access(&(0..10), true, 5);
+        assert_eq!(readahead.access(&(10..20), true, 5), Some(20..25));
+        assert_eq!(readahead.access(&(20..25), true, 0), None);
+    }
+}

@@ -1,0 +1,448 @@
+//! A blob in an object store, through a cache of chunks.
+
+use std::collections::{BTreeSet, HashMap};
+use std::ops::Range;
+use std::sync::{Arc, mpsc};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use tokio::runtime::Handle;
+
+use super::flight::Flight;
+use super::joint::{Joint, copy_out};
+use super::memory::Memory;
+use super::plan::{Grid, runs, spans};
+use super::readahead::{Readahead, SKIP};
+use super::{Blob, Counters, Error};
+use crate::store::{self, ETag, GetRange, Object, Ranged};
+use crate::types::ByteRange;
+
+/// Longest request for chunks in bytes. Longer reads become several that run in parallel: one
+/// connection to S3 or R2 gives 50 to 100 MB/s, which a request of this size takes 10 to 20 ms
+/// of, about as long as its first byte.
+const LONGEST_REQUEST: u64 = 1 << 20;
+
+/// Largest window of readahead in bytes: 16 requests on their way, which at 20 ms and 100 MB/s a
+/// connection make 550 MB/s.
+const LARGEST_WINDOW: u64 = 16 << 20;
+
+/// How to open a [`RemoteBlob`].
+#[derive(Clone, Copy, Debug)]
+pub struct OpenOptions {
+    /// Where in the object the archive begins, in bytes.
+    pub offset: u64,
+    /// Budget for chunks in memory and on their way, in bytes. Raised to what opening brings.
+    pub memory_bytes: u64,
+    /// Size of a chunk in bytes, at least 512.
+    pub chunk_size: u64,
+    /// How much of the object's end is fetched on opening, in bytes: an archive's metadata is
+    /// there.
+    pub tail_bytes: u64,
+}
+
+impl Default for OpenOptions {
+    fn default() -> Self {
+        Self {
+            offset: 0,
+            memory_bytes: 24 << 20,
+            // A block of 128 KiB, compressed to half, touches two of these; a larger chunk moves
+            // bytes nobody asked for, a smaller one costs more requests where it is on its own.
+            chunk_size: 64 << 10,
+            // Holds the metadata of 60,000 inodes (32 bytes each).
+            tail_bytes: 2 << 20,
+        }
+    }
+}
+
+/// An object, or what follows an offset in it, that is read through a cache of chunks.
+///
+/// Its methods block the calling thread, which must not be one of the async runtime's.
+pub struct RemoteBlob {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    object: Object,
+    etag: Option<ETag>,
+    /// Where in the object the blob begins.
+    offset: u64,
+    grid: Grid,
+    budget: u64,
+    runtime: Handle,
+    state: Mutex<State>,
+}
+
+struct State {
+    memory: Memory,
+    /// Requests on their way, by chunk.
+    flights: HashMap<u64, Flying>,
+    /// Bytes on their way that nobody waits for.
+    flying_ahead: u64,
+    readahead: Readahead,
+    counters: Counters,
+}
+
+struct Flying {
+    flight: Arc<Flight>,
+    /// Whether nobody has asked for this chunk so far.
+    ahead: bool,
+}
+
+impl RemoteBlob {
+    /// Opens an object with two parallel requests, for its first chunk and for its end. What they
+    /// bring is in memory afterwards.
+    ///
+    /// # Errors
+    /// [`store::Error::Changed`] if the two saw different objects, [`store::Error::OutOfRange`] if
+    /// the object is empty or ends before the offset.
+    pub fn open(object: Object, runtime: Handle, options: OpenOptions) -> Result<Self, Error> {
+        let chunk = options.chunk_size.max(512);
+        let piece = usize::try_from(chunk).unwrap_or(usize::MAX);
+        // The end is not aligned to chunks; one more keeps the whole of it after alignment.
+        let tail_len = options.tail_bytes.saturating_add(chunk);
+        let head_end = options.offset.saturating_add(chunk);
+        let (sender, receiver) = mpsc::channel();
+        let asked = object.clone();
+        runtime.spawn(async move {
+            let Object { store, key } = asked;
+            let head =
+                store.get_range(&key, GetRange::Between(options.offset..head_end), None, piece);
+            // One piece: it is cut at chunk boundaries once the size is known.
+            let tail = store.get_range(&key, GetRange::Last(tail_len), None, usize::MAX);
+            // Nobody listens only if the opener is gone.
+            let _ = sender.send(futures::future::try_join(head, tail).await);
+        });
+        let (head, tail) = receiver
+            .recv()
+            .unwrap_or_else(|_| Err(store::Error::ShutDown { object: object.name() }))
+            .map_err(Arc::new)?;
+        if head.etag != tail.etag || head.size != tail.size {
+            return Err(Arc::new(store::Error::Changed { object: object.name() }).into());
+        }
+        let grid = Grid { chunk, size: head.size.saturating_sub(options.offset) };
+        let budget = options.memory_bytes.max(tail_len + 2 * chunk);
+        let window = LARGEST_WINDOW.min(budget / 2);
+        let inner = Inner {
+            object,
+            etag: head.etag.clone(),
+            offset: options.offset,
+            grid,
+            budget,
+            runtime,
+            state: Mutex::new(State {
+                memory: Memory::new(budget),
+                flights: HashMap::new(),
+                flying_ahead: 0,
+                readahead: Readahead::new(window, LONGEST_REQUEST, grid.size),
+                counters: Counters::default(),
+            }),
+        };
+        inner.seed(&head);
+        inner.seed(&tail);
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// Version of the object, which every later request insists on.
+    pub fn etag(&self) -> Option<&ETag> {
+        self.inner.etag.as_ref()
+    }
+
+    /// The object this reads from.
+    pub fn object(&self) -> &Object {
+        &self.inner.object
+    }
+
+    /// What the cache has done so far.
+    pub fn counters(&self) -> Counters {
+        let state = self.inner.state.lock();
+        Counters {
+            prefetched_wasted_bytes: state.memory.wasted(),
+            memory_bytes: state.memory.total(),
+            ..state.counters
+        }
+    }
+}
+
+impl Blob for RemoteBlob {
+    fn size(&self) -> u64 {
+        self.inner.grid.size
+    }
+
+    fn get(&self, range: ByteRange) -> Option<Bytes> {
+        if range.end().0 > self.inner.grid.size {
+            return None;
+        }
+        let mut launches = Vec::new();
+        let found = {
+            let mut state = self.inner.state.lock();
+            let chunks = self.inner.grid.chunks(range);
+            if !chunks.clone().all(|chunk| state.memory.contains(chunk)) {
+                return None;
+            }
+            let mut found = Vec::new();
+            for chunk in chunks {
+                found.push((chunk, state.take(chunk)?));
+            }
+            let read = range.start().0..range.end().0;
+            self.inner.look_ahead(&mut state, &read, false, &mut launches);
+            found
+        };
+        self.inner.launch(launches);
+        let mut joint = Joint::new(range);
+        for (chunk, bytes) in found {
+            joint.add(self.inner.grid, chunk, &bytes);
+        }
+        Some(joint.finish())
+    }
+
+    fn fetch(&self, ranges: &[ByteRange]) -> Result<Vec<Bytes>, Error> {
+        let inner = &self.inner;
+        let grid = inner.grid;
+        if let Some(range) = ranges.iter().find(|range| range.end().0 > grid.size) {
+            return Err(Error::PastEnd { range: *range, size: grid.size });
+        }
+        let wanted: BTreeSet<u64> = ranges.iter().flat_map(|range| grid.chunks(*range)).collect();
+        let wanted: Vec<u64> = wanted.into_iter().collect();
+        // More than the budget is fetched bit by bit, so that only the result itself is large.
+        let batch = usize::try_from((inner.budget / 2 / grid.chunk).max(1)).unwrap_or(usize::MAX);
+        let mut joints: Vec<Joint> = ranges.iter().map(|range| Joint::new(*range)).collect();
+        // Neighbours in one call are one read: they do not prove that more will follow.
+        let reads = spans(ranges, SKIP);
+        for (nth, batch) in wanted.chunks(batch).enumerate() {
+            let reads = if nth == 0 { reads.as_slice() } else { &[] };
+            for (chunk, bytes) in inner.obtain(batch, reads)? {
+                for joint in &mut joints {
+                    joint.add(grid, chunk, &bytes);
+                }
+            }
+        }
+        Ok(joints.into_iter().map(Joint::finish).collect())
+    }
+
+    fn prefetch(&self, range: ByteRange) {
+        let grid = self.inner.grid;
+        let chunks = grid.chunks(range);
+        let chunks = chunks.start..chunks.end.min(grid.size.div_ceil(grid.chunk));
+        let mut launches = Vec::new();
+        self.inner.plan_ahead(&mut self.inner.state.lock(), chunks, &mut launches);
+        self.inner.launch(launches);
+    }
+}
+
+impl Inner {
+    /// Puts what opening brought into memory, whole chunks only.
+    fn seed(&self, ranged: &Ranged) {
+        let Some(start) = ranged.range.start.checked_sub(self.offset).or_else(|| {
+            // The object's end reaches back before the archive.
+            (ranged.range.end > self.offset).then_some(0)
+        }) else {
+            return;
+        };
+        let skipped = (start + self.offset) - ranged.range.start;
+        let mut state = self.state.lock();
+        for chunk in start.div_ceil(self.grid.chunk)..self.grid.size.div_ceil(self.grid.chunk) {
+            let bytes = self.grid.bytes(&(chunk..chunk + 1));
+            let at = skipped + (bytes.start - start)..skipped + (bytes.end - start);
+            let Some(copied) = copy_out(&ranged.pieces, at) else { break };
+            state.counters.fetched_bytes += copied.len() as u64;
+            state.memory.insert(chunk, copied, false);
+        }
+    }
+
+    /// The chunks of a batch, in any order, after fetching those that are missing.
+    fn obtain(
+        self: &Arc<Self>,
+        batch: &[u64],
+        reads: &[Range<u64>],
+    ) -> Result<Vec<(u64, Bytes)>, Error> {
+        let mut found = Vec::with_capacity(batch.len());
+        let mut waiting: Vec<(u64, Arc<Flight>)> = Vec::new();
+        let mut launches = Vec::new();
+        {
+            let mut state = self.state.lock();
+            let mut missing = Vec::new();
+            for &chunk in batch {
+                if let Some(bytes) = state.take(chunk) {
+                    found.push((chunk, bytes));
+                } else if let Some(flight) = state.join(chunk, self.grid) {
+                    waiting.push((chunk, flight));
+                } else {
+                    missing.push(chunk);
+                }
+            }
+            let missed = !missing.is_empty();
+            state.counters.misses += missing.len() as u64;
+            for run in self.runs(&state, &missing) {
+                let flight = self.book(&mut state, run, |chunk| missing.contains(&chunk));
+                waiting.extend(
+                    missing
+                        .iter()
+                        .filter(|chunk| flight.chunks.contains(chunk))
+                        .map(|chunk| (*chunk, flight.clone())),
+                );
+                launches.push(flight);
+            }
+            for read in reads {
+                self.look_ahead(&mut state, read, missed, &mut launches);
+            }
+        }
+        // Readers' requests come first in the list, and so on the wire.
+        self.launch(launches);
+        for (chunk, flight) in waiting {
+            found.push((chunk, flight.wait(chunk)?));
+        }
+        found.sort_by_key(|(chunk, _)| *chunk);
+        Ok(found)
+    }
+
+    /// Notes a read, and plans what it makes worth fetching ahead.
+    fn look_ahead(
+        &self,
+        state: &mut State,
+        read: &Range<u64>,
+        missed: bool,
+        launches: &mut Vec<Arc<Flight>>,
+    ) {
+        let allowed = self.allowed_ahead(state);
+        if let Some(ahead) = state.readahead.access(read, missed, allowed) {
+            let chunks = ahead.start / self.grid.chunk..ahead.end.div_ceil(self.grid.chunk);
+            self.plan_ahead(state, chunks, launches);
+        }
+    }
+
+    /// Plans requests for what is missing of `chunks`, as far as the budget allows.
+    fn plan_ahead(&self, state: &mut State, chunks: Range<u64>, launches: &mut Vec<Arc<Flight>>) {
+        let allowed = self.allowed_ahead(state) / self.grid.chunk;
+        let allowed = usize::try_from(allowed).unwrap_or(usize::MAX);
+        let missing: Vec<u64> =
+            chunks.filter(|chunk| state.is_absent(*chunk)).take(allowed).collect();
+        for run in self.runs(state, &missing) {
+            launches.push(self.book(state, run, |_| false));
+        }
+    }
+
+    /// Bytes that may be fetched ahead now. What waits for a reader gets half of the budget; the
+    /// other half belongs to what readers asked for.
+    fn allowed_ahead(&self, state: &State) -> u64 {
+        (self.budget / 2).saturating_sub(state.memory.unused() + state.flying_ahead)
+    }
+
+    fn runs(&self, state: &State, missing: &[u64]) -> Vec<Range<u64>> {
+        let longest = (LONGEST_REQUEST / self.grid.chunk).max(1);
+        runs(missing, longest, |chunk| state.is_absent(chunk))
+    }
+
+    /// Enters a run of chunks as on its way. Those that are not `demanded` are fetched ahead.
+    fn book(
+        &self,
+        state: &mut State,
+        chunks: Range<u64>,
+        demanded: impl Fn(u64) -> bool,
+    ) -> Arc<Flight> {
+        let flight = Arc::new(Flight::new(chunks.clone()));
+        state.memory.reserve(self.grid.len(&chunks));
+        for chunk in chunks {
+            let ahead = !demanded(chunk);
+            if ahead {
+                let len = self.grid.len(&(chunk..chunk + 1));
+                state.flying_ahead += len;
+                state.counters.prefetched_bytes += len;
+            }
+            state.flights.insert(chunk, Flying { flight: flight.clone(), ahead });
+        }
+        flight
+    }
+
+    /// Sends the requests of flights that are entered.
+    fn launch(self: &Arc<Self>, flights: Vec<Arc<Flight>>) {
+        for flight in flights {
+            let landing = Landing { inner: self.clone(), flight };
+            self.runtime.spawn(async move {
+                let result = landing.inner.request(&landing.flight.chunks).await;
+                landing.inner.land(&landing.flight, result);
+            });
+        }
+    }
+
+    async fn request(&self, chunks: &Range<u64>) -> Result<Vec<Bytes>, Error> {
+        let bytes = self.grid.bytes(chunks);
+        let range = GetRange::Between(bytes.start + self.offset..bytes.end + self.offset);
+        let piece = usize::try_from(self.grid.chunk).unwrap_or(usize::MAX);
+        let Object { store, key } = &self.object;
+        let ranged = store.get_range(key, range, self.etag.as_ref(), piece).await;
+        let ranged = ranged.map_err(Arc::new)?;
+        if ranged.size != self.offset + self.grid.size {
+            return Err(Arc::new(store::Error::Changed { object: self.object.name() }).into());
+        }
+        Ok(ranged.pieces)
+    }
+
+    /// Ends a flight: keeps what it brought, and wakes those who wait.
+    fn land(&self, flight: &Flight, result: Result<Vec<Bytes>, Error>) {
+        {
+            let mut state = self.state.lock();
+            state.memory.release(self.grid.len(&flight.chunks));
+            let brought = result.as_deref().unwrap_or_default();
+            if result.is_err() {
+                state.counters.failures += 1;
+            }
+            let mut brought = brought.iter();
+            for chunk in flight.chunks.clone() {
+                let flying = state.flights.remove(&chunk);
+                let ahead = flying.is_some_and(|flying| flying.ahead);
+                if ahead {
+                    state.flying_ahead -= self.grid.len(&(chunk..chunk + 1));
+                }
+                if let Some(bytes) = brought.next() {
+                    state.counters.fetched_bytes += bytes.len() as u64;
+                    state.memory.insert(chunk, bytes.clone(), ahead);
+                }
+            }
+        }
+        flight.land(result);
+    }
+}
+
+impl State {
+    /// A chunk in memory, for a reader.
+    fn take(&mut self, chunk: u64) -> Option<Bytes> {
+        let (bytes, first_use) = self.memory.get(chunk)?;
+        self.counters.hits += 1;
+        if first_use {
+            self.counters.prefetched_used_bytes += bytes.len() as u64;
+        }
+        Some(bytes)
+    }
+
+    /// The flight that brings a chunk, for a reader.
+    fn join(&mut self, chunk: u64, grid: Grid) -> Option<Arc<Flight>> {
+        let flying = self.flights.get_mut(&chunk)?;
+        self.counters.joined += 1;
+        if std::mem::take(&mut flying.ahead) {
+            let len = grid.len(&(chunk..chunk + 1));
+            self.flying_ahead -= len;
+            self.counters.prefetched_used_bytes += len;
+        }
+        Some(flying.flight.clone())
+    }
+
+    fn is_absent(&self, chunk: u64) -> bool {
+        !self.memory.contains(chunk) && !self.flights.contains_key(&chunk)
+    }
+}
+
+/// Ends a flight whose task was dropped with the runtime, so that nobody waits for ever.
+struct Landing {
+    inner: Arc<Inner>,
+    flight: Arc<Flight>,
+}
+
+impl Drop for Landing {
+    fn drop(&mut self) {
+        if !self.flight.has_landed() {
+            let object = self.inner.object.name();
+            let error = Arc::new(store::Error::ShutDown { object });
+            self.inner.land(&self.flight, Err(error.into()));
+        }
+    }
+}

@@ -1,0 +1,337 @@
+//! `thawfs ls`, `cat`, `extract` and `inspect`: an archive without a mount.
+
+use std::ffi::OsStr;
+use std::io::{BufWriter, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::args::{CatArgs, ExtractArgs, InspectArgs, LsArgs};
+use super::mount::source_request;
+use super::output::{Output, human_bytes, human_time, stdout_failed};
+use crate::backup::{self, ExtractOptions, ExtractProgress, find};
+use crate::failure::{Code, Failure};
+use crate::squashfs::{Archive, DirCursor, Inode};
+use crate::types::{FileKind, FileOffset};
+
+/// How much `cat` reads at a time.
+const READ_BYTES: usize = 1 << 20;
+
+/// One file as `ls` shows it.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Listed {
+    path: String,
+    kind: &'static str,
+    mode: u16,
+    uid: u32,
+    gid: u32,
+    size: u64,
+    mtime: i64,
+    nlink: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    target: Option<String>,
+}
+
+impl Listed {
+    fn new(archive: &Archive, path: &[u8], inode: &Inode) -> Result<Self, Failure> {
+        let target = match inode.kind {
+            FileKind::Symlink => Some(lossy(&archive.read_link(inode)?)),
+            _ => None,
+        };
+        Ok(Self {
+            path: lossy(path),
+            kind: kind_name(inode.kind),
+            mode: inode.permissions,
+            uid: inode.uid,
+            gid: inode.gid,
+            size: inode.size,
+            mtime: inode.mtime.seconds,
+            nlink: inode.nlink,
+            target,
+        })
+    }
+
+    /// Like `ls -l`, with numbers for owners: the names on this machine are not the archive's.
+    fn long(&self, kind: FileKind) -> String {
+        let mut line = format!(
+            "{}{} {:>2} {:>5} {:>5} {:>10} {} {}",
+            kind_letter(kind),
+            mode_letters(self.mode),
+            self.nlink,
+            self.uid,
+            self.gid,
+            self.size,
+            human_time(self.mtime),
+            self.path
+        );
+        if let Some(target) = &self.target {
+            line.push_str(" -> ");
+            line.push_str(target);
+        }
+        line
+    }
+}
+
+pub(super) fn ls(args: &LsArgs, output: &Output) -> Result<(), Failure> {
+    let opened = source_request(&args.source).open()?;
+    let archive = &opened.archive;
+    let path = args.path.as_bytes();
+    let start = find(archive, path)?;
+    let mut out = BufWriter::new(std::io::stdout().lock());
+    let mut listed = Vec::new();
+    let mut show = |path: &[u8], inode: &Inode| -> Result<(), Failure> {
+        if output.json {
+            listed.push(Listed::new(archive, path, inode)?);
+            return Ok(());
+        }
+        if args.long {
+            let line = Listed::new(archive, path, inode)?.long(inode.kind);
+            out.write_all(line.as_bytes())
+        } else {
+            out.write_all(path)
+        }
+        .and_then(|()| out.write_all(b"\n"))
+        .map_err(|error| stdout_failed(&error))
+    };
+    if start.kind != FileKind::Directory {
+        show(path, &start)?;
+    } else {
+        list(archive, &start, args.recursive, &mut show)?;
+    }
+    out.flush().map_err(|error| stdout_failed(&error))?;
+    drop(out);
+    if output.json { output.print_json(&listed) } else { Ok(()) }
+}
+
+/// Shows one file under its path.
+type Show<'a> = dyn FnMut(&[u8], &Inode) -> Result<(), Failure> + 'a;
+
+/// Shows what is in a directory, and below it if `recursive`, with paths relative to it.
+fn list(
+    archive: &Archive,
+    directory: &Inode,
+    recursive: bool,
+    show: &mut Show<'_>,
+) -> Result<(), Failure> {
+    if recursive {
+        for entry in archive.walk_from(directory) {
+            let entry = entry?;
+            if !entry.path.is_empty() {
+                show(&entry.path, &entry.inode)?;
+            }
+        }
+        return Ok(());
+    }
+    for entry in archive.read_dir(directory, DirCursor::START)? {
+        let entry = entry?;
+        show(&entry.name, &archive.inode(entry.inode)?)?;
+    }
+    Ok(())
+}
+
+pub(super) fn cat(args: &CatArgs) -> Result<(), Failure> {
+    let opened = source_request(&args.source).open()?;
+    let archive = &opened.archive;
+    let mut out = std::io::stdout().lock();
+    for path in &args.paths {
+        let inode = find(archive, path.as_bytes())?;
+        if inode.kind != FileKind::Regular {
+            let shown = path.to_string_lossy();
+            return Err(Failure::new(
+                Code::Usage,
+                format!("{shown} is a {}, not a regular file", kind_name(inode.kind)),
+            ));
+        }
+        let mut at = FileOffset(0);
+        while at.0 < inode.size {
+            let bytes = archive.read(&inode, at, READ_BYTES)?;
+            if bytes.is_empty() {
+                break;
+            }
+            out.write_all(&bytes).map_err(|error| stdout_failed(&error))?;
+            at.0 += bytes.len() as u64;
+        }
+    }
+    out.flush().map_err(|error| stdout_failed(&error))
+}
+
+pub(super) fn extract(args: &ExtractArgs, output: &Output) -> Result<(), Failure> {
+    /// What was unpacked.
+    #[derive(Serialize)]
+    struct Extracted {
+        files: u64,
+        bytes: u64,
+        withheld: u64,
+    }
+    let opened = source_request(&args.source).open()?;
+    let options = ExtractOptions { path: args.path.as_bytes().to_vec(), jobs: args.jobs };
+    let progress = Arc::new(ExtractProgress::default());
+    let bar = output.progress(total_bytes(&opened.archive, &options.path)?, "unpacking");
+    let finished = Arc::new(AtomicBool::new(false));
+    let watcher = std::thread::spawn({
+        let (bar, progress, finished) = (bar.clone(), Arc::clone(&progress), Arc::clone(&finished));
+        move || {
+            while !finished.load(Ordering::Relaxed) {
+                bar.set_position(progress.bytes.load(Ordering::Relaxed));
+                std::thread::park_timeout(Duration::from_millis(100));
+            }
+        }
+    });
+    let extracted = backup::extract(&opened.archive, &args.into, &options, &progress);
+    finished.store(true, Ordering::Relaxed);
+    watcher.thread().unpark();
+    // It only moves the bar.
+    let _ = watcher.join();
+    bar.finish_and_clear();
+    extracted?;
+    let done = Extracted {
+        files: progress.files.load(Ordering::Relaxed),
+        bytes: progress.bytes.load(Ordering::Relaxed),
+        withheld: progress.withheld.load(Ordering::Relaxed),
+    };
+    if done.withheld > 0 {
+        output.warn(&format!(
+            "{} owners, devices or attributes that only root may set were left out",
+            done.withheld
+        ));
+    }
+    if output.json {
+        return output.print_json(&done);
+    }
+    if output.quiet {
+        return Ok(());
+    }
+    output.print_line(&format!(
+        "{} files, {} into {}",
+        done.files,
+        human_bytes(done.bytes),
+        args.into.display()
+    ))
+}
+
+/// Bytes of all regular files to be unpacked, each hard link counted once.
+fn total_bytes(archive: &Archive, path: &[u8]) -> Result<u64, Failure> {
+    let start = find(archive, path)?;
+    if start.kind != FileKind::Directory {
+        return Ok(start.size);
+    }
+    let mut seen = std::collections::HashSet::new();
+    let mut total = 0u64;
+    for entry in archive.walk_from(&start) {
+        let inode = entry?.inode;
+        if inode.kind == FileKind::Regular && (inode.nlink < 2 || seen.insert(inode.reference)) {
+            total = total.saturating_add(inode.size);
+        }
+    }
+    Ok(total)
+}
+
+pub(super) fn inspect(args: &InspectArgs, output: &Output) -> Result<(), Failure> {
+    let opened = source_request(&args.source).open()?;
+    let superblock = opened.archive.superblock();
+    if output.json {
+        return output.print_json(&serde_json::json!({
+            "source": opened.name,
+            "bytes": superblock.bytes_used,
+            "compressor": superblock.compressor.name(),
+            "blockSize": superblock.block_size,
+            "created": superblock.created.seconds,
+            "inodes": superblock.inodes,
+            "fragments": superblock.fragments,
+            "ids": superblock.ids,
+            "flags": superblock.flags,
+            "flagNames": superblock.flag_names(),
+            "root": superblock.root.packed(),
+            "tables": superblock
+                .tables()
+                .into_iter()
+                .map(|(name, start)| (name.to_owned(), start.map(|start| start.0).into()))
+                .collect::<serde_json::Map<String, serde_json::Value>>(),
+        }));
+    }
+    let line = |name: &str, value: String| output.print_line(&format!("{name:<18}{value}"));
+    line("source", opened.name.clone())?;
+    line("size", format!("{} ({})", superblock.bytes_used, human_bytes(superblock.bytes_used)))?;
+    line("created", human_time(superblock.created.seconds))?;
+    line("compressor", superblock.compressor.name().to_owned())?;
+    line("block size", human_bytes(superblock.block_size.into()))?;
+    line("inodes", superblock.inodes.to_string())?;
+    line("fragments", superblock.fragments.to_string())?;
+    line("owners", superblock.ids.to_string())?;
+    line("flags", superblock.flag_names().join(", "))?;
+    line("root inode", superblock.root.to_string())?;
+    for (name, start) in superblock.tables() {
+        let start = start.map_or("none".to_owned(), |start| format!("at byte {start}"));
+        line(&format!("{name} table"), start)?;
+    }
+    Ok(())
+}
+
+fn lossy(bytes: &[u8]) -> String {
+    OsStr::from_bytes(bytes).to_string_lossy().into_owned()
+}
+
+fn kind_name(kind: FileKind) -> &'static str {
+    match kind {
+        FileKind::Directory => "directory",
+        FileKind::Regular => "file",
+        FileKind::Symlink => "symlink",
+        FileKind::BlockDevice => "block device",
+        FileKind::CharDevice => "character device",
+        FileKind::Fifo => "fifo",
+        FileKind::Socket => "socket",
+    }
+}
+
+fn kind_letter(kind: FileKind) -> char {
+    match kind {
+        FileKind::Directory => 'd',
+        FileKind::Regular => '-',
+        FileKind::Symlink => 'l',
+        FileKind::BlockDevice => 'b',
+        FileKind::CharDevice => 'c',
+        FileKind::Fifo => 'p',
+        FileKind::Socket => 's',
+    }
+}
+
+/// `rwxr-sr-t`, as ls(1) writes the twelve permission bits.
+fn mode_letters(mode: u16) -> String {
+    let mut letters = String::with_capacity(9);
+    for (shift, special, set, bare) in
+        [(6, 0o4000, 's', 'S'), (3, 0o2000, 's', 'S'), (0, 0o1000, 't', 'T')]
+    {
+        let bits = mode >> shift;
+        letters.push(if bits & 4 != 0 { 'r' } else { '-' });
+        letters.push(if bits & 2 != 0 { 'w' } else { '-' });
+        letters.push(match (mode & special != 0, bits & 1 != 0) {
+            (false, true) => 'x',
+            (false, false) => '-',
+            (true, true) => set,
+            (true, false) => bare,
+        });
+    }
+    letters
+}
+
+#[cfg(test)]
+mod tests {
+    use super::mode_letters;
+
+    #[test]
+    fn modes_are_written_as_ls_does() {
+        for (mode, letters) in [
+            (0o755, "rwxr-xr-x"),
+            (0o4755, "rwsr-xr-x"),
+            (0o2710, "rwx--s---"),
+            (0o1777, "rwxrwxrwt"),
+            (0o7000, "--S--S--T"),
+        ] {
+            assert_eq!(mode_letters(mode), letters);
+        }
+    }
+}

@@ -1,0 +1,272 @@
+//! The command line, as clap understands it. Help, completions and man page come from here.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueHint};
+
+/// What `-h` ends with.
+const EXAMPLES: &str = "\
+Examples:
+  thawfs mount s3://bucket/backups/ID ~/work      a writable view, ready in one round trip
+  thawfs mount ./data.sqsh /mnt --read-only       an archive on this machine
+  thawfs status                                   what is mounted, and what it has fetched
+  thawfs unmount ~/work                           throws the changes away (--keep-upper keeps them)
+  thawfs cat s3://bucket/backups/ID etc/os-release
+
+Credentials come from the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY,
+AWS_SESSION_TOKEN) or a profile, never from the command line.";
+
+/// Mounts a frozen backup, a squashfs archive in an S3 or R2 bucket, as a live directory.
+#[derive(Debug, Parser)]
+#[command(name = "thawfs", version, after_help = EXAMPLES, max_term_width = 100)]
+pub(crate) struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub(crate) command: Command,
+
+    /// Print results and errors as JSON on standard output.
+    #[arg(long, global = true, help_heading = "Output")]
+    pub(crate) json: bool,
+
+    /// Say less: no warnings, no progress.
+    #[arg(long, short, global = true, help_heading = "Output")]
+    pub(crate) quiet: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Mount an archive as a writable directory; returns when it is ready.
+    Mount(MountArgs),
+    /// Unmount a directory and end its server.
+    #[command(visible_alias = "umount")]
+    Unmount(UnmountArgs),
+    /// Show what is mounted, from where, and what it has fetched so far.
+    Status(StatusArgs),
+    /// List files of an archive without mounting it.
+    Ls(LsArgs),
+    /// Write files of an archive to standard output.
+    Cat(CatArgs),
+    /// Unpack an archive, or a part of it, into a directory.
+    Extract(ExtractArgs),
+    /// Describe an archive: superblock, compressor, tables, counts.
+    Inspect(InspectArgs),
+    /// Print shell completions.
+    Completions {
+        /// For which shell.
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page (roff; read it with `thawfs man | man -l -`).
+    Man,
+    /// Serve a mount described on standard input. Started by `mount`.
+    #[command(name = crate::server::SERVE_COMMAND, hide = true)]
+    Serve {
+        /// Shown in process lists only.
+        mountpoint: PathBuf,
+    },
+}
+
+/// Where an archive comes from, and how to get at it.
+#[derive(Debug, Args)]
+pub(crate) struct SourceArgs {
+    /// s3://BUCKET/KEY, https://…, file:///… or a path. A prefix means data.sqsh below it.
+    #[arg(value_name = "SOURCE")]
+    pub(crate) source: String,
+
+    #[command(flatten)]
+    pub(crate) store: StoreArgs,
+}
+
+/// How to reach a store.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Store")]
+pub(crate) struct StoreArgs {
+    /// The S3 endpoint, for R2: https://ACCOUNT.r2.cloudflarestorage.com.
+    #[arg(long, value_name = "URL", env = "AWS_ENDPOINT_URL")]
+    pub(crate) endpoint: Option<String>,
+
+    /// The region [default: the profile's, else "auto" with an endpoint and us-east-1 without].
+    #[arg(long, value_name = "NAME", env = "AWS_REGION")]
+    pub(crate) region: Option<String>,
+
+    /// The profile in ~/.aws/config and ~/.aws/credentials.
+    #[arg(long, value_name = "NAME", env = "AWS_PROFILE")]
+    pub(crate) profile: Option<String>,
+
+    /// Send no credentials, for public buckets.
+    #[arg(long)]
+    pub(crate) anonymous: bool,
+
+    /// Put the bucket into the host name rather than the path.
+    #[arg(long)]
+    pub(crate) virtual_host_style: bool,
+
+    /// Give a read up after this many seconds, retries included.
+    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    pub(crate) timeout: u64,
+
+    /// Where the archive starts within the object, in bytes.
+    #[arg(long, value_name = "BYTES", default_value_t = 0)]
+    pub(crate) offset: u64,
+
+    /// Memory for cached data; suffixes K, M, G.
+    #[arg(long, value_name = "BYTES", default_value = "24M", value_parser = parse_bytes)]
+    pub(crate) cache_memory: u64,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct MountArgs {
+    #[command(flatten)]
+    pub(crate) source: SourceArgs,
+
+    /// Where to mount.
+    #[arg(value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub(crate) mountpoint: PathBuf,
+
+    /// Keep changes in this directory (overlayfs format) [default: one that is removed at unmount].
+    #[arg(long, value_name = "DIR", help_heading = "Changes", value_hint = ValueHint::DirPath)]
+    pub(crate) upper: Option<PathBuf>,
+
+    /// A directory on the same file system as the upper, for work in progress [default: .NAME.work
+    /// beside the upper].
+    #[arg(long, value_name = "DIR", help_heading = "Changes", requires = "upper",
+          value_hint = ValueHint::DirPath)]
+    pub(crate) workdir: Option<PathBuf>,
+
+    /// Do not remove the upper that was made for this mount.
+    #[arg(long, help_heading = "Changes", conflicts_with_all = ["upper", "read_only"])]
+    pub(crate) keep_upper: bool,
+
+    /// Allow no changes; there is no upper then.
+    #[arg(long, visible_alias = "ro", help_heading = "Changes",
+          conflicts_with_all = ["upper", "workdir"])]
+    pub(crate) read_only: bool,
+
+    /// The source to show in /proc/mounts [default: SOURCE without its query].
+    #[arg(long, value_name = "NAME", help_heading = "Mount")]
+    pub(crate) fsname: Option<String>,
+
+    /// Stay attached until unmounted; log to standard error.
+    #[arg(long, short, help_heading = "Mount")]
+    pub(crate) foreground: bool,
+
+    /// Options as mount(8) writes them: ro, allow_other, nosuid, nodev, noexec, noatime, upper=DIR,
+    /// workdir=DIR, entry_ttl=SECONDS, attr_ttl=SECONDS, no_passthrough, …
+    #[arg(short = 'o', value_name = "OPTIONS", help_heading = "Mount", action = clap::ArgAction::Append)]
+    pub(crate) options: Vec<OsString>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct UnmountArgs {
+    /// What to unmount.
+    #[arg(value_name = "DIR", required = true, value_hint = ValueHint::DirPath)]
+    pub(crate) mountpoints: Vec<PathBuf>,
+
+    /// Detach now, end when the last file in it is closed.
+    #[arg(long, short = 'z')]
+    pub(crate) lazy: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct StatusArgs {
+    /// Only this mount.
+    #[arg(value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub(crate) mountpoint: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct LsArgs {
+    #[command(flatten)]
+    pub(crate) source: SourceArgs,
+
+    /// A path inside the archive.
+    #[arg(value_name = "PATH", default_value = "/")]
+    pub(crate) path: OsString,
+
+    /// Type, mode, owner, size and time of each file.
+    #[arg(long, short)]
+    pub(crate) long: bool,
+
+    /// Directories below as well, with whole paths.
+    #[arg(long, short = 'R')]
+    pub(crate) recursive: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CatArgs {
+    #[command(flatten)]
+    pub(crate) source: SourceArgs,
+
+    /// Paths of regular files inside the archive.
+    #[arg(value_name = "PATH", required = true)]
+    pub(crate) paths: Vec<OsString>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ExtractArgs {
+    #[command(flatten)]
+    pub(crate) source: SourceArgs,
+
+    /// Where to unpack; made if missing, must be empty otherwise.
+    #[arg(value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub(crate) into: PathBuf,
+
+    /// Only this path inside the archive and what lies below it.
+    #[arg(long, value_name = "PATH", default_value = "/")]
+    pub(crate) path: OsString,
+
+    /// How many files to fetch at a time.
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub(crate) jobs: u16,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct InspectArgs {
+    #[command(flatten)]
+    pub(crate) source: SourceArgs,
+}
+
+/// A number of bytes with an optional binary suffix: `65536`, `64K`, `16M`, `1G`, `16MiB`.
+pub(crate) fn parse_bytes(text: &str) -> Result<u64, String> {
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, suffix) = text.split_at(digits);
+    let shift = match suffix.to_ascii_lowercase().trim_end_matches("ib").trim_end_matches('b') {
+        "" => 0,
+        "k" => 10,
+        "m" => 20,
+        "g" => 30,
+        "t" => 40,
+        _ => return Err(format!("{suffix:?} is no unit; K, M, G and T are")),
+    };
+    let number: u64 = number.parse().map_err(|_| format!("{text:?} is no number of bytes"))?;
+    number.checked_mul(1 << shift).ok_or_else(|| format!("{text:?} is too large"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn bytes_take_suffixes() {
+        for (text, bytes) in [
+            ("0", Some(0)),
+            ("512", Some(512)),
+            ("64k", Some(65536)),
+            ("24M", Some(24 << 20)),
+            ("1GiB", Some(1 << 30)),
+            ("2TB", Some(2 << 40)),
+            ("", None),
+            ("K", None),
+            ("1X", None),
+            ("99999999999T", None),
+        ] {
+            assert_eq!(parse_bytes(text).ok(), bytes, "{text}");
+        }
+    }
+}

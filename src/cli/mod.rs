@@ -1,0 +1,100 @@
+//! The command line: wires the layers below together and shows what they say.
+//!
+//! Results go to standard output, everything else to standard error. Exit codes are those of
+//! [`Code`](crate::failure::Code); called as a mount(8) helper, those of mount(8).
+
+mod archive;
+mod args;
+mod mount;
+mod mount_helper;
+mod options;
+mod output;
+mod status;
+mod unmount;
+
+use std::ffi::OsString;
+use std::io::Write;
+use std::path::Path;
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser};
+
+use args::{Cli, Command};
+use output::Output;
+
+use crate::failure::{Code, Failure};
+
+/// Runs the program with `arguments`, the first being its name.
+pub fn run(arguments: Vec<OsString>) -> ExitCode {
+    start_log();
+    let name = arguments.first().map(Path::new).and_then(Path::file_name).unwrap_or_default();
+    if name == "mount.thawfs" || name == "mount.fuse.thawfs" {
+        return mount_helper::run(arguments.get(1..).unwrap_or_default());
+    }
+    let json = arguments.iter().any(|argument| argument == "--json");
+    let cli = match Cli::try_parse_from(arguments) {
+        Ok(cli) => cli,
+        Err(error) if json && error.use_stderr() => {
+            let text = error.to_string();
+            let message = text.trim_start_matches("error: ").lines().next().unwrap_or_default();
+            let failure = Failure::new(Code::Usage, message).hint("see thawfs --help");
+            return Output { json, quiet: true }.fail(&failure);
+        }
+        Err(error) => {
+            // Printing fails only where there is nobody to print to.
+            let _ = error.print();
+            return if error.use_stderr() {
+                ExitCode::from(Code::Usage.exit_status())
+            } else {
+                ExitCode::SUCCESS
+            };
+        }
+    };
+    let output = Output { json: cli.json, quiet: cli.quiet };
+    if let Command::Serve { .. } = cli.command {
+        // The command that started this server is told, and tells the user.
+        return match crate::server::run_detached() {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(failure) => ExitCode::from(failure.code.exit_status()),
+        };
+    }
+    match execute(cli.command, &output) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => output.fail(&failure),
+    }
+}
+
+fn execute(command: Command, output: &Output) -> Result<(), Failure> {
+    match command {
+        Command::Mount(args) => mount::mount(args, output),
+        Command::Unmount(args) => unmount::unmount(&args, output),
+        Command::Status(args) => status::status(&args, output),
+        Command::Ls(args) => archive::ls(&args, output),
+        Command::Cat(args) => archive::cat(&args),
+        Command::Extract(args) => archive::extract(&args, output),
+        Command::Inspect(args) => archive::inspect(&args, output),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "thawfs", &mut std::io::stdout());
+            Ok(())
+        }
+        Command::Man => {
+            let mut page = Vec::new();
+            clap_mangen::Man::new(Cli::command())
+                .render(&mut page)
+                .and_then(|()| std::io::stdout().write_all(&page))
+                .map_err(|error| output::stdout_failed(&error))
+        }
+        Command::Serve { .. } => crate::server::run_detached(),
+    }
+}
+
+/// Messages of the libraries and ours go to standard error, from warnings up; `THAWFS_LOG` takes
+/// other levels, such as `debug` or `thawfs::cache=trace`.
+fn start_log() {
+    let environment = env_logger::Env::new().filter_or("THAWFS_LOG", "warn");
+    env_logger::Builder::from_env(environment)
+        .format(|out, record| {
+            writeln!(out, "{} {}: {}", out.timestamp_millis(), record.level(), record.args())
+        })
+        .init();
+}

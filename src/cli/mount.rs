@@ -1,0 +1,158 @@
+//! `thawfs mount`.
+
+use std::path::{Path, PathBuf};
+
+use super::args::{MountArgs, SourceArgs};
+use super::{options, output::Output};
+use crate::backup::SourceRequest;
+use crate::failure::{Code, Failure};
+use crate::server::state::StateDir;
+use crate::server::{MountRequest, Ready, check_free, serve, start_detached};
+
+/// Mounts, and returns when the mount answers (or, in the foreground, when it is gone).
+pub(super) fn mount(args: MountArgs, output: &Output) -> Result<(), Failure> {
+    let mountpoint = find_mountpoint(&args.mountpoint)?;
+    let mut request = MountRequest {
+        upper: args.upper,
+        workdir: args.workdir,
+        keep_upper: args.keep_upper,
+        read_only: args.read_only,
+        fsname: args.fsname,
+        ..MountRequest::new(source_request(&args.source), mountpoint)
+    };
+    for option in args.options.iter().flat_map(|text| options::split(text)) {
+        option.apply(&mut request)?;
+    }
+    start(request, args.foreground, output)
+}
+
+/// Starts `request`'s server and shows what it says. Shared with the mount(8) helper.
+pub(super) fn start(
+    mut request: MountRequest,
+    foreground: bool,
+    output: &Output,
+) -> Result<(), Failure> {
+    prepare(&mut request)?;
+    let shown = request.mountpoint.display().to_string();
+    let lock = StateDir::locate()
+        .lock_mountpoint(&request.mountpoint, || {
+            output.warn(&format!("waiting for another thawfs that is busy with {shown}"));
+        })
+        .map_err(|error| {
+            Failure::io("write the state directory", StateDir::locate().path(), &error)
+                .hint("set THAWFS_STATE_DIR to a directory of yours")
+        })?;
+    check_free(&request.mountpoint)?;
+    if is_occupied(&request.mountpoint) {
+        output.warn(&format!("{shown} is not empty; what is in it is hidden until the unmount"));
+    }
+    if !foreground {
+        return show(&start_detached(&request)?, output);
+    }
+    let mut lock = Some(lock);
+    serve(&request, |ready, _log| {
+        lock.take();
+        show(&ready, output).map_err(std::io::Error::other)
+    })
+}
+
+fn show(ready: &Ready, output: &Output) -> Result<(), Failure> {
+    if output.json {
+        return output.print_json(ready);
+    }
+    if output.quiet {
+        return Ok(());
+    }
+    let mut line = format!("{} on {}", ready.source, ready.mountpoint.display());
+    match &ready.upper {
+        Some(upper) => line.push_str(&format!(", changes in {}", upper.display())),
+        None => line.push_str(", read-only"),
+    }
+    output.print_line(&line)
+}
+
+/// What to open, from the command line.
+pub(super) fn source_request(args: &SourceArgs) -> SourceRequest {
+    SourceRequest {
+        source: args.source.clone(),
+        endpoint: args.store.endpoint.clone(),
+        region: args.store.region.clone(),
+        profile: args.store.profile.clone(),
+        anonymous: args.store.anonymous,
+        virtual_host_style: args.store.virtual_host_style,
+        deadline: std::time::Duration::from_secs(args.store.timeout),
+        offset: args.store.offset,
+        cache_memory: args.store.cache_memory,
+    }
+}
+
+/// The directory to mount on, absolute and without symlinks.
+pub(super) fn find_mountpoint(path: &Path) -> Result<PathBuf, Failure> {
+    let shown = path.display();
+    let found = path.canonicalize().and_then(|real| Ok((real.metadata()?.is_dir(), real)));
+    let (is_directory, real) = found.map_err(|error| match error.raw_os_error() {
+        Some(libc::ENOENT) => {
+            Failure::new(Code::Mountpoint, format!("the mountpoint {shown} does not exist"))
+                .hint(format!("make it first: mkdir -p {shown}"))
+        }
+        Some(libc::ENOTCONN) => {
+            Failure::new(Code::Mountpoint, format!("a dead mount is still on {shown}"))
+                .hint(format!("clear it first: thawfs unmount {shown}"))
+        }
+        _ => Failure::new(Code::Mountpoint, format!("the mountpoint {shown}: {error}")),
+    })?;
+    if !is_directory {
+        return Err(Failure::new(
+            Code::Mountpoint,
+            format!("the mountpoint {shown} is not a directory"),
+        ));
+    }
+    Ok(real)
+}
+
+/// Makes the request's paths absolute (a server has another working directory), makes upper and
+/// work directories that do not exist yet, and refuses those that overlap with the mountpoint.
+fn prepare(request: &mut MountRequest) -> Result<(), Failure> {
+    if request.read_only && (request.upper.is_some() || request.workdir.is_some()) {
+        return Err(Failure::new(Code::Usage, "a read-only mount takes no upper directory"));
+    }
+    if request.workdir.is_some() && request.upper.is_none() {
+        return Err(Failure::new(Code::Usage, "a work directory needs an upper directory"));
+    }
+    request.source.make_absolute();
+    for (what, path) in [("upper", &mut request.upper), ("work", &mut request.workdir)] {
+        let Some(path) = path else { continue };
+        let failed = |error: std::io::Error| {
+            Failure::new(Code::Upper, format!("the {what} directory {}: {error}", path.display()))
+        };
+        if what == "upper" {
+            std::fs::create_dir_all(&*path).map_err(failed)?;
+        } else if let Some(parent) = path.parent() {
+            std::fs::create_dir_all(parent).map_err(failed)?;
+        }
+        let real = match path.canonicalize() {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                std::path::absolute(&*path)
+            }
+            real => real,
+        }
+        .map_err(failed)?;
+        if real.starts_with(&request.mountpoint) || request.mountpoint.starts_with(&real) {
+            return Err(Failure::new(
+                Code::Upper,
+                format!(
+                    "the {what} directory {} and the mountpoint {} lie within each other",
+                    real.display(),
+                    request.mountpoint.display()
+                ),
+            )
+            .hint("keep changes in a directory elsewhere"));
+        }
+        *path = real;
+    }
+    Ok(())
+}
+
+fn is_occupied(mountpoint: &Path) -> bool {
+    std::fs::read_dir(mountpoint).is_ok_and(|mut entries| entries.next().is_some())
+}

@@ -1,0 +1,130 @@
+//! How results, warnings and failures are shown, and progress on long work.
+
+use std::io::{IsTerminal, Write};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde::Serialize;
+
+use crate::failure::{Code, Failure};
+
+/// Where and how to speak.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Output {
+    /// JSON on standard output, results and failures alike.
+    pub(super) json: bool,
+    /// No warnings, no progress.
+    pub(super) quiet: bool,
+}
+
+impl Output {
+    /// Prints one JSON document.
+    pub(super) fn print_json(&self, value: &impl Serialize) -> Result<(), Failure> {
+        let mut out = std::io::stdout().lock();
+        serde_json::to_writer_pretty(&mut out, value)
+            .map_err(std::io::Error::from)
+            .and_then(|()| out.write_all(b"\n"))
+            .map_err(|error| stdout_failed(&error))
+    }
+
+    /// Prints a line for people.
+    pub(super) fn print_line(&self, line: &str) -> Result<(), Failure> {
+        writeln!(std::io::stdout(), "{line}").map_err(|error| stdout_failed(&error))
+    }
+
+    /// Says something that is no failure.
+    pub(super) fn warn(&self, message: &str) {
+        if !self.quiet {
+            eprintln!("thawfs: warning: {message}");
+        }
+    }
+
+    /// Shows a failure, and gives its exit status.
+    pub(super) fn fail(&self, failure: &Failure) -> ExitCode {
+        if self.json && self.print_json(failure).is_ok() {
+            return ExitCode::from(failure.code.exit_status());
+        }
+        if failure.code == Code::Failed && failure.message == BROKEN_PIPE {
+            // The reader had enough (`thawfs ls … | head`): no failure of anybody.
+            return ExitCode::from(failure.code.exit_status());
+        }
+        eprintln!("thawfs: {failure}");
+        ExitCode::from(failure.code.exit_status())
+    }
+
+    /// A progress bar over `total` bytes on a terminal, shown once the work has taken 250 ms.
+    pub(super) fn progress(&self, total: u64, doing: &'static str) -> ProgressBar {
+        if self.quiet || self.json || !std::io::stderr().is_terminal() {
+            return ProgressBar::hidden();
+        }
+        let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::hidden());
+        let style = "{msg} {wide_bar} {bytes}/{total_bytes}  {bytes_per_sec}  {eta} left";
+        if let Ok(style) = ProgressStyle::with_template(style) {
+            bar.set_style(style);
+        }
+        bar.set_message(doing);
+        let shown = bar.clone();
+        std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(250));
+            if !shown.is_finished() {
+                shown.set_draw_target(ProgressDrawTarget::stderr());
+            }
+        });
+        bar
+    }
+}
+
+/// The message that stands for a reader who went away.
+const BROKEN_PIPE: &str = "standard output was closed";
+
+/// Standard output could not be written.
+pub(super) fn stdout_failed(error: &std::io::Error) -> Failure {
+    if error.kind() == std::io::ErrorKind::BrokenPipe {
+        return Failure::new(Code::Failed, BROKEN_PIPE);
+    }
+    Failure::new(Code::Failed, format!("cannot write to standard output: {error}"))
+}
+
+/// Bytes for people: `512 B`, `1.5 KiB`, `20 MiB`.
+pub(super) fn human_bytes(bytes: u64) -> String {
+    const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];
+    if bytes < 1024 {
+        return format!("{bytes} B");
+    }
+    let mut value = bytes as f64 / 1024.0;
+    let mut units = UNITS.iter();
+    let mut unit = units.next().copied().unwrap_or_default();
+    for larger in units {
+        if value < 1024.0 {
+            break;
+        }
+        value /= 1024.0;
+        unit = larger;
+    }
+    if value < 10.0 { format!("{value:.1} {unit}") } else { format!("{value:.0} {unit}") }
+}
+
+/// A moment for people, in UTC: `2026-01-31 23:59`.
+pub(super) fn human_time(seconds: i64) -> String {
+    chrono::DateTime::from_timestamp(seconds, 0)
+        .map_or_else(|| seconds.to_string(), |time| time.format("%Y-%m-%d %H:%M").to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::human_bytes;
+
+    #[test]
+    fn bytes_are_shown_in_the_unit_that_fits() {
+        for (bytes, text) in [
+            (0, "0 B"),
+            (1023, "1023 B"),
+            (1536, "1.5 KiB"),
+            (20 << 20, "20 MiB"),
+            (3 << 40, "3.0 TiB"),
+        ] {
+            assert_eq!(human_bytes(bytes), text);
+        }
+    }
+}

@@ -1,0 +1,133 @@
+//! Conversions between what the overlay says and what fuser's structs want.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use fuser::{FileAttr, FileType, INodeNo, TimeOrNow};
+
+use crate::overlay::{Attr, SetTime};
+use crate::types::{FileKind, Ino, Timestamp};
+
+pub(super) fn file_type(kind: FileKind) -> FileType {
+    match kind {
+        FileKind::Directory => FileType::Directory,
+        FileKind::Regular => FileType::RegularFile,
+        FileKind::Symlink => FileType::Symlink,
+        FileKind::BlockDevice => FileType::BlockDevice,
+        FileKind::CharDevice => FileType::CharDevice,
+        FileKind::Fifo => FileType::NamedPipe,
+        FileKind::Socket => FileType::Socket,
+    }
+}
+
+pub(super) fn file_attr(attr: &Attr) -> FileAttr {
+    FileAttr {
+        ino: INodeNo(attr.ino.0),
+        size: attr.size,
+        blocks: attr.blocks,
+        atime: system_time(attr.atime),
+        mtime: system_time(attr.mtime),
+        ctime: system_time(attr.ctime),
+        crtime: UNIX_EPOCH,
+        kind: file_type(attr.kind),
+        perm: attr.perm,
+        nlink: attr.nlink,
+        uid: attr.uid,
+        gid: attr.gid,
+        rdev: kernel_device(attr.rdev),
+        blksize: attr.block_size,
+        flags: 0,
+    }
+}
+
+/// An entry the kernel keeps as "there is no such name": node id 0.
+pub(super) fn negative_entry() -> FileAttr {
+    file_attr(&Attr {
+        ino: Ino(0),
+        generation: 0,
+        kind: FileKind::Regular,
+        perm: 0,
+        nlink: 0,
+        uid: 0,
+        gid: 0,
+        rdev: 0,
+        size: 0,
+        blocks: 0,
+        atime: Timestamp::default(),
+        mtime: Timestamp::default(),
+        ctime: Timestamp::default(),
+        block_size: 0,
+    })
+}
+
+/// The protocol carries devices in the kernel's 32-bit form: 12 bits of major, 20 of minor.
+fn kernel_device(device: u64) -> u32 {
+    let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
+    (minor & 0xff) | (major << 8) | ((minor & !0xff) << 12)
+}
+
+/// The reverse of [`kernel_device`]: `st_rdev` of a device number as the protocol carries it.
+pub(super) fn user_device(device: u32) -> u64 {
+    let major = (device & 0xf_ff00) >> 8;
+    let minor = (device & 0xff) | ((device >> 12) & 0xf_ff00);
+    rustix::fs::makedev(major, minor)
+}
+
+fn system_time(time: Timestamp) -> SystemTime {
+    let nanos = Duration::from_nanos(u64::from(time.nanos));
+    let seconds = Duration::from_secs(time.seconds.unsigned_abs());
+    let whole = if time.seconds < 0 {
+        UNIX_EPOCH.checked_sub(seconds)
+    } else {
+        UNIX_EPOCH.checked_add(seconds)
+    };
+    whole.and_then(|whole| whole.checked_add(nanos)).unwrap_or(UNIX_EPOCH)
+}
+
+fn timestamp(time: SystemTime) -> Timestamp {
+    match time.duration_since(UNIX_EPOCH) {
+        Ok(after) => Timestamp {
+            seconds: i64::try_from(after.as_secs()).unwrap_or(i64::MAX),
+            nanos: after.subsec_nanos(),
+        },
+        Err(error) => {
+            let before = error.duration();
+            let seconds = -i64::try_from(before.as_secs()).unwrap_or(i64::MAX);
+            match before.subsec_nanos() {
+                0 => Timestamp { seconds, nanos: 0 },
+                nanos => {
+                    Timestamp { seconds: seconds.saturating_sub(1), nanos: 1_000_000_000 - nanos }
+                }
+            }
+        }
+    }
+}
+
+pub(super) fn set_time(time: TimeOrNow) -> SetTime {
+    match time {
+        TimeOrNow::Now => SetTime::Now,
+        TimeOrNow::SpecificTime(time) => SetTime::At(timestamp(time)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_survive_both_ways() {
+        for (seconds, nanos) in
+            [(0, 0), (1, 999_999_999), (-1, 0), (-1, 1), (-2_147_483_648, 5), (0xffff_ffff, 7)]
+        {
+            let time = Timestamp { seconds, nanos };
+            assert_eq!(timestamp(system_time(time)), time);
+        }
+    }
+
+    #[test]
+    fn devices_survive_both_ways() {
+        for (major, minor) in [(0, 0), (1, 3), (8, 255), (8, 256), (0xfff, 0xf_ffff)] {
+            let device = rustix::fs::makedev(major, minor);
+            assert_eq!(user_device(kernel_device(device)), device);
+        }
+    }
+}

@@ -1,0 +1,812 @@
+//! [`fuser::Filesystem`] over the overlay: each operation unpacked, run where it belongs, replied to.
+
+use std::ffi::OsStr;
+use std::io;
+use std::ops::ControlFlow;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, SystemTime};
+
+use fuser::{
+    AccessFlags, BackingId, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem,
+    FopenFlags, Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, Notifier,
+    OpenFlags, PollEvents, PollFlags, PollNotifier, RenameFlags, ReplyAttr, ReplyBmap, ReplyCreate,
+    ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek,
+    ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+};
+
+use super::attr::{file_attr, file_type, negative_entry, set_time, user_device};
+use super::errno::errno;
+use super::faults::Faults;
+use super::io_mode::{IoMode, IoModes};
+use super::pool::Pool;
+use crate::overlay::{self, Attr, Backing, Caller, Handle, Opened, Overlay, SetAttr};
+use crate::types::Ino;
+
+/// Largest read or write request. The kernel's own limit at its default `max_pages_limit` of 256.
+const MAX_IO: u32 = 1 << 20;
+
+/// Readahead and writeback requests the kernel may have in flight. fuser's 16 leaves a store with
+/// tens of milliseconds to the first byte idle most of the time.
+const MAX_BACKGROUND: u16 = 64;
+
+/// Open flags that mean something to the upper file. The kernel has acted on the others already
+/// (`O_APPEND` becomes an offset, `O_DIRECT` would demand alignment of our own buffers).
+const UPPER_FLAGS: i32 = libc::O_ACCMODE | libc::O_TRUNC | libc::O_SYNC | libc::O_DSYNC;
+
+/// The overlay as fuser serves it.
+pub(super) struct Adapter {
+    pool: Pool,
+    shared: Arc<Shared>,
+}
+
+/// What a request needs, on whatever thread it runs.
+struct Shared {
+    overlay: Arc<Overlay>,
+    modes: IoModes,
+    entry_ttl: Duration,
+    attr_ttl: Duration,
+    /// Whether the kernel reads and writes upper files by itself.
+    passthrough: AtomicBool,
+    /// Whether the kernel holds written data back, and so reads through write-only handles.
+    writeback: AtomicBool,
+    stack_depth: u32,
+    notifier: Arc<OnceLock<Notifier>>,
+    faults: Arc<Faults>,
+}
+
+impl Adapter {
+    /// `stack_depth` is how many stacked file systems may lie below the upper directory (0 or 1);
+    /// `None` means that the kernel shall not do the upper's I/O by itself.
+    pub(super) fn new(
+        overlay: Arc<Overlay>,
+        entry_ttl: Duration,
+        attr_ttl: Duration,
+        stack_depth: Option<u32>,
+        faults: Arc<Faults>,
+    ) -> Self {
+        Self {
+            pool: Pool::new(),
+            shared: Arc::new(Shared {
+                overlay,
+                modes: IoModes::default(),
+                entry_ttl,
+                attr_ttl,
+                passthrough: AtomicBool::new(stack_depth.is_some()),
+                writeback: AtomicBool::new(false),
+                stack_depth: stack_depth.unwrap_or(0),
+                notifier: Arc::new(OnceLock::new()),
+                faults,
+            }),
+        }
+    }
+
+    /// Where to put the notifier once the session has one.
+    pub(super) fn notifier(&self) -> Arc<OnceLock<Notifier>> {
+        Arc::clone(&self.shared.notifier)
+    }
+
+    /// Runs `job` here, or on a thread that may wait. A panic ends the request (its reply, dropped,
+    /// tells the kernel EIO), not the mount.
+    fn run(&self, may_wait: bool, job: impl FnOnce(&Shared) + Send + 'static) {
+        fn guarded(shared: &Shared, job: impl FnOnce(&Shared)) {
+            if catch_unwind(AssertUnwindSafe(|| job(shared))).is_err() {
+                log::error!("a request failed on a bug of ours and was answered EIO");
+            }
+        }
+        if may_wait {
+            let shared = Arc::clone(&self.shared);
+            self.pool.spawn(move || guarded(&shared, job));
+        } else {
+            guarded(&self.shared, job);
+        }
+    }
+
+    fn would_block(&self, ino: INodeNo) -> bool {
+        self.shared.overlay.would_block(Ino(ino.0))
+    }
+}
+
+fn caller(request: &Request, umask: u32) -> Caller {
+    Caller { uid: request.uid(), gid: request.gid(), umask }
+}
+
+fn handle(handle: FileHandle) -> Handle {
+    Handle(handle.0)
+}
+
+impl Shared {
+    /// The errno of `error`; one that comes from the archive or the network is also put on record,
+    /// since the program that gets EIO cannot say why.
+    fn failed(&self, error: &overlay::Error) -> Errno {
+        if let overlay::Error::Lower(reason) = error {
+            self.faults.record(reason);
+        }
+        errno(error)
+    }
+
+    fn reply_entry(&self, result: overlay::Result<Attr>, reply: ReplyEntry) {
+        match result {
+            Ok(attr) => reply.entry_with_ttls(
+                &self.attr_ttl,
+                &self.entry_ttl,
+                &file_attr(&attr),
+                Generation(attr.generation),
+            ),
+            Err(error) => reply.error(self.failed(&error)),
+        }
+    }
+
+    fn reply_attr(&self, result: overlay::Result<Attr>, reply: ReplyAttr) {
+        match result {
+            Ok(attr) => reply.attr(&self.attr_ttl, &file_attr(&attr)),
+            Err(error) => reply.error(self.failed(&error)),
+        }
+    }
+
+    /// The flags to open an upper file with, for a caller who opened it with `flags`.
+    fn upper_flags(&self, flags: i32) -> i32 {
+        let flags = flags & UPPER_FLAGS;
+        if self.writeback.load(Ordering::Relaxed) && flags & libc::O_ACCMODE == libc::O_WRONLY {
+            // The kernel fills the page around a short write by reading through this handle.
+            return (flags & !libc::O_ACCMODE) | libc::O_RDWR;
+        }
+        flags
+    }
+
+    /// Decides how the kernel does the I/O of a handle just opened, and with which cache flags.
+    fn io_mode(
+        &self,
+        ino: Ino,
+        opened: &Opened,
+        register: impl FnOnce(&rustix::fd::OwnedFd) -> io::Result<BackingId>,
+    ) -> (IoMode, FopenFlags) {
+        let upper = match opened.backing {
+            Backing::Upper if self.passthrough.load(Ordering::Relaxed) => {
+                self.overlay.upper_fd(opened.handle)
+            }
+            Backing::Upper | Backing::Lower => None,
+        };
+        let mode = self.modes.opened(ino, upper.map(|fd| move || register(&fd)));
+        // Lower data never changes, and without passthrough every change of upper data goes
+        // through the page cache. With it, pages from before may be stale.
+        let keep =
+            matches!(opened.backing, Backing::Lower) || self.writeback.load(Ordering::Relaxed);
+        let flags = if keep { FopenFlags::FOPEN_KEEP_CACHE } else { FopenFlags::empty() };
+        (mode, flags)
+    }
+
+    fn reply_empty(&self, result: overlay::Result<()>, reply: ReplyEmpty) {
+        match result {
+            Ok(()) => reply.ok(),
+            Err(error) => reply.error(self.failed(&error)),
+        }
+    }
+
+    fn reply_written(&self, result: overlay::Result<usize>, reply: ReplyWrite) {
+        match result {
+            Ok(bytes) => reply.written(u32::try_from(bytes).unwrap_or(u32::MAX)),
+            Err(error) => reply.error(self.failed(&error)),
+        }
+    }
+
+    fn reply_xattr(&self, result: overlay::Result<Vec<u8>>, size: u32, reply: ReplyXattr) {
+        match result {
+            Err(error) => reply.error(self.failed(&error)),
+            Ok(value) => match u32::try_from(value.len()) {
+                Ok(len) if size == 0 => reply.size(len),
+                Ok(len) if len <= size => reply.data(&value),
+                _ => reply.error(Errno::ERANGE),
+            },
+        }
+    }
+}
+
+impl Filesystem for Adapter {
+    fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        // Each is a feature the kernel may lack; what then happens is its older default.
+        for wanted in [
+            InitFlags::FUSE_ATOMIC_O_TRUNC,
+            InitFlags::FUSE_DONT_MASK,
+            InitFlags::FUSE_POSIX_ACL,
+            InitFlags::FUSE_PARALLEL_DIROPS,
+            InitFlags::FUSE_DO_READDIRPLUS | InitFlags::FUSE_READDIRPLUS_AUTO,
+            InitFlags::FUSE_CACHE_SYMLINKS,
+            InitFlags::FUSE_ASYNC_DIO,
+            InitFlags::FUSE_EXPLICIT_INVAL_DATA,
+        ] {
+            if let Err(missing) = config.add_capabilities(wanted) {
+                log::debug!("this kernel's FUSE lacks {missing:?}");
+            }
+        }
+        // The bounds are the constants', so these cannot be refused.
+        let _ = config.set_max_write(MAX_IO);
+        let _ = config.set_max_background(MAX_BACKGROUND);
+
+        let shared = &self.shared;
+        let passthrough = shared.passthrough.load(Ordering::Relaxed)
+            && config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok()
+            && config.set_max_stack_depth(shared.stack_depth + 1).is_ok();
+        shared.passthrough.store(passthrough, Ordering::Relaxed);
+        // The kernel does not combine the two.
+        let writeback =
+            !passthrough && config.add_capabilities(InitFlags::FUSE_WRITEBACK_CACHE).is_ok();
+        shared.writeback.store(writeback, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn lookup(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let name = name.to_owned();
+        self.run(self.would_block(parent), move |shared| {
+            match shared.overlay.lookup(Ino(parent.0), &name) {
+                Err(error) if errno(&error) == Errno::ENOENT => reply.entry_with_ttls(
+                    &shared.attr_ttl,
+                    &shared.entry_ttl,
+                    &negative_entry(),
+                    Generation(0),
+                ),
+                result => shared.reply_entry(result, reply),
+            }
+        });
+    }
+
+    fn forget(&self, _request: &Request, ino: INodeNo, nlookup: u64) {
+        self.shared.overlay.forget(Ino(ino.0), nlookup);
+    }
+
+    fn getattr(&self, _request: &Request, ino: INodeNo, fh: Option<FileHandle>, reply: ReplyAttr) {
+        self.run(self.would_block(ino), move |shared| {
+            let result = shared.overlay.getattr(Ino(ino.0), fh.map(handle));
+            shared.reply_attr(result, reply);
+        });
+    }
+
+    fn setattr(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        size: Option<u64>,
+        atime: Option<TimeOrNow>,
+        mtime: Option<TimeOrNow>,
+        _ctime: Option<SystemTime>,
+        fh: Option<FileHandle>,
+        _crtime: Option<SystemTime>,
+        _chgtime: Option<SystemTime>,
+        _bkuptime: Option<SystemTime>,
+        _flags: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        let caller = caller(request, 0);
+        let change = SetAttr {
+            mode,
+            uid,
+            gid,
+            size,
+            atime: atime.map(set_time),
+            mtime: mtime.map(set_time),
+        };
+        // A truncated lower file is copied up.
+        self.run(size.is_some() || self.would_block(ino), move |shared| {
+            let result = shared.overlay.setattr(&caller, Ino(ino.0), fh.map(handle), &change);
+            shared.reply_attr(result, reply);
+        });
+    }
+
+    fn readlink(&self, _request: &Request, ino: INodeNo, reply: ReplyData) {
+        self.run(self.would_block(ino), move |shared| match shared.overlay.readlink(Ino(ino.0)) {
+            Ok(target) => reply.data(&target),
+            Err(error) => reply.error(shared.failed(&error)),
+        });
+    }
+
+    fn mknod(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        rdev: u32,
+        reply: ReplyEntry,
+    ) {
+        let (caller, name) = (caller(request, umask), name.to_owned());
+        self.run(self.would_block(parent), move |shared| {
+            let device = user_device(rdev);
+            let result = shared.overlay.mknod(&caller, Ino(parent.0), &name, mode, device);
+            shared.reply_entry(result, reply);
+        });
+    }
+
+    fn mkdir(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        reply: ReplyEntry,
+    ) {
+        let (caller, name) = (caller(request, umask), name.to_owned());
+        self.run(self.would_block(parent), move |shared| {
+            let result = shared.overlay.mkdir(&caller, Ino(parent.0), &name, mode);
+            shared.reply_entry(result, reply);
+        });
+    }
+
+    fn unlink(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let name = name.to_owned();
+        self.run(self.would_block(parent), move |shared| {
+            shared.reply_empty(shared.overlay.unlink(Ino(parent.0), &name), reply);
+        });
+    }
+
+    fn rmdir(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let name = name.to_owned();
+        self.run(self.would_block(parent), move |shared| {
+            shared.reply_empty(shared.overlay.rmdir(Ino(parent.0), &name), reply);
+        });
+    }
+
+    fn symlink(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        target: &Path,
+        reply: ReplyEntry,
+    ) {
+        let (caller, name) = (caller(request, 0), name.to_owned());
+        let target = target.as_os_str().to_owned();
+        self.run(self.would_block(parent), move |shared| {
+            let result = shared.overlay.symlink(&caller, Ino(parent.0), &name, &target);
+            shared.reply_entry(result, reply);
+        });
+    }
+
+    fn rename(
+        &self,
+        _request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        newparent: INodeNo,
+        newname: &OsStr,
+        flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        let (name, newname) = (name.to_owned(), newname.to_owned());
+        let flags = overlay::RenameFlags::from_bits_retain(flags.bits());
+        // What is renamed may have to be copied up first.
+        self.run(true, move |shared| {
+            let result =
+                shared.overlay.rename(Ino(parent.0), &name, Ino(newparent.0), &newname, flags);
+            shared.reply_empty(result, reply);
+        });
+    }
+
+    fn link(
+        &self,
+        _request: &Request,
+        ino: INodeNo,
+        newparent: INodeNo,
+        newname: &OsStr,
+        reply: ReplyEntry,
+    ) {
+        let newname = newname.to_owned();
+        let may_wait = self.would_block(ino) || self.would_block(newparent);
+        self.run(may_wait, move |shared| {
+            let result = shared.overlay.link(Ino(ino.0), Ino(newparent.0), &newname);
+            shared.reply_entry(result, reply);
+        });
+    }
+
+    fn open(&self, _request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        let ino = Ino(ino.0);
+        let flags = self.shared.upper_flags(flags.0);
+        // Opened for writing, a lower file is copied up.
+        let writes = flags & libc::O_ACCMODE != libc::O_RDONLY;
+        self.run(writes || self.shared.overlay.would_block(ino), move |shared| {
+            let opened = match shared.overlay.open(ino, flags) {
+                Ok(opened) => opened,
+                Err(error) => return reply.error(shared.failed(&error)),
+            };
+            let (mode, cache) = shared.io_mode(ino, &opened, |fd| reply.open_backing(fd));
+            let fh = FileHandle(opened.handle.0);
+            match mode {
+                IoMode::Cached => reply.opened(fh, cache),
+                IoMode::Passthrough(id) => reply.opened_passthrough(fh, FopenFlags::empty(), &id),
+            }
+        });
+    }
+
+    fn create(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        flags: i32,
+        reply: ReplyCreate,
+    ) {
+        let (caller, name) = (caller(request, umask), name.to_owned());
+        let flags = self.shared.upper_flags(flags);
+        self.run(self.would_block(parent), move |shared| {
+            let created = shared.overlay.create(&caller, Ino(parent.0), &name, mode, flags);
+            let (attr, opened) = match created {
+                Ok(created) => created,
+                Err(error) => return reply.error(shared.failed(&error)),
+            };
+            let (mode, cache) = shared.io_mode(attr.ino, &opened, |fd| reply.open_backing(fd));
+            let fh = FileHandle(opened.handle.0);
+            let generation = Generation(attr.generation);
+            let (attr, ttl) = (file_attr(&attr), &shared.entry_ttl.min(shared.attr_ttl));
+            match mode {
+                IoMode::Cached => reply.created(ttl, &attr, generation, fh, cache),
+                IoMode::Passthrough(id) => {
+                    reply.created_passthrough(ttl, &attr, generation, fh, FopenFlags::empty(), &id);
+                }
+            }
+        });
+    }
+
+    fn read(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        size: u32,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        let size = size as usize;
+        let overlay = &self.shared.overlay;
+        if let Some(data) = overlay.get(handle(fh), offset, size) {
+            return reply.data(&data);
+        }
+        let lower = overlay.upper_fd(handle(fh)).is_none();
+        self.run(lower, move |shared| match shared.overlay.read(handle(fh), offset, size) {
+            Ok(data) => reply.data(&data),
+            Err(error) => reply.error(shared.failed(&error)),
+        });
+    }
+
+    fn write(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        data: &[u8],
+        _write_flags: WriteFlags,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        // Here, not on the pool: the data lies in this thread's request buffer.
+        let result =
+            catch_unwind(AssertUnwindSafe(|| self.shared.overlay.write(handle(fh), offset, data)));
+        match result {
+            Ok(result) => self.shared.reply_written(result, reply),
+            Err(_) => reply.error(Errno::EIO),
+        }
+    }
+
+    fn flush(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _lock_owner: LockOwner,
+        reply: ReplyEmpty,
+    ) {
+        // Nothing is buffered here, and the kernel keeps the locks. Told so once, it stops asking.
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn release(
+        &self,
+        _request: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        _flush: bool,
+        reply: ReplyEmpty,
+    ) {
+        let passthrough = self.shared.modes.released(Ino(ino.0));
+        self.shared.overlay.release(handle(fh));
+        reply.ok();
+        let wrote = flags.0 & libc::O_ACCMODE != libc::O_RDONLY;
+        if passthrough && wrote {
+            // Writes through a mapping change the upper file's times without the kernel's FUSE
+            // side noticing; a negative offset drops the attributes alone.
+            if let Some(notifier) = self.shared.notifier.get() {
+                // It fails where the kernel has forgotten the inode already, which is as good.
+                let _ = notifier.inval_inode(ino, -1, 0);
+            }
+        }
+    }
+
+    fn fsync(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        datasync: bool,
+        reply: ReplyEmpty,
+    ) {
+        self.run(true, move |shared| {
+            shared.reply_empty(shared.overlay.fsync(handle(fh), datasync), reply);
+        });
+    }
+
+    fn opendir(&self, _request: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        self.run(self.would_block(ino), move |shared| match shared.overlay.opendir(Ino(ino.0)) {
+            Ok(opened) => reply.opened(
+                FileHandle(opened.0),
+                FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE,
+            ),
+            Err(error) => reply.error(shared.failed(&error)),
+        });
+    }
+
+    fn readdir(
+        &self,
+        _request: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectory,
+    ) {
+        self.run(self.would_block(ino), move |shared| {
+            let result = shared.overlay.readdir(handle(fh), offset, false, &mut |entry| {
+                let full = reply.add(
+                    INodeNo(entry.ino.0),
+                    entry.next_cookie,
+                    file_type(entry.kind),
+                    entry.name,
+                );
+                if full { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            });
+            match result {
+                Ok(()) => reply.ok(),
+                Err(error) => reply.error(shared.failed(&error)),
+            }
+        });
+    }
+
+    fn readdirplus(
+        &self,
+        _request: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectoryPlus,
+    ) {
+        self.run(self.would_block(ino), move |shared| {
+            // One TTL serves name and attributes here; the protocol has two, fuser passes one.
+            let ttl = shared.entry_ttl.min(shared.attr_ttl);
+            let result = shared.overlay.readdir(handle(fh), offset, true, &mut |entry| {
+                let Some(attr) = &entry.attr else {
+                    return ControlFlow::Continue(());
+                };
+                let full = reply.add(
+                    INodeNo(entry.ino.0),
+                    entry.next_cookie,
+                    entry.name,
+                    &ttl,
+                    &file_attr(attr),
+                    Generation(attr.generation),
+                );
+                if full { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            });
+            match result {
+                Ok(()) => reply.ok(),
+                Err(error) => reply.error(shared.failed(&error)),
+            }
+        });
+    }
+
+    fn releasedir(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        _flags: OpenFlags,
+        reply: ReplyEmpty,
+    ) {
+        self.shared.overlay.releasedir(handle(fh));
+        reply.ok();
+    }
+
+    fn fsyncdir(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        datasync: bool,
+        reply: ReplyEmpty,
+    ) {
+        self.run(true, move |shared| {
+            shared.reply_empty(shared.overlay.fsyncdir(handle(fh), datasync), reply);
+        });
+    }
+
+    fn statfs(&self, _request: &Request, _ino: INodeNo, reply: ReplyStatfs) {
+        match self.shared.overlay.statfs() {
+            Ok(stat) => reply.statfs(
+                stat.blocks,
+                stat.blocks_free,
+                stat.blocks_available,
+                stat.files,
+                stat.files_free,
+                stat.block_size,
+                stat.name_max,
+                stat.fragment_size,
+            ),
+            Err(error) => reply.error(self.shared.failed(&error)),
+        }
+    }
+
+    fn setxattr(
+        &self,
+        _request: &Request,
+        ino: INodeNo,
+        name: &OsStr,
+        value: &[u8],
+        flags: i32,
+        _position: u32,
+        reply: ReplyEmpty,
+    ) {
+        let (name, value) = (name.to_owned(), value.to_vec());
+        let flags = overlay::XattrFlags::from_bits_retain(flags.cast_unsigned());
+        self.run(self.would_block(ino), move |shared| {
+            shared.reply_empty(shared.overlay.setxattr(Ino(ino.0), &name, &value, flags), reply);
+        });
+    }
+
+    fn getxattr(
+        &self,
+        _request: &Request,
+        ino: INodeNo,
+        name: &OsStr,
+        size: u32,
+        reply: ReplyXattr,
+    ) {
+        let name = name.to_owned();
+        self.run(self.would_block(ino), move |shared| {
+            shared.reply_xattr(shared.overlay.getxattr(Ino(ino.0), &name), size, reply);
+        });
+    }
+
+    fn listxattr(&self, _request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        self.run(self.would_block(ino), move |shared| {
+            shared.reply_xattr(shared.overlay.listxattr(Ino(ino.0)), size, reply);
+        });
+    }
+
+    fn removexattr(&self, _request: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let name = name.to_owned();
+        self.run(self.would_block(ino), move |shared| {
+            shared.reply_empty(shared.overlay.removexattr(Ino(ino.0), &name), reply);
+        });
+    }
+
+    fn access(&self, _request: &Request, _ino: INodeNo, _mask: AccessFlags, reply: ReplyEmpty) {
+        // The kernel checks permissions (default_permissions) and stops asking.
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn fallocate(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        length: u64,
+        mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        let mode = overlay::FallocateFlags::from_bits_retain(mode.cast_unsigned());
+        self.run(true, move |shared| {
+            shared.reply_empty(shared.overlay.fallocate(handle(fh), mode, offset, length), reply);
+        });
+    }
+
+    fn lseek(
+        &self,
+        _request: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        offset: i64,
+        whence: i32,
+        reply: ReplyLseek,
+    ) {
+        self.run(self.would_block(ino), move |shared| {
+            let to = match (u64::try_from(offset), whence) {
+                (Ok(offset), libc::SEEK_DATA) => overlay::SeekFrom::Data(offset),
+                (Ok(offset), libc::SEEK_HOLE) => overlay::SeekFrom::Hole(offset),
+                // The kernel keeps the other kinds to itself.
+                (Ok(_), _) => return reply.error(Errno::EINVAL),
+                (Err(_), _) => return reply.error(Errno::ENXIO),
+            };
+            match shared.overlay.lseek(handle(fh), to) {
+                Ok(found) => reply.offset(i64::try_from(found).unwrap_or(i64::MAX)),
+                Err(error) => reply.error(shared.failed(&error)),
+            }
+        });
+    }
+
+    fn copy_file_range(
+        &self,
+        _request: &Request,
+        _ino_in: INodeNo,
+        fh_in: FileHandle,
+        offset_in: u64,
+        _ino_out: INodeNo,
+        fh_out: FileHandle,
+        offset_out: u64,
+        len: u64,
+        _flags: CopyFileRangeFlags,
+        reply: ReplyWrite,
+    ) {
+        // The reply counts in 32 bits; a short copy is the caller's to continue.
+        let len = usize::try_from(len.min(1 << 30)).unwrap_or(1 << 30);
+        self.run(true, move |shared| {
+            let result = shared.overlay.copy_file_range(
+                handle(fh_in),
+                offset_in,
+                handle(fh_out),
+                offset_out,
+                len,
+            );
+            shared.reply_written(result, reply);
+        });
+    }
+
+    fn ioctl(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _flags: IoctlFlags,
+        _cmd: u32,
+        _in_data: &[u8],
+        _out_size: u32,
+        reply: ReplyIoctl,
+    ) {
+        reply.error(Errno::ENOTTY);
+    }
+
+    fn poll(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _notifier: PollNotifier,
+        _events: PollEvents,
+        _flags: PollFlags,
+        reply: ReplyPoll,
+    ) {
+        // A regular file is always ready; told ENOSYS, the kernel answers so by itself.
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn bmap(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        _block_size: u32,
+        _index: u64,
+        reply: ReplyBmap,
+    ) {
+        reply.error(Errno::ENOSYS);
+    }
+}

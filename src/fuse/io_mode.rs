@@ -1,0 +1,82 @@
+//! Which way the kernel does an inode's I/O: through its page cache, or straight to the upper file.
+//!
+//! The kernel refuses to mix the two on one inode (open fails with EIO), and wants every
+//! passthrough open of an inode to name the same backing file. Releases reach us after the kernel
+//! has counted them, so what is recorded here errs on the safe side: a mode is kept for a moment
+//! longer than the kernel needs it.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::io;
+use std::sync::Arc;
+
+use fuser::BackingId;
+use parking_lot::Mutex;
+
+use crate::types::Ino;
+
+/// How one open file does its I/O.
+pub(crate) enum IoMode {
+    /// Reads and writes reach us, through the kernel's page cache.
+    Cached,
+    /// The kernel goes to the backing file by itself.
+    Passthrough(Arc<BackingId>),
+}
+
+/// The mode of an inode with open handles, and how many they are.
+struct Open {
+    backing: Option<Arc<BackingId>>,
+    handles: usize,
+}
+
+/// The modes of all inodes that are open.
+#[derive(Default)]
+pub(crate) struct IoModes {
+    open: Mutex<HashMap<Ino, Open>>,
+}
+
+impl IoModes {
+    /// Records one more open of `ino` and says its mode. `register` makes the backing id of the
+    /// upper file; it is called only where this is the inode's first handle. Where it fails, or is
+    /// `None`, the inode is cached for as long as it stays open.
+    pub(crate) fn opened(
+        &self,
+        ino: Ino,
+        register: Option<impl FnOnce() -> io::Result<BackingId>>,
+    ) -> IoMode {
+        let mut open = self.open.lock();
+        let state = match open.entry(ino) {
+            Entry::Occupied(entry) => entry.into_mut(),
+            Entry::Vacant(entry) => {
+                let backing = register.and_then(|register| match register() {
+                    Ok(id) => Some(Arc::new(id)),
+                    Err(error) => {
+                        log::debug!("no passthrough for inode {ino}: {error}");
+                        None
+                    }
+                });
+                entry.insert(Open { backing, handles: 0 })
+            }
+        };
+        state.handles += 1;
+        match &state.backing {
+            Some(id) => IoMode::Passthrough(Arc::clone(id)),
+            None => IoMode::Cached,
+        }
+    }
+
+    /// Takes back one [`IoModes::opened`]. Says whether the handle was a passthrough one.
+    pub(crate) fn released(&self, ino: Ino) -> bool {
+        let mut open = self.open.lock();
+        let Entry::Occupied(mut entry) = open.entry(ino) else {
+            return false;
+        };
+        let state = entry.get_mut();
+        let passthrough = state.backing.is_some();
+        state.handles = state.handles.saturating_sub(1);
+        if state.handles == 0 {
+            entry.remove();
+        }
+        passthrough
+    }
+}

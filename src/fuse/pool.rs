@@ -1,0 +1,148 @@
+//! Threads that may block, for requests whose answer is not in memory.
+//!
+//! A FUSE thread that waited for the network would keep every request behind it waiting. So it
+//! answers what it can at once and hands the rest, reply included, to this pool. Threads start
+//! when a job finds none idle and leave after a quiet while: a mount that is not read costs none.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, Sender};
+
+/// A request with its reply, ready to run to the end.
+type Job = Box<dyn FnOnce() + Send>;
+
+/// How long a thread waits for another job before it ends.
+const IDLE: Duration = Duration::from_secs(5);
+
+/// Jobs run in parallel at most. Each waits for a GET, so this bounds the requests in flight, not
+/// the work: 64 keeps a 600 ms store busy and costs little memory.
+const MAX_THREADS: usize = 64;
+
+/// Small stacks do: the deepest call is a decoder, which keeps its state on the heap.
+const STACK_BYTES: usize = 512 * 1024;
+
+/// A pool that grows on demand up to a bound; past it, jobs queue in order.
+pub(crate) struct Pool {
+    jobs: Sender<Job>,
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    queue: Receiver<Job>,
+    /// Threads that live.
+    threads: AtomicUsize,
+    /// Those of them that wait for a job.
+    idle: AtomicUsize,
+}
+
+impl Pool {
+    /// A pool with no thread yet.
+    pub(crate) fn new() -> Self {
+        let (jobs, queue) = crossbeam_channel::unbounded();
+        let shared = Shared { queue, threads: AtomicUsize::new(0), idle: AtomicUsize::new(0) };
+        Self { jobs, shared: Arc::new(shared) }
+    }
+
+    /// Runs `job` on a thread of the pool, soon.
+    pub(crate) fn spawn(&self, job: impl FnOnce() + Send + 'static) {
+        // The pool itself holds a receiver, so the channel cannot be closed.
+        let _ = self.jobs.send(Box::new(job));
+        if self.shared.queue.len() > self.shared.idle.load(Ordering::SeqCst) {
+            self.start_thread();
+        }
+    }
+
+    fn start_thread(&self) {
+        let grown =
+            self.shared.threads.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |threads| {
+                (threads < MAX_THREADS).then_some(threads + 1)
+            });
+        if grown.is_err() {
+            return;
+        }
+        let living = Living(Arc::clone(&self.shared));
+        let started = std::thread::Builder::new()
+            .name("thawfs-miss".into())
+            .stack_size(STACK_BYTES)
+            .spawn(move || living.0.work());
+        if let Err(error) = started {
+            log::warn!("could not start a thread for a cache miss: {error}");
+            if self.shared.threads.load(Ordering::SeqCst) == 0 {
+                // Nobody is left to take the job: run it here, slowly, rather than never.
+                if let Ok(job) = self.shared.queue.try_recv() {
+                    job();
+                }
+            }
+        }
+    }
+}
+
+/// Counts one thread for as long as it lives, a panic included.
+struct Living(Arc<Shared>);
+
+impl Drop for Living {
+    fn drop(&mut self) {
+        self.0.threads.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+impl Shared {
+    /// Runs jobs until none came for a while.
+    fn work(&self) {
+        loop {
+            self.idle.fetch_add(1, Ordering::SeqCst);
+            let job = self.queue.recv_timeout(IDLE);
+            self.idle.fetch_sub(1, Ordering::SeqCst);
+            // Whoever counted this thread as idle a moment ago left its job in the queue: the last
+            // look comes after the count went down.
+            match job.or_else(|_| self.queue.try_recv()) {
+                Ok(job) => job(),
+                Err(_) => return,
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Barrier;
+
+    #[test]
+    fn as_many_jobs_as_the_bound_run_at_once() {
+        let pool = Pool::new();
+        let all_there = Arc::new(Barrier::new(MAX_THREADS + 1));
+        for _ in 0..MAX_THREADS {
+            let all_there = Arc::clone(&all_there);
+            pool.spawn(move || {
+                all_there.wait();
+            });
+        }
+        // Returns only if every job got a thread of its own.
+        all_there.wait();
+    }
+
+    #[test]
+    fn jobs_past_the_bound_run_once_a_thread_is_free() {
+        let pool = Pool::new();
+        let (sender, receiver) = crossbeam_channel::unbounded();
+        let gate = Arc::new(Barrier::new(MAX_THREADS + 1));
+        for index in 0..3 * MAX_THREADS {
+            let (sender, gate) = (sender.clone(), Arc::clone(&gate));
+            pool.spawn(move || {
+                if index < MAX_THREADS {
+                    gate.wait();
+                }
+                sender.send(index).unwrap();
+            });
+        }
+        gate.wait();
+        let mut done: Vec<usize> = (0..3 * MAX_THREADS)
+            .map(|_| receiver.recv_timeout(Duration::from_secs(20)).unwrap())
+            .collect();
+        done.sort_unstable();
+        assert_eq!(done, (0..3 * MAX_THREADS).collect::<Vec<_>>());
+    }
+}

@@ -1,0 +1,15 @@
+//! The process behind a mount: from a request to a directory that answers, and its tidy end.
+//!
+//! [`serve`] is that process's whole life. [`start_detached`] runs it in a process of its own.
+//! What a server writes down about itself is in [`state`], what it says when asked in [`report`].
+
+mod control;
+mod detach;
+pub mod mounts;
+pub mod report;
+mod serve;
+pub mod state;
+
+pub use control::fetch_report;
+pub use detach::{SERVE_COMMAND, run_detached, start_detached};
+pub use serve::{MountRequest, Ready, check_free, serve};

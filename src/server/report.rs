@@ -1,0 +1,101 @@
+//! What a server says about itself when asked: the answer of `thawfs status`.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// One mount, now.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Report {
+    /// Where it is mounted.
+    pub mountpoint: PathBuf,
+    /// The source, with query string and user info left out.
+    pub source: String,
+    /// The server's process id.
+    pub pid: u32,
+    /// Seconds since the epoch when it was mounted.
+    pub since: u64,
+    /// The upper directory; none for a read-only mount.
+    pub upper: Option<PathBuf>,
+    /// The archive.
+    pub archive: ArchiveReport,
+    /// Traffic with the store; all zero for an archive on this machine.
+    pub store: StoreReport,
+    /// The cache of compressed chunks; all zero for an archive on this machine.
+    pub chunks: ChunkReport,
+    /// The cache of decoded blocks.
+    pub blocks: BlockReport,
+    /// Requests that failed for want of the archive or the network.
+    pub faults: FaultReport,
+    /// Resident memory of the server in bytes.
+    pub resident_bytes: u64,
+}
+
+/// The archive below a mount.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ArchiveReport {
+    /// Size in bytes, without padding.
+    pub bytes: u64,
+    /// Inodes in it.
+    pub inodes: u32,
+    /// Its compressor's name.
+    pub compressor: String,
+    /// Largest data block in bytes.
+    pub block_size: u32,
+}
+
+/// Traffic with the store.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct StoreReport {
+    /// GET requests, every attempt counted.
+    pub gets: u64,
+    /// Bytes of bodies received.
+    pub bytes: u64,
+    /// Attempts that failed and were made again.
+    pub retries: u64,
+    /// Requests that failed for good.
+    pub errors: u64,
+}
+
+/// The cache of compressed chunks.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ChunkReport {
+    /// Chunks found in memory.
+    pub hits: u64,
+    /// Chunks that had to be fetched.
+    pub misses: u64,
+    /// Chunks that were on their way already for somebody else.
+    pub joined: u64,
+    /// Bytes held now.
+    pub resident_bytes: u64,
+    /// Bytes fetched ahead of demand.
+    pub prefetched_bytes: u64,
+    /// Of these, what was read later.
+    pub prefetched_used_bytes: u64,
+}
+
+/// The cache of decoded blocks.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BlockReport {
+    /// Blocks found decoded.
+    pub hits: u64,
+    /// Blocks decoded.
+    pub decoded: u64,
+}
+
+/// Requests that failed below the overlay.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FaultReport {
+    /// How many.
+    pub count: u64,
+    /// Why the last one did.
+    pub last: Option<String>,
+    /// Seconds since the epoch when it did.
+    pub last_at: Option<u64>,
+}

@@ -1,0 +1,367 @@
+//! A server's life: open, mount, answer, clean up.
+
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
+
+use super::control;
+use super::mounts::read_mount_at;
+use super::report::{ArchiveReport, BlockReport, ChunkReport, FaultReport, Report, StoreReport};
+use super::state::{MountDir, Record, StateDir};
+use crate::backup::{OpenArchive, SourceRequest};
+use crate::failure::{Code, Failure};
+use crate::fuse::{Faults, Mount, MountOptions, Unmounter};
+use crate::overlay::{self, Overlay, Upper};
+
+/// What to mount, where and how. Serialised only through a pipe: the source can hold a secret.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct MountRequest {
+    /// The archive.
+    pub source: SourceRequest,
+    /// An existing directory, absolute and without symlinks.
+    pub mountpoint: PathBuf,
+    /// Where changes go; without it the server makes a directory of its own.
+    pub upper: Option<PathBuf>,
+    /// A directory beside the upper for work in progress.
+    pub workdir: Option<PathBuf>,
+    /// Keep the upper that the server made.
+    pub keep_upper: bool,
+    /// No changes, no upper.
+    pub read_only: bool,
+    /// The source shown in `/proc/mounts`.
+    pub fsname: Option<String>,
+    /// Let other users in; by default as [`MountOptions::new`] has it.
+    pub allow_other: Option<bool>,
+    /// Generic mount flags, see [`MountOptions::flags`].
+    pub flags: Vec<String>,
+    /// Let the kernel read and write upper files by itself, where it can.
+    pub passthrough: bool,
+    /// See [`MountOptions::entry_ttl`].
+    pub entry_ttl: Option<Duration>,
+    /// See [`MountOptions::attr_ttl`].
+    pub attr_ttl: Option<Duration>,
+}
+
+impl MountRequest {
+    /// A writable mount of `source` at `mountpoint` with everything else default.
+    pub fn new(source: SourceRequest, mountpoint: PathBuf) -> Self {
+        Self {
+            source,
+            mountpoint,
+            upper: None,
+            workdir: None,
+            keep_upper: false,
+            read_only: false,
+            fsname: None,
+            allow_other: None,
+            flags: Vec::new(),
+            passthrough: true,
+            entry_ttl: None,
+            attr_ttl: None,
+        }
+    }
+}
+
+/// What a server says once its mount answers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ready {
+    /// Where it is mounted.
+    pub mountpoint: PathBuf,
+    /// The source, with query string and user info left out.
+    pub source: String,
+    /// The server's process id.
+    pub pid: u32,
+    /// Where changes go.
+    pub upper: Option<PathBuf>,
+}
+
+/// The directories of this mount in the state directory, removed at the end.
+struct Place {
+    state: StateDir,
+    mount: MountDir,
+    keep_upper: bool,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if !self.keep_upper
+            && let Err(error) = self.state.remove_upper(&self.mount)
+        {
+            log::error!("the upper directory was not removed whole: {error}");
+        }
+        if let Err(error) = self.mount.remove() {
+            log::error!("the mount's record was not removed: {error}");
+        }
+    }
+}
+
+/// Mounts and serves `request` until it is unmounted. `ready` is called once, when the merged tree
+/// answers, with the path of the log to write from then on; if it fails the mount is taken down.
+///
+/// # Errors
+/// When the archive cannot be opened, or the mount cannot be made. Nothing is left behind then.
+pub fn serve(
+    request: &MountRequest,
+    ready: impl FnOnce(Ready, &Path) -> io::Result<()>,
+) -> Result<(), Failure> {
+    // Modes arrive whole from the kernel, or with the umask to apply.
+    rustix::process::umask(rustix::fs::Mode::empty());
+    raise_file_limit();
+    let state_failed = |error: io::Error| {
+        Failure::new(Code::Failed, format!("cannot write the state directory: {error}"))
+            .hint("set THAWFS_STATE_DIR to a directory of yours")
+    };
+
+    let opened = request.source.open()?;
+    let state = StateDir::locate();
+    let (mount_dir, lock) = state.create_mount().map_err(state_failed)?;
+    // Held until the process is no more: whoever waits for that waits for all of it.
+    std::mem::forget(lock);
+    let place =
+        Place { state: state.clone(), mount: mount_dir.clone(), keep_upper: request.keep_upper };
+    let upper_paths = match (&request.upper, request.read_only) {
+        (_, true) => None,
+        (Some(upper), false) => Some((upper.clone(), work_beside(upper, request))),
+        (None, false) => Some(state.create_upper(&mount_dir).map_err(state_failed)?),
+    };
+    let upper = match &upper_paths {
+        Some((upper, work)) => {
+            if let Err(error) = std::fs::create_dir_all(work) {
+                let message = format!("the work directory {}: {error}", work.display());
+                return Err(Failure::new(Code::Upper, message));
+            }
+            Some(Upper::open(upper, work)?)
+        }
+        None => None,
+    };
+    let overlay =
+        Arc::new(Overlay::new(Arc::clone(&opened.archive), upper, overlay::Options::default())?);
+    let faults = Arc::new(Faults::default());
+
+    let mut options = MountOptions::new(request.fsname.as_deref().unwrap_or(&opened.name));
+    options.read_only = request.read_only;
+    options.flags.clone_from(&request.flags);
+    options.allow_other = request.allow_other.unwrap_or(options.allow_other);
+    options.entry_ttl = request.entry_ttl.unwrap_or(options.entry_ttl);
+    options.attr_ttl = request.attr_ttl.unwrap_or(options.attr_ttl);
+    options.upper_stack_depth = upper_paths
+        .as_ref()
+        .filter(|_| request.passthrough && rustix::process::geteuid().is_root())
+        .and_then(|(upper, _)| stack_depth(upper));
+
+    let mount = Mount::new(overlay, &request.mountpoint, &options, Arc::clone(&faults))
+        .map_err(|error| mount_failed(&request.mountpoint, &error))?;
+    let unmounter = mount.unmounter(&request.mountpoint);
+    let signals = unmount_on_signal(unmounter.clone()).map_err(state_failed)?;
+    let serving = std::thread::Builder::new()
+        .name("thawfs-serve".into())
+        .spawn(move || mount.serve())
+        .map_err(state_failed)?;
+
+    let record = Record {
+        mountpoint: request.mountpoint.clone(),
+        source: opened.name.clone(),
+        pid: std::process::id(),
+        upper: upper_paths.as_ref().map(|(upper, _)| upper.clone()),
+        upper_is_ours: request.upper.is_none(),
+        since: seconds_since_epoch(SystemTime::now()),
+    };
+    let told = publish(&mount_dir, &record, opened, faults)
+        .and_then(|()| check_answers(&request.mountpoint))
+        .and_then(|()| {
+            let Record { mountpoint, source, pid, upper, .. } = record;
+            ready(Ready { mountpoint, source, pid, upper }, &mount_dir.log_path())
+        });
+    if let Err(error) = told {
+        // Nobody knows of the mount: take it down again.
+        let _ = unmounter.unmount();
+        let _ = serving.join();
+        return Err(Failure::new(
+            Code::Failed,
+            format!("{} was mounted but does not answer: {error}", request.mountpoint.display()),
+        ));
+    }
+
+    let ended = serving.join();
+    signals.close();
+    drop(place);
+    match ended {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(error)) => Err(Failure::new(Code::Fuse, format!("the FUSE device failed: {error}"))),
+        Err(_) => {
+            Err(Failure::new(Code::Failed, "the serving thread panicked; please report this"))
+        }
+    }
+}
+
+/// The work directory for `upper` where none was named: `.NAME.work` beside it.
+fn work_beside(upper: &Path, request: &MountRequest) -> PathBuf {
+    request.workdir.clone().unwrap_or_else(|| {
+        let mut name = std::ffi::OsString::from(".");
+        name.push(upper.file_name().unwrap_or_default());
+        name.push(".work");
+        upper.with_file_name(name)
+    })
+}
+
+/// How many stacked file systems `upper` itself is, in the kernel's count.
+fn stack_depth(upper: &Path) -> Option<u32> {
+    /// `OVERLAYFS_SUPER_MAGIC` of `linux/magic.h`.
+    const OVERLAYFS: u64 = 0x794c_7630;
+    let stat = rustix::fs::statfs(upper).ok()?;
+    Some(u32::from(stat.f_type as u64 == OVERLAYFS))
+}
+
+/// Open files are the mount's users', not ours alone, so take all the descriptors we may have.
+fn raise_file_limit() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        log::debug!("the limit on open files stays as it is: {error}");
+    }
+}
+
+/// Unmounts on SIGTERM, SIGINT and SIGHUP; the server then ends as after any unmount.
+fn unmount_on_signal(unmounter: Unmounter) -> io::Result<signal_hook::iterator::Handle> {
+    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+    let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGINT, SIGHUP])?;
+    let handle = signals.handle();
+    std::thread::Builder::new().name("thawfs-signals".into()).spawn(move || {
+        if signals.forever().next().is_some()
+            && let Err(error) = unmounter.unmount()
+        {
+            log::error!("cannot unmount: {error}");
+        }
+    })?;
+    Ok(handle)
+}
+
+/// The mount is real once its root can be listed through the kernel.
+fn check_answers(mountpoint: &Path) -> io::Result<()> {
+    let root = std::fs::metadata(mountpoint)?;
+    if let Some(entry) = std::fs::read_dir(mountpoint)?.next() {
+        entry?;
+    }
+    raise_readahead(root.dev());
+    Ok(())
+}
+
+/// The kernel reads 128 KiB ahead by default, less than one round trip is worth. Only root may say
+/// otherwise, and sysfs may be read-only in a container: then the default stays.
+fn raise_readahead(device: u64) {
+    let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
+    let path = format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb");
+    if let Err(error) = std::fs::write(&path, "1024") {
+        log::debug!("readahead stays at the kernel's default: {path}: {error}");
+    }
+}
+
+/// Opens the control socket and writes the record down.
+fn publish(
+    mount_dir: &MountDir,
+    record: &Record,
+    opened: OpenArchive,
+    faults: Arc<Faults>,
+) -> io::Result<()> {
+    let about = record.clone();
+    control::listen(&mount_dir.control_path(), move || report(&about, &opened, &faults))?;
+    mount_dir.write_record(record)
+}
+
+fn report(record: &Record, opened: &OpenArchive, faults: &Faults) -> Report {
+    let superblock = opened.archive.superblock();
+    let (store, chunks) = (opened.store_counters(), opened.chunk_counters());
+    let blocks = opened.archive.counters().data;
+    let (count, last) = faults.seen();
+    Report {
+        mountpoint: record.mountpoint.clone(),
+        source: record.source.clone(),
+        pid: record.pid,
+        since: record.since,
+        upper: record.upper.clone(),
+        archive: ArchiveReport {
+            bytes: superblock.bytes_used,
+            inodes: superblock.inodes,
+            compressor: superblock.compressor.to_string(),
+            block_size: superblock.block_size,
+        },
+        store: StoreReport {
+            gets: store.gets,
+            bytes: store.bytes_in,
+            retries: store.retries,
+            errors: store.errors,
+        },
+        chunks: ChunkReport {
+            hits: chunks.hits,
+            misses: chunks.misses,
+            joined: chunks.joined,
+            resident_bytes: chunks.memory_bytes,
+            prefetched_bytes: chunks.prefetched_bytes,
+            prefetched_used_bytes: chunks.prefetched_used_bytes,
+        },
+        blocks: BlockReport { hits: blocks.hits, decoded: blocks.decodes },
+        faults: FaultReport {
+            count,
+            last_at: last.as_ref().map(|fault| seconds_since_epoch(fault.when)),
+            last: last.map(|fault| fault.reason),
+        },
+        resident_bytes: resident_bytes().unwrap_or(0),
+    }
+}
+
+fn seconds_since_epoch(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+/// Resident set of this process, from the second field of statm.
+fn resident_bytes() -> Option<u64> {
+    let statm = std::fs::read_to_string("/proc/self/statm").ok()?;
+    let pages: u64 = statm.split(' ').nth(1)?.parse().ok()?;
+    Some(pages * rustix::param::page_size() as u64)
+}
+
+/// Why mount(2) or fusermount3 failed, in words.
+fn mount_failed(mountpoint: &Path, error: &io::Error) -> Failure {
+    let what = mountpoint.display();
+    if !Path::new("/dev/fuse").exists() {
+        return Failure::new(Code::Fuse, "/dev/fuse does not exist")
+            .hint("load it with modprobe fuse; in a container add --device /dev/fuse");
+    }
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => {
+            Failure::new(Code::Fuse, format!("not permitted to mount at {what}: {error}"))
+        }
+        io::ErrorKind::NotFound => Failure::new(Code::Fuse, "fusermount3 is not installed")
+            .hint("install the package fuse3, or mount as root"),
+        _ => Failure::new(Code::Fuse, format!("cannot mount at {what}: {error}")),
+    }
+    .hint(match rustix::process::geteuid().is_root() {
+        true => "mounting needs CAP_SYS_ADMIN; in a container add --cap-add SYS_ADMIN",
+        false => {
+            "/dev/fuse must be open to you (mode 0666 on most systems), the directory yours, and \
+             allow_other needs user_allow_other in /etc/fuse.conf"
+        }
+    })
+}
+
+/// Refuses a mountpoint that a mount of ours is on already.
+///
+/// # Errors
+/// [`Code::Mountpoint`] if so.
+pub fn check_free(mountpoint: &Path) -> Result<(), Failure> {
+    let mounted = read_mount_at(mountpoint)
+        .map_err(|error| Failure::io("read", Path::new("/proc/self/mountinfo"), &error))?;
+    match mounted {
+        Some(mount) if mount.is_ours() => Err(Failure::new(
+            Code::Mountpoint,
+            format!("{} is mounted already, from {}", mountpoint.display(), mount.source),
+        )
+        .hint(format!("unmount it first: thawfs unmount {}", mountpoint.display()))),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,49 @@
+//! What a store has done so far, for `status`.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+/// A snapshot of a store's traffic since it was opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// GET requests sent, each attempt counted.
+    pub gets: u64,
+    /// PUT, POST and DELETE requests sent, each attempt counted.
+    pub writes: u64,
+    /// Bytes of object bodies received.
+    pub bytes_in: u64,
+    /// Bytes of object bodies sent, each attempt counted.
+    pub bytes_out: u64,
+    /// Attempts that failed and were tried again.
+    pub retries: u64,
+    /// Operations that failed for good.
+    pub errors: u64,
+}
+
+/// The live side of [`Counters`].
+#[derive(Debug, Default)]
+pub(super) struct Tally {
+    pub(super) gets: AtomicU64,
+    pub(super) writes: AtomicU64,
+    pub(super) bytes_in: AtomicU64,
+    pub(super) bytes_out: AtomicU64,
+    pub(super) retries: AtomicU64,
+    pub(super) errors: AtomicU64,
+}
+
+impl Tally {
+    pub(super) fn snapshot(&self) -> Counters {
+        Counters {
+            gets: self.gets.load(Relaxed),
+            writes: self.writes.load(Relaxed),
+            bytes_in: self.bytes_in.load(Relaxed),
+            bytes_out: self.bytes_out.load(Relaxed),
+            retries: self.retries.load(Relaxed),
+            errors: self.errors.load(Relaxed),
+        }
+    }
+}
+
+/// Adds to one of the counters.
+pub(super) fn add(counter: &AtomicU64, n: u64) {
+    counter.fetch_add(n, Relaxed);
+}

@@ -1,0 +1,273 @@
+//! What can go wrong between us and an object, and what the user can do about it.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Result of a store operation.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Why an object could not be read or written.
+///
+/// Every message is one line that names the object, bucket, host or path, and never a credential:
+/// `object` fields hold names such as `s3://bucket/key` or `https://host/path` without a query.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The bucket (or server, or directory) is there, the object is not.
+    #[error("{object} does not exist")]
+    NotFound {
+        /// The object.
+        object: String,
+    },
+    /// The bucket itself does not exist at this endpoint.
+    #[error("bucket {bucket} does not exist at {host}")]
+    NoSuchBucket {
+        /// The bucket's name.
+        bucket: String,
+        /// Host of the endpoint that was asked.
+        host: String,
+    },
+    /// The credentials are good but may not do this.
+    #[error("access to {object} was denied{}", detail(.code))]
+    AccessDenied {
+        /// The object.
+        object: String,
+        /// The server's error code, empty if it gave none.
+        code: String,
+    },
+    /// There are no credentials, or the server does not accept them.
+    #[error("credentials for {object} are no good: {reason}")]
+    BadCredentials {
+        /// The object, or the bucket.
+        object: String,
+        /// The server's error code, or what is missing.
+        reason: String,
+    },
+    /// The credentials (or the presigned URL) were good once, and there are no newer ones.
+    #[error("credentials for {object} have expired")]
+    ExpiredCredentials {
+        /// The object.
+        object: String,
+    },
+    /// A range was asked and something else came.
+    #[error("{object}: asked for a range of bytes, the server answered with {answer}")]
+    RangeIgnored {
+        /// The object.
+        object: String,
+        /// What came instead.
+        answer: String,
+    },
+    /// The object is not the one that was opened: its ETag or size differs.
+    #[error("{object} changed while it was in use")]
+    Changed {
+        /// The object.
+        object: String,
+    },
+    /// The object holds no byte of the range that was asked.
+    #[error("{object} has no bytes at {range}")]
+    OutOfRange {
+        /// The object.
+        object: String,
+        /// The range as asked.
+        range: String,
+    },
+    /// The object is larger than the caller is prepared to hold in memory.
+    #[error("{object} is larger than {limit} bytes")]
+    TooLarge {
+        /// The object.
+        object: String,
+        /// Largest acceptable size in bytes.
+        limit: u64,
+    },
+    /// Retrying did not help before the deadline.
+    #[error("{object}: gave up after {:.1} s: {last}", .after.as_secs_f64())]
+    Timeout {
+        /// The object.
+        object: String,
+        /// How long it was tried.
+        after: Duration,
+        /// The last failure.
+        last: Box<Error>,
+    },
+    /// A body ended before all the bytes that were promised.
+    #[error("{object}: the answer ended after {got} of {expected} bytes")]
+    Truncated {
+        /// The object.
+        object: String,
+        /// Bytes that arrived.
+        got: u64,
+        /// Bytes that were promised.
+        expected: u64,
+    },
+    /// Nothing arrived for too long.
+    #[error("{object}: the server sent nothing for {:.1} s", .after.as_secs_f64())]
+    Stalled {
+        /// The object.
+        object: String,
+        /// How long nothing came.
+        after: Duration,
+    },
+    /// No connection could be made, or it broke.
+    #[error("cannot talk to {host}: {reason}")]
+    Connect {
+        /// Host and port.
+        host: String,
+        /// The innermost cause.
+        reason: String,
+    },
+    /// The server is overloaded or broken at the moment (429 or 5xx).
+    #[error("{object}: the server answered {status}{}", detail(.code))]
+    Unavailable {
+        /// The object.
+        object: String,
+        /// HTTP status.
+        status: u16,
+        /// The server's error code, empty if it gave none.
+        code: String,
+    },
+    /// The bucket lives elsewhere: another region or endpoint.
+    #[error("{object}: the server sends us elsewhere{}", detail(.to))]
+    WrongEndpoint {
+        /// The object.
+        object: String,
+        /// Region or location the server named, empty if none.
+        to: String,
+    },
+    /// The server refused the request for a reason not listed above.
+    #[error("{object}: the server refused: {status}{}", detail(.reason))]
+    Refused {
+        /// The object.
+        object: String,
+        /// HTTP status.
+        status: u16,
+        /// Error code and message of the server.
+        reason: String,
+    },
+    /// The answer cannot be understood.
+    #[error("{object}: the server's answer makes no sense: {reason}")]
+    BadAnswer {
+        /// The object.
+        object: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The place can be read only (a plain URL).
+    #[error("{place} can only be read")]
+    ReadOnly {
+        /// The place.
+        place: String,
+    },
+    /// The string does not name a place we can open.
+    #[error("cannot use {source_text} as a source: {reason}")]
+    UnsupportedSource {
+        /// The source, redacted.
+        source_text: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A backup of a kind that cannot be read in place.
+    #[error("{object} is a tar archive, which has to be unpacked as a whole")]
+    UnsupportedFormat {
+        /// The object.
+        object: String,
+    },
+    /// An option or environment variable, or a file named by one, cannot be used.
+    #[error("{what}: {reason}")]
+    BadOption {
+        /// The option, variable or file.
+        what: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A system call on a local file failed.
+    #[error("{call} {}: {error}", .path.display())]
+    Io {
+        /// The system call, or the function nearest to it.
+        call: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        error: std::io::Error,
+    },
+    /// The async runtime that does the requests has shut down.
+    #[error("{object}: abandoned, the process is shutting down")]
+    ShutDown {
+        /// The object.
+        object: String,
+    },
+}
+
+impl Error {
+    /// What the user can do about it, where there is something.
+    pub fn hint(&self) -> Option<&'static str> {
+        Some(match self {
+            Self::NotFound { .. } => "check the bucket and key, and that the backup was completed",
+            Self::NoSuchBucket { .. } => "check the bucket's name and --endpoint",
+            Self::AccessDenied { .. } => {
+                "reading needs s3:GetObject on this key (and s3:ListBucket to tell a missing object \
+                 from a forbidden one), writing s3:PutObject, deleting s3:DeleteObject"
+            }
+            Self::BadCredentials { .. } => {
+                "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, choose a --profile of \
+                 ~/.aws/credentials, or use --anonymous for a public bucket"
+            }
+            Self::ExpiredCredentials { .. } => {
+                "get new credentials; a profile with credential_process or a rewritten \
+                 credentials file is read again without a new mount, the environment is not"
+            }
+            Self::RangeIgnored { .. } => {
+                "the server, or a proxy before it, must support Range requests"
+            }
+            Self::Changed { .. } => "mount again to see the new object",
+            Self::Timeout { last, .. } => return last.hint(),
+            Self::Connect { .. } => "check --endpoint, the network and any proxy variables",
+            Self::WrongEndpoint { .. } => "set --region or --endpoint to where the bucket lives",
+            Self::ReadOnly { .. } => "use an s3:// source or a local directory for writing",
+            Self::UnsupportedSource { .. } => {
+                "use s3://BUCKET/KEY, http(s)://…, file:///… or a path"
+            }
+            Self::UnsupportedFormat { .. } => "only squashfs backups (data.sqsh) can be mounted",
+            Self::OutOfRange { .. }
+            | Self::TooLarge { .. }
+            | Self::Truncated { .. }
+            | Self::Stalled { .. }
+            | Self::Unavailable { .. }
+            | Self::Refused { .. }
+            | Self::BadAnswer { .. }
+            | Self::BadOption { .. }
+            | Self::Io { .. }
+            | Self::ShutDown { .. } => return None,
+        })
+    }
+
+    /// Whether the same request may succeed a moment later.
+    pub(super) const fn is_transient(&self) -> bool {
+        matches!(
+            self,
+            Self::Truncated { .. }
+                | Self::Stalled { .. }
+                | Self::Connect { .. }
+                | Self::Unavailable { .. }
+        )
+    }
+}
+
+/// ` (text)`, or nothing for an empty text.
+fn detail(text: &str) -> impl fmt::Display + '_ {
+    struct Detail<'a>(&'a str);
+    impl fmt::Display for Detail<'_> {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            if self.0.is_empty() { Ok(()) } else { write!(f, " ({})", self.0) }
+        }
+    }
+    Detail(text)
+}
+
+/// The innermost cause of an error, which for HTTP libraries is the only line that helps.
+pub(super) fn root_cause(error: &dyn std::error::Error) -> String {
+    let mut cause = error;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    cause.to_string()
+}

@@ -1,0 +1,343 @@
+//! A local directory as a store: keys are paths below it.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+use super::counters::{Tally, add};
+use super::{
+    Counters, Depth, ETag, Error, GetRange, Listed, Page, Part, Ranged, Result, Store, Upload,
+    check_part, check_parts,
+};
+
+/// What names of files still being written start with. Listings leave them out.
+const UNFINISHED: &str = ".thawfs-unfinished-";
+
+/// Makes the names of unfinished files unique within the process.
+static SERIAL: AtomicU64 = AtomicU64::new(0);
+
+/// A directory.
+#[derive(Debug)]
+pub(super) struct LocalStore {
+    root: PathBuf,
+    tally: Arc<Tally>,
+}
+
+impl LocalStore {
+    /// For the files below `root`, which need not exist yet. Empty means the working directory.
+    pub(super) fn open(root: &Path) -> Self {
+        Self { root: root.to_owned(), tally: Arc::default() }
+    }
+
+    fn path(&self, key: &str) -> Result<PathBuf> {
+        let is_plain = |segment: &str| !matches!(segment, "" | "." | "..");
+        if key.contains('\0') || !key.split('/').all(is_plain) {
+            return Err(Error::UnsupportedSource {
+                source_text: self.name(key),
+                reason: "it is not a path below the store's directory".into(),
+            });
+        }
+        Ok(self.root.join(key))
+    }
+
+    /// Where a file is written before it gets its name, in the same directory.
+    fn unfinished(path: &Path) -> PathBuf {
+        let serial = SERIAL.fetch_add(1, Relaxed);
+        path.with_file_name(format!("{UNFINISHED}{}-{serial}", std::process::id()))
+    }
+
+    /// Runs file system calls where they may block.
+    async fn blocking<T: Send + 'static>(
+        &self,
+        object: String,
+        work: impl FnOnce(&Tally) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let tally = self.tally.clone();
+        let result = tokio::task::spawn_blocking(move || work(&tally))
+            .await
+            .unwrap_or(Err(Error::ShutDown { object }));
+        if result.is_err() {
+            add(&self.tally.errors, 1);
+        }
+        result
+    }
+}
+
+#[async_trait]
+impl Store for LocalStore {
+    fn name(&self, key: &str) -> String {
+        self.root.join(key).display().to_string()
+    }
+
+    async fn get_range(
+        &self,
+        key: &str,
+        range: GetRange,
+        expect: Option<&ETag>,
+        piece: usize,
+    ) -> Result<Ranged> {
+        let (path, object, expect) = (self.path(key)?, self.name(key), expect.cloned());
+        self.blocking(self.name(key), move |tally| {
+            add(&tally.gets, 1);
+            let file = File::open(&path).map_err(not_found("open", &path))?;
+            let meta = file.metadata().map_err(failed("fstat", &path))?;
+            if !meta.is_file() {
+                return Err(Error::UnsupportedSource {
+                    source_text: object,
+                    reason: "it is not a regular file".into(),
+                });
+            }
+            let (size, etag) = (meta.len(), etag(&meta));
+            if expect.is_some_and(|expect| expect != etag) {
+                return Err(Error::Changed { object });
+            }
+            let found = match &range {
+                GetRange::Between(range) => range.start..range.end.min(size),
+                GetRange::Last(count) => size.saturating_sub(*count)..size,
+            };
+            if found.is_empty() {
+                return Err(Error::OutOfRange { object, range: range.to_string() });
+            }
+            let mut pieces = Vec::new();
+            let mut at = found.start;
+            while at < found.end {
+                let len = (piece.max(1) as u64).min(found.end - at);
+                let mut bytes = vec![0; usize::try_from(len).unwrap_or(piece)];
+                file.read_exact_at(&mut bytes, at).map_err(failed("pread", &path))?;
+                at += bytes.len() as u64;
+                add(&tally.bytes_in, bytes.len() as u64);
+                pieces.push(Bytes::from(bytes));
+            }
+            Ok(Ranged { pieces, range: found, size, etag: Some(etag) })
+        })
+        .await
+    }
+
+    async fn get_whole(&self, key: &str, limit: u64) -> Result<Bytes> {
+        let (path, object) = (self.path(key)?, self.name(key));
+        self.blocking(self.name(key), move |tally| {
+            add(&tally.gets, 1);
+            let file = File::open(&path).map_err(not_found("open", &path))?;
+            let mut bytes = Vec::new();
+            io::Read::read_to_end(&mut io::Read::take(file, limit.saturating_add(1)), &mut bytes)
+                .map_err(failed("read", &path))?;
+            if bytes.len() as u64 > limit {
+                return Err(Error::TooLarge { object, limit });
+            }
+            add(&tally.bytes_in, bytes.len() as u64);
+            Ok(bytes.into())
+        })
+        .await
+    }
+
+    async fn put(&self, key: &str, body: Bytes) -> Result<()> {
+        let path = self.path(key)?;
+        self.blocking(self.name(key), move |tally| {
+            add(&tally.writes, 1);
+            add(&tally.bytes_out, body.len() as u64);
+            create_parent(&path)?;
+            let unfinished = Self::unfinished(&path);
+            let written = File::create_new(&unfinished)
+                .and_then(|file| file.write_all_at(&body, 0).and_then(|()| file.sync_all()))
+                .map_err(failed("write", &unfinished))
+                .and_then(|()| publish(&unfinished, &path));
+            if written.is_err() {
+                // The first error counts; this one would only repeat it.
+                let _ = fs::remove_file(&unfinished);
+            }
+            written
+        })
+        .await
+    }
+
+    async fn start_upload(&self, key: &str, part_size: u64) -> Result<Upload> {
+        let path = self.path(key)?;
+        let key = key.to_owned();
+        self.blocking(self.name(&key), move |_| {
+            create_parent(&path)?;
+            let unfinished = Self::unfinished(&path);
+            File::create_new(&unfinished).map_err(failed("create", &unfinished))?;
+            let name = unfinished.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            Ok(Upload { key, part_size, id: name.to_owned() })
+        })
+        .await
+    }
+
+    async fn put_part(&self, upload: &Upload, index: u32, body: Bytes) -> Result<Part> {
+        check_part(upload, index, &body)?;
+        let path = self.path(&upload.key)?.with_file_name(&upload.id);
+        let at = u64::from(index) * upload.part_size;
+        self.blocking(self.name(&upload.key), move |tally| {
+            add(&tally.writes, 1);
+            add(&tally.bytes_out, body.len() as u64);
+            let file = OpenOptions::new().write(true).open(&path).map_err(failed("open", &path))?;
+            file.write_all_at(&body, at).map_err(failed("pwrite", &path))?;
+            Ok(Part { index, size: body.len() as u64, tag: String::new() })
+        })
+        .await
+    }
+
+    async fn complete_upload(&self, upload: &Upload, parts: &[Part]) -> Result<()> {
+        let size: u64 = check_parts(upload, parts)?.iter().map(|part| part.size).sum();
+        let path = self.path(&upload.key)?;
+        let unfinished = path.with_file_name(&upload.id);
+        self.blocking(self.name(&upload.key), move |_| {
+            let file = OpenOptions::new().write(true).open(&unfinished);
+            // A part that was sent and then left out of the list must not stay at the end.
+            file.and_then(|file| file.set_len(size).and_then(|()| file.sync_all()))
+                .map_err(failed("fsync", &unfinished))?;
+            publish(&unfinished, &path)
+        })
+        .await
+    }
+
+    async fn abort_upload(&self, upload: &Upload) -> Result<()> {
+        let path = self.path(&upload.key)?.with_file_name(&upload.id);
+        self.blocking(self.name(&upload.key), move |_| remove(&path)).await
+    }
+
+    async fn list(&self, prefix: &str, depth: Depth, _: Option<&str>) -> Result<Page> {
+        let (root, prefix) = (self.root.clone(), prefix.to_owned());
+        self.blocking(self.name(&prefix), move |_| {
+            let directory = prefix.rfind('/').map_or("", |slash| prefix.split_at(slash + 1).0);
+            let mut page = Page::default();
+            let mut left = vec![directory.to_owned()];
+            while let Some(directory) = left.pop() {
+                list_directory(&root, &directory, &prefix, depth, &mut page, &mut left)?;
+            }
+            page.objects.sort_by(|a, b| a.key.cmp(&b.key));
+            page.prefixes.sort();
+            Ok(page)
+        })
+        .await
+    }
+
+    async fn delete(&self, key: &str) -> Result<()> {
+        let (path, root) = (self.path(key)?, self.root.clone());
+        self.blocking(self.name(key), move |tally| {
+            add(&tally.writes, 1);
+            remove(&path)?;
+            // In a bucket a prefix is gone with its last object, so here its directory goes too, if
+            // it is empty. Not those above: somebody may be about to write below them.
+            if let Some(parent) = path.parent().filter(|parent| **parent != *root) {
+                let _ = fs::remove_dir(parent);
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    fn counters(&self) -> Counters {
+        self.tally.snapshot()
+    }
+}
+
+/// Adds what is in one directory to a page, and the directories in it to those still to list.
+fn list_directory(
+    root: &Path,
+    directory: &str,
+    prefix: &str,
+    depth: Depth,
+    page: &mut Page,
+    left: &mut Vec<String>,
+) -> Result<()> {
+    let path = root.join(directory);
+    let entries = match fs::read_dir(if path.as_os_str().is_empty() {
+        Path::new(".")
+    } else {
+        &path
+    }) {
+        Ok(entries) => entries,
+        Err(error)
+            if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) =>
+        {
+            return Ok(());
+        }
+        Err(error) => return Err(failed("opendir", &path)(error)),
+    };
+    for entry in entries {
+        let entry = entry.map_err(failed("readdir", &path))?;
+        // A name that is not UTF-8 cannot be a key.
+        let Ok(name) = entry.file_name().into_string() else { continue };
+        let key = format!("{directory}{name}");
+        if name.starts_with(UNFINISHED) {
+            continue;
+        }
+        // A link to a file is followed, as on reading; one to a directory could lead in a circle.
+        let Ok(meta) = fs::metadata(entry.path()) else { continue };
+        let is_link = entry.file_type().is_ok_and(|kind| kind.is_symlink());
+        if meta.is_dir() {
+            if is_link {
+                continue;
+            }
+            let key = format!("{key}/");
+            // Above the prefix only the directory that leads to it can hold a match.
+            if !key.starts_with(prefix) {
+                continue;
+            }
+            match depth {
+                Depth::All => left.push(key),
+                Depth::Children => page.prefixes.push(key),
+            }
+        } else if meta.is_file() && key.starts_with(prefix) {
+            page.objects.push(Listed { key, size: meta.len() });
+        }
+    }
+    Ok(())
+}
+
+/// Version of a file: which one it is, how large, and when it was last written.
+fn etag(meta: &fs::Metadata) -> ETag {
+    ETag(format!(
+        "\"{:x}-{:x}-{:x}.{:x}\"",
+        meta.ino(),
+        meta.len(),
+        meta.mtime(),
+        meta.mtime_nsec()
+    ))
+}
+
+fn create_parent(path: &Path) -> Result<()> {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => {
+            fs::create_dir_all(parent).map_err(failed("mkdir", parent))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Gives a finished file its name, and makes that last.
+fn publish(unfinished: &Path, path: &Path) -> Result<()> {
+    fs::rename(unfinished, path).map_err(failed("rename", path))?;
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let parent = parent.unwrap_or(Path::new("."));
+    File::open(parent).and_then(|parent| parent.sync_all()).map_err(failed("fsync", parent))
+}
+
+fn remove(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("unlink", path)(error)),
+        _ => Ok(()),
+    }
+}
+
+fn failed(call: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
+    let path = path.to_owned();
+    move |error| Error::Io { call, path, error }
+}
+
+fn not_found(call: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
+    let path = path.to_owned();
+    move |error| match error.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => {
+            Error::NotFound { object: path.display().to_string() }
+        }
+        _ => Error::Io { call, path, error },
+    }
+}

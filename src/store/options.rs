@@ -1,0 +1,55 @@
+//! How to reach a store.
+
+use std::time::Duration;
+
+use super::Environment;
+
+/// How to reach a store. The default is what the environment says, as with AWS's own tools.
+#[derive(Clone, Debug)]
+pub struct StoreOptions {
+    /// Base URL of an S3-compatible service; wins over `AWS_ENDPOINT_URL_S3`, `AWS_ENDPOINT_URL`
+    /// and the profile's `endpoint_url`. Without any, AWS itself.
+    pub endpoint: Option<String>,
+    /// Region to sign for; wins over `AWS_REGION`, `AWS_DEFAULT_REGION` and the profile's. Without
+    /// any, `auto` for R2 and `us-east-1` elsewhere.
+    pub region: Option<String>,
+    /// Profile of `~/.aws/config` and `~/.aws/credentials`; wins over `AWS_PROFILE` and over keys
+    /// in the environment.
+    pub profile: Option<String>,
+    /// Send no credentials, for public buckets.
+    pub anonymous: bool,
+    /// Put the bucket into the host name. A custom endpoint gets it in the path otherwise, AWS in
+    /// the host name always.
+    pub virtual_host_style: bool,
+    /// How long a read may go on without any progress, retries included. A transfer that does
+    /// progress gets more time, at least a second for every 128 KiB.
+    pub deadline: Duration,
+    /// How long to wait for a connection (TCP and TLS).
+    pub connect_timeout: Duration,
+    /// How long to wait for the next bytes of an answer before asking again on a new connection.
+    pub read_timeout: Duration,
+    /// Environment variables to take settings and credentials from.
+    pub environment: Environment,
+}
+
+impl StoreOptions {
+    /// Long enough to sit out a store's hiccup, short enough for a program that waits.
+    pub const DEFAULT_DEADLINE: Duration = Duration::from_secs(30);
+}
+
+impl Default for StoreOptions {
+    fn default() -> Self {
+        Self {
+            endpoint: None,
+            region: None,
+            profile: None,
+            anonymous: false,
+            virtual_host_style: false,
+            deadline: Self::DEFAULT_DEADLINE,
+            connect_timeout: Duration::from_secs(5),
+            // First bytes take up to 0.6 s from slow storage; ten times that is a dead connection.
+            read_timeout: Duration::from_secs(6),
+            environment: Environment::of_process(),
+        }
+    }
+}

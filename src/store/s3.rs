@@ -1,0 +1,283 @@
+//! A bucket of S3, R2, or whatever speaks their protocol.
+
+use std::fmt;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use http::header::ETAG;
+use http::{HeaderMap, Method, StatusCode};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use url::Url;
+
+use super::credentials::Credentials;
+use super::exchange::{Auth, Call, Exchange, host_of};
+use super::profile::Profile;
+use super::refusal::{Asked, classify};
+use super::{
+    Counters, Depth, ETag, Error, GetRange, Page, Part, Ranged, Result, Store, StoreOptions,
+    Upload, check_part, check_parts, ranged, s3_wire, tls,
+};
+
+/// What a signed path must not leave as it is: everything but AWS's unreserved characters and `/`.
+const KEY: &AsciiSet =
+    &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~').remove(b'/');
+
+/// A bucket.
+pub(super) struct S3Store {
+    exchange: Exchange,
+    bucket: String,
+    /// URL of the bucket, without a slash at its end.
+    base: String,
+}
+
+impl S3Store {
+    /// For `bucket`, where the options, the environment and the profile say it is. Sends nothing.
+    pub(super) async fn open(bucket: &str, options: &StoreOptions) -> Result<Self> {
+        let environment = &options.environment;
+        let profile = Profile::read(environment, options.profile.as_deref())?;
+        let endpoint = options
+            .endpoint
+            .as_deref()
+            .or_else(|| environment.get("AWS_ENDPOINT_URL_S3"))
+            .or_else(|| environment.get("AWS_ENDPOINT_URL"))
+            .or_else(|| profile.get("endpoint_url"));
+        let is_r2 = endpoint.is_some_and(|endpoint| endpoint.contains(".r2.cloudflarestorage.com"));
+        let region = options
+            .region
+            .as_deref()
+            .or_else(|| environment.get("AWS_REGION"))
+            .or_else(|| environment.get("AWS_DEFAULT_REGION"))
+            .or_else(|| profile.get("region"))
+            .unwrap_or(if is_r2 { "auto" } else { "us-east-1" })
+            .to_owned();
+        let base = bucket_url(bucket, endpoint, &region, options.virtual_host_style)?;
+        let client = tls::client(options, false)?;
+        let place = format!("s3://{bucket}");
+        let credentials = Credentials::find(options, &profile, &region, &client, &place).await?;
+        let auth = Auth::Aws { credentials, region };
+        let exchange = Exchange::new(client, auth, Some(bucket.to_owned()), options.clone());
+        Ok(Self { exchange, bucket: bucket.to_owned(), base })
+    }
+
+    fn url(&self, key: &str) -> Result<Url> {
+        let bad = |reason: &str| Error::UnsupportedSource {
+            source_text: self.name(key),
+            reason: reason.into(),
+        };
+        // The URL parser would resolve these and ask for another key.
+        if key.is_empty() || key.split('/').any(|segment| matches!(segment, "." | "..")) {
+            return Err(bad("it is not a key that a URL can carry"));
+        }
+        Url::parse(&format!("{}/{}", self.base, utf8_percent_encode(key, KEY)))
+            .map_err(|error| bad(&error.to_string()))
+    }
+
+    fn call(&self, method: Method, key: &str, query: &[(&str, &str)]) -> Result<Call> {
+        let mut url = self.url(key)?;
+        if !query.is_empty() {
+            url.query_pairs_mut().extend_pairs(query);
+        }
+        Ok(Call::new(method, url, self.name(key)))
+    }
+}
+
+#[async_trait]
+impl Store for S3Store {
+    fn name(&self, key: &str) -> String {
+        format!("s3://{}/{key}", self.bucket)
+    }
+
+    async fn get_range(
+        &self,
+        key: &str,
+        range: GetRange,
+        expect: Option<&ETag>,
+        piece: usize,
+    ) -> Result<Ranged> {
+        let url = self.url(key)?;
+        ranged::get_range(&self.exchange, &url, self.name(key), range, expect, piece).await
+    }
+
+    async fn get_whole(&self, key: &str, limit: u64) -> Result<Bytes> {
+        ranged::get_whole(&self.exchange, &self.url(key)?, self.name(key), limit).await
+    }
+
+    async fn put(&self, key: &str, body: Bytes) -> Result<()> {
+        let mut call = self.call(Method::PUT, key, &[])?;
+        call.body = body;
+        self.exchange.send(&call).await.map(drop)
+    }
+
+    async fn start_upload(&self, key: &str, part_size: u64) -> Result<Upload> {
+        let call = self.call(Method::POST, key, &[("uploads", "")])?;
+        let (_, body) = self.exchange.send(&call).await?;
+        let id = s3_wire::parse_upload_id(&call.object, &body)?;
+        Ok(Upload { key: key.to_owned(), part_size, id })
+    }
+
+    async fn put_part(&self, upload: &Upload, index: u32, body: Bytes) -> Result<Part> {
+        check_part(upload, index, &body)?;
+        let number = (index + 1).to_string();
+        let query = [("partNumber", number.as_str()), ("uploadId", upload.id.as_str())];
+        let mut call = self.call(Method::PUT, &upload.key, &query)?;
+        let size = body.len() as u64;
+        call.body = body;
+        let (parts, _) = self.exchange.send(&call).await?;
+        let tag = parts.headers.get(ETAG).and_then(|value| value.to_str().ok());
+        let Some(tag) = tag.map(str::to_owned) else {
+            return Err(Error::BadAnswer {
+                object: call.object,
+                reason: "a part was taken without an ETag".into(),
+            });
+        };
+        Ok(Part { index, size, tag })
+    }
+
+    async fn complete_upload(&self, upload: &Upload, parts: &[Part]) -> Result<()> {
+        let parts = check_parts(upload, parts)?;
+        let query = [("uploadId", upload.id.as_str())];
+        let mut call = self.call(Method::POST, &upload.key, &query)?;
+        call.body = s3_wire::complete_request(&call.object, &parts)?.into();
+        let mut attempts = self.exchange.attempts(&call.object, 0);
+        loop {
+            let attempt = async {
+                let (_, body) = self.exchange.once(&call).await?;
+                let body = self.exchange.small_body(&call, body, 64 << 10).await?;
+                if !s3_wire::is_error(&body) {
+                    return Ok(());
+                }
+                let host = host_of(&call.url);
+                let asked = Asked { object: &call.object, host: &host, bucket: Some(&self.bucket) };
+                Err(classify(asked, StatusCode::OK, &HeaderMap::new(), &body))
+            };
+            match attempts.within(attempt).await {
+                // The first request did its work, and only its answer was lost.
+                Err(Error::NotFound { .. }) if attempts.is_repeated() => return Ok(()),
+                Err(error) => attempts.failed(error).await?,
+                Ok(()) => return Ok(()),
+            }
+        }
+    }
+
+    async fn abort_upload(&self, upload: &Upload) -> Result<()> {
+        let query = [("uploadId", upload.id.as_str())];
+        match self.exchange.send(&self.call(Method::DELETE, &upload.key, &query)?).await {
+            Ok(_) | Err(Error::NotFound { .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn list(&self, prefix: &str, depth: Depth, page: Option<&str>) -> Result<Page> {
+        let mut url = Url::parse(&format!("{}/", self.base)).map_err(|error| {
+            Error::UnsupportedSource { source_text: self.name(prefix), reason: error.to_string() }
+        })?;
+        {
+            let mut query = url.query_pairs_mut();
+            query.append_pair("list-type", "2");
+            if !prefix.is_empty() {
+                query.append_pair("prefix", prefix);
+            }
+            if depth == Depth::Children {
+                query.append_pair("delimiter", "/");
+            }
+            if let Some(page) = page {
+                query.append_pair("continuation-token", page);
+            }
+        }
+        let call = Call::new(Method::GET, url, self.name(prefix));
+        let (_, body) = self.exchange.send(&call).await?;
+        s3_wire::parse_page(&call.object, &body)
+    }
+
+    async fn delete(&self, key: &str) -> Result<()> {
+        match self.exchange.send(&self.call(Method::DELETE, key, &[])?).await {
+            Ok(_) | Err(Error::NotFound { .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn counters(&self) -> Counters {
+        self.exchange.tally.snapshot()
+    }
+}
+
+impl fmt::Debug for S3Store {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "S3Store({} at {})", self.bucket, self.base)
+    }
+}
+
+/// URL of a bucket, without a slash at its end.
+///
+/// AWS gets the bucket in the host name, as it wishes, unless a dot in it would break the
+/// certificate. Other services get it in the path, which all of them understand.
+fn bucket_url(
+    bucket: &str,
+    endpoint: Option<&str>,
+    region: &str,
+    virtual_host_style: bool,
+) -> Result<String> {
+    let bad = |reason: &str| Error::BadOption { what: "endpoint".into(), reason: reason.into() };
+    let legal = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
+    if !region.bytes().all(legal) {
+        return Err(Error::BadOption {
+            what: "region".into(),
+            reason: format!("{region:?} is not the name of one"),
+        });
+    }
+    let Some(endpoint) = endpoint else {
+        let domain = if region.starts_with("cn-") { "amazonaws.com.cn" } else { "amazonaws.com" };
+        return Ok(if bucket.contains('.') && !virtual_host_style {
+            format!("https://s3.{region}.{domain}/{bucket}")
+        } else {
+            format!("https://{bucket}.s3.{region}.{domain}")
+        });
+    };
+    let url = Url::parse(endpoint).map_err(|error| bad(&error.to_string()))?;
+    if !matches!(url.scheme(), "http" | "https") {
+        return Err(bad("it is not an http(s):// URL"));
+    }
+    if !url.username().is_empty() || url.password().is_some() || url.query().is_some() {
+        return Err(bad("it must hold no credentials and no query"));
+    }
+    let path = url.path().trim_end_matches('/');
+    let host = host_of(&url);
+    Ok(if !virtual_host_style {
+        format!("{}://{host}{path}/{bucket}", url.scheme())
+    } else if host.starts_with(&format!("{bucket}.")) {
+        format!("{}://{host}{path}", url.scheme())
+    } else {
+        format!("{}://{bucket}.{host}{path}", url.scheme())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_bucket_goes_where_the_service_wants_it() {
+        let r2 = Some("https://acc.eu.r2.cloudflarestorage.com/");
+        let table = [
+            (None, "us-east-1", false, "https://bk.s3.us-east-1.amazonaws.com"),
+            (None, "cn-north-1", false, "https://bk.s3.cn-north-1.amazonaws.com.cn"),
+            (r2, "auto", false, "https://acc.eu.r2.cloudflarestorage.com/bk"),
+            (r2, "auto", true, "https://bk.acc.eu.r2.cloudflarestorage.com"),
+            (Some("http://127.0.0.1:9000"), "x", false, "http://127.0.0.1:9000/bk"),
+            (Some("https://h/base/"), "x", false, "https://h/base/bk"),
+            (Some("https://bk.h"), "x", true, "https://bk.h"),
+        ];
+        for (endpoint, region, style, expected) in table {
+            assert_eq!(bucket_url("bk", endpoint, region, style).unwrap(), expected);
+        }
+        assert_eq!(
+            bucket_url("a.b", None, "eu-west-1", false).unwrap(),
+            "https://s3.eu-west-1.amazonaws.com/a.b"
+        );
+        for endpoint in ["h", "ftp://h", "https://u:p@h", "https://h/?q"] {
+            let error = bucket_url("bk", Some(endpoint), "x", false).unwrap_err();
+            assert!(error.to_string().starts_with("endpoint: "), "{error}");
+        }
+        assert!(bucket_url("bk", None, "evil.example/", false).is_err());
+    }
+}

@@ -1,0 +1,127 @@
+//! The XML of the S3 protocol, as far as it is spoken here.
+
+use quick_xml::{de, se};
+use serde::{Deserialize, Serialize};
+
+use super::{Error, Listed, Page, Part, Result};
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct ListBucketResult {
+    #[serde(default)]
+    contents: Vec<Contents>,
+    #[serde(default)]
+    common_prefixes: Vec<CommonPrefix>,
+    #[serde(default)]
+    is_truncated: bool,
+    next_continuation_token: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Contents {
+    key: String,
+    size: u64,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct CommonPrefix {
+    prefix: String,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct InitiateMultipartUploadResult {
+    upload_id: String,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct CompleteMultipartUpload<'a> {
+    part: Vec<PartEntry<'a>>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct PartEntry<'a> {
+    part_number: u32,
+    #[serde(rename = "ETag")]
+    etag: &'a str,
+}
+
+fn parse<T: serde::de::DeserializeOwned>(object: &str, body: &[u8]) -> Result<T> {
+    let text = String::from_utf8_lossy(body);
+    de::from_str(&text)
+        .map_err(|error| Error::BadAnswer { object: object.into(), reason: error.to_string() })
+}
+
+/// The answer to a listing.
+pub(super) fn parse_page(object: &str, body: &[u8]) -> Result<Page> {
+    let parsed: ListBucketResult = parse(object, body)?;
+    let next = parsed.next_continuation_token.filter(|_| parsed.is_truncated);
+    if parsed.is_truncated && next.is_none() {
+        return Err(Error::BadAnswer {
+            object: object.into(),
+            reason: "a listing that goes on without saying where".into(),
+        });
+    }
+    let objects = parsed.contents.into_iter();
+    Ok(Page {
+        objects: objects.map(|Contents { key, size }| Listed { key, size }).collect(),
+        prefixes: parsed.common_prefixes.into_iter().map(|prefix| prefix.prefix).collect(),
+        next,
+    })
+}
+
+/// The answer to the start of an upload: its id.
+pub(super) fn parse_upload_id(object: &str, body: &[u8]) -> Result<String> {
+    Ok(parse::<InitiateMultipartUploadResult>(object, body)?.upload_id)
+}
+
+/// The request that completes an upload. Numbers start at 1 on the wire.
+pub(super) fn complete_request(object: &str, parts: &[&Part]) -> Result<String> {
+    let part = parts
+        .iter()
+        .map(|part| PartEntry { part_number: part.index + 1, etag: &part.tag })
+        .collect();
+    se::to_string(&CompleteMultipartUpload { part })
+        .map_err(|error| Error::BadAnswer { object: object.into(), reason: error.to_string() })
+}
+
+/// Whether an answer with a status of success is an error all the same. S3 sends its headers
+/// before it has put the parts together.
+pub(super) fn is_error(body: &[u8]) -> bool {
+    String::from_utf8_lossy(body).contains("<Error>")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_listing_is_read_with_its_prefixes_and_its_next_page() {
+        let body = br#"<?xml version="1.0" encoding="UTF-8"?>
+            <ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/"><Name>b</Name>
+            <IsTruncated>true</IsTruncated><NextContinuationToken>t&amp;1</NextContinuationToken>
+            <Contents><Key>a&lt;b</Key><Size>7</Size><ETag>"x"</ETag></Contents>
+            <CommonPrefixes><Prefix>p/</Prefix></CommonPrefixes>
+            <Contents><Key>c</Key><Size>0</Size></Contents></ListBucketResult>"#;
+        let page = parse_page("o", body).unwrap();
+        let listed = |key: &str, size| Listed { key: key.into(), size };
+        assert_eq!(page.objects, [listed("a<b", 7), listed("c", 0)]);
+        assert_eq!(page.prefixes, ["p/"]);
+        assert_eq!(page.next.as_deref(), Some("t&1"));
+        assert!(parse_page("o", b"<html>").is_err());
+    }
+
+    #[test]
+    fn parts_are_numbered_from_one() {
+        let part = Part { index: 0, size: 1, tag: "\"x&y\"".into() };
+        assert_eq!(
+            complete_request("o", &[&part]).unwrap(),
+            "<CompleteMultipartUpload><Part><PartNumber>1</PartNumber>\
+             <ETag>\"x&amp;y\"</ETag></Part></CompleteMultipartUpload>"
+        );
+    }
+}

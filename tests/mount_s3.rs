@@ -1,0 +1,323 @@
+//! Mounts of archives in a bucket: a real S3 server over HTTP, a real kernel mount, and faults.
+
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test fails by a panic")]
+
+mod support;
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use support::mount::{Bench, big_contents, can_mount, write_tree};
+use support::s3::{ACCESS_KEY, Config, Fault, S3Server, SECRET_KEY};
+
+const ID: &str = "0f0f0f0f-1111-4222-8333-444444444444";
+
+/// A bench with an archive in the bucket `box`, a server for it and a mountpoint.
+struct Remote {
+    bench: Bench,
+    server: S3Server,
+    mountpoint: PathBuf,
+}
+
+impl Remote {
+    /// `flags` are mksquashfs's.
+    fn new(flags: &[&str]) -> Self {
+        let bench = Bench::new();
+        write_tree(&bench.directory("tree"));
+        bench.directory(&format!("bucket/box/backups/{ID}"));
+        let remote = Self {
+            server: S3Server::start(Config::new(bench.path("bucket"))).unwrap(),
+            mountpoint: bench.directory("mnt"),
+            bench,
+        };
+        remote.pack(flags);
+        remote
+    }
+
+    fn pack(&self, flags: &[&str]) {
+        let key = format!("bucket/box/backups/{ID}/data.sqsh");
+        self.bench.archive(&self.bench.path("tree"), &key, flags);
+    }
+
+    fn thawfs(&self) -> Command {
+        let mut command = self.bench.thawfs();
+        command
+            .env("AWS_ENDPOINT_URL", self.server.url())
+            .env("AWS_ACCESS_KEY_ID", ACCESS_KEY)
+            .env("AWS_SECRET_ACCESS_KEY", SECRET_KEY);
+        command
+    }
+
+    fn mount(&self, more: &[&str]) {
+        let source = format!("s3://box/backups/{ID}");
+        let output = self
+            .thawfs()
+            .args(["mount", &source, self.mountpoint.to_str().unwrap()])
+            .args(more)
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    fn status(&self) -> serde_json::Value {
+        let output = self.thawfs().args(["status", "--json"]).output().unwrap();
+        let status: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        status[0].clone()
+    }
+
+    fn unmount(&self) {
+        self.bench.ok(&["unmount", self.mountpoint.to_str().unwrap()]);
+        self.bench.assert_nothing_left();
+    }
+}
+
+/// More than a tail GET brings, so that data lies outside it, in many files.
+fn write_large(remote: &Remote) {
+    for name in 0..64 {
+        let noise: Vec<u8> = {
+            let mut state = 0x9e37_79b9_7f4a_7c15u64 ^ name;
+            (0..32_768)
+                .flat_map(|_| {
+                    state ^= state << 13;
+                    state ^= state >> 7;
+                    state ^= state << 17;
+                    state.to_le_bytes()
+                })
+                .collect()
+        };
+        std::fs::write(remote.bench.path(&format!("tree/noise{name:02}")), noise).unwrap();
+    }
+    remote.pack(&["-comp", "zstd"]);
+}
+
+#[test]
+fn mounting_and_listing_takes_two_gets() {
+    if !can_mount("mounting_and_listing_takes_two_gets") {
+        return;
+    }
+    let remote = Remote::new(&[]);
+    write_large(&remote);
+    remote.mount(&[]);
+    let entries = std::fs::read_dir(&remote.mountpoint).unwrap().count();
+    assert_eq!(entries, 67);
+    let walked = Command::new("find").arg(&remote.mountpoint).arg("-ls").output().unwrap();
+    assert!(walked.status.success());
+    assert_eq!(remote.server.gets(), 2, "{:?}", remote.server.log());
+    let moved = remote.server.get_bytes();
+    assert!(moved <= (2 << 20) + (128 << 10), "{moved}");
+
+    // One small file that is not in memory: one GET of at most half a MiB.
+    remote.server.clear_log();
+    let file = File::open(remote.mountpoint.join("noise00")).unwrap();
+    let mut start = [0; 4096];
+    file.read_exact_at(&mut start, 0).unwrap();
+    assert_eq!(start[..], std::fs::read(remote.bench.path("tree/noise00")).unwrap()[..4096]);
+    assert_eq!(remote.server.gets(), 1, "{:?}", remote.server.log());
+    assert!(remote.server.get_bytes() <= 512 << 10, "{}", remote.server.get_bytes());
+    drop(file);
+    assert_eq!(remote.status()["store"]["gets"], 3);
+    remote.unmount();
+}
+
+#[test]
+fn every_byte_is_the_archive_s() {
+    if !can_mount("every_byte_is_the_archive_s") {
+        return;
+    }
+    let remote = Remote::new(&[]);
+    write_large(&remote);
+    remote.mount(&["--read-only", "--cache-memory", "1M"]);
+    let compared = Command::new("diff")
+        .args(["-r", "--no-dereference"])
+        .arg(remote.bench.path("tree"))
+        .arg(&remote.mountpoint)
+        .output()
+        .unwrap();
+    assert!(compared.status.success(), "{}", String::from_utf8_lossy(&compared.stdout));
+    // If-Match goes with every GET but the two that open.
+    let log = remote.server.log();
+    let unconditional = log.iter().filter(|seen| seen.if_match.is_none()).count();
+    assert_eq!(unconditional, 2, "{log:?}");
+    remote.unmount();
+}
+
+#[test]
+fn a_presigned_url_is_mounted_and_shown_nowhere() {
+    if !can_mount("a_presigned_url_is_mounted_and_shown_nowhere") {
+        return;
+    }
+    let remote = Remote::new(&[]);
+    // The server of this test lets a query pass that carries no signature; what matters here is
+    // that it arrives whole and is not shown.
+    let open =
+        S3Server::start(Config { keys: None, ..Config::new(remote.bench.path("bucket")) }).unwrap();
+    let url = format!("{}/box/backups/{ID}/data.sqsh?X-Secret=hunter2", open.url());
+    let output =
+        remote.bench.run(&["mount", &url, remote.mountpoint.to_str().unwrap(), "--anonymous"]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(std::fs::read(remote.mountpoint.join("sub/data")).unwrap(), big_contents());
+    assert!(open.log().iter().all(|seen| seen.query.contains("hunter2")));
+
+    let mut shown = output.stdout;
+    shown.extend(remote.bench.ok(&["status", "--json"]).into_bytes());
+    shown.extend(std::fs::read("/proc/self/mountinfo").unwrap());
+    for pid in remote.bench.servers() {
+        shown.extend(std::fs::read(format!("/proc/{pid}/cmdline")).unwrap());
+    }
+    let records = remote.bench.state_dir().join("mounts");
+    for file in
+        std::fs::read_dir(std::fs::read_dir(records).unwrap().next().unwrap().unwrap().path())
+            .unwrap()
+    {
+        // The socket among them cannot be read.
+        shown.extend(std::fs::read(file.unwrap().path()).unwrap_or_default());
+    }
+    assert!(!String::from_utf8_lossy(&shown).contains("hunter2"));
+    remote.unmount();
+}
+
+#[test]
+fn a_hiccup_of_the_network_is_not_noticed() {
+    if !can_mount("a_hiccup_of_the_network_is_not_noticed") {
+        return;
+    }
+    let remote = Remote::new(&[]);
+    write_large(&remote);
+    remote.mount(&[]);
+    for (name, fault) in [
+        ("noise01", Fault::Truncate(1000)),
+        ("noise02", Fault::Refuse(503, "SlowDown")),
+        ("noise03", Fault::Refuse(500, "InternalError")),
+        ("noise04", Fault::Truncate(0)),
+    ] {
+        remote.server.inject(fault, 1);
+        assert_eq!(
+            std::fs::read(remote.mountpoint.join(name)).unwrap(),
+            std::fs::read(remote.bench.path(&format!("tree/{name}"))).unwrap(),
+            "{name}"
+        );
+    }
+    let status = remote.status();
+    assert!(status["store"]["retries"].as_u64().unwrap() >= 4, "{status}");
+    assert_eq!(status["faults"]["count"], 0);
+    remote.unmount();
+}
+
+#[test]
+fn a_dead_network_is_eio_in_time_with_a_reason() {
+    if !can_mount("a_dead_network_is_eio_in_time_with_a_reason") {
+        return;
+    }
+    let remote = Remote::new(&[]);
+    write_large(&remote);
+    remote.mount(&["--timeout", "2"]);
+    remote.server.inject(Fault::Refuse(503, "SlowDown"), 1000);
+    let asked = Instant::now();
+    let error = std::fs::read(remote.mountpoint.join("noise00")).unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(libc::EIO));
+    // The kernel may ask twice: once ahead, once for the page.
+    assert!(asked.elapsed() < Duration::from_secs(10), "{:?}", asked.elapsed());
+    // What is in memory still answers.
+    assert!(std::fs::metadata(remote.mountpoint.join("sub/deeper/empty")).is_ok());
+    let status = remote.status();
+    assert!(status["faults"]["count"].as_u64().unwrap() >= 1, "{status}");
+    let reason = status["faults"]["last"].as_str().unwrap();
+    assert!(reason.contains("503") && reason.contains(ID), "{reason}");
+    // And when it comes back, so does the file.
+    remote.server.heal();
+    assert_eq!(std::fs::read(remote.mountpoint.join("noise00")).unwrap().len(), 262_144);
+    remote.unmount();
+}
+
+#[test]
+fn another_object_in_its_place_is_estale() {
+    if !can_mount("another_object_in_its_place_is_estale") {
+        return;
+    }
+    let remote = Remote::new(&[]);
+    write_large(&remote);
+    remote.mount(&[]);
+    std::fs::write(remote.bench.path("tree/hello"), "another archive").unwrap();
+    remote.pack(&["-comp", "gzip"]);
+    let error = std::fs::read(remote.mountpoint.join("noise00")).unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(libc::ESTALE));
+    remote.unmount();
+}
+
+#[test]
+fn a_waiting_read_holds_up_nobody() {
+    if !can_mount("a_waiting_read_holds_up_nobody") {
+        return;
+    }
+    let remote = Remote::new(&[]);
+    write_large(&remote);
+    remote.mount(&[]);
+    // Far more waiting readers than the server has FUSE threads.
+    remote.server.inject(Fault::Delay(Duration::from_secs(3)), 1000);
+    std::thread::scope(|scope| {
+        let readers: Vec<_> = (0..40)
+            .map(|name| {
+                let path = remote.mountpoint.join(format!("noise{name:02}"));
+                scope.spawn(move || std::fs::read(path).unwrap().len())
+            })
+            .collect();
+        std::thread::sleep(Duration::from_millis(500));
+        let asked = Instant::now();
+        std::fs::write(remote.mountpoint.join("new"), "new").unwrap();
+        assert_eq!(std::fs::read(remote.mountpoint.join("new")).unwrap(), b"new");
+        assert!(std::fs::metadata(remote.mountpoint.join("script")).is_ok());
+        assert!(asked.elapsed() < Duration::from_secs(2), "{:?}", asked.elapsed());
+        assert!(readers.iter().all(|reader| !reader.is_finished()), "nobody waited");
+        for reader in readers {
+            assert_eq!(reader.join().unwrap(), 262_144);
+        }
+    });
+    remote.unmount();
+}
+
+#[test]
+fn a_source_that_cannot_be_opened_is_named_and_leaves_nothing() {
+    if !can_mount("a_source_that_cannot_be_opened_is_named_and_leaves_nothing") {
+        return;
+    }
+    let remote = Remote::new(&[]);
+    std::fs::write(remote.bench.path("bucket/box/text.sqsh"), vec![b'x'; 5000]).unwrap();
+    let good = format!("s3://box/backups/{ID}");
+    let bad_key = ("AWS_SECRET_ACCESS_KEY", "wrong".to_owned());
+    let no_server = ("AWS_ENDPOINT_URL", "http://127.0.0.1:9".to_owned());
+    /// Source, environment, fault, exit status, what the line has to name.
+    type Case<'a> = (&'a str, Option<(&'a str, String)>, Option<Fault>, i32, &'a str);
+    let cases: Vec<Case<'_>> = vec![
+        ("s3://box/nowhere", None, None, 3, "nowhere/data.sqsh"),
+        ("s3://no-such-bucket/x", None, None, 3, "no-such-bucket"),
+        ("s3://box/text.sqsh", None, None, 5, "text.sqsh"),
+        ("s3://box/backup.tar.zst", None, None, 7, "tar"),
+        (&good, Some(bad_key), None, 4, "box"),
+        (&good, None, Some(Fault::Refuse(403, "AccessDenied")), 4, ID),
+        (&good, None, Some(Fault::Refuse(403, "ExpiredToken")), 4, "expired"),
+        (&good, None, Some(Fault::IgnoreRange), 8, "range"),
+        (&good, None, Some(Fault::Refuse(503, "SlowDown")), 8, "503"),
+        (&good, Some(no_server), None, 8, "127.0.0.1:9"),
+    ];
+    for (source, environment, fault, status, named) in cases {
+        if let Some(fault) = fault.clone() {
+            remote.server.inject(fault, 1000);
+        }
+        let output = remote
+            .thawfs()
+            .envs(environment.clone())
+            .args(["mount", source, remote.mountpoint.to_str().unwrap(), "--timeout", "1"])
+            .output()
+            .unwrap();
+        remote.server.heal();
+        let said = String::from_utf8_lossy(&output.stderr);
+        let case = format!("{source} {environment:?} {fault:?}: {said}");
+        assert_eq!(output.status.code(), Some(status), "{case}");
+        assert_eq!(said.lines().count(), 1, "{case}");
+        assert!(said.contains(named), "{case}");
+        remote.bench.assert_nothing_left();
+    }
+}

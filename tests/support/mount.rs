@@ -1,0 +1,154 @@
+//! The program itself, run as a user would, on a real kernel mount.
+
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+/// A directory for one test: a tree, archives, mountpoints, and a state directory of its own.
+/// Dropping it takes down whatever the test left mounted.
+pub(crate) struct Bench {
+    dir: tempfile::TempDir,
+}
+
+impl Bench {
+    pub(crate) fn new() -> Self {
+        let dir = tempfile::Builder::new().prefix("thawfs-test-").tempdir().unwrap();
+        // Ordinary users of some tests must get through.
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(dir.path(), mode).unwrap();
+        Self { dir }
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// Makes a directory.
+    pub(crate) fn directory(&self, name: &str) -> PathBuf {
+        let path = self.path(name);
+        std::fs::create_dir_all(&path).unwrap();
+        path
+    }
+
+    pub(crate) fn state_dir(&self) -> PathBuf {
+        self.path("state")
+    }
+
+    /// Packs `tree` with the real mksquashfs.
+    pub(crate) fn archive(&self, tree: &Path, name: &str, flags: &[&str]) -> PathBuf {
+        let archive = self.path(name);
+        let packed = Command::new("mksquashfs")
+            .args([tree, &archive])
+            .args(["-noappend", "-quiet", "-no-progress"])
+            .args(flags)
+            .stdout(Stdio::null())
+            .status()
+            .expect("mksquashfs is installed");
+        assert!(packed.success());
+        archive
+    }
+
+    /// A command line of thawfs with this bench's state directory and no credentials of the user's.
+    pub(crate) fn thawfs(&self) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_thawfs"));
+        command.env("THAWFS_STATE_DIR", self.state_dir());
+        command.env("HOME", self.dir.path());
+        for name in std::env::vars_os().map(|(name, _)| name) {
+            if name.to_string_lossy().starts_with("AWS_") {
+                command.env_remove(name);
+            }
+        }
+        command.stdin(Stdio::null());
+        command
+    }
+
+    /// Runs thawfs to its end, with its output.
+    pub(crate) fn run<A: AsRef<OsStr>>(&self, arguments: &[A]) -> Output {
+        self.thawfs().args(arguments).output().unwrap()
+    }
+
+    /// Runs thawfs and insists that it succeeds. Gives what it printed.
+    pub(crate) fn ok<A: AsRef<OsStr>>(&self, arguments: &[A]) -> String {
+        let output = self.run(arguments);
+        assert!(
+            output.status.success(),
+            "thawfs failed: {}\n{}",
+            output.status,
+            String::from_utf8_lossy(&output.stderr)
+        );
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// Insists that nothing of this bench is mounted, running or recorded.
+    pub(crate) fn assert_nothing_left(&self) {
+        assert_eq!(self.mounted(), Vec::<PathBuf>::new());
+        for kind in ["mounts", "uppers"] {
+            let left: Vec<_> = std::fs::read_dir(self.state_dir().join(kind))
+                .map(|entries| entries.map(|entry| entry.unwrap().path()).collect())
+                .unwrap_or_default();
+            assert_eq!(left, Vec::<PathBuf>::new());
+        }
+        assert_eq!(self.servers(), Vec::<u32>::new());
+    }
+
+    /// Mountpoints below this bench.
+    pub(crate) fn mounted(&self) -> Vec<PathBuf> {
+        thawfs::server::mounts::read_mounts()
+            .unwrap()
+            .into_iter()
+            .map(|mount| mount.mountpoint)
+            .filter(|mountpoint| mountpoint.starts_with(self.dir.path()))
+            .collect()
+    }
+
+    /// Processes that serve a mountpoint below this bench.
+    pub(crate) fn servers(&self) -> Vec<u32> {
+        let here = self.dir.path().to_string_lossy().into_owned();
+        std::fs::read_dir("/proc")
+            .unwrap()
+            .filter_map(|entry| {
+                let pid: u32 = entry.ok()?.file_name().to_str()?.parse().ok()?;
+                let line = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+                let line = String::from_utf8_lossy(&line).into_owned();
+                (line.starts_with("thawfs\0serve\0") && line.contains(&here)).then_some(pid)
+            })
+            .collect()
+    }
+}
+
+impl Drop for Bench {
+    fn drop(&mut self) {
+        for mountpoint in self.mounted() {
+            let _ =
+                self.run(&[OsStr::new("unmount"), OsStr::new("--lazy"), mountpoint.as_os_str()]);
+            let _ = thawfs::fuse::detach(&mountpoint);
+        }
+    }
+}
+
+/// Whether tests can mount here. Says so where they cannot.
+pub(crate) fn can_mount(test: &str) -> bool {
+    let can = Path::new("/dev/fuse").exists() && rustix::process::geteuid().is_root();
+    if !can {
+        eprintln!("SKIPPED {test}: it needs root and /dev/fuse");
+    }
+    can
+}
+
+/// A small tree with a bit of everything.
+pub(crate) fn write_tree(root: &Path) {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+    std::fs::create_dir_all(root.join("sub/deeper")).unwrap();
+    std::fs::write(root.join("hello"), "hello from the archive\n").unwrap();
+    std::fs::write(root.join("sub/data"), big_contents()).unwrap();
+    std::fs::write(root.join("sub/deeper/empty"), "").unwrap();
+    symlink("../hello", root.join("sub/link")).unwrap();
+    std::fs::hard_link(root.join("hello"), root.join("sub/hello-too")).unwrap();
+    std::fs::write(root.join("script"), "#!/bin/sh\necho ran\n").unwrap();
+    std::fs::set_permissions(root.join("script"), PermissionsExt::from_mode(0o755)).unwrap();
+}
+
+/// A megabyte and a bit that compresses well and tells every offset apart.
+pub(crate) fn big_contents() -> Vec<u8> {
+    (0..160_000u32).flat_map(|n| format!("{n:06}\n").into_bytes()).collect()
+}

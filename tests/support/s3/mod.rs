@@ -1,0 +1,145 @@
+//! A small S3 server over a directory, for tests and benchmarks: `ROOT/BUCKET/KEY` is an object.
+//!
+//! It checks signatures, keeps R2's rules for multipart uploads, adds delay and bandwidth limits,
+//! fails on demand, and remembers every request.
+
+#![allow(dead_code, unreachable_pub, reason = "every crate that includes this uses a part of it")]
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test server fails by a panic")]
+
+mod bucket;
+mod wire;
+
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::sync::oneshot;
+
+pub use wire::{Fault, Seen};
+
+/// Key pair of test servers.
+pub const ACCESS_KEY: &str = "thawfs-test";
+/// Its secret half.
+pub const SECRET_KEY: &str = "thawfs-test-secret";
+
+/// How a server behaves.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Directory of buckets.
+    pub root: PathBuf,
+    /// Where to listen; port 0 chooses one.
+    pub addr: SocketAddr,
+    /// Access key and secret; `None` lets everybody in.
+    pub keys: Option<(String, String)>,
+    /// Added before the first byte of every answer.
+    pub latency: Duration,
+    /// Bytes per second of one connection's answers.
+    pub connection_rate: Option<u64>,
+    /// Bytes per second of all answers together.
+    pub total_rate: Option<u64>,
+    /// Smallest part of an upload but the last, in bytes.
+    pub min_part: u64,
+    /// Most keys in a page of a listing.
+    pub page: usize,
+}
+
+impl Config {
+    /// For the buckets in `root`, on a free port of the loopback interface.
+    pub fn new(root: impl Into<PathBuf>) -> Self {
+        Self {
+            root: root.into(),
+            addr: (Ipv4Addr::LOCALHOST, 0).into(),
+            keys: Some((ACCESS_KEY.into(), SECRET_KEY.into())),
+            latency: Duration::ZERO,
+            connection_rate: None,
+            total_rate: None,
+            min_part: 5 << 20,
+            page: 1000,
+        }
+    }
+}
+
+/// A running server. Dropping it stops it and closes its connections.
+pub struct S3Server {
+    addr: SocketAddr,
+    wire: Arc<wire::Wire>,
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl S3Server {
+    /// Starts a server on a thread and an async runtime of its own.
+    pub fn start(config: Config) -> io::Result<Self> {
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+        // Bound outside of the runtime, so that a test inside of one can start a server.
+        let listener = std::net::TcpListener::bind(config.addr)?;
+        listener.set_nonblocking(true)?;
+        let addr = listener.local_addr()?;
+        let wire = Arc::new(wire::Wire::new(config));
+        let (stop, stopped) = oneshot::channel();
+        let serving = wire.clone();
+        let thread = std::thread::spawn(move || {
+            runtime.block_on(async {
+                let listener = TcpListener::from_std(listener).expect("the socket does not block");
+                tokio::select! {
+                    () = wire::serve(listener, serving) => {}
+                    _ = stopped => {}
+                }
+            });
+            runtime.shutdown_timeout(Duration::from_secs(1));
+        });
+        Ok(Self { addr, wire, stop: Some(stop), thread: Some(thread) })
+    }
+
+    /// Base URL, without a slash at its end.
+    pub fn url(&self) -> String {
+        format!("http://{}", self.addr)
+    }
+
+    /// Every request so far.
+    pub fn log(&self) -> Vec<Seen> {
+        self.wire.log()
+    }
+
+    /// Forgets the requests so far.
+    pub fn clear_log(&self) {
+        self.wire.clear_log();
+    }
+
+    /// Object GETs so far.
+    pub fn gets(&self) -> usize {
+        self.log().iter().filter(|seen| seen.is_object_get()).count()
+    }
+
+    /// Bytes of bodies of object GETs so far.
+    pub fn get_bytes(&self) -> u64 {
+        self.log().iter().filter(|seen| seen.is_object_get()).map(|seen| seen.sent).sum()
+    }
+
+    /// Makes the next `times` requests fail like this; faults given before come first.
+    pub fn inject(&self, fault: Fault, times: usize) {
+        self.wire.inject(fault, times);
+    }
+
+    /// Forgets faults that have not happened yet.
+    pub fn heal(&self) {
+        self.wire.heal();
+    }
+}
+
+impl Drop for S3Server {
+    fn drop(&mut self) {
+        if let Some(stop) = self.stop.take() {
+            // A server that died already need not be told.
+            let _ = stop.send(());
+        }
+        if let Some(thread) = self.thread.take() {
+            thread.join().expect("the server's thread does not panic");
+        }
+    }
+}
