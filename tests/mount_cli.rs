@@ -558,3 +558,18 @@ fn a_write_takes_setuid_bits_away_as_a_local_disk_does() {
     }
     bench.ok(&["unmount", text(&mountpoint)]);
 }
+
+#[test]
+fn an_archive_of_an_empty_directory_is_mounted() {
+    if !can_mount("an_archive_of_an_empty_directory_is_mounted") {
+        return;
+    }
+    let (bench, _, mountpoint) = prepared();
+    for flags in [&[][..], &["-no-exports"], &["-no-exports", "-no-xattrs", "-no-fragments"]] {
+        let archive = bench.archive(&bench.directory("nothing"), "nothing.sqsh", flags);
+        bench.ok(&["mount", text(&archive), text(&mountpoint)]);
+        assert_eq!(std::fs::read_dir(&mountpoint).unwrap().count(), 0);
+        std::fs::write(mountpoint.join("first"), "first").unwrap();
+        bench.ok(&["unmount", text(&mountpoint)]);
+    }
+}

@@ -78,7 +78,7 @@ pub fn start_detached(request: &MountRequest) -> Result<Ready, Failure> {
 /// reports on standard output. Returns when the mount is gone.
 ///
 /// # Errors
-/// Those of [`super::serve`]; the command has been told already.
+/// Those of [`super::serve()`]; the command has been told already.
 pub fn run_detached() -> Result<(), Failure> {
     // A session of its own: no signal of the terminal, or of the job that mounted, reaches it. It
     // fails for a process that leads one already, which is as good.

@@ -1,6 +1,6 @@
 //! The process behind a mount: from a request to a directory that answers, and its tidy end.
 //!
-//! [`serve`] is that process's whole life. [`start_detached`] runs it in a process of its own.
+//! [`serve()`] is that process's whole life. [`start_detached`] runs it in a process of its own.
 //! What a server writes down about itself is in [`state`], what it says when asked in [`report`].
 
 mod control;
