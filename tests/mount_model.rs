@@ -101,9 +101,9 @@ fn apply(root: &Path, op: &Op) -> Result<Vec<u8>, i32> {
             open(name, OpenOptions::new().append(true))
                 .and_then(|mut file| file.write_all(b"appended")),
         ),
-        Op::Truncate(name, size) => done(
-            open(name, OpenOptions::new().write(true)).and_then(|file| file.set_len(*size)),
-        ),
+        Op::Truncate(name, size) => {
+            done(open(name, OpenOptions::new().write(true)).and_then(|file| file.set_len(*size)))
+        }
         Op::Mkdir(name) => done(fs::create_dir(name.under(root))),
         Op::Rmdir(name) => done(fs::remove_dir(name.under(root))),
         Op::Unlink(name) => done(fs::remove_file(name.under(root))),

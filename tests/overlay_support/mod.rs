@@ -50,7 +50,6 @@ pub fn bytes(seed: u8, len: usize) -> Vec<u8> {
 
 /// A source tree over the names `a`, `b` and `c`, three deep, and its archive. Made once.
 pub struct Source {
-    _dir: tempfile::TempDir,
     pub tree: PathBuf,
     pub archive: PathBuf,
 }
@@ -58,7 +57,13 @@ pub struct Source {
 pub fn source() -> &'static Source {
     static SOURCE: OnceLock<Source> = OnceLock::new();
     SOURCE.get_or_init(|| {
-        let dir = tempfile::tempdir().unwrap();
+        // Made once and kept below target/: a static is never dropped, and every test is a process
+        // of its own. A change of what follows needs a new name.
+        let kept = Path::new(env!("CARGO_TARGET_TMPDIR")).join("overlay-source-1");
+        if kept.exists() {
+            return Source { tree: kept.join("tree"), archive: kept.join("archive.sqsh") };
+        }
+        let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
         let tree = dir.path().join("tree");
         let file = |path: &str, data: &[u8]| std::fs::write(tree.join(path), data).unwrap();
         for path in ["", "a", "a/b", "a/b/b", "c", "c/a", "c/c"] {
@@ -98,7 +103,12 @@ pub fn source() -> &'static Source {
         let mut args = vec![tree.as_os_str(), archive.as_os_str()];
         args.extend(options.map(OsStr::new));
         run("mksquashfs", &args);
-        Source { _dir: dir, tree, archive }
+        // Whoever comes first is used by all; a second one is dropped.
+        match std::fs::rename(dir.path(), &kept) {
+            Ok(()) => drop(dir.keep()),
+            Err(error) => assert!(kept.exists(), "{error}"),
+        }
+        Source { tree: kept.join("tree"), archive: kept.join("archive.sqsh") }
     })
 }
 
