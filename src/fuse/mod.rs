@@ -11,9 +11,11 @@ mod faults;
 mod filesystem;
 mod io_mode;
 mod mount;
+mod options;
 mod pool;
 mod session;
 
 pub use faults::{Fault, Faults};
 pub use mount::{detach, unmount};
-pub use session::{Mount, MountOptions, Unmounter};
+pub use options::MountOptions;
+pub use session::{Mount, Unmounter};
