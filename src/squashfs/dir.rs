@@ -2,8 +2,9 @@
 //! and for long ones an index of where in the listing each metadata block starts.
 
 use super::Error;
+use super::dir_index::{DirIndex, Start};
 use super::format::{
-    DIR_GROUP_LEN, DIR_SIZE_BIAS, METADATA_LEN, NAME_LEN, RawDirEntry, RawDirHeader, RawDirIndex,
+    DIR_GROUP_LEN, DIR_SIZE_BIAS, METADATA_LEN, NAME_LEN, RawDirEntry, RawDirHeader,
 };
 use super::inode::Inode;
 use super::metadata::{MetaPosition, MetaReader, Metadata};
@@ -54,41 +55,28 @@ impl<'a> DirReader<'a> {
         metadata: &'a Metadata,
         table: ArchiveOffset,
         directory: &Inode,
+        index: &DirIndex,
         from: DirCursor,
     ) -> Result<Self, Error> {
-        let from = from.0;
-        Self::behind(metadata, table, directory, from, |index, _| {
-            u64::from(index.position.get()) <= from
-        })
+        Self::starting(metadata, table, directory, index.before_position(from.0), from.0)
     }
 
-    /// From the last place in the index for which `before` holds, or the start.
-    fn behind(
+    fn starting(
         metadata: &'a Metadata,
         table: ArchiveOffset,
         directory: &Inode,
+        start: Option<Start>,
         from: u64,
-        before: impl Fn(&RawDirIndex, &[u8]) -> bool,
     ) -> Result<Self, Error> {
-        let layout = directory.directory()?;
-        let mut start = layout.listing;
-        let mut position = 0;
-        let mut reader = metadata.reader("directory index", layout.index);
-        let mut buffer = NameBuffer::default();
-        for _ in 0..layout.index_count {
-            // Names are found without the index too: damage in it only ends it, as in the kernel.
-            let (index, name) = match read_index(&mut reader, &mut buffer) {
-                Ok(Some(entry)) => entry,
-                Ok(None) | Err(Error::Corrupt { .. }) => break,
-                Err(error) => return Err(error),
-            };
-            if !before(&index, name) {
-                break;
+        let listing = directory.directory()?.listing;
+        let (position, start) = match start {
+            None => (0, listing),
+            Some(start) => {
+                let position = u64::from(start.position);
+                let offset = (position + listing.offset as u64) % METADATA_LEN as u64;
+                (position, MetaPosition::in_table(table, start.block, offset as u16))
             }
-            position = u64::from(index.position.get());
-            let offset = (position + layout.listing.offset as u64) % METADATA_LEN as u64;
-            start = MetaPosition::in_table(table, index.block.get(), offset as u16);
-        }
+        };
         Ok(Self {
             reader: metadata.reader(STRUCTURE, start),
             position,
@@ -197,9 +185,10 @@ pub(super) fn lookup(
     metadata: &Metadata,
     table: ArchiveOffset,
     directory: &Inode,
+    index: &DirIndex,
     name: &[u8],
 ) -> Result<Option<DirEntry>, Error> {
-    DirReader::behind(metadata, table, directory, 0, |_, indexed| indexed <= name)?.find(name)
+    DirReader::starting(metadata, table, directory, index.before_name(name), 0)?.find(name)
 }
 
 /// Room for a name, so that looking through many takes no memory for each.
@@ -217,17 +206,5 @@ impl NameBuffer {
         let name = self.0.get_mut(..len).unwrap_or_default();
         reader.read_exact(name)?;
         Ok(name)
-    }
-}
-
-/// One entry of the index; `None` where its name cannot be one.
-fn read_index<'a>(
-    reader: &mut MetaReader<'_>,
-    buffer: &'a mut NameBuffer,
-) -> Result<Option<(RawDirIndex, &'a [u8])>, Error> {
-    let index: RawDirIndex = reader.read()?;
-    match usize::try_from(index.size.get()) {
-        Ok(last) if last < NAME_LEN => Ok(Some((index, buffer.read(reader, last + 1)?))),
-        _ => Ok(None),
     }
 }

@@ -20,6 +20,7 @@ mod codec;
 mod data;
 mod decoded;
 mod dir;
+mod dir_index;
 mod error;
 mod format;
 mod inode;
@@ -47,6 +48,7 @@ use crate::types::{ArchiveOffset, ByteRange, FileKind, FileOffset, InodeNumber, 
 use blocks::BlockIndex;
 use codec::Codec;
 use data::DataBlocks;
+use dir_index::DirIndexes;
 use format::SUPERBLOCK_LEN;
 use inode::InodeParser;
 use metadata::{Metadata, Resident};
@@ -90,6 +92,7 @@ pub struct Archive {
     superblock: Superblock,
     metadata: Metadata,
     tables: Tables,
+    indexes: DirIndexes,
     blocks: BlockIndex,
     data: DataBlocks,
 }
@@ -120,6 +123,7 @@ impl Archive {
         let tables = Tables::open(&superblock, &metadata)?;
         let block_size = superblock.block_size;
         let archive = Self {
+            indexes: DirIndexes::new(),
             blocks: BlockIndex::new(block_size),
             data: DataBlocks::new(blob, codec, block_size, end, options.decoded_bytes),
             superblock,
@@ -164,12 +168,18 @@ impl Archive {
 
     /// Finds `name` in a directory.
     pub fn lookup(&self, directory: &Inode, name: &[u8]) -> Result<Option<DirEntry>, Error> {
-        dir::lookup(&self.metadata, self.superblock.directory_table, directory, name)
+        let index = self.indexes.of(&self.metadata, directory)?;
+        dir::lookup(&self.metadata, self.superblock.directory_table, directory, &index, name)
     }
 
     /// Lists a directory from `from` on: [`DirCursor::START`], or an entry's `next`.
     pub fn read_dir(&self, directory: &Inode, from: DirCursor) -> Result<DirReader<'_>, Error> {
-        DirReader::new(&self.metadata, self.superblock.directory_table, directory, from)
+        // The start needs no finding.
+        let index = match from {
+            DirCursor::START => Arc::default(),
+            _ => self.indexes.of(&self.metadata, directory)?,
+        };
+        DirReader::new(&self.metadata, self.superblock.directory_table, directory, &index, from)
     }
 
     /// All files from the root down.
