@@ -113,6 +113,11 @@ fn caller(request: &Request, umask: u32) -> Caller {
     Caller { uid: request.uid(), gid: request.gid(), umask }
 }
 
+/// Whether a handle opened with `flags` may write.
+fn writes(flags: i32) -> bool {
+    flags & libc::O_ACCMODE != libc::O_RDONLY
+}
+
 fn handle(handle: FileHandle) -> Handle {
     Handle(handle.0)
 }
@@ -127,10 +132,15 @@ impl Shared {
         errno(error)
     }
 
+    /// How long the kernel may remember what it is about to be told of `ino`.
+    fn attr_ttl_of(&self, ino: Ino) -> Duration {
+        if self.modes.changes_unseen(ino) { Duration::ZERO } else { self.attr_ttl }
+    }
+
     fn reply_entry(&self, result: overlay::Result<Attr>, reply: ReplyEntry) {
         match result {
             Ok(attr) => reply.entry_with_ttls(
-                &self.attr_ttl,
+                &self.attr_ttl_of(attr.ino),
                 &self.entry_ttl,
                 &file_attr(&attr),
                 Generation(attr.generation),
@@ -141,7 +151,7 @@ impl Shared {
 
     fn reply_attr(&self, result: overlay::Result<Attr>, reply: ReplyAttr) {
         match result {
-            Ok(attr) => reply.attr(&self.attr_ttl, &file_attr(&attr)),
+            Ok(attr) => reply.attr(&self.attr_ttl_of(attr.ino), &file_attr(&attr)),
             Err(error) => reply.error(self.failed(&error)),
         }
     }
@@ -180,6 +190,7 @@ impl Shared {
         &self,
         ino: Ino,
         opened: &Opened,
+        writes: bool,
         register: impl FnOnce(&rustix::fd::OwnedFd) -> io::Result<BackingId>,
     ) -> (IoMode, FopenFlags) {
         let upper = match opened.backing {
@@ -192,7 +203,7 @@ impl Shared {
         let upper = upper.filter(|fd| {
             rustix::fs::fstat(fd).is_ok_and(|stat| overlay::setid_bits(stat.st_mode) == 0)
         });
-        let mode = self.modes.opened(ino, upper.map(|fd| move || register(&fd)));
+        let mode = self.modes.opened(ino, writes, upper.map(|fd| move || register(&fd)));
         // Lower data never changes, and without passthrough every change of upper data goes
         // through the page cache. With it, pages from before may be stale.
         let keep =
@@ -436,7 +447,7 @@ impl Filesystem for Adapter {
         let truncates = flags.0 & libc::O_TRUNC != 0 && request.uid() != 0;
         let flags = self.shared.upper_flags(flags.0);
         // Opened for writing, a lower file is copied up.
-        let writes = flags & libc::O_ACCMODE != libc::O_RDONLY;
+        let writes = writes(flags);
         self.run(writes || self.shared.overlay.would_block(ino), move |shared| {
             let opened = match shared.overlay.open(ino, flags) {
                 Ok(opened) => opened,
@@ -445,7 +456,10 @@ impl Filesystem for Adapter {
             if truncates {
                 shared.drop_setid(ino);
             }
-            let (mode, cache) = shared.io_mode(ino, &opened, |fd| reply.open_backing(fd));
+            let (mode, cache) = shared.io_mode(ino, &opened, writes, |fd| reply.open_backing(fd));
+            if shared.modes.changes_unseen(ino) {
+                shared.forget_attributes(ino);
+            }
             let fh = FileHandle(opened.handle.0);
             match mode {
                 IoMode::Cached => reply.opened(fh, cache),
@@ -465,14 +479,17 @@ impl Filesystem for Adapter {
         reply: ReplyCreate,
     ) {
         let (caller, name) = (caller(request, umask), name.to_owned());
-        let flags = self.shared.upper_flags(flags);
+        let (flags, writes) = (self.shared.upper_flags(flags), writes(flags));
         self.run(self.would_block(parent), move |shared| {
             let created = shared.overlay.create(&caller, Ino(parent.0), &name, mode, flags);
             let (attr, opened) = match created {
                 Ok(created) => created,
                 Err(error) => return reply.error(shared.failed(&error)),
             };
-            let (mode, cache) = shared.io_mode(attr.ino, &opened, |fd| reply.open_backing(fd));
+            // What the kernel remembers of it does no harm: before a new file can be mapped it has to
+            // grow, and then the kernel asks again.
+            let (mode, cache) =
+                shared.io_mode(attr.ino, &opened, writes, |fd| reply.open_backing(fd));
             let fh = FileHandle(opened.handle.0);
             let generation = Generation(attr.generation);
             let (attr, ttl) = (file_attr(&attr), &shared.entry_ttl.min(shared.attr_ttl));
@@ -556,14 +573,14 @@ impl Filesystem for Adapter {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
-        let passthrough = self.shared.modes.released(Ino(ino.0));
+        let ino = Ino(ino.0);
+        let changed_unseen = self.shared.modes.changes_unseen(ino);
+        self.shared.modes.released(ino, writes(flags.0));
         self.shared.overlay.release(handle(fh));
         reply.ok();
-        let wrote = flags.0 & libc::O_ACCMODE != libc::O_RDONLY;
-        if passthrough && wrote {
-            // Writes through a mapping change the upper file's times without the kernel's FUSE side
-            // noticing.
-            self.shared.forget_attributes(Ino(ino.0));
+        if changed_unseen {
+            // An answer from before the last change may only now be given.
+            self.shared.forget_attributes(ino);
         }
     }
 
@@ -625,11 +642,11 @@ impl Filesystem for Adapter {
     ) {
         self.run(self.would_block(ino), move |shared| {
             // One TTL serves name and attributes here; the protocol has two, fuser passes one.
-            let ttl = shared.entry_ttl.min(shared.attr_ttl);
             let result = shared.overlay.readdir(handle(fh), offset, true, &mut |entry| {
                 let Some(attr) = &entry.attr else {
                     return ControlFlow::Continue(());
                 };
+                let ttl = shared.entry_ttl.min(shared.attr_ttl_of(entry.ino));
                 let full = reply.add(
                     INodeNo(entry.ino.0),
                     entry.next_cookie,
