@@ -736,9 +736,10 @@ impl Filesystem for Adapter {
         });
     }
 
-    fn listxattr(&self, _request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+    fn listxattr(&self, request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        let caller = caller(request, 0);
         self.run(self.would_block(ino), move |shared| {
-            shared.reply_xattr(shared.overlay.listxattr(Ino(ino.0)), size, reply);
+            shared.reply_xattr(shared.overlay.listxattr(&caller, Ino(ino.0)), size, reply);
         });
     }
 

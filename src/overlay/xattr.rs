@@ -13,6 +13,7 @@ use rustix::fs::XattrFlags;
 use rustix::io::Errno;
 
 use super::Overlay;
+use super::attr::Caller;
 use super::copy_up::Want;
 use super::error::{Error, Result};
 use super::upper::{Address, Namespace};
@@ -70,15 +71,19 @@ impl Overlay {
         }
     }
 
-    /// The names of all attributes, each ended by a NUL.
+    /// The names of all attributes that `caller` may see, each ended by a NUL: Linux leaves it to file
+    /// systems to hide `trusted.` ones from users without privilege. Which privileges a caller has
+    /// FUSE does not say, so user 0 stands for all.
     ///
     /// # Errors
     /// What reading either half says.
-    pub fn listxattr(&self, ino: Ino) -> Result<Vec<u8>> {
+    pub fn listxattr(&self, caller: &Caller, ino: Ino) -> Result<Vec<u8>> {
         let mut shown = Vec::new();
         let mut show = |name: &[u8]| {
-            shown.extend_from_slice(name);
-            shown.push(0);
+            if caller.uid == 0 || !name.starts_with(b"trusted.") {
+                shown.extend_from_slice(name);
+                shown.push(0);
+            }
         };
         match self.in_upper(ino)? {
             None => {

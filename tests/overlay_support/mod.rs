@@ -425,7 +425,7 @@ impl Merged {
             FileKind::Symlink => overlay.readlink(attr.ino).unwrap(),
             _ => Vec::new(),
         };
-        let names = overlay.listxattr(attr.ino).unwrap();
+        let names = overlay.listxattr(&ROOT, attr.ino).unwrap();
         let xattrs = names.split(|b| *b == 0).filter(|name| !name.is_empty()).map(|name| {
             let value = overlay.getxattr(attr.ino, OsStr::from_bytes(name)).unwrap();
             (name.to_vec(), value)
