@@ -573,3 +573,61 @@ fn an_archive_of_an_empty_directory_is_mounted() {
         bench.ok(&["unmount", text(&mountpoint)]);
     }
 }
+
+#[test]
+fn a_listing_has_the_directory_itself_and_its_parent() {
+    if !can_mount("a_listing_has_the_directory_itself_and_its_parent") {
+        return;
+    }
+    let (bench, archive, mountpoint) = prepared();
+    bench.ok(&["mount", text(&archive), text(&mountpoint)]);
+    std::fs::create_dir_all(mountpoint.join("upper/inner")).unwrap();
+    // The root (whose parent the kernel shows as itself to FUSE), one from the archive, one from the
+    // upper, and one that is merged; twice, because the second may come from the kernel's memory.
+    std::fs::write(mountpoint.join("sub/deeper/new"), "").unwrap();
+    for name in ["", "sub", "sub/deeper", "upper", "upper/inner"] {
+        let directory = mountpoint.join(name);
+        for _ in 0..2 {
+            let opened = std::fs::File::open(&directory).unwrap();
+            let listed: std::collections::BTreeMap<Vec<u8>, u64> =
+                rustix::fs::Dir::read_from(&opened)
+                    .unwrap()
+                    .map(|entry| entry.unwrap())
+                    .map(|entry| (entry.file_name().to_bytes().to_vec(), entry.ino()))
+                    .collect();
+            let ino = |path: &Path| std::fs::symlink_metadata(path).unwrap().ino();
+            assert_eq!(listed.get(&b"."[..]), Some(&ino(&directory)), "{name}");
+            let parent = if name.is_empty() { &*directory } else { directory.parent().unwrap() };
+            assert_eq!(listed.get(&b".."[..]), Some(&ino(parent)), "{name}");
+            for (name, shown) in &listed {
+                if name != b"." && name != b".." {
+                    let name = std::ffi::OsStr::new(std::str::from_utf8(name).unwrap());
+                    assert_eq!(*shown, ino(&directory.join(name)), "{}", name.display());
+                }
+            }
+        }
+    }
+    bench.ok(&["unmount", text(&mountpoint)]);
+}
+
+#[test]
+fn both_names_of_the_mount_helper_mount() {
+    use std::os::unix::process::CommandExt;
+    if !can_mount("both_names_of_the_mount_helper_mount") {
+        return;
+    }
+    let (bench, archive, mountpoint) = prepared();
+    for name in ["mount.thawfs", "/sbin/mount.fuse.thawfs"] {
+        let helper =
+            |arguments: &[&str]| bench.thawfs().arg0(name).args(arguments).output().unwrap();
+        let output = helper(&[text(&archive), text(&mountpoint), "-n", "-o", "ro,nofail"]);
+        assert!(output.status.success(), "{name}: {}", String::from_utf8_lossy(&output.stderr));
+        assert!(mountpoint.join("hello").exists(), "{name}");
+        bench.ok(&["unmount", text(&mountpoint)]);
+        // mount(8)'s own exit codes: wrong usage, and a mount that failed.
+        assert_eq!(helper(&[text(&archive)]).status.code(), Some(1), "{name}");
+        let missing = text(&bench.path("nowhere.sqsh")).to_owned();
+        assert_eq!(helper(&[&missing, text(&mountpoint)]).status.code(), Some(32), "{name}");
+    }
+    bench.assert_nothing_left();
+}

@@ -41,10 +41,16 @@ pub(super) fn file_attr(attr: &Attr) -> FileAttr {
 
 /// An entry the kernel keeps as "there is no such name": node id 0.
 pub(super) fn negative_entry() -> FileAttr {
+    bare(Ino(0), FileKind::Regular)
+}
+
+/// Number and kind alone, for `.` and `..` in a listing: the kernel shows these two of them and
+/// remembers nothing.
+pub(super) fn bare(ino: Ino, kind: FileKind) -> FileAttr {
     file_attr(&Attr {
-        ino: Ino(0),
+        ino,
         generation: 0,
-        kind: FileKind::Regular,
+        kind,
         perm: 0,
         nlink: 0,
         uid: 0,

@@ -17,7 +17,7 @@ use fuser::{
     ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
-use super::attr::{file_attr, file_type, negative_entry, set_time, user_device};
+use super::attr::{bare, file_attr, file_type, negative_entry, set_time, user_device};
 use super::errno::errno;
 use super::faults::Faults;
 use super::io_mode::{IoMode, IoModes};
@@ -643,8 +643,10 @@ impl Filesystem for Adapter {
         self.run(self.would_block(ino), move |shared| {
             // One TTL serves name and attributes here; the protocol has two, fuser passes one.
             let result = shared.overlay.readdir(handle(fh), offset, true, &mut |entry| {
-                let Some(attr) = &entry.attr else {
-                    return ControlFlow::Continue(());
+                // `.` and `..` have none, and are not looked up by being listed.
+                let (attr, generation) = match &entry.attr {
+                    Some(attr) => (file_attr(attr), attr.generation),
+                    None => (bare(entry.ino, entry.kind), 0),
                 };
                 let ttl = shared.entry_ttl.min(shared.attr_ttl_of(entry.ino));
                 let full = reply.add(
@@ -652,8 +654,8 @@ impl Filesystem for Adapter {
                     entry.next_cookie,
                     entry.name,
                     &ttl,
-                    &file_attr(attr),
-                    Generation(attr.generation),
+                    &attr,
+                    Generation(generation),
                 );
                 if full { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
             });

@@ -482,7 +482,6 @@ impl Side for Merged {
         while done < data.len() {
             done += overlay.write(opened.handle, at + done as u64, &data[done..]).unwrap();
         }
-        overlay.flush(opened.handle).unwrap();
         overlay.release(opened.handle);
         Ok(())
     }
