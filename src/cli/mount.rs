@@ -7,10 +7,14 @@ use super::{options, output::Output};
 use crate::backup::SourceRequest;
 use crate::failure::{Code, Failure};
 use crate::server::state::StateDir;
-use crate::server::{MountRequest, Ready, check_free, serve, start_detached};
+use crate::server::{MountRequest, Ready, check_free, restart_limited, serve, start_detached};
 
 /// Mounts, and returns when the mount answers (or, in the foreground, when it is gone).
 pub(super) fn mount(args: MountArgs, output: &Output) -> Result<(), Failure> {
+    if args.foreground {
+        // This process is the server.
+        restart_limited();
+    }
     let mountpoint = find_mountpoint(&args.mountpoint)?;
     let mut request = MountRequest {
         upper: args.upper,

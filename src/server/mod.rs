@@ -5,6 +5,7 @@
 
 mod control;
 mod detach;
+mod heap;
 pub mod mounts;
 pub mod report;
 mod serve;
@@ -12,4 +13,5 @@ pub mod state;
 
 pub use control::fetch_report;
 pub use detach::{SERVE_COMMAND, run_detached, start_detached};
+pub use heap::restart_limited;
 pub use serve::{MountRequest, Ready, check_free, serve};
