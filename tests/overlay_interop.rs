@@ -26,6 +26,7 @@ fn change(side: &mut dyn Side) {
     side.rename(path("c/c"), path("a/moved"), none).unwrap();
     side.write(path("a/moved/a"), 2, b"written", libc::O_WRONLY).unwrap();
     side.unlink(path("a/moved/c")).unwrap();
+    side.chmod(path("a/moved/b"), 0o640).unwrap();
     side.rename(path("c"), path("first"), none).unwrap();
     side.rename(path("first"), path("second"), none).unwrap();
     side.mkdir(path("c"), 0o700).unwrap();

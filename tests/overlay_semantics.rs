@@ -176,6 +176,34 @@ fn attributes_names_and_truncation_copy_no_data() {
 }
 
 #[test]
+fn a_file_with_all_the_attributes_that_fit_is_copied_up_with_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let tree = dir.path().join("tree");
+    std::fs::create_dir(&tree).unwrap();
+    std::fs::write(tree.join("file"), bytes(1, 9000)).unwrap();
+    // As much as ext4 has room for in its one block.
+    let value = bytes(2, 4016);
+    rustix::fs::setxattr(tree.join("file"), "user.x", &value, XattrFlags::empty()).unwrap();
+    let archive = dir.path().join("archive.sqsh");
+    run("mksquashfs", &[&tree, &archive].map(|path| path.as_os_str()));
+    let open = || {
+        let overlay = open_overlay(dir.path(), &archive, Options::default());
+        Merged { overlay, plus: false }
+    };
+    let mut side = open();
+    side.chmod(path("file"), 0o600).unwrap();
+    let seen = side.tree();
+    drop(side);
+    let seen_again = open().tree();
+    for tree in [seen, seen_again] {
+        let file = &tree[path("file")];
+        assert_eq!(file.mode & 0o777, 0o600);
+        assert!(file.contents == bytes(1, 9000));
+        assert_eq!(file.xattrs, [("user.x".into(), value.clone())].into());
+    }
+}
+
+#[test]
 fn an_open_file_outlives_its_name() {
     for (name, flags) in [("a/b/a", libc::O_RDONLY), ("c/c/a", libc::O_RDWR)] {
         let dir = tempfile::tempdir().unwrap();

@@ -3,6 +3,7 @@
 use std::ffi::{CString, OsStr};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
+use std::sync::Arc;
 
 use rustix::fs::{FileType, Mode, OFlags, Timespec, Timestamps, XattrFlags};
 use rustix::io::Errno;
@@ -10,7 +11,7 @@ use rustix::io::Errno;
 use super::Overlay;
 use super::copy_up::Want;
 use super::error::{Error, Result};
-use super::nodes::{Data, Place};
+use super::nodes::{Data, Place, UpperState};
 use super::upper::{Address, Draft, Mark, handle_of, record};
 use super::xattr::stored_name;
 use crate::squashfs::Inode;
@@ -27,6 +28,8 @@ pub(super) const NULL_DEVICE_STAND_IN: (u32, u32) = (0, 0xfffff);
 /// A copy in the workdir.
 pub(super) struct Built<'a> {
     pub(super) draft: Draft<'a>,
+    /// Its number in the upper.
+    pub(super) st_ino: u64,
     pub(super) data: Data,
     pub(super) null_device: bool,
 }
@@ -42,35 +45,18 @@ impl Overlay {
     ) -> Result<Built<'_>> {
         let upper = self.upper()?;
         let null_device = inode.kind == FileKind::CharDevice && inode.rdev == 0;
-        let mut data = Data::Upper;
+        // As they will be, so that they need not be changed. Without privilege, attributes can only be
+        // set on what is writable.
+        let permissions = |open: u32| match upper.privileged {
+            true => u32::from(inode.permissions) & 0o777,
+            false => open,
+        };
         let draft = match inode.kind {
             FileKind::Regular => {
-                let (draft, fd) = upper.draft_file(OFlags::RDWR, 0o600)?;
-                let redirect = match want {
-                    Want::Attributes if inode.size > 0 && self.options.metacopy => {
-                        self.lower_path(ino).ok()
-                    }
-                    Want::Attributes | Want::Data | Want::Truncated => None,
-                };
-                match (redirect, want) {
-                    (_, Want::Truncated) => {}
-                    (Some(path), _) if self.mark_metacopy(&draft.address(), &path) => {
-                        rustix::fs::ftruncate(&fd, inode.size)
-                            .map_err(Error::sys("ftruncate", "a copy"))?;
-                        data = Data::Lower(lower);
-                    }
-                    _ => self.write_data(inode, &fd)?,
-                }
-                self.dress(&draft.address(), lower, inode, null_device)?;
-                if data == Data::Upper && inode.size > 0 && want != Want::Truncated {
-                    // Otherwise the rename may reach the disk before the data does. Attributes and
-                    // names need no fsync: the journal keeps them in order.
-                    rustix::fs::fsync(&fd).map_err(Error::sys("fsync", "a copy"))?;
-                }
-                return Ok(Built { draft, data, null_device });
+                return self.build_file(ino, lower, inode, want, permissions(0o600));
             }
             FileKind::Directory => upper.draft(|dir, name| {
-                rustix::fs::mkdirat(dir, name, Mode::from_raw_mode(0o700))
+                rustix::fs::mkdirat(dir, name, Mode::from_raw_mode(permissions(0o700)))
                     .map_err(Error::sys("mkdir", "a copy"))
             })?,
             FileKind::Symlink => {
@@ -82,36 +68,96 @@ impl Overlay {
             }
             kind => upper.draft(|dir, name| {
                 let device = if null_device { stand_in() } else { inode.rdev };
-                make_special(dir, name, kind, 0o600, device)
+                make_special(dir, name, kind, permissions(0o600), device)
             })?,
         }
         .0;
-        self.dress(&draft.address(), lower, inode, null_device)?;
-        Ok(Built { draft, data, null_device })
+        let address = draft.address();
+        let st_ino = self.dress(&address, lower, inode)?;
+        if null_device {
+            upper.marks.set(&address, Mark::NullDevice, b"")?;
+        }
+        Ok(Built { draft, st_ino, data: Data::Upper, null_device })
     }
 
-    /// Marks a copy as one whose data is at `path` in the lower. `false` where the path is too long
-    /// for an attribute: then the data is copied.
-    fn mark_metacopy(&self, copy: &Address, path: &[u8]) -> bool {
-        let Ok(upper) = self.upper() else { return false };
-        upper.marks.set(copy, Mark::Redirect, path).is_ok()
-            && upper.marks.set(copy, Mark::Metacopy, b"").is_ok()
-    }
-
-    /// Gives a copy the owner, attributes, permissions and times of its lower inode, and the records
-    /// that say where it came from.
-    pub(super) fn dress(
+    fn build_file(
         &self,
-        copy: &Address,
+        ino: Ino,
         lower: InodeRef,
         inode: &Inode,
-        null_device: bool,
-    ) -> Result<()> {
+        want: Want,
+        permissions: u32,
+    ) -> Result<Built<'_>> {
         let upper = self.upper()?;
-        match copy.chown(Some(inode.uid), Some(inode.gid)) {
-            Err(error) if !upper.privileged && error.is(Errno::PERM) => {}
-            other => other?,
+        let (draft, fd) = upper.draft_file(OFlags::RDWR, permissions)?;
+        let fd = Arc::new(fd);
+        let copy = Address::Open(Arc::clone(&fd));
+        let data = match want {
+            Want::Truncated => Data::Upper,
+            Want::Attributes if self.may_be_metacopy(ino, inode, &copy) => Data::Lower(lower),
+            Want::Attributes | Want::Data => {
+                self.write_data(inode, &fd)?;
+                Data::Upper
+            }
+        };
+        if data != Data::Upper {
+            rustix::fs::ftruncate(&fd, inode.size).map_err(Error::sys("ftruncate", "a copy"))?;
         }
+        let st_ino = self.dress(&copy, lower, inode)?;
+        // Last: where the file's own attributes leave no room for the mark, the data is copied.
+        if data != Data::Upper && upper.marks.set(&copy, Mark::Metacopy, b"").is_err() {
+            return self.build_file(ino, lower, inode, Want::Data, permissions);
+        }
+        if data == Data::Upper && inode.size > 0 && want != Want::Truncated {
+            // Otherwise the rename may reach the disk before the data does. Attributes and names need
+            // no fsync: the journal keeps them in order.
+            rustix::fs::fsync(&fd).map_err(Error::sys("fsync", "a copy"))?;
+        }
+        Ok(Built { draft, st_ino, data, null_device: false })
+    }
+
+    /// Whether the data of a copy can stay in the lower. The copy's name says where it is, being the
+    /// lower's in a directory that merges with the lower's: it gets no redirect until that changes
+    /// ([`Self::keep_data_found`]). One that comes into the index can be reached by other names.
+    fn may_be_metacopy(&self, ino: Ino, inode: &Inode, copy: &Address) -> bool {
+        inode.size > 0
+            && self.options.metacopy
+            && (inode.nlink == 1 || self.redirect_to_data(ino, copy).is_ok())
+    }
+
+    fn redirect_to_data(&self, ino: Ino, copy: &Address) -> Result<()> {
+        self.upper()?.marks.set(copy, Mark::Redirect, &self.lower_path(ino)?)
+    }
+
+    /// Prepares for a metacopy to get another name: a redirect says where its data is. Where that
+    /// cannot be said, the data is copied.
+    pub(super) fn keep_data_found(&self, ino: Ino) -> Result<()> {
+        let is_metacopy = |state: UpperState| state.data != Data::Upper;
+        if !self.nodes.upper(ino)?.is_some_and(is_metacopy) {
+            return Ok(());
+        }
+        let address = {
+            let _names = self.names.read();
+            Address::Pinned(self.address(ino)?.0.pin()?)
+        };
+        match self.redirect_to_data(ino, &address) {
+            Ok(()) => Ok(()),
+            Err(_) => self.copy_up(ino, Want::Data),
+        }
+    }
+
+    /// Gives a copy the owner, attributes, permissions and times of its lower inode, and the record
+    /// that says where it came from. Returns its number in the upper.
+    pub(super) fn dress(&self, copy: &Address, lower: InodeRef, inode: &Inode) -> Result<u64> {
+        let upper = self.upper()?;
+        let stat = copy.stat()?;
+        if (stat.stx_uid, stat.stx_gid) != (inode.uid, inode.gid) {
+            match copy.chown(Some(inode.uid), Some(inode.gid)) {
+                Err(error) if !upper.privileged && error.is(Errno::PERM) => {}
+                other => other?,
+            }
+        }
+        // Before our own, which can be done without if there is no room for all.
         for xattr in self.lower.archive().xattrs(inode)? {
             let name = CString::new(stored_name(&xattr.name, upper.marks).into_owned())
                 .map_err(|_| Errno::IO)?;
@@ -123,17 +169,14 @@ impl Overlay {
                 Err(errno) => return Err(Error::sys("setxattr", name.to_string_lossy())(errno)),
             }
         }
-        let st_ino = copy.stat()?.stx_ino;
-        upper.marks.try_set(copy, Mark::Record, &record(lower, st_ino))?;
+        upper.marks.try_set(copy, Mark::Record, &record(lower, stat.stx_ino))?;
         upper.marks.try_set(copy, Mark::Origin, &handle_of(inode.number))?;
-        if null_device {
-            upper.marks.set(copy, Mark::NullDevice, b"")?;
-        }
-        if inode.kind != FileKind::Symlink {
+        if inode.kind != FileKind::Symlink && stat.stx_mode & 0o7777 != inode.permissions {
             copy.chmod(inode.permissions.into())?;
         }
         let time = Timespec { tv_sec: inode.mtime.seconds, tv_nsec: inode.mtime.nanos.into() };
-        copy.set_times(&Timestamps { last_access: time, last_modification: time })
+        copy.set_times(&Timestamps { last_access: time, last_modification: time })?;
+        Ok(stat.stx_ino)
     }
 
     /// Copies a lower file's data into an empty or all-hole file, leaving its holes.

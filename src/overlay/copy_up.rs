@@ -15,7 +15,6 @@ use rustix::fs::{AtFlags, OFlags, RenameFlags, Statx, Timespec, Timestamps};
 use rustix::io::Errno;
 
 use super::Overlay;
-use super::attr::kind_of;
 use super::build::Built;
 use super::dirs::os_str;
 use super::error::{Error, Result};
@@ -123,12 +122,10 @@ impl Overlay {
         let built = self.build(ino, lower, &inode, want)?;
         let _names = self.names.write();
         let node = self.nodes.get(ino)?;
-        let address = built.draft.address();
-        let stat = address.stat()?;
         let mut state = UpperState {
             data: built.data,
             null_device: built.null_device,
-            ..UpperState::new(&stat, kind_of(&stat)?, 0, Some(lower))
+            ..UpperState::new(built.st_ino, inode.kind, 0, Some(lower))
         };
         if inode.kind == FileKind::Directory && node.place == Place::Nowhere {
             // A removed directory merges with nothing.
@@ -154,7 +151,7 @@ impl Overlay {
             Place::Index | Place::Nowhere => {
                 // Unlinked, though still in use: the copy is as nameless. The draft's name goes
                 // when it is dropped.
-                state.pin = Some(address.pin()?);
+                state.pin = Some(built.draft.address().pin()?);
                 drop(built);
             }
         }

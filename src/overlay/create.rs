@@ -190,7 +190,7 @@ impl Overlay {
         let state = UpperState {
             null_device: new.is_null_device(),
             impure: Some(false),
-            ..UpperState::new(&stat, kind_of(&stat)?, generation_of(&stat), None)
+            ..UpperState::new(stat.stx_ino, kind_of(&stat)?, generation_of(&stat), None)
         };
         let attr = self.attr_of_upper(ino, &state, &stat)?;
         let found = Found { ino, kind: state.kind, upper: Some(state) };

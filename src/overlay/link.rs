@@ -23,6 +23,7 @@ impl Overlay {
         let upper = self.upper()?;
         let child = self.lower_child(parent, name)?;
         self.copy_up(ino, Want::Attributes)?;
+        self.keep_data_found(ino)?;
         self.copy_up(parent, Want::Attributes)?;
         {
             let _names = self.names.write();

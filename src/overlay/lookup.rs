@@ -260,7 +260,7 @@ impl Overlay {
             Some(lower) => (self.lower.ino(lower)?, 0),
             None => (ino::of_upper(stat.stx_ino), generation_of(stat)),
         };
-        let upper = UpperState::new(stat, kind, generation, lower);
+        let upper = UpperState::new(stat.stx_ino, kind, generation, lower);
         Ok(Found { ino, kind, upper: Some(upper) })
     }
 
@@ -272,7 +272,7 @@ impl Overlay {
         lower: InodeRef,
     ) -> Result<UpperState> {
         let kind = kind_of(stat)?;
-        let mut state = UpperState::new(stat, kind, 0, Some(lower));
+        let mut state = UpperState::new(stat.stx_ino, kind, 0, Some(lower));
         let marks = self.upper()?.marks;
         if self.is_metacopy(address, stat)? {
             state.data = Data::Lower(lower);

@@ -118,7 +118,7 @@ impl Overlay {
                 index = Index::load(upper, &lower)?;
                 let stat = upper.root_address().stat()?;
                 let root = Some(lower.archive().root());
-                Some(UpperState::new(&stat, FileKind::Directory, 0, root))
+                Some(UpperState::new(stat.stx_ino, FileKind::Directory, 0, root))
             }
         };
         let overlay = Self {
@@ -145,7 +145,7 @@ impl Overlay {
         let upper = self.upper()?;
         let lower = self.lower.archive().root();
         let root = upper.root_address();
-        self.dress(&root, lower, &self.lower.inode(lower)?, false)?;
+        self.dress(&root, lower, &self.lower.inode(lower)?)?;
         upper.marks.set(&root, Mark::Archive, &self.lower.identity())
     }
 

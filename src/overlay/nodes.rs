@@ -11,7 +11,6 @@ use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use rustix::fs::Statx;
 use rustix::io::Errno;
 
 use super::error::Result;
@@ -78,13 +77,13 @@ pub(super) struct UpperState {
 impl UpperState {
     /// Of an inode in the upper that has nothing special about it.
     pub(super) fn new(
-        stat: &Statx,
+        st_ino: u64,
         kind: FileKind,
         generation: u64,
         lower: Option<InodeRef>,
     ) -> Self {
         Self {
-            st_ino: stat.stx_ino,
+            st_ino,
             generation,
             kind,
             lower,

@@ -110,10 +110,14 @@ impl Overlay {
     fn prepare_move(&self, end: &mut End<'_>) -> Result<()> {
         let Some(held) = &end.held else { return Ok(()) };
         self.copy_up(held.ino, Want::Attributes)?;
-        if held.kind == FileKind::Directory && self.lower_half(held.ino)?.is_some() {
-            end.redirect = Some(self.lower_path(held.ino)?);
+        match held.kind {
+            FileKind::Directory if self.lower_half(held.ino)?.is_some() => {
+                end.redirect = Some(self.lower_path(held.ino)?);
+                Ok(())
+            }
+            FileKind::Regular => self.keep_data_found(held.ino),
+            _ => Ok(()),
         }
-        Ok(())
     }
 
     /// Renames over what is at `to`. A directory of whiteouts that was there ends up in `replaced`.

@@ -27,6 +27,8 @@ pub(in super::super) enum Address {
     Name(Arc<OwnedFd>, OsString),
     /// By a descriptor (`O_PATH` will do), for inodes that have no name we know.
     Pinned(Arc<OwnedFd>),
+    /// By a descriptor open for reading or writing, which takes the shortest way.
+    Open(Arc<OwnedFd>),
 }
 
 impl Address {
@@ -39,14 +41,14 @@ impl Address {
     pub(in super::super) fn label(&self) -> String {
         match self {
             Self::Name(_, name) => name.to_string_lossy().into_owned(),
-            Self::Pinned(_) => "an unnamed inode".to_owned(),
+            Self::Pinned(_) | Self::Open(_) => "an unnamed inode".to_owned(),
         }
     }
 
     pub(in super::super) fn stat(&self) -> Result<Statx> {
         match self {
             Self::Name(dir, name) => stat_at(dir, name),
-            Self::Pinned(fd) => stat_fd(fd),
+            Self::Pinned(fd) | Self::Open(fd) => stat_fd(fd),
         }
         .map_err(Error::sys("statx", self.label()))
     }
@@ -58,7 +60,9 @@ impl Address {
             Self::Name(dir, name) => {
                 rustix::fs::openat(dir, name.as_os_str(), flags | OFlags::NOFOLLOW, Mode::empty())
             }
-            Self::Pinned(fd) => rustix::fs::open(proc_path(fd).as_slice(), flags, Mode::empty()),
+            Self::Pinned(fd) | Self::Open(fd) => {
+                rustix::fs::open(proc_path(fd).as_slice(), flags, Mode::empty())
+            }
         }
         .map_err(Error::sys("open", self.label()))
     }
@@ -67,16 +71,21 @@ impl Address {
     pub(in super::super) fn pin(&self) -> Result<Arc<OwnedFd>> {
         match self {
             Self::Name(..) => self.open(OFlags::PATH).map(Arc::new),
-            Self::Pinned(fd) => Ok(Arc::clone(fd)),
+            Self::Pinned(fd) | Self::Open(fd) => Ok(Arc::clone(fd)),
         }
     }
 
     /// Sets the permission bits. Not for symbolic links, which have none.
     pub(in super::super) fn chmod(&self, mode: u32) -> Result<()> {
-        // fchmodat would follow a link that has taken the name's place; a descriptor cannot.
-        let fd = self.pin()?;
-        rustix::fs::chmod(proc_path(&fd).as_slice(), Mode::from_raw_mode(mode & 0o7777))
-            .map_err(Error::sys("chmod", self.label()))
+        let mode = Mode::from_raw_mode(mode & 0o7777);
+        match self {
+            Self::Open(fd) => rustix::fs::fchmod(fd, mode),
+            // fchmodat would follow a link that has taken the name's place; a descriptor cannot.
+            Self::Name(..) | Self::Pinned(_) => {
+                rustix::fs::chmod(proc_path(&*self.pin()?).as_slice(), mode)
+            }
+        }
+        .map_err(Error::sys("chmod", self.label()))
     }
 
     pub(in super::super) fn chown(&self, uid: Option<u32>, gid: Option<u32>) -> Result<()> {
@@ -86,7 +95,9 @@ impl Address {
                 let flags = AtFlags::SYMLINK_NOFOLLOW;
                 rustix::fs::chownat(dir, name.as_os_str(), uid, gid, flags)
             }
-            Self::Pinned(fd) => rustix::fs::chownat(fd, c"", uid, gid, AtFlags::EMPTY_PATH),
+            Self::Pinned(fd) | Self::Open(fd) => {
+                rustix::fs::chownat(fd, c"", uid, gid, AtFlags::EMPTY_PATH)
+            }
         }
         .map_err(Error::sys("chown", self.label()))
     }
@@ -102,6 +113,7 @@ impl Address {
                 times,
                 AtFlags::empty(),
             ),
+            Self::Open(fd) => rustix::fs::futimens(fd, times),
         }
         .map_err(Error::sys("utimensat", self.label()))
     }
@@ -110,7 +122,7 @@ impl Address {
     pub(in super::super) fn read_link(&self) -> Result<Vec<u8>> {
         match self {
             Self::Name(dir, name) => rustix::fs::readlinkat(dir, name.as_os_str(), Vec::new()),
-            Self::Pinned(fd) => rustix::fs::readlinkat(fd, c"", Vec::new()),
+            Self::Pinned(fd) | Self::Open(fd) => rustix::fs::readlinkat(fd, c"", Vec::new()),
         }
         .map(|target| target.into_bytes())
         .map_err(Error::sys("readlink", self.label()))
@@ -122,7 +134,7 @@ impl Address {
             Self::Name(from, old) => {
                 rustix::fs::linkat(from, old.as_os_str(), dir, name, AtFlags::empty())
             }
-            Self::Pinned(fd) => rustix::fs::linkat(
+            Self::Pinned(fd) | Self::Open(fd) => rustix::fs::linkat(
                 rustix::fs::CWD,
                 proc_path(fd).as_slice(),
                 dir,
@@ -153,6 +165,7 @@ impl Address {
             Self::Pinned(fd) => {
                 rustix::fs::getxattr(proc_path(fd).as_slice(), name, spare_capacity(value))
             }
+            Self::Open(fd) => rustix::fs::fgetxattr(fd, name, spare_capacity(value)),
         }
         .map(drop)
     }
@@ -169,6 +182,7 @@ impl Address {
                 Self::Pinned(fd) => {
                     rustix::fs::listxattr(proc_path(fd).as_slice(), spare_capacity(&mut names))
                 }
+                Self::Open(fd) => rustix::fs::flistxattr(fd, spare_capacity(&mut names)),
             };
             match answer {
                 Err(Errno::RANGE) if names.capacity() < 1 << 16 => names.reserve(1 << 16),
@@ -188,6 +202,7 @@ impl Address {
                 rustix::fs::lsetxattr(proc_child(dir, file).as_slice(), name, value, flags)
             }
             Self::Pinned(fd) => rustix::fs::setxattr(proc_path(fd).as_slice(), name, value, flags),
+            Self::Open(fd) => rustix::fs::fsetxattr(fd, name, value, flags),
         }
     }
 
@@ -197,6 +212,7 @@ impl Address {
                 rustix::fs::lremovexattr(proc_child(dir, file).as_slice(), name)
             }
             Self::Pinned(fd) => rustix::fs::removexattr(proc_path(fd).as_slice(), name),
+            Self::Open(fd) => rustix::fs::fremovexattr(fd, name),
         }
     }
 }

@@ -96,11 +96,13 @@ impl Namespace {
             .map_err(Error::sys("setxattr", inode.label()))
     }
 
-    /// As [`Self::set`], for marks that can be done without: a symbolic link or special file
-    /// cannot have `user.*` attributes, and then loses its lower number with its last reference.
+    /// As [`Self::set`], for marks that can be done without: a symbolic link or special file cannot
+    /// have `user.*` attributes, and a file with attributes enough has no room for more. It then loses
+    /// its lower number with its last reference.
     pub(in super::super) fn try_set(self, inode: &Address, mark: Mark, value: &[u8]) -> Result<()> {
         match self.set(inode, mark, value) {
             Err(error) if self == Self::User && error.is(Errno::PERM) => Ok(()),
+            Err(error) if error.is(Errno::NOSPC) => Ok(()),
             other => other,
         }
     }
