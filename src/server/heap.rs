@@ -27,5 +27,6 @@ pub fn restart_limited() {
     let mut program = Command::new("/proc/self/exe");
     program.arg0(arguments.next().unwrap_or_default()).args(arguments);
     limit(&mut program);
-    log::debug!("the heap stays as it is: {}", program.exec());
+    let error = program.exec();
+    log::debug!("the heap stays as it is: {error}");
 }
