@@ -341,6 +341,13 @@ fn random_trees_survive() {
         grow(tree.path(), makes);
         let block_size = 1 << log;
         let written = pack(tree.path(), &Options { block_size, pack_tails, ..options(LZ4) });
-        assert_kernel_agrees(tree.path(), &written);
+        if pack_tails {
+            // Linux 6.18 answers SEEK_HOLE with EIO in some files whose ends are in fragments, in
+            // mksquashfs's archives as in ours: there only the contents are compared.
+            let mount = KernelMount::new(&written.path(), 0).unwrap();
+            assert_same_trees(tree.path(), mount.path(), Compare::Everything);
+        } else {
+            assert_kernel_agrees(tree.path(), &written);
+        }
     });
 }

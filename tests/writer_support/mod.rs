@@ -132,7 +132,7 @@ fn facts(path: &Path, meta: &fs::Metadata, first_name: &Path) -> Facts {
     facts.insert("owner", format!("{}:{}", meta.uid(), meta.gid()));
     facts.insert("mtime", meta.mtime().clamp(0, u32::MAX.into()).to_string());
     // ext4 counts no more than 65,000 directories in one, and says 1 then.
-    if !(kind.is_dir() && meta.nlink() == 1) && !(kind.is_dir() && meta.nlink() > 65_000) {
+    if !kind.is_dir() || (2..=65_000).contains(&meta.nlink()) {
         facts.insert("nlink", meta.nlink().to_string());
     }
     facts.insert("xattrs", format!("{:?}", xattrs(path)));

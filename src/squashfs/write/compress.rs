@@ -167,7 +167,7 @@ mod tests {
             let mut used = Compressor::new(compression, 131_072).unwrap();
             used.compress(&text).unwrap().unwrap();
             used.compress(&text[..9000]).unwrap().unwrap();
-            for len in [100, 8192, 70_000] {
+            for len in [1000, 8192, 70_000] {
                 let mut fresh = Compressor::new(compression, 131_072).unwrap();
                 let block = &text[text.len() - len..];
                 let fresh = fresh.compress(block).unwrap().unwrap();

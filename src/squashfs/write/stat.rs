@@ -26,7 +26,11 @@ pub(super) struct Directory {
 }
 
 impl Directory {
+    /// The path of an entry, as errors name it; without a name its own.
     pub(super) fn child(&self, name: &[u8]) -> PathBuf {
+        if name.is_empty() {
+            return self.path.clone();
+        }
         self.path.join(OsStr::from_bytes(name))
     }
 

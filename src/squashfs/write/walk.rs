@@ -140,7 +140,9 @@ impl Walk<'_> {
     fn list(&self, directory: &Directory) -> Result<(Names, Names), Failure> {
         let failed = |call| directory.error(b"", call);
         let (mut files, mut children) = (Names::default(), Names::default());
-        for entry in Dir::read_from(&directory.fd).map_err(failed("open"))? {
+        // Opening it once more would take the right to search it, too.
+        let fd = rustix::io::fcntl_dupfd_cloexec(&directory.fd, 0).map_err(failed("fcntl"))?;
+        for entry in Dir::new(fd).map_err(failed("fstat"))? {
             let entry = entry.map_err(failed("getdents"))?;
             let name = entry.file_name().to_bytes();
             if matches!(name, b"." | b"..") {
