@@ -162,7 +162,8 @@ mod tests {
 
     #[test]
     fn a_block_is_compressed_alike_whatever_came_before() {
-        let text: Vec<u8> = (0..20_000u32).flat_map(|n| n.to_string().into_bytes()).collect();
+        let text: Vec<u8> =
+            (0..20_000u32).flat_map(|n| format!("line {n} of it\n").into_bytes()).collect();
         for compression in ALL {
             let mut used = Compressor::new(compression, 131_072).unwrap();
             used.compress(&text).unwrap().unwrap();
