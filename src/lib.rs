@@ -11,13 +11,13 @@
 //! overlay                the merged tree: lower + upper, copy-up, whiteouts
 //! squashfs               the archive format
 //! cache                  chunks of a remote object: memory, single flight, readahead
-//! store       sys        object stores behind one narrow trait | the only unsafe code
+//! store                  object stores behind one narrow trait
 //! types                  numbers with units, no I/O
 //! ```
 //!
 //! From bottom to top: [`types`], [`store`], [`cache`], [`squashfs`], [`overlay`], [`failure`],
 //! [`backup`], [`fuse`], [`server`], [`cli`]. Everything from the cache upward is ordinary blocking
-//! code; only the stores are asynchronous.
+//! code; only the stores are asynchronous. There is no unsafe code.
 
 pub mod backup;
 pub mod cache;

@@ -1,5 +1,7 @@
 //! `mount`, `unmount`, `status` and the mount(8) helper, on real mounts of a local archive.
 
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test fails by a panic")]
+
 mod support;
 
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -207,8 +209,7 @@ fn a_killed_server_is_reported_and_cleared() {
     )
     .unwrap();
     eventually("the server has ended", || bench.servers().is_empty());
-    let status: serde_json::Value =
-        serde_json::from_str(&bench.ok(&["status", "--json"])).unwrap();
+    let status: serde_json::Value = serde_json::from_str(&bench.ok(&["status", "--json"])).unwrap();
     assert_eq!(status[0]["state"], "dead");
     let refused = bench.run(&["mount", text(&archive), text(&mountpoint)]);
     assert_eq!(refused.status.code(), Some(10));
@@ -348,7 +349,9 @@ fn an_ordinary_user_mounts_through_fusermount3() {
          echo changed > {2}/hello; cat {2}/hello
          mkdir {2}/dir; mv {2}/sub/data {2}/dir/; rm -r {2}/sub; ls {2}
          head -c 1000000 /dev/zero > {2}/zeros; stat -c '%s %U' {2}/zeros
-         {0} unmount {2}",
+         {0} unmount {2}
+         {0} --quiet mount {1} {2}
+         fusermount3 -u {2}",
         text(&program),
         text(&archive),
         text(&mountpoint)
@@ -364,6 +367,7 @@ fn an_ordinary_user_mounts_through_fusermount3() {
         String::from_utf8_lossy(&output.stdout),
         "hello from the archive\nchanged\ndir\nhello\nscript\n1000000 nobody\n"
     );
+    eventually("the server has ended", || bench.servers().is_empty());
     bench.assert_nothing_left();
 }
 
@@ -407,7 +411,11 @@ fn bad_input_is_named_and_leaves_nothing() {
         (vec![at("data.sqsh"), m.into(), "--upper".into(), at("text")], 11, "text"),
         (vec![at("data.sqsh"), m.into(), "-o".into(), "sparkle".into()], 2, "sparkle"),
         (vec![at("data.sqsh"), m.into(), "--offset".into(), "77".into()], 5, "data.sqsh"),
-        (vec![at("data.sqsh"), m.into(), "--read-only".into(), "--upper".into(), at("u")], 2, "--upper"),
+        (
+            vec![at("data.sqsh"), m.into(), "--read-only".into(), "--upper".into(), at("u")],
+            2,
+            "--upper",
+        ),
     ];
     for (arguments, status, named) in cases {
         let output = bench.thawfs().arg("mount").args(&arguments).output().unwrap();
@@ -465,4 +473,161 @@ fn files_made_in_the_mount_belong_to_who_made_them() {
         assert_eq!((stat.uid(), stat.gid(), stat.mode()), (1234, 4321, mode), "{name}");
     }
     bench.ok(&["unmount", text(&mountpoint)]);
+}
+
+#[test]
+fn without_the_device_or_the_right_the_mount_says_so() {
+    if !can_mount("without_the_device_or_the_right_the_mount_says_so") {
+        return;
+    }
+    let (bench, archive, mountpoint) = prepared();
+    let program = bench.path("thawfs");
+    std::fs::copy(env!("CARGO_BIN_EXE_thawfs"), &program).unwrap();
+    let theirs = bench.directory("theirs");
+    std::fs::set_permissions(&theirs, PermissionsExt::from_mode(0o777)).unwrap();
+    let mount = format!("{} mount {} {}", text(&program), text(&archive), text(&mountpoint));
+    let hidden = format!("mount -t tmpfs none /dev && exec {mount}");
+    let mount = format!("THAWFS_STATE_DIR={} {mount}", text(&theirs));
+    // A program that starts the mount, its arguments, and what the one line has to name.
+    let cases: [(&str, &[&str], &str); 2] = [
+        ("unshare", &["--mount", "sh", "-c", &hidden], "/dev/fuse does not exist"),
+        // Somebody else's directory.
+        (
+            "setpriv",
+            &["--reuid=65534", "--regid=65534", "--clear-groups", "sh", "-c", &mount],
+            "mnt",
+        ),
+    ];
+    for (starter, arguments, named) in cases {
+        let output = Command::new(starter)
+            .args(arguments)
+            .env("THAWFS_STATE_DIR", bench.state_dir())
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(12), "{starter}: {said}");
+        assert_eq!(said.lines().count(), 1, "{starter}: {said}");
+        assert!(said.contains(named), "{starter}: {said}");
+        bench.assert_nothing_left();
+    }
+}
+
+#[test]
+fn a_write_takes_setuid_bits_away_as_a_local_disk_does() {
+    if !can_mount("a_write_takes_setuid_bits_away_as_a_local_disk_does") {
+        return;
+    }
+    let (bench, archive, mountpoint) = prepared();
+    bench.ok(&["mount", text(&archive), text(&mountpoint)]);
+    let local = bench.directory("local");
+    // Who writes, and how; each on a fresh file of mode 6777 with a capability.
+    let ways = [
+        "echo x >> $0",
+        "echo x > $0",
+        "truncate -s 1 $0",
+        "fallocate -l 10000 $0",
+        "dd if=/dev/zero of=$0 bs=1 count=1 conv=notrunc status=none",
+        "python3 -c 'import os,sys; f=os.open(sys.argv[1],os.O_RDWR); os.pwrite(f,b\"x\",0)' $0",
+        "chown 1 $0",
+        "chmod 6755 $0",
+        "cat $0",
+        "touch $0",
+    ];
+    for (number, way) in ways.iter().enumerate() {
+        for user in [0, 4242] {
+            let result_in = |directory: &Path| {
+                let file = directory.join(format!("file-{number}-{user}"));
+                std::fs::write(&file, "contents").unwrap();
+                std::fs::set_permissions(&file, PermissionsExt::from_mode(0o6777)).unwrap();
+                let capable =
+                    Command::new("setcap").arg("cap_net_raw+ep").arg(&file).status().unwrap();
+                assert!(capable.success());
+                // What it says and whether it may is compared, too.
+                let output = Command::new("setpriv")
+                    .args([&format!("--reuid={user}"), &format!("--regid={user}")])
+                    .args(["--clear-groups", "sh", "-c", way])
+                    .arg(&file)
+                    .output()
+                    .unwrap();
+                let capability = Command::new("getcap").arg(&file).output().unwrap().stdout;
+                let mode = std::fs::metadata(&file).unwrap().mode();
+                (output.status.code(), mode, capability.is_empty())
+            };
+            assert_eq!(result_in(&mountpoint), result_in(&local), "{way} as {user}");
+        }
+    }
+    bench.ok(&["unmount", text(&mountpoint)]);
+}
+
+#[test]
+fn an_archive_of_an_empty_directory_is_mounted() {
+    if !can_mount("an_archive_of_an_empty_directory_is_mounted") {
+        return;
+    }
+    let (bench, _, mountpoint) = prepared();
+    for flags in [&[][..], &["-no-exports"], &["-no-exports", "-no-xattrs", "-no-fragments"]] {
+        let archive = bench.archive(&bench.directory("nothing"), "nothing.sqsh", flags);
+        bench.ok(&["mount", text(&archive), text(&mountpoint)]);
+        assert_eq!(std::fs::read_dir(&mountpoint).unwrap().count(), 0);
+        std::fs::write(mountpoint.join("first"), "first").unwrap();
+        bench.ok(&["unmount", text(&mountpoint)]);
+    }
+}
+
+#[test]
+fn a_listing_has_the_directory_itself_and_its_parent() {
+    if !can_mount("a_listing_has_the_directory_itself_and_its_parent") {
+        return;
+    }
+    let (bench, archive, mountpoint) = prepared();
+    bench.ok(&["mount", text(&archive), text(&mountpoint)]);
+    std::fs::create_dir_all(mountpoint.join("upper/inner")).unwrap();
+    // The root (whose parent the kernel shows as itself to FUSE), one from the archive, one from the
+    // upper, and one that is merged; twice, because the second may come from the kernel's memory.
+    std::fs::write(mountpoint.join("sub/deeper/new"), "").unwrap();
+    for name in ["", "sub", "sub/deeper", "upper", "upper/inner"] {
+        let directory = mountpoint.join(name);
+        for _ in 0..2 {
+            let opened = std::fs::File::open(&directory).unwrap();
+            let listed: std::collections::BTreeMap<Vec<u8>, u64> =
+                rustix::fs::Dir::read_from(&opened)
+                    .unwrap()
+                    .map(|entry| entry.unwrap())
+                    .map(|entry| (entry.file_name().to_bytes().to_vec(), entry.ino()))
+                    .collect();
+            let ino = |path: &Path| std::fs::symlink_metadata(path).unwrap().ino();
+            assert_eq!(listed.get(&b"."[..]), Some(&ino(&directory)), "{name}");
+            let parent = if name.is_empty() { &*directory } else { directory.parent().unwrap() };
+            assert_eq!(listed.get(&b".."[..]), Some(&ino(parent)), "{name}");
+            for (name, shown) in &listed {
+                if name != b"." && name != b".." {
+                    let name = std::ffi::OsStr::new(std::str::from_utf8(name).unwrap());
+                    assert_eq!(*shown, ino(&directory.join(name)), "{}", name.display());
+                }
+            }
+        }
+    }
+    bench.ok(&["unmount", text(&mountpoint)]);
+}
+
+#[test]
+fn both_names_of_the_mount_helper_mount() {
+    use std::os::unix::process::CommandExt;
+    if !can_mount("both_names_of_the_mount_helper_mount") {
+        return;
+    }
+    let (bench, archive, mountpoint) = prepared();
+    for name in ["mount.thawfs", "/sbin/mount.fuse.thawfs"] {
+        let helper =
+            |arguments: &[&str]| bench.thawfs().arg0(name).args(arguments).output().unwrap();
+        let output = helper(&[text(&archive), text(&mountpoint), "-n", "-o", "ro,nofail"]);
+        assert!(output.status.success(), "{name}: {}", String::from_utf8_lossy(&output.stderr));
+        assert!(mountpoint.join("hello").exists(), "{name}");
+        bench.ok(&["unmount", text(&mountpoint)]);
+        // mount(8)'s own exit codes: wrong usage, and a mount that failed.
+        assert_eq!(helper(&[text(&archive)]).status.code(), Some(1), "{name}");
+        let missing = text(&bench.path("nowhere.sqsh")).to_owned();
+        assert_eq!(helper(&[&missing, text(&mountpoint)]).status.code(), Some(32), "{name}");
+    }
+    bench.assert_nothing_left();
 }

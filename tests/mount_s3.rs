@@ -1,5 +1,7 @@
 //! Mounts of archives in a bucket: a real S3 server over HTTP, a real kernel mount, and faults.
 
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test fails by a panic")]
+
 mod support;
 
 use std::fs::File;
@@ -150,8 +152,8 @@ fn a_presigned_url_is_mounted_and_shown_nowhere() {
     let remote = Remote::new(&[]);
     // The server of this test lets a query pass that carries no signature; what matters here is
     // that it arrives whole and is not shown.
-    let open = S3Server::start(Config { keys: None, ..Config::new(remote.bench.path("bucket")) })
-        .unwrap();
+    let open =
+        S3Server::start(Config { keys: None, ..Config::new(remote.bench.path("bucket")) }).unwrap();
     let url = format!("{}/box/backups/{ID}/data.sqsh?X-Secret=hunter2", open.url());
     let output =
         remote.bench.run(&["mount", &url, remote.mountpoint.to_str().unwrap(), "--anonymous"]);
@@ -166,8 +168,9 @@ fn a_presigned_url_is_mounted_and_shown_nowhere() {
         shown.extend(std::fs::read(format!("/proc/{pid}/cmdline")).unwrap());
     }
     let records = remote.bench.state_dir().join("mounts");
-    for file in std::fs::read_dir(std::fs::read_dir(records).unwrap().next().unwrap().unwrap().path())
-        .unwrap()
+    for file in
+        std::fs::read_dir(std::fs::read_dir(records).unwrap().next().unwrap().unwrap().path())
+            .unwrap()
     {
         // The socket among them cannot be read.
         shown.extend(std::fs::read(file.unwrap().path()).unwrap_or_default());
@@ -285,8 +288,9 @@ fn a_source_that_cannot_be_opened_is_named_and_leaves_nothing() {
     let good = format!("s3://box/backups/{ID}");
     let bad_key = ("AWS_SECRET_ACCESS_KEY", "wrong".to_owned());
     let no_server = ("AWS_ENDPOINT_URL", "http://127.0.0.1:9".to_owned());
-    // Source, environment, fault, exit status, what the line has to name.
-    let cases: Vec<(&str, Option<(&str, String)>, Option<Fault>, i32, &str)> = vec![
+    /// Source, environment, fault, exit status, what the line has to name.
+    type Case<'a> = (&'a str, Option<(&'a str, String)>, Option<Fault>, i32, &'a str);
+    let cases: Vec<Case<'_>> = vec![
         ("s3://box/nowhere", None, None, 3, "nowhere/data.sqsh"),
         ("s3://no-such-bucket/x", None, None, 3, "no-such-bucket"),
         ("s3://box/text.sqsh", None, None, 5, "text.sqsh"),

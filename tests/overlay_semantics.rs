@@ -543,7 +543,7 @@ fn ranges_are_copied_and_allocated() {
     for handle in [from, to] {
         overlay.fsync(handle, true).unwrap();
         overlay.release(handle);
-        assert_eq!(overlay.flush(handle).map_err(|e| errno(&e)), Err(Errno::BADF));
+        assert_eq!(overlay.fsync(handle, true).map_err(|e| errno(&e)), Err(Errno::BADF));
     }
 }
 
@@ -627,4 +627,54 @@ fn threads_that_rename_make_and_list_do_not_stop_each_other() {
     let mut side = Merged { overlay: Arc::into_inner(overlay).unwrap(), plus: true };
     let names = |tree: overlay_support::Tree| tree.into_keys().collect::<Vec<_>>();
     assert_eq!(names(side.tree()), names(Plain(source().tree.clone()).tree()));
+}
+
+/// Set in the child that runs as an ordinary user.
+const CHILD: &str = "THAWFS_ORDINARY_USER";
+
+/// What works without any privilege: marks in `user.*`, and owners left as they are.
+#[test]
+fn an_ordinary_user_can_keep_an_upper() {
+    if std::env::var_os(CHILD).is_none() && is_root() {
+        use std::os::unix::process::CommandExt;
+        let output = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "an_ordinary_user_can_keep_an_upper", "--nocapture"])
+            .env(CHILD, "1")
+            .uid(65534)
+            .gid(65534)
+            .output();
+        match output {
+            Ok(output) => {
+                let said = String::from_utf8_lossy(&output.stderr).into_owned();
+                assert!(output.status.success(), "as nobody: {said}");
+            }
+            Err(error) => eprintln!("SKIPPED: cannot run this test as nobody: {error}"),
+        }
+        return;
+    }
+    let user = rustix::process::geteuid().as_raw();
+    let caller = Caller { uid: user, gid: rustix::process::getegid().as_raw(), umask: 0o022 };
+    let dir = tempfile::tempdir().unwrap();
+    let mut side = merged(dir.path());
+    let none = RenameFlags::empty();
+    side.chmod(path("a/b/a"), 0o600).unwrap();
+    side.rename(path("a"), path("moved"), none).unwrap();
+    side.write(path("moved/c"), 0, b"written", libc::O_WRONLY).unwrap();
+    side.unlink(path("moved/b/c")).unwrap();
+    side.rmdir(path("c/a")).unwrap();
+    side.mkdir(path("a"), 0o700).unwrap();
+    side.chown(path("a"), caller.uid, caller.gid).unwrap();
+    assert_eq!(side.chown(path("a"), 0, 0), Err(Errno::PERM));
+    let made = side.overlay.mkdir(&caller, Ino::ROOT, OsStr::new("made"), 0o777).unwrap();
+    assert_eq!((made.uid, made.perm & 0o022), (user, 0));
+    side.overlay.forget(made.ino, 1);
+    let before = side.tree();
+    drop(side);
+    let after = merged(dir.path()).tree();
+    assert_eq!(after.keys().collect::<Vec<_>>(), before.keys().collect::<Vec<_>>());
+    for (path, seen) in &before {
+        assert!(after[path] == *seen, "{path:?} after a remount");
+    }
+    assert_eq!(after[path("moved/b/a")].contents, bytes(1, 300_000));
+    assert!(after[path("b")].contents.starts_with(b"written"), "the other name of moved/c");
 }

@@ -133,12 +133,16 @@ fn an_archive_without_padding() {
 }
 
 #[test]
-fn caches_of_one_block_change_nothing() {
-    if !is_root("caches_of_one_block_change_nothing") {
+fn caches_of_one_block_and_no_resident_metadata_change_nothing() {
+    if !is_root("caches_of_one_block_and_no_resident_metadata_change_nothing") {
         return;
     }
     let packed = pack(corpus::varied_tree().path(), &["-comp", "lz4", "-b", "16K"]);
-    let archive = open(&packed.path(), 0, OpenOptions { decoded_bytes: 0, metadata_bytes: 0 });
+    let archive = open(
+        &packed.path(),
+        0,
+        OpenOptions { decoded_bytes: 0, metadata_bytes: 0, resident_bytes: 0 },
+    );
     let mount = KernelMount::new(&packed.path(), 0).unwrap();
     assert!(assert_same(&archive, mount.path()) > 800);
 }

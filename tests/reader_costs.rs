@@ -18,7 +18,8 @@ use thawfs::cache::{Blob, Error as BlobError, MemoryBlob};
 use thawfs::squashfs::{Archive, DirCursor, Error, Inode, OpenOptions};
 use thawfs::types::{ByteRange, FileKind, FileOffset};
 
-const OPTIONS: OpenOptions = OpenOptions { decoded_bytes: 4 << 20, metadata_bytes: 1 << 20 };
+const OPTIONS: OpenOptions =
+    OpenOptions { decoded_bytes: 4 << 20, metadata_bytes: 1 << 20, resident_bytes: 1 << 20 };
 
 /// A blob that keeps nothing in memory, counts what it is asked for, and fails on demand.
 struct Remote {
@@ -98,6 +99,28 @@ fn opening_fetches_twice_and_then_no_metadata() {
         }
     }
     assert_eq!(remote.taken(), Vec::<Vec<ByteRange>>::new());
+}
+
+#[test]
+fn metadata_that_is_not_resident_is_fetched_by_the_block_and_kept() {
+    let (remote, _) = packed();
+    let archive =
+        Archive::open(remote.clone(), OpenOptions { resident_bytes: 0, ..OPTIONS }).unwrap();
+    assert!(!archive.metadata_resident());
+    remote.taken();
+    let blocks = archive.counters().metadata.decodes;
+    assert_eq!(archive.walk().filter(Result::is_ok).count(), 102);
+    let fetched = remote.taken().len() as u64;
+    assert!(fetched > 0);
+    assert_eq!(fetched, archive.counters().metadata.decodes - blocks);
+    assert_eq!(archive.walk().filter(Result::is_ok).count(), 102);
+    assert_eq!(remote.taken(), Vec::<Vec<ByteRange>>::new());
+}
+
+#[test]
+fn an_archive_is_shared_between_threads() {
+    fn assert_shared<T: Send + Sync>() {}
+    assert_shared::<Archive>();
 }
 
 #[test]

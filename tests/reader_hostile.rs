@@ -96,7 +96,7 @@ fn compare(archive: &Archive, mount: &Path) -> usize {
         let inode = &entry.inode;
         let Ok(theirs) = fs::symlink_metadata(&path) else { continue };
         let mode = inode.kind.mode_bits() | u32::from(inode.permissions);
-        if theirs.ino() != inode.number.0.into() || theirs.mode() != mode {
+        if theirs.ino() != u64::from(inode.number.0) || theirs.mode() != mode {
             continue;
         }
         match inode.kind {
@@ -140,10 +140,8 @@ fn what_the_kernel_makes_of_a_damaged_archive_we_make_too() {
         // bytes for it.
         let path = dir.path().join(format!("data-{round}.sqsh"));
         fs::write(&path, &archive).unwrap();
-        let ours = Archive::open(
-            Arc::new(MemoryBlob(Bytes::from(archive))),
-            OpenOptions { decoded_bytes: 1 << 20, metadata_bytes: 1 << 20 },
-        );
+        let ours =
+            Archive::open(Arc::new(MemoryBlob(Bytes::from(archive))), OpenOptions::default());
         match (KernelMount::new(&path, 0), ours) {
             (Ok(mount), Ok(ours)) => {
                 mounted += 1;

@@ -15,7 +15,8 @@ const MAX_BYTES: u64 = 4 << 20;
 
 fn open(archive: &[u8]) -> Result<Archive, Error> {
     let blob = MemoryBlob(Bytes::copy_from_slice(archive));
-    let options = OpenOptions { decoded_bytes: 1 << 20, metadata_bytes: 1 << 20 };
+    let options =
+        OpenOptions { decoded_bytes: 1 << 20, metadata_bytes: 1 << 20, resident_bytes: 1 << 20 };
     Archive::open(Arc::new(blob), options)
 }
 

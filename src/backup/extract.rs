@@ -225,12 +225,7 @@ impl Tree<'_> {
         self.failure.lock().get_or_insert(failure);
     }
 
-    fn make_all(
-        &self,
-        start: Inode,
-        path: &[u8],
-        jobs: &crossbeam_channel::Sender<Job>,
-    ) {
+    fn make_all(&self, start: Inode, path: &[u8], jobs: &crossbeam_channel::Sender<Job>) {
         let root = Arc::clone(&self.root);
         let mut links = HashMap::new();
         if start.kind != FileKind::Directory {
@@ -322,13 +317,9 @@ impl Tree<'_> {
                 let target = self.archive.read_link(inode)?;
                 rustix::fs::symlinkat(target.as_slice(), at, name).map_err(sys("symlink"))?;
             }
-            FileKind::BlockDevice
-            | FileKind::CharDevice
-            | FileKind::Fifo
-            | FileKind::Socket => {
+            FileKind::BlockDevice | FileKind::CharDevice | FileKind::Fifo | FileKind::Socket => {
                 let kind = FileType::from_raw_mode(inode.kind.mode_bits());
-                let made =
-                    rustix::fs::mknodat(at, name, kind, Mode::RUSR | Mode::WUSR, inode.rdev);
+                let made = rustix::fs::mknodat(at, name, kind, Mode::RUSR | Mode::WUSR, inode.rdev);
                 if !self.allowed(made, "mknod")? {
                     return Ok(None);
                 }
@@ -412,11 +403,7 @@ impl Tree<'_> {
     }
 
     /// Lets an ordinary user go without what only root may do; says whether it was done.
-    fn allowed(
-        &self,
-        result: rustix::io::Result<()>,
-        call: &'static str,
-    ) -> Result<bool, Problem> {
+    fn allowed(&self, result: rustix::io::Result<()>, call: &'static str) -> Result<bool, Problem> {
         match result {
             Ok(()) => Ok(true),
             Err(rustix::io::Errno::PERM | rustix::io::Errno::OPNOTSUPP) if !self.privileged => {
@@ -441,9 +428,6 @@ fn owner(inode: &Inode) -> (Option<Uid>, Option<Gid>) {
 }
 
 fn times(inode: &Inode) -> Timestamps {
-    let time = Timespec {
-        tv_sec: inode.mtime.seconds,
-        tv_nsec: inode.mtime.nanos.into(),
-    };
+    let time = Timespec { tv_sec: inode.mtime.seconds, tv_nsec: inode.mtime.nanos.into() };
     Timestamps { last_access: time, last_modification: time }
 }

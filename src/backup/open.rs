@@ -49,7 +49,8 @@ pub struct OpenArchive {
 }
 
 impl SourceRequest {
-    /// 24 MiB: with the server itself and an archive of 40,000 files that stays below 64 MiB.
+    /// 24 MiB: with the server itself, up to 8 MiB of stored metadata and the kernel's requests in
+    /// flight that stays below 64 MiB.
     pub const DEFAULT_CACHE_MEMORY: u64 = 24 << 20;
 
     /// `source` with everything else default.
@@ -112,23 +113,27 @@ impl SourceRequest {
         }
     }
 
-    /// A third of the memory goes to compressed chunks: what is read once only passes through
-    /// them, while decoded blocks are read again.
+    /// Half of the memory goes to compressed chunks: it bounds what can be on its way at a time, and
+    /// so the throughput of a distant store.
     fn open_remote(&self, object: Object, runtime: &Runtime) -> Result<RemoteBlob, Failure> {
         let options = cache::OpenOptions {
             offset: self.offset,
-            memory_bytes: self.cache_memory / 3,
+            memory_bytes: self.cache_memory / 2,
             ..cache::OpenOptions::default()
         };
         Ok(RemoteBlob::open(object, runtime.handle().clone(), options)?)
     }
 
-    /// Of the rest, metadata gets up to 6 MiB, which is a walk of 200,000 files.
+    /// The other half keeps what is decoded; metadata gets up to 6 MiB of it, which is a walk of
+    /// 200,000 files.
     fn open_blob(&self, blob: Arc<dyn Blob>, name: &str) -> Result<Archive, Failure> {
-        let memory = usize::try_from(self.cache_memory / 3 * 2).unwrap_or(usize::MAX);
+        let memory = usize::try_from(self.cache_memory / 2).unwrap_or(usize::MAX);
         let metadata_bytes = (memory / 3).min(6 << 20);
-        let options =
-            squashfs::OpenOptions { decoded_bytes: memory - metadata_bytes, metadata_bytes };
+        let options = squashfs::OpenOptions {
+            decoded_bytes: memory - metadata_bytes,
+            metadata_bytes,
+            ..squashfs::OpenOptions::default()
+        };
         Archive::open(blob, options).map_err(|error| {
             let mut failure = Failure::from(error);
             failure.message = format!("{name}: {}", failure.message);

@@ -107,12 +107,15 @@ pub(super) fn ls(args: &LsArgs, output: &Output) -> Result<(), Failure> {
     if output.json { output.print_json(&listed) } else { Ok(()) }
 }
 
+/// Shows one file under its path.
+type Show<'a> = dyn FnMut(&[u8], &Inode) -> Result<(), Failure> + 'a;
+
 /// Shows what is in a directory, and below it if `recursive`, with paths relative to it.
 fn list(
     archive: &Archive,
     directory: &Inode,
     recursive: bool,
-    show: &mut dyn FnMut(&[u8], &Inode) -> Result<(), Failure>,
+    show: &mut Show<'_>,
 ) -> Result<(), Failure> {
     if recursive {
         for entry in archive.walk_from(directory) {

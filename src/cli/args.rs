@@ -81,7 +81,7 @@ pub(crate) struct SourceArgs {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Store")]
 pub(crate) struct StoreArgs {
-    /// The S3 endpoint, for R2: https://ACCOUNT.r2.cloudflarestorage.com.
+    /// The S3 endpoint, for R2 <https://ACCOUNT.r2.cloudflarestorage.com>.
     #[arg(long, value_name = "URL", env = "AWS_ENDPOINT_URL")]
     pub(crate) endpoint: Option<String>,
 

@@ -1,7 +1,7 @@
 //! The command line: wires the layers below together and shows what they say.
 //!
 //! Results go to standard output, everything else to standard error. Exit codes are those of
-//! [`Code`](crate::failure::Code); called as a mount(8) helper, those of mount(8).
+//! [`Code`]; called as a mount(8) helper, those of mount(8).
 
 mod archive;
 mod args;

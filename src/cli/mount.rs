@@ -7,29 +7,27 @@ use super::{options, output::Output};
 use crate::backup::SourceRequest;
 use crate::failure::{Code, Failure};
 use crate::server::state::StateDir;
-use crate::server::{MountRequest, Ready, check_free, serve, start_detached};
+use crate::server::{MountRequest, Ready, check_free, restart_limited, serve, start_detached};
 
 /// Mounts, and returns when the mount answers (or, in the foreground, when it is gone).
 pub(super) fn mount(args: MountArgs, output: &Output) -> Result<(), Failure> {
+    if args.foreground {
+        // This process is the server.
+        restart_limited();
+    }
+    let mountpoint = find_mountpoint(&args.mountpoint)?;
     let mut request = MountRequest {
-        source: source_request(&args.source),
-        mountpoint: find_mountpoint(&args.mountpoint)?,
         upper: args.upper,
         workdir: args.workdir,
         keep_upper: args.keep_upper,
         read_only: args.read_only,
         fsname: args.fsname,
-        allow_other: None,
-        flags: Vec::new(),
-        passthrough: true,
-        entry_ttl: None,
-        attr_ttl: None,
+        ..MountRequest::new(source_request(&args.source), mountpoint)
     };
     for option in args.options.iter().flat_map(|text| options::split(text)) {
         option.apply(&mut request)?;
     }
-    let foreground = args.foreground;
-    start(request, foreground, output)
+    start(request, args.foreground, output)
 }
 
 /// Starts `request`'s server and shows what it says. Shared with the mount(8) helper.
@@ -137,7 +135,9 @@ fn prepare(request: &mut MountRequest) -> Result<(), Failure> {
             std::fs::create_dir_all(parent).map_err(failed)?;
         }
         let real = match path.canonicalize() {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => std::path::absolute(&*path),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                std::path::absolute(&*path)
+            }
             real => real,
         }
         .map_err(failed)?;

@@ -76,20 +76,8 @@ fn mount(invocation: Invocation, output: &Output) -> Result<(), Failure> {
     if invocation.options.iter().any(|option| option.is("remount")) {
         return remount(mountpoint, &invocation.options);
     }
-    let mut request = MountRequest {
-        source: SourceRequest::new(source.to_string_lossy()),
-        mountpoint: find_mountpoint(mountpoint)?,
-        upper: None,
-        workdir: None,
-        keep_upper: false,
-        read_only: false,
-        fsname: None,
-        allow_other: None,
-        flags: Vec::new(),
-        passthrough: true,
-        entry_ttl: None,
-        attr_ttl: None,
-    };
+    let source = SourceRequest::new(source.to_string_lossy());
+    let mut request = MountRequest::new(source, find_mountpoint(mountpoint)?);
     for option in &invocation.options {
         match option.apply(&mut request) {
             Err(failure) if invocation.sloppy => log::debug!("{failure}"),

@@ -11,8 +11,23 @@ use crate::server::MountRequest;
 
 /// Options that speak to mount(8), systemd or fstab and mean nothing here.
 const NOT_OURS: &[&str] = &[
-    "defaults", "auto", "noauto", "nofail", "_netdev", "user", "users", "nouser", "owner", "group",
-    "relatime", "norelatime", "strictatime", "lazytime", "nolazytime", "diratime", "nodiratime",
+    "defaults",
+    "auto",
+    "noauto",
+    "nofail",
+    "_netdev",
+    "user",
+    "users",
+    "nouser",
+    "owner",
+    "group",
+    "relatime",
+    "norelatime",
+    "strictatime",
+    "lazytime",
+    "nolazytime",
+    "diratime",
+    "nodiratime",
     "default_permissions",
 ];
 

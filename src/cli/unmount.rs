@@ -25,9 +25,8 @@ pub(super) fn unmount(args: &UnmountArgs, output: &Output) -> Result<(), Failure
 fn unmount_one(mountpoint: &Path, lazy: bool, output: &Output) -> Result<(), Failure> {
     let shown = mountpoint.display();
     let state = StateDir::locate();
-    let failed = |error: io::Error| {
-        Failure::new(Code::Failed, format!("cannot unmount {shown}: {error}"))
-    };
+    let failed =
+        |error: io::Error| Failure::new(Code::Failed, format!("cannot unmount {shown}: {error}"));
     let _lock = state
         .lock_mountpoint(mountpoint, || {
             output.warn(&format!("waiting for another thawfs that is busy with {shown}"));
@@ -48,9 +47,9 @@ fn unmount_one(mountpoint: &Path, lazy: bool, output: &Output) -> Result<(), Fai
     let alive = watch.as_ref().is_some_and(EndWatch::is_alive);
     let done = if lazy || !alive { fuse::detach(mountpoint) } else { fuse::unmount(mountpoint) };
     done.map_err(|error| match error.kind() {
-        io::ErrorKind::ResourceBusy => Failure::new(Code::Busy, format!("{shown} is in use")).hint(format!(
-            "end what uses it (fuser -vm {shown} shows it), or detach it with --lazy"
-        )),
+        io::ErrorKind::ResourceBusy => Failure::new(Code::Busy, format!("{shown} is in use")).hint(
+            format!("end what uses it (fuser -vm {shown} shows it), or detach it with --lazy"),
+        ),
         io::ErrorKind::PermissionDenied => {
             Failure::new(Code::Fuse, format!("not permitted to unmount {shown}"))
                 .hint("only root and whoever mounted it may")

@@ -41,10 +41,16 @@ pub(super) fn file_attr(attr: &Attr) -> FileAttr {
 
 /// An entry the kernel keeps as "there is no such name": node id 0.
 pub(super) fn negative_entry() -> FileAttr {
+    bare(Ino(0), FileKind::Regular)
+}
+
+/// Number and kind alone, for `.` and `..` in a listing: the kernel shows these two of them and
+/// remembers nothing.
+pub(super) fn bare(ino: Ino, kind: FileKind) -> FileAttr {
     file_attr(&Attr {
-        ino: Ino(0),
+        ino,
         generation: 0,
-        kind: FileKind::Regular,
+        kind,
         perm: 0,
         nlink: 0,
         uid: 0,
@@ -94,7 +100,9 @@ fn timestamp(time: SystemTime) -> Timestamp {
             let seconds = -i64::try_from(before.as_secs()).unwrap_or(i64::MAX);
             match before.subsec_nanos() {
                 0 => Timestamp { seconds, nanos: 0 },
-                nanos => Timestamp { seconds: seconds.saturating_sub(1), nanos: 1_000_000_000 - nanos },
+                nanos => {
+                    Timestamp { seconds: seconds.saturating_sub(1), nanos: 1_000_000_000 - nanos }
+                }
             }
         }
     }

@@ -27,6 +27,8 @@ pub(crate) enum IoMode {
 struct Open {
     backing: Option<Arc<BackingId>>,
     handles: usize,
+    /// How many of the handles may write.
+    writers: usize,
 }
 
 /// The modes of all inodes that are open.
@@ -36,12 +38,13 @@ pub(crate) struct IoModes {
 }
 
 impl IoModes {
-    /// Records one more open of `ino` and says its mode. `register` makes the backing id of the
-    /// upper file; it is called only where this is the inode's first handle. Where it fails, or is
-    /// `None`, the inode is cached for as long as it stays open.
+    /// Records one more open of `ino`, for writing or not, and says its mode. `register` makes the
+    /// backing id of the upper file; it is called only where this is the inode's first handle. Where
+    /// it fails, or is `None`, the inode is cached for as long as it stays open.
     pub(crate) fn opened(
         &self,
         ino: Ino,
+        writes: bool,
         register: Option<impl FnOnce() -> io::Result<BackingId>>,
     ) -> IoMode {
         let mut open = self.open.lock();
@@ -55,28 +58,33 @@ impl IoModes {
                         None
                     }
                 });
-                entry.insert(Open { backing, handles: 0 })
+                entry.insert(Open { backing, handles: 0, writers: 0 })
             }
         };
         state.handles += 1;
+        state.writers += usize::from(writes);
         match &state.backing {
             Some(id) => IoMode::Passthrough(Arc::clone(id)),
             None => IoMode::Cached,
         }
     }
 
-    /// Takes back one [`IoModes::opened`]. Says whether the handle was a passthrough one.
-    pub(crate) fn released(&self, ino: Ino) -> bool {
+    /// Takes back one [`IoModes::opened`] with the same `writes`.
+    pub(crate) fn released(&self, ino: Ino, writes: bool) {
         let mut open = self.open.lock();
-        let Entry::Occupied(mut entry) = open.entry(ino) else {
-            return false;
-        };
+        let Entry::Occupied(mut entry) = open.entry(ino) else { return };
         let state = entry.get_mut();
-        let passthrough = state.backing.is_some();
         state.handles = state.handles.saturating_sub(1);
+        state.writers = state.writers.saturating_sub(usize::from(writes));
         if state.handles == 0 {
             entry.remove();
         }
-        passthrough
+    }
+
+    /// Whether the times of `ino` may change without the kernel's FUSE side noticing: what is
+    /// written through a mapping of a passthrough handle goes to the upper file alone.
+    pub(crate) fn changes_unseen(&self, ino: Ino) -> bool {
+        let open = self.open.lock();
+        open.get(&ino).is_some_and(|open| open.backing.is_some() && open.writers > 0)
     }
 }

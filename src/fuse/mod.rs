@@ -1,9 +1,9 @@
-//! The FUSE adapter: kernel protocol on one side, [`Overlay`] on the other.
+//! The FUSE adapter: kernel protocol on one side, [`Overlay`](crate::overlay::Overlay) on the other.
 //!
 //! It is thin on purpose. It decides three things and leaves the rest to the overlay: on which
 //! thread a request runs (answers from memory on the thread that read the request, everything that
-//! may wait on a [`pool`]), how long the kernel may remember an answer, and whether the kernel does
-//! a file's I/O through its page cache or by itself ([`io_mode`]).
+//! may wait on a pool), how long the kernel may remember an answer, and whether the kernel does
+//! a file's I/O through its page cache or by itself.
 
 mod attr;
 mod errno;
@@ -11,9 +11,11 @@ mod faults;
 mod filesystem;
 mod io_mode;
 mod mount;
+mod options;
 mod pool;
 mod session;
 
 pub use faults::{Fault, Faults};
 pub use mount::{detach, unmount};
-pub use session::{Mount, MountOptions, Unmounter};
+pub use options::MountOptions;
+pub use session::{Mount, Unmounter};

@@ -17,7 +17,7 @@ use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketFlags, SocketType,
 };
 
-use super::session::MountOptions;
+use super::options::MountOptions;
 
 /// The part of the file system's type behind `fuse.`.
 const SUBTYPE: &str = "thawfs";

@@ -55,9 +55,10 @@ impl Pool {
     }
 
     fn start_thread(&self) {
-        let grown = self.shared.threads.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |threads| {
-            (threads < MAX_THREADS).then_some(threads + 1)
-        });
+        let grown =
+            self.shared.threads.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |threads| {
+                (threads < MAX_THREADS).then_some(threads + 1)
+            });
         if grown.is_err() {
             return;
         }

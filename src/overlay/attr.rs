@@ -6,7 +6,7 @@ use rustix::io::Errno;
 use super::error::Result;
 use crate::types::{FileKind, Ino, Timestamp};
 
-/// Who makes a new file.
+/// Who asks.
 #[derive(Clone, Copy, Debug)]
 pub struct Caller {
     /// Effective user id.

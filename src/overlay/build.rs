@@ -167,9 +167,9 @@ impl Overlay {
             let node = self.nodes.get(at)?;
             let Place::Name(parent, name) = node.place else { return Err(Errno::NOENT.into()) };
             let redirect = match &node.upper {
-                Some(state) => {
+                Some(_) => {
                     let _names = self.names.read();
-                    marks.get(&self.address(at, state)?, Mark::Redirect)?
+                    marks.get(&self.address(at)?.0, Mark::Redirect)?
                 }
                 None => None,
             };

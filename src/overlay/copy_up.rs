@@ -19,10 +19,11 @@ use super::attr::kind_of;
 use super::build::Built;
 use super::dirs::os_str;
 use super::error::{Error, Result};
+use super::index::nlink_mark;
 use super::nodes::{Data, Place, Snapshot, UpperState};
 use super::upper::{Address, Mark, stat_at, stat_fd};
 use crate::squashfs::Inode;
-use crate::types::{FileKind, Ino, InodeRef};
+use crate::types::{FileKind, Ino};
 
 /// How much of an inode has to be in the upper.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -143,7 +144,7 @@ impl Overlay {
                     && inode.nlink > 1
                     && self.is_unindexed(&inode)?
                 {
-                    self.place_in_index(ino, lower, &inode, built, &mut state, (&dir, name))?;
+                    self.place_in_index(ino, &inode, built, &mut state, (&dir, name))?;
                 } else {
                     built.draft.place(&dir, name, RenameFlags::NOREPLACE)?;
                 }
@@ -176,7 +177,6 @@ impl Overlay {
     fn place_in_index(
         &self,
         ino: Ino,
-        lower: InodeRef,
         inode: &Inode,
         built: Built<'_>,
         state: &mut UpperState,
@@ -185,10 +185,8 @@ impl Overlay {
         let upper = self.upper()?;
         let entry = super::upper::index_name(inode.number);
         let entry = OsStr::new(&entry);
-        // Two links will there be: the index's and the name's.
-        state.extra_links = i64::from(inode.nlink) - 2;
-        let mark = format!("U{:+}", state.extra_links);
-        upper.marks.set(&built.draft.address(), Mark::Nlink, mark.as_bytes())?;
+        let draft = built.draft.address();
+        upper.marks.set(&draft, Mark::Nlink, &nlink_mark(b'L', 0))?;
         built.draft.place(&upper.index, entry, RenameFlags::NOREPLACE)?;
         let address = Address::at(&upper.index, entry);
         if let Err(error) = address.link_to(dir, name) {
@@ -196,7 +194,10 @@ impl Overlay {
                 .map_err(Error::sys("unlink", "an index entry"))?;
             return Err(error);
         }
-        self.index.add(ino, lower, inode.number, state.st_ino);
+        // Two links are there now: the index's and the name's.
+        state.extra_links = i64::from(inode.nlink) - 2;
+        upper.marks.set(&address, Mark::Nlink, &nlink_mark(b'U', state.extra_links))?;
+        self.index.add(ino, inode, state.st_ino);
         self.nodes.move_to(ino, Place::Index);
         Ok(())
     }
@@ -204,12 +205,11 @@ impl Overlay {
     /// Fills a metacopy with its data.
     fn copy_data(&self, ino: Ino, state: &UpperState, want: Want) -> Result<()> {
         let Data::Lower(lower) = state.data else { return Ok(()) };
-        let address = {
+        // A name may go to another file while data is copied; the descriptor does not.
+        let fd = {
             let _names = self.names.read();
-            self.address(ino, state)?
+            Arc::new(self.address(ino)?.0.open(OFlags::RDWR)?)
         };
-        // An address by name may be renamed away while data is copied; the descriptor is not.
-        let fd = Arc::new(address.open(OFlags::RDWR)?);
         let pinned = Address::Pinned(Arc::clone(&fd));
         let times = times_of(&pinned.stat()?);
         let capability = pinned.get_xattr(CAPABILITY).ok();
@@ -240,20 +240,32 @@ impl Overlay {
     /// Shows `state` as what `ino` is from now on. Called with `names` held exclusively.
     fn publish(&self, ino: Ino, state: UpperState) -> Result<()> {
         let whole = state.kind == FileKind::Regular && state.data == Data::Upper;
-        self.nodes.publish(ino, state.clone());
+        self.nodes.publish(ino, state);
         if whole {
-            self.handles.moved(ino, || self.address(ino, &state)?.open(OFlags::RDONLY))?;
+            self.handles.moved(ino, || self.address(ino)?.0.open(OFlags::RDONLY))?;
         }
         Ok(())
+    }
+
+    /// Whether directory `ino`, whose upper half is `dir`, may hold inodes that keep a lower number:
+    /// then they have to be asked. Called with `names` held.
+    pub(super) fn is_impure(&self, ino: Ino, dir: &Arc<OwnedFd>) -> Result<bool> {
+        if let Some(impure) = self.nodes.upper(ino)?.and_then(|upper| upper.impure) {
+            return Ok(impure);
+        }
+        let address = Address::at(dir, OsStr::new("."));
+        let impure = self.upper()?.marks.get(&address, Mark::Impure)?.is_some();
+        self.nodes.update(ino, |upper| upper.impure = Some(impure));
+        Ok(impure)
     }
 
     /// Marks directory `ino` as holding inodes that keep a lower number, so that a listing looks
     /// for them.
     pub(super) fn set_impure(&self, ino: Ino, dir: &Arc<OwnedFd>) -> Result<()> {
-        if self.nodes.upper(ino)?.is_some_and(|upper| !upper.impure) {
+        if self.nodes.upper(ino)?.is_some_and(|upper| upper.impure != Some(true)) {
             let address = Address::at(dir, OsStr::new("."));
             self.upper()?.marks.set(&address, Mark::Impure, b"y")?;
-            self.nodes.update(ino, |upper| upper.impure = true);
+            self.nodes.update(ino, |upper| upper.impure = Some(true));
         }
         Ok(())
     }

@@ -138,7 +138,12 @@ impl Overlay {
         }
         let fd = dir.fd()?;
         let parent_stat = stat_fd(fd).map_err(Error::sys("statx", "a directory"))?;
-        let default_acl = Address::at(fd, OsStr::new(".")).get_xattr(DEFAULT_ACL).ok();
+        let in_place = slot.physical == Physical::Absent && !new.is_null_device();
+        // Made in place, a file takes over the ACL by itself, and only the umask hangs on it.
+        let default_acl = match in_place && mode & caller.umask == 0 {
+            true => None,
+            false => Address::at(fd, OsStr::new(".")).get_xattr(DEFAULT_ACL).ok(),
+        };
         let mode = match default_acl {
             Some(_) => mode,
             None => mode & !caller.umask,
@@ -146,7 +151,6 @@ impl Overlay {
         let finish = |dir: &Arc<OwnedFd>, name: &OsStr| {
             self.own(caller, &parent_stat, &Address::at(dir, name), mode, new)
         };
-        let in_place = slot.physical == Physical::Absent && !new.is_null_device();
         let (stat, made) = if in_place {
             let made = make_at(fd, name, mode, new)?;
             let stat = finish(fd, name).inspect_err(|_| {
@@ -185,6 +189,7 @@ impl Overlay {
         let ino = ino::of_upper(stat.stx_ino);
         let state = UpperState {
             null_device: new.is_null_device(),
+            impure: Some(false),
             ..UpperState::new(&stat, kind_of(&stat)?, generation_of(&stat), None)
         };
         let attr = self.attr_of_upper(ino, &state, &stat)?;

@@ -121,17 +121,19 @@ impl Overlay {
         Ok(fd)
     }
 
-    /// Where the inode of `ino` in the upper is reached. Called with `names` held.
-    pub(super) fn address(&self, ino: Ino, state: &UpperState) -> Result<Address> {
-        if let Some(pin) = &state.pin {
-            return Ok(Address::Pinned(Arc::clone(pin)));
-        }
-        match self.nodes.get(ino)?.place {
-            Place::Name(parent, name) => Ok(Address::at(&self.dir_fd(parent)?, os_str(&name))),
-            Place::Index => self.index_address(ino),
-            Place::Nowhere if ino == Ino::ROOT => Ok(self.upper()?.root_address()),
-            Place::Nowhere => Err(Errno::STALE.into()),
-        }
+    /// Where the inode of `ino` in the upper is reached, and what is known of it. Called with
+    /// `names` held, and good only for as long: an address may be a name.
+    pub(super) fn address(&self, ino: Ino) -> Result<(Address, UpperState)> {
+        let node = self.nodes.get(ino)?;
+        let state = node.upper.ok_or(Errno::STALE)?;
+        let address = match (&state.pin, node.place) {
+            (Some(pin), _) => Address::Pinned(Arc::clone(pin)),
+            (None, Place::Name(parent, name)) => Address::at(&self.dir_fd(parent)?, os_str(&name)),
+            (None, Place::Index) => self.index_address(ino)?,
+            (None, Place::Nowhere) if ino == Ino::ROOT => self.upper()?.root_address(),
+            (None, Place::Nowhere) => return Err(Errno::STALE.into()),
+        };
+        Ok((address, state))
     }
 }
 

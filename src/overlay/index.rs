@@ -13,10 +13,13 @@ use rustix::fs::AtFlags;
 use rustix::io::Errno;
 
 use super::Overlay;
+use super::dirs::DirView;
 use super::error::{Error, Result};
+use super::lookup::Physical;
 use super::lower::Lower;
 use super::upper::{Address, Mark, Upper, index_name, list, parse_index_name, parse_record};
-use crate::types::{Ino, InodeNumber, InodeRef};
+use crate::squashfs::Inode;
+use crate::types::{Ino, InodeRef};
 
 /// What is in the index directory.
 #[derive(Debug, Default)]
@@ -33,6 +36,8 @@ pub(super) struct Entry {
     name: OsString,
     pub(super) st_ino: u64,
     pub(super) lower: InodeRef,
+    /// How many names the archive says it has.
+    lower_nlink: u32,
 }
 
 impl Index {
@@ -50,8 +55,16 @@ impl Index {
                 Some(inode) => Some(inode),
                 None => lower.archive().inode_by_number(number)?,
             };
-            if let Some(inode) = inode {
-                entries.add(lower.ino(inode)?, Entry { name, st_ino, lower: inode });
+            let Some(inode) = inode else { continue };
+            let lower_nlink = lower.inode(inode)?.nlink;
+            let entry = Entry { name, st_ino, lower: inode, lower_nlink };
+            let links = address.stat()?.stx_nlink;
+            if i64::from(links) + extra_links(upper, &address, &entry, links)? <= 0 {
+                // Its last name went, and the server with it before this did.
+                rustix::fs::unlinkat(&upper.index, entry.name.as_os_str(), AtFlags::empty())
+                    .map_err(Error::sys("unlink", entry.name.display()))?;
+            } else {
+                entries.add(lower.ino(inode)?, entry);
             }
         }
         Ok(Self(RwLock::new(entries)))
@@ -67,10 +80,11 @@ impl Index {
         self.0.read().by_st_ino.get(&st_ino).copied()
     }
 
-    /// Notes that lower inode `lower` is in the index directory as inode `st_ino`.
-    pub(super) fn add(&self, ino: Ino, lower: InodeRef, number: InodeNumber, st_ino: u64) {
-        let name = OsString::from(index_name(number));
-        self.0.write().add(ino, Entry { name, st_ino, lower });
+    /// Notes that lower inode `inode` is in the index directory as inode `st_ino`.
+    pub(super) fn add(&self, ino: Ino, inode: &Inode, st_ino: u64) {
+        let name = OsString::from(index_name(inode.number));
+        let (lower, lower_nlink) = (inode.reference, inode.nlink);
+        self.0.write().add(ino, Entry { name, st_ino, lower, lower_nlink });
     }
 
     fn remove(&self, ino: Ino) {
@@ -95,24 +109,15 @@ impl Overlay {
         Ok(Address::at(&self.upper()?.index, &entry.name))
     }
 
-    /// How many more names (or fewer) the merged tree has of an indexed inode than the upper has
-    /// links, by the mark on it. `links` is the upper's count.
-    pub(super) fn extra_links(&self, inode: &Address, lower: InodeRef, links: u32) -> Result<i64> {
-        let mark = self.upper()?.marks.get(inode, Mark::Nlink)?;
-        let parsed = mark.as_deref().and_then(parse_nlink);
-        Ok(match parsed {
-            Some((b'U', difference)) => difference,
-            Some((_, difference)) => {
-                i64::from(self.lower.inode(lower)?.nlink) + difference - i64::from(links)
-            }
-            // Without a mark, all that is not a name is the link in the index itself.
-            None => -1,
-        })
+    /// How many more names (or fewer) the merged tree has of the inode that `entry` leads to than the
+    /// upper has links. `links` is the upper's count.
+    pub(super) fn extra_links(&self, inode: &Address, entry: &Entry, links: u32) -> Result<i64> {
+        extra_links(self.upper()?, inode, entry, links)
     }
 
     /// Keeps `extra`, as [`Self::extra_links`] reads it.
-    pub(super) fn set_extra_links(&self, ino: Ino, inode: &Address, extra: i64) -> Result<()> {
-        self.upper()?.marks.set(inode, Mark::Nlink, format!("U{extra:+}").as_bytes())?;
+    fn set_extra_links(&self, ino: Ino, inode: &Address, extra: i64) -> Result<()> {
+        self.upper()?.marks.set(inode, Mark::Nlink, &nlink_mark(b'U', extra))?;
         self.nodes.update(ino, |upper| upper.extra_links = extra);
         Ok(())
     }
@@ -128,20 +133,47 @@ impl Overlay {
         Ok(())
     }
 
-    /// Gives an indexed inode its lower name `name` in `dir` in the upper too, so that the name can
-    /// be renamed or exchanged there. The merged tree has as many names as before.
+    /// Makes sure that `name` in `dir`, which means `ino`, is in the upper itself: a lower name of an
+    /// inode that was copied up through another one may not be. The merged tree has as many names
+    /// as before, at any moment. Called with `names` held exclusively.
     pub(super) fn link_alias(
         &self,
         ino: Ino,
-        inode: &Address,
-        extra: i64,
-        dir: &std::os::fd::OwnedFd,
+        dir: &DirView,
         name: &OsStr,
-    ) -> Result<()> {
-        inode.link_to(dir, name)?;
-        // In between, the count is one too high: a link too many is kept, never one too few.
-        self.set_extra_links(ino, inode, extra - 1)
+        physical: Physical,
+    ) -> Result<Physical> {
+        let Some(entry) = self.index.get(ino).filter(|_| physical == Physical::Absent) else {
+            return Ok(physical);
+        };
+        let state = self.nodes.upper(ino)?.ok_or(Errno::STALE)?;
+        let inode = self.index_address(ino)?;
+        let fd = dir.fd()?;
+        self.set_impure(dir.ino, fd)?;
+        // While the upper's count changes and the merged one does not, it is kept relative to the
+        // lower's.
+        let names = i64::from(inode.stat()?.stx_nlink) + state.extra_links;
+        let lower = i64::from(entry.lower_nlink);
+        self.upper()?.marks.set(&inode, Mark::Nlink, &nlink_mark(b'L', names - lower))?;
+        inode.link_to(fd, name)?;
+        self.set_extra_links(ino, &inode, state.extra_links - 1)?;
+        Ok(Physical::Entry)
     }
+}
+
+fn extra_links(upper: &Upper, inode: &Address, entry: &Entry, links: u32) -> Result<i64> {
+    let mark = upper.marks.get(inode, Mark::Nlink)?;
+    Ok(match mark.as_deref().and_then(parse_nlink) {
+        Some((b'U', difference)) => difference,
+        Some((_, difference)) => i64::from(entry.lower_nlink) + difference - i64::from(links),
+        // Without a mark, all that is not a name is the link in the index itself.
+        None => -1,
+    })
+}
+
+/// How an nlink mark says `difference` to the count of the upper (`U`) or lower (`L`).
+pub(super) fn nlink_mark(base: u8, difference: i64) -> Vec<u8> {
+    format!("{}{difference:+}", char::from(base)).into_bytes()
 }
 
 /// The letter and the number of an nlink mark.
@@ -168,5 +200,7 @@ mod tests {
         ] {
             assert_eq!(parse_nlink(mark.as_bytes()), expected, "{mark}");
         }
+        assert_eq!(parse_nlink(&nlink_mark(b'L', -3)), Some((b'L', -3)));
+        assert_eq!(nlink_mark(b'U', 0), b"U+0");
     }
 }

@@ -55,14 +55,6 @@ impl Overlay {
         }
     }
 
-    /// A descriptor of the file was closed. Writes are in the upper already.
-    ///
-    /// # Errors
-    /// `EBADF` for a handle that is not open.
-    pub fn flush(&self, handle: Handle) -> Result<()> {
-        self.handles.get(handle).map(drop)
-    }
-
     /// Brings an open file's data to the disk, and its attributes unless `datasync`.
     ///
     /// # Errors

@@ -31,12 +31,11 @@ impl Overlay {
             if slot.found.is_some() {
                 return Err(Errno::EXIST.into());
             }
-            let state = self.nodes.upper(ino)?.ok_or(Errno::STALE)?;
+            let (inode, state) = self.address(ino)?;
             if state.kind == FileKind::Directory {
                 return Err(Errno::PERM.into());
             }
             let fd = dir.fd()?;
-            let inode = self.address(ino, &state)?;
             if state.lower.is_some() {
                 self.set_impure(parent, fd)?;
             }
@@ -63,8 +62,8 @@ impl Overlay {
         if !self.nodes.is_at(ino, parent, name) {
             return Ok(());
         }
-        if let Some(state) = self.nodes.upper(ino)? {
-            let pin = self.address(ino, &state)?.pin()?;
+        if self.nodes.upper(ino)?.is_some() {
+            let pin = self.address(ino)?.0.pin()?;
             self.nodes.update(ino, |upper| upper.pin = Some(pin));
         }
         self.nodes.move_to(ino, Place::Nowhere);

@@ -78,17 +78,18 @@ impl Overlay {
     /// `ESTALE` where `ino` is not known, or what reading either half says.
     pub fn getattr(&self, ino: Ino, _handle: Option<super::Handle>) -> Result<Attr> {
         let node = self.nodes.get(ino)?;
-        let Some(state) = node.upper else {
+        if node.upper.is_none() {
             let lower = self.lower.inode_ref(ino).ok_or(Errno::STALE)?;
             let mut attr = self.lower.attr(ino, &self.lower.inode(lower)?);
             if node.place == Place::Nowhere && ino != Ino::ROOT {
                 attr.nlink = 0;
             }
             return Ok(attr);
-        };
-        let stat = {
+        }
+        let (state, stat) = {
             let _names = self.names.read();
-            self.address(ino, &state)?.stat()?
+            let (inode, state) = self.address(ino)?;
+            (state, inode.stat()?)
         };
         self.attr_of_upper(ino, &state, &stat)
     }
@@ -211,6 +212,12 @@ impl Overlay {
             return Ok(Some(Found { ino: known, kind, upper: Some(upper) }));
         }
         let marks = self.upper()?.marks;
+        if let (None, Some(fd), false) = (dir.lower, &dir.fd, kind == FileKind::CharDevice)
+            && !self.is_impure(dir.ino, fd)?
+        {
+            // All in here was born here.
+            return self.found_in_upper(stat, kind, None).map(Some);
+        }
         if kind == FileKind::Regular
             && stat.stx_size == 0
             && marks.get(address, Mark::Whiteout)?.is_some()
@@ -235,7 +242,7 @@ impl Overlay {
         }
         let mut found = self.found_in_upper(stat, kind, None)?;
         if let Some(upper) = &mut found.upper {
-            upper.data = self.data_of(address, kind, dir.lower, child)?;
+            upper.data = self.data_of(address, stat, dir.lower, child)?;
             upper.null_device =
                 kind == FileKind::CharDevice && marks.get(address, Mark::NullDevice)?.is_some();
         }
@@ -267,15 +274,28 @@ impl Overlay {
         let kind = kind_of(stat)?;
         let mut state = UpperState::new(stat, kind, 0, Some(lower));
         let marks = self.upper()?.marks;
-        if kind == FileKind::Regular && marks.get(address, Mark::Metacopy)?.is_some() {
+        if self.is_metacopy(address, stat)? {
             state.data = Data::Lower(lower);
         }
-        if self.index.ino_of(stat.stx_ino).is_some() {
-            state.extra_links = self.extra_links(address, lower, stat.stx_nlink)?;
+        if let Some(entry) = self.index.ino_of(stat.stx_ino).and_then(|ino| self.index.get(ino)) {
+            state.extra_links = self.extra_links(address, &entry, stat.stx_nlink)?;
         }
         state.null_device =
             kind == FileKind::CharDevice && marks.get(address, Mark::NullDevice)?.is_some();
         Ok(state)
+    }
+
+    /// Whether the data of an inode is still in the lower. Empty files have no metacopies: one that
+    /// is empty was being truncated when the server was killed, and loses its mark here.
+    fn is_metacopy(&self, address: &Address, stat: &Statx) -> Result<bool> {
+        let marks = self.upper()?.marks;
+        if kind_of(stat)? != FileKind::Regular || marks.get(address, Mark::Metacopy)?.is_none() {
+            return Ok(false);
+        }
+        if stat.stx_size == 0 {
+            marks.clear(address, Mark::Metacopy)?;
+        }
+        Ok(stat.stx_size > 0)
     }
 
     /// Where the data of an inode without a record of ours is: of a metacopy that kernel overlayfs
@@ -283,15 +303,14 @@ impl Overlay {
     fn data_of(
         &self,
         address: &Address,
-        kind: FileKind,
+        stat: &Statx,
         dir: Option<InodeRef>,
         child: Option<Child>,
     ) -> Result<Data> {
-        let marks = self.upper()?.marks;
-        if kind != FileKind::Regular || marks.get(address, Mark::Metacopy)?.is_none() {
+        if !self.is_metacopy(address, stat)? {
             return Ok(Data::Upper);
         }
-        let lower = match marks.get(address, Mark::Redirect)? {
+        let lower = match self.upper()?.marks.get(address, Mark::Redirect)? {
             Some(path) => self.follow(dir, &path)?,
             None => child,
         }

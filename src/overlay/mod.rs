@@ -57,6 +57,7 @@ pub use error::{Error, Result};
 pub use handles::{Backing, Handle, Opened};
 pub use readdir::DirEntry;
 pub use rustix::fs::{FallocateFlags, RenameFlags, SeekFrom, XattrFlags};
+pub use setattr::setid_bits;
 pub use upper::Upper;
 
 use crate::squashfs::Archive;

@@ -69,8 +69,8 @@ pub(super) struct UpperState {
     pub(super) extra_links: i64,
     /// A 0/0 character device, stored as another.
     pub(super) null_device: bool,
-    /// Known to have [`super::upper::Mark::Impure`].
-    pub(super) impure: bool,
+    /// Of a directory: whether it has [`super::upper::Mark::Impure`], once that is known.
+    pub(super) impure: Option<bool>,
     /// Reaches the inode where no name does.
     pub(super) pin: Option<Arc<OwnedFd>>,
 }
@@ -91,7 +91,7 @@ impl UpperState {
             data: Data::Upper,
             extra_links: 0,
             null_device: false,
-            impure: false,
+            impure: None,
             pin: None,
         }
     }

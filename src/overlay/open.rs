@@ -62,7 +62,7 @@ impl Overlay {
             let _names = self.names.read();
             match (self.nodes.upper(ino)?, inode) {
                 (Some(state), _) if state.data == Data::Upper => {
-                    let fd = Arc::new(self.address(ino, &state)?.open(flags)?);
+                    let fd = Arc::new(self.address(ino)?.0.open(flags)?);
                     let handle = self.handles.add(Open::Upper { fd });
                     return Ok(Opened { handle, backing: Backing::Upper });
                 }

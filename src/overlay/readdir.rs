@@ -24,7 +24,7 @@ use super::ino;
 use super::lookup::Held;
 use super::lower::Child;
 use super::nodes::Place;
-use super::upper::{Address, Mark, list};
+use super::upper::list;
 use crate::squashfs::DirCursor;
 use crate::types::{FileKind, Ino, InodeRef};
 
@@ -157,18 +157,17 @@ impl Overlay {
             // A removed directory.
             return Ok(Halves { changes, upper: Vec::new(), lower: None });
         }
-        let dir = {
+        let (dir, mixed) = {
             let _names = self.names.read();
-            self.dir_view(ino)?
+            let dir = self.dir_view(ino)?;
+            let mixed = match &dir.fd {
+                Some(fd) => dir.lower.is_some() || self.is_impure(ino, fd)?,
+                None => false,
+            };
+            (dir, mixed)
         };
         let mut upper = Vec::new();
         if let Some(fd) = &dir.fd {
-            let mixed = dir.lower.is_some()
-                || self
-                    .upper()?
-                    .marks
-                    .get(&Address::at(fd, OsStr::new(".")), Mark::Impure)?
-                    .is_some();
             for (name, st_ino, kind) in list(fd)? {
                 let shown = self.name_in_upper(ino, fd, &name, (st_ino, kind), mixed)?;
                 upper.push(UpperName { name: name.as_bytes().into(), shown });

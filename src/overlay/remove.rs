@@ -37,12 +37,13 @@ impl Overlay {
         self.prepare_removal(parent, &held, child)?;
         let _names = self.names.write();
         let (dir, physical) = self.recheck(parent, name, child, held.ino)?;
+        let physical = self.link_alias(held.ino, &dir, name, physical)?;
         self.unplace(held.ino, parent, name)?;
         self.hide(&dir, name, physical, child).inspect_err(|_| {
             self.nodes.move_to(held.ino, Place::named(parent, name));
         })?;
         self.changed();
-        self.name_gone(held.ino, physical)
+        self.name_gone(held.ino)
     }
 
     /// Removes the empty directory `name` in `parent`.
@@ -141,21 +142,14 @@ impl Overlay {
         }
     }
 
-    /// Accounts for a name of `ino` that is gone, which the upper had or not.
-    pub(super) fn name_gone(&self, ino: Ino, physical: Physical) -> Result<()> {
+    /// Accounts for a name of `ino` that is gone.
+    pub(super) fn name_gone(&self, ino: Ino) -> Result<()> {
         if self.index.get(ino).is_none() {
             return Ok(());
         }
         let Some(state) = self.nodes.upper(ino)? else { return Ok(()) };
         let address = self.index_address(ino)?;
-        let mut extra = state.extra_links;
-        if physical != Physical::Entry {
-            // Set after the name is gone: a count too high keeps a link too many, one too low
-            // would lose the file.
-            extra -= 1;
-            self.set_extra_links(ino, &address, extra)?;
-        }
-        if i64::from(address.stat()?.stx_nlink) + extra <= 0 {
+        if i64::from(address.stat()?.stx_nlink) + state.extra_links <= 0 {
             let pin = address.pin()?;
             self.nodes.update(ino, |upper| {
                 upper.pin = Some(pin);

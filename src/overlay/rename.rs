@@ -134,6 +134,7 @@ impl Overlay {
         let is_directory = source.kind == FileKind::Directory;
         self.mark_moved(from, source, &from_dir, &to_dir)?;
         if let Some(target) = target {
+            self.link_alias(target.ino, &to_dir, to.name, slot.physical)?;
             if is_directory {
                 self.check_upper_empty(target.ino)?;
             }
@@ -165,7 +166,7 @@ impl Overlay {
         self.moved(source.ino, to);
         match target {
             Some(target) if is_directory => self.directory_gone(target.ino),
-            Some(target) => self.name_gone(target.ino, slot.physical)?,
+            Some(target) => self.name_gone(target.ino)?,
             None => {}
         }
         Ok(())
@@ -193,13 +194,7 @@ impl Overlay {
     fn movable<'a>(&self, end: &'a End<'_>) -> Result<(DirView, &'a Held<'a>)> {
         let held = end.held.as_ref().ok_or(Errno::NOENT)?;
         let (dir, physical) = self.recheck(end.parent, end.name, end.child, held.ino)?;
-        if physical != Physical::Entry {
-            // A lower name of an inode that was copied up through another one.
-            let state = self.nodes.upper(held.ino)?.ok_or(Errno::STALE)?;
-            let inode = self.index_address(held.ino)?;
-            self.set_impure(end.parent, dir.fd()?)?;
-            self.link_alias(held.ino, &inode, state.extra_links, dir.fd()?, end.name)?;
-        }
+        self.link_alias(held.ino, &dir, end.name, physical)?;
         Ok((dir, held))
     }
 

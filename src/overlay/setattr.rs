@@ -12,16 +12,24 @@ use super::nodes::{Data, UpperState};
 use super::upper::Address;
 use crate::types::{FileKind, Ino};
 
+/// Those of a file's mode bits that lend its owner's or group's rights to whoever executes it, and
+/// that a write by anyone but root takes away.
+pub fn setid_bits(mode: u32) -> u32 {
+    let setgid = if mode & libc::S_IXGRP != 0 { libc::S_ISGID } else { 0 };
+    mode & (libc::S_ISUID | setgid)
+}
+
 impl Overlay {
     /// Changes attributes and shows the new ones. A lower file is copied up, with its data only if
-    /// its size is set to other than 0. Whether the caller may is checked by the kernel; so is what
-    /// a change of size or owner does to setuid bits, apart from what the upper's `chown` clears.
+    /// its size is set to other than 0. Whether the caller may is checked by the kernel. A change of
+    /// size by anyone but root drops setuid bits; a change of owner drops them in the upper's own
+    /// `chown`, and both drop capabilities there.
     ///
     /// # Errors
     /// `EROFS`, `EISDIR` or `EINVAL` for the size of what has none, or what the upper says.
     pub fn setattr(
         &self,
-        _caller: &Caller,
+        caller: &Caller,
         ino: Ino,
         handle: Option<Handle>,
         change: &SetAttr,
@@ -41,14 +49,14 @@ impl Overlay {
             Some(state) if metacopy(&state) => Some(self.flights.start(ino)),
             Some(_) | None => None,
         };
-        let state = self.nodes.upper(ino)?.ok_or(Errno::STALE)?;
-        let inode = {
-            let _names = self.names.read();
-            self.address(ino, &state)?
-        };
         if let Some(size) = change.size {
-            self.truncate(&inode, &state, handle, size)?;
+            self.truncate(ino, handle, size)?;
+            if caller.uid != 0 {
+                self.drop_setid(ino)?;
+            }
         }
+        let _names = self.names.read();
+        let (inode, state) = self.address(ino)?;
         if change.uid.is_some() || change.gid.is_some() {
             match inode.chown(change.uid, change.gid) {
                 Err(error) if error.is(Errno::PERM) && self.changes_nothing(&inode, change)? => {}
@@ -70,6 +78,27 @@ impl Overlay {
         self.attr_of_upper(ino, &state, &inode.stat()?)
     }
 
+    /// Takes the setuid bit, and an executable's setgid bit, from a regular file that a caller without
+    /// `CAP_FSETID` has written to. (The upper's file system would see us write, who have it; it drops
+    /// capabilities all the same.) Says whether there was such a bit.
+    ///
+    /// # Errors
+    /// What `stat` or `chmod` of the upper file says.
+    pub fn drop_setid(&self, ino: Ino) -> Result<bool> {
+        if self.nodes.upper(ino)?.is_none() {
+            return Ok(false);
+        }
+        let _names = self.names.read();
+        let (inode, state) = self.address(ino)?;
+        let mode = u32::from(inode.stat()?.stx_mode);
+        let bits = setid_bits(mode);
+        if state.kind != FileKind::Regular || bits == 0 {
+            return Ok(false);
+        }
+        inode.chmod(mode & 0o7777 & !bits)?;
+        Ok(true)
+    }
+
     /// The target of symbolic link `ino`.
     ///
     /// # Errors
@@ -78,7 +107,7 @@ impl Overlay {
         match self.nodes.upper(ino)? {
             Some(state) if state.kind == FileKind::Symlink => {
                 let _names = self.names.read();
-                self.address(ino, &state)?.read_link()
+                self.address(ino)?.0.read_link()
             }
             Some(_) => Err(Errno::INVAL.into()),
             None => {
@@ -92,18 +121,7 @@ impl Overlay {
         }
     }
 
-    fn truncate(
-        &self,
-        inode: &Address,
-        state: &UpperState,
-        handle: Option<Handle>,
-        size: u64,
-    ) -> Result<()> {
-        match state.kind {
-            FileKind::Regular => {}
-            FileKind::Directory => return Err(Errno::ISDIR.into()),
-            _ => return Err(Errno::INVAL.into()),
-        }
+    fn truncate(&self, ino: Ino, handle: Option<Handle>, size: u64) -> Result<()> {
         // The caller's own descriptor may write where the permissions no longer allow to open one.
         if let Some(handle) = handle
             && let Open::Upper { fd } = &*self.handles.get(handle)?
@@ -111,8 +129,16 @@ impl Overlay {
             return rustix::fs::ftruncate(fd, size)
                 .map_err(Error::sys("ftruncate", "an open file"));
         }
-        let fd = inode.open(OFlags::WRONLY)?;
-        rustix::fs::ftruncate(&fd, size).map_err(Error::sys("ftruncate", inode.label()))
+        let fd = {
+            let _names = self.names.read();
+            let (inode, state) = self.address(ino)?;
+            match state.kind {
+                FileKind::Regular => inode.open(OFlags::WRONLY)?,
+                FileKind::Directory => return Err(Errno::ISDIR.into()),
+                _ => return Err(Errno::INVAL.into()),
+            }
+        };
+        rustix::fs::ftruncate(&fd, size).map_err(Error::sys("ftruncate", "a file"))
     }
 
     /// Whether an ordinary user's `chown` asks for the owner there is.

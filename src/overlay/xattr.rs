@@ -8,10 +8,12 @@ use std::borrow::Cow;
 use std::ffi::{CString, OsStr};
 use std::os::unix::ffi::OsStrExt;
 
+use parking_lot::RwLockReadGuard;
 use rustix::fs::XattrFlags;
 use rustix::io::Errno;
 
 use super::Overlay;
+use super::attr::Caller;
 use super::copy_up::Want;
 use super::error::{Error, Result};
 use super::upper::{Address, Namespace};
@@ -39,6 +41,13 @@ fn shown_name(stored: &[u8], marks: Namespace) -> Option<Cow<'_, [u8]>> {
     }
 }
 
+/// An inode in the upper, and the names of its marks.
+struct InUpper<'a> {
+    inode: Address,
+    marks: Namespace,
+    _names: RwLockReadGuard<'a, ()>,
+}
+
 impl Overlay {
     /// The value of attribute `name`.
     ///
@@ -46,7 +55,7 @@ impl Overlay {
     /// `ENODATA` where it has none, also for ACLs on a file system without them; or what reading
     /// either half says.
     pub fn getxattr(&self, ino: Ino, name: &OsStr) -> Result<Vec<u8>> {
-        let Some((inode, marks)) = self.xattr_address(ino)? else {
+        let Some(InUpper { inode, marks, _names }) = self.in_upper(ino)? else {
             let lower = self.lower.inode_ref(ino).ok_or(Errno::STALE)?;
             let value = self.lower.archive().xattr(&self.lower.inode(lower)?, name.as_bytes())?;
             return Ok(value.ok_or(Errno::NODATA)?);
@@ -62,24 +71,28 @@ impl Overlay {
         }
     }
 
-    /// The names of all attributes, each ended by a NUL.
+    /// The names of all attributes that `caller` may see, each ended by a NUL: Linux leaves it to file
+    /// systems to hide `trusted.` ones from users without privilege. Which privileges a caller has
+    /// FUSE does not say, so user 0 stands for all.
     ///
     /// # Errors
     /// What reading either half says.
-    pub fn listxattr(&self, ino: Ino) -> Result<Vec<u8>> {
+    pub fn listxattr(&self, caller: &Caller, ino: Ino) -> Result<Vec<u8>> {
         let mut shown = Vec::new();
         let mut show = |name: &[u8]| {
-            shown.extend_from_slice(name);
-            shown.push(0);
+            if caller.uid == 0 || !name.starts_with(b"trusted.") {
+                shown.extend_from_slice(name);
+                shown.push(0);
+            }
         };
-        match self.xattr_address(ino)? {
+        match self.in_upper(ino)? {
             None => {
                 let lower = self.lower.inode_ref(ino).ok_or(Errno::STALE)?;
                 for name in self.lower.archive().xattr_names(&self.lower.inode(lower)?)? {
                     show(&name);
                 }
             }
-            Some((inode, marks)) => {
+            Some(InUpper { inode, marks, _names }) => {
                 let stored = match inode.list_xattrs() {
                     Err(Errno::OPNOTSUPP) => Vec::new(),
                     other => other.map_err(Error::sys("listxattr", inode.label()))?,
@@ -100,7 +113,7 @@ impl Overlay {
     /// `EEXIST` or `ENODATA` as `flags` ask, `EROFS`, or what the upper says.
     pub fn setxattr(&self, ino: Ino, name: &OsStr, value: &[u8], flags: XattrFlags) -> Result<()> {
         self.copy_up(ino, Want::Attributes)?;
-        let (inode, marks) = self.xattr_address(ino)?.ok_or(Errno::STALE)?;
+        let InUpper { inode, marks, _names } = self.in_upper(ino)?.ok_or(Errno::STALE)?;
         inode
             .set_xattr(&c_name(name, marks)?, value, flags)
             .map_err(Error::sys("setxattr", inode.label()))
@@ -115,14 +128,18 @@ impl Overlay {
         // A file that does not have it is not copied up to find that out.
         self.getxattr(ino, name)?;
         self.copy_up(ino, Want::Attributes)?;
-        let (inode, marks) = self.xattr_address(ino)?.ok_or(Errno::STALE)?;
+        let InUpper { inode, marks, _names } = self.in_upper(ino)?.ok_or(Errno::STALE)?;
         inode.remove_xattr(&c_name(name, marks)?).map_err(Error::sys("removexattr", inode.label()))
     }
 
-    fn xattr_address(&self, ino: Ino) -> Result<Option<(Address, Namespace)>> {
-        let Some(state) = self.nodes.upper(ino)? else { return Ok(None) };
-        let _names = self.names.read();
-        Ok(Some((self.address(ino, &state)?, self.upper()?.marks)))
+    /// Where `ino` is reached in the upper, if it is there. The lock keeps it so.
+    fn in_upper(&self, ino: Ino) -> Result<Option<InUpper<'_>>> {
+        if self.nodes.upper(ino)?.is_none() {
+            return Ok(None);
+        }
+        let names = self.names.read();
+        let (inode, _) = self.address(ino)?;
+        Ok(Some(InUpper { inode, marks: self.upper()?.marks, _names: names }))
     }
 }
 

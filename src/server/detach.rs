@@ -6,12 +6,13 @@
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Write};
-use std::path::{Path, PathBuf};
 use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use serde::{Deserialize, Serialize};
 
+use super::heap;
 use super::mounts::read_mounts;
 use super::{MountRequest, Ready};
 use crate::failure::{Code, Failure};
@@ -32,10 +33,11 @@ enum Answer {
 /// # Errors
 /// What the server said, or that it ended without a word.
 pub fn start_detached(request: &MountRequest) -> Result<Ready, Failure> {
-    let failed = |error: io::Error| {
-        Failure::new(Code::Failed, format!("cannot start the server: {error}"))
-    };
-    let mut server = Command::new("/proc/self/exe")
+    let failed =
+        |error: io::Error| Failure::new(Code::Failed, format!("cannot start the server: {error}"));
+    let mut server = Command::new("/proc/self/exe");
+    heap::limit(&mut server);
+    let mut server = server
         .arg0("thawfs")
         .arg(SERVE_COMMAND)
         .arg(&request.mountpoint)
@@ -73,7 +75,7 @@ pub fn start_detached(request: &MountRequest) -> Result<Ready, Failure> {
 /// reports on standard output. Returns when the mount is gone.
 ///
 /// # Errors
-/// Those of [`super::serve`]; the command has been told already.
+/// Those of [`super::serve()`]; the command has been told already.
 pub fn run_detached() -> Result<(), Failure> {
     // A session of its own: no signal of the terminal, or of the job that mounted, reaches it. It
     // fails for a process that leads one already, which is as good.

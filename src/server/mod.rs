@@ -1,10 +1,11 @@
 //! The process behind a mount: from a request to a directory that answers, and its tidy end.
 //!
-//! [`serve`] is that process's whole life. [`start_detached`] runs it in a process of its own.
+//! [`serve()`] is that process's whole life. [`start_detached`] runs it in a process of its own.
 //! What a server writes down about itself is in [`state`], what it says when asked in [`report`].
 
 mod control;
 mod detach;
+mod heap;
 pub mod mounts;
 pub mod report;
 mod serve;
@@ -12,4 +13,5 @@ pub mod state;
 
 pub use control::fetch_report;
 pub use detach::{SERVE_COMMAND, run_detached, start_detached};
+pub use heap::restart_limited;
 pub use serve::{MountRequest, Ready, check_free, serve};

@@ -46,6 +46,26 @@ pub struct MountRequest {
     pub attr_ttl: Option<Duration>,
 }
 
+impl MountRequest {
+    /// A writable mount of `source` at `mountpoint` with everything else default.
+    pub fn new(source: SourceRequest, mountpoint: PathBuf) -> Self {
+        Self {
+            source,
+            mountpoint,
+            upper: None,
+            workdir: None,
+            keep_upper: false,
+            read_only: false,
+            fsname: None,
+            allow_other: None,
+            flags: Vec::new(),
+            passthrough: true,
+            entry_ttl: None,
+            attr_ttl: None,
+        }
+    }
+}
+
 /// What a server says once its mount answers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ready {
@@ -101,11 +121,8 @@ pub fn serve(
     let (mount_dir, lock) = state.create_mount().map_err(state_failed)?;
     // Held until the process is no more: whoever waits for that waits for all of it.
     std::mem::forget(lock);
-    let place = Place {
-        state: state.clone(),
-        mount: mount_dir.clone(),
-        keep_upper: request.keep_upper,
-    };
+    let place =
+        Place { state: state.clone(), mount: mount_dir.clone(), keep_upper: request.keep_upper };
     let upper_paths = match (&request.upper, request.read_only) {
         (_, true) => None,
         (Some(upper), false) => Some((upper.clone(), work_beside(upper, request))),
@@ -121,11 +138,8 @@ pub fn serve(
         }
         None => None,
     };
-    let overlay = Arc::new(Overlay::new(
-        Arc::clone(&opened.archive),
-        upper,
-        overlay::Options::default(),
-    )?);
+    let overlay =
+        Arc::new(Overlay::new(Arc::clone(&opened.archive), upper, overlay::Options::default())?);
     let faults = Arc::new(Faults::default());
 
     let mut options = MountOptions::new(request.fsname.as_deref().unwrap_or(&opened.name));
@@ -178,7 +192,9 @@ pub fn serve(
     match ended {
         Ok(Ok(())) => Ok(()),
         Ok(Err(error)) => Err(Failure::new(Code::Fuse, format!("the FUSE device failed: {error}"))),
-        Err(_) => Err(Failure::new(Code::Failed, "the serving thread panicked; please report this")),
+        Err(_) => {
+            Err(Failure::new(Code::Failed, "the serving thread panicked; please report this"))
+        }
     }
 }
 
@@ -211,9 +227,7 @@ fn raise_file_limit() {
 }
 
 /// Unmounts on SIGTERM, SIGINT and SIGHUP; the server then ends as after any unmount.
-fn unmount_on_signal(
-    unmounter: Unmounter,
-) -> io::Result<signal_hook::iterator::Handle> {
+fn unmount_on_signal(unmounter: Unmounter) -> io::Result<signal_hook::iterator::Handle> {
     use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
     let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGINT, SIGHUP])?;
     let handle = signals.handle();

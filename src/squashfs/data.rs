@@ -121,16 +121,8 @@ impl DataBlocks {
     }
 
     fn decode(&self, block: StoredBlock, stored: &[u8]) -> Result<Bytes, Error> {
-        match self.codec.decode(stored, self.block_size as usize) {
-            Ok(mut bytes) => {
-                // A budget counts lengths, so what is held must not be much longer.
-                if bytes.len() < bytes.capacity() / 2 {
-                    bytes.shrink_to_fit();
-                }
-                Ok(Bytes::from(bytes))
-            }
-            Err(reason) => Err(block.corrupt(reason)),
-        }
+        let decoded = self.codec.decode(stored, self.block_size as usize);
+        decoded.map(Bytes::from).map_err(|reason| block.corrupt(reason))
     }
 }
 

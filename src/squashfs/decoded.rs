@@ -16,6 +16,14 @@ pub(super) trait Weigh {
     fn weight(&self) -> usize;
 }
 
+/// What keeping a value costs beside it: entries of map and list, and the count of references. An
+/// archive of tiny blocks would else get far more memory than it is granted.
+const OVERHEAD: usize = 128;
+
+fn cost(value: &impl Weigh) -> usize {
+    value.weight() + OVERHEAD
+}
+
 /// The most recently used blocks, within a budget of bytes (but never fewer than one block).
 pub(super) struct DecodedCache<K: Hash + Eq + Copy, V> {
     state: Mutex<State<K, V>>,
@@ -168,13 +176,13 @@ impl<K: Hash + Eq + Copy, V: Clone + Weigh> Lead<'_, K, V> {
             let mut state = self.cache.state.lock();
             state.flights.remove(&self.key);
             if let Ok(value) = &result {
-                state.weight += value.weight();
+                state.weight += cost(value);
                 if let Some((_, old)) = state.blocks.push(self.key, value.clone()) {
-                    state.weight -= old.weight();
+                    state.weight -= cost(&old);
                 }
                 while state.weight > self.cache.budget && state.blocks.len() > 1 {
                     let Some((_, old)) = state.blocks.pop_lru() else { break };
-                    state.weight -= old.weight();
+                    state.weight -= cost(&old);
                     evicted.push(old);
                 }
             }
@@ -219,13 +227,13 @@ mod tests {
 
     #[test]
     fn the_least_recently_used_goes_first_and_one_always_stays() {
-        let cache = DecodedCache::new(10);
+        let cache = DecodedCache::new(2 * (4 + OVERHEAD));
         for key in 0..3 {
             cache.get_or_load(key, || Ok(Weight(4))).unwrap();
             cache.get(0);
         }
         assert_eq!([0, 1, 2].map(|key| cache.get(key).is_some()), [true, false, true]);
-        cache.get_or_load(3, || Ok(Weight(11))).unwrap();
+        cache.get_or_load(3, || Ok(Weight(1000))).unwrap();
         assert_eq!([0, 2, 3].map(|key| cache.get(key).is_some()), [false, false, true]);
     }
 

@@ -2,8 +2,9 @@
 //! and for long ones an index of where in the listing each metadata block starts.
 
 use super::Error;
+use super::dir_index::{DirIndex, Start};
 use super::format::{
-    DIR_GROUP_LEN, DIR_SIZE_BIAS, METADATA_LEN, NAME_LEN, RawDirEntry, RawDirHeader, RawDirIndex,
+    DIR_GROUP_LEN, DIR_SIZE_BIAS, METADATA_LEN, NAME_LEN, RawDirEntry, RawDirHeader,
 };
 use super::inode::Inode;
 use super::metadata::{MetaPosition, MetaReader, Metadata};
@@ -54,40 +55,28 @@ impl<'a> DirReader<'a> {
         metadata: &'a Metadata,
         table: ArchiveOffset,
         directory: &Inode,
+        index: &DirIndex,
         from: DirCursor,
     ) -> Result<Self, Error> {
-        let from = from.0;
-        Self::behind(metadata, table, directory, from, |index, _| {
-            u64::from(index.position.get()) <= from
-        })
+        Self::starting(metadata, table, directory, index.before_position(from.0), from.0)
     }
 
-    /// From the last place in the index for which `before` holds, or the start.
-    fn behind(
+    fn starting(
         metadata: &'a Metadata,
         table: ArchiveOffset,
         directory: &Inode,
+        start: Option<Start>,
         from: u64,
-        before: impl Fn(&RawDirIndex, &[u8]) -> bool,
     ) -> Result<Self, Error> {
-        let layout = directory.directory()?;
-        let mut start = layout.listing;
-        let mut position = 0;
-        let mut reader = metadata.reader("directory index", layout.index);
-        for _ in 0..layout.index_count {
-            // Names are found without the index too: damage in it only ends it, as in the kernel.
-            let (index, name) = match read_index(&mut reader) {
-                Ok(Some(entry)) => entry,
-                Ok(None) | Err(Error::Corrupt { .. }) => break,
-                Err(error) => return Err(error),
-            };
-            if !before(&index, &name) {
-                break;
+        let listing = directory.directory()?.listing;
+        let (position, start) = match start {
+            None => (0, listing),
+            Some(start) => {
+                let position = u64::from(start.position);
+                let offset = (position + listing.offset as u64) % METADATA_LEN as u64;
+                (position, MetaPosition::in_table(table, start.block, offset as u16))
             }
-            position = u64::from(index.position.get());
-            let offset = (position + layout.listing.offset as u64) % METADATA_LEN as u64;
-            start = MetaPosition::in_table(table, index.block.get(), offset as u16);
-        }
+        };
         Ok(Self {
             reader: metadata.reader(STRUCTURE, start),
             position,
@@ -99,7 +88,8 @@ impl<'a> DirReader<'a> {
         })
     }
 
-    fn read(&mut self) -> Result<Option<DirEntry>, Error> {
+    /// The next entry up to its name, and the name's length.
+    fn read_head(&mut self) -> Result<Option<(RawDirEntry, usize)>, Error> {
         loop {
             if self.left_in_group == 0 {
                 if self.position >= self.end {
@@ -119,17 +109,34 @@ impl<'a> DirReader<'a> {
             if len > NAME_LEN {
                 return Err(self.reader.corrupt(format!("a name of {len} bytes")));
             }
-            let passed_over = {
-                self.position += (size_of::<RawDirEntry>() + len) as u64;
-                self.position <= self.from
-            };
-            if passed_over {
-                self.reader.skip(len)?;
-                continue;
+            self.position += (size_of::<RawDirEntry>() + len) as u64;
+            if self.position > self.from {
+                return Ok(Some((raw, len)));
             }
-            let name = self.reader.read_vec(len)?;
-            return self.entry(&raw, name).map(Some);
+            self.reader.skip(len)?;
         }
+    }
+
+    fn read(&mut self) -> Result<Option<DirEntry>, Error> {
+        let Some((raw, len)) = self.read_head()? else { return Ok(None) };
+        let name = self.reader.read_vec(len)?;
+        self.entry(&raw, name).map(Some)
+    }
+
+    /// The entry of this name, if it comes before the first name that starts with a greater byte,
+    /// which is how far the kernel looks.
+    fn find(&mut self, name: &[u8]) -> Result<Option<DirEntry>, Error> {
+        let mut buffer = NameBuffer::default();
+        while let Some((raw, len)) = self.read_head()? {
+            let found = buffer.read(&mut self.reader, len)?;
+            if found == name {
+                return self.entry(&raw, name.to_vec()).map(Some);
+            }
+            if found.first() > name.first() {
+                break;
+            }
+        }
+        Ok(None)
     }
 
     fn entry(&self, raw: &RawDirEntry, name: Vec<u8>) -> Result<DirEntry, Error> {
@@ -173,35 +180,31 @@ impl Iterator for DirReader<'_> {
     }
 }
 
-/// Finds `name`: through the index where there is one, and then up to the first name that starts
-/// with a greater byte, which is how far the kernel looks.
+/// Finds `name`, through the index where there is one.
 pub(super) fn lookup(
     metadata: &Metadata,
     table: ArchiveOffset,
     directory: &Inode,
+    index: &DirIndex,
     name: &[u8],
 ) -> Result<Option<DirEntry>, Error> {
-    let entries = DirReader::behind(metadata, table, directory, 0, |_, indexed| indexed <= name)?;
-    for entry in entries {
-        let entry = entry?;
-        if entry.name == name {
-            return Ok(Some(entry));
-        }
-        if entry.name.first() > name.first() {
-            break;
-        }
-    }
-    Ok(None)
+    DirReader::starting(metadata, table, directory, index.before_name(name), 0)?.find(name)
 }
 
-/// One entry of the index; `None` where its name cannot be one.
-fn read_index(reader: &mut MetaReader<'_>) -> Result<Option<(RawDirIndex, Vec<u8>)>, Error> {
-    let index: RawDirIndex = reader.read()?;
-    match usize::try_from(index.size.get()) {
-        Ok(last) if last < NAME_LEN => {
-            let name = reader.read_vec(last + 1)?;
-            Ok(Some((index, name)))
-        }
-        _ => Ok(None),
+/// Room for a name, so that looking through many takes no memory for each.
+struct NameBuffer([u8; NAME_LEN]);
+
+impl Default for NameBuffer {
+    fn default() -> Self {
+        Self([0; NAME_LEN])
+    }
+}
+
+impl NameBuffer {
+    /// Reads a name whose length has been checked.
+    fn read(&mut self, reader: &mut MetaReader<'_>, len: usize) -> Result<&[u8], Error> {
+        let name = self.0.get_mut(..len).unwrap_or_default();
+        reader.read_exact(name)?;
+        Ok(name)
     }
 }

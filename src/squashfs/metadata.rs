@@ -43,7 +43,7 @@ struct MetaBlock {
 
 impl Weigh for MetaBlock {
     fn weight(&self) -> usize {
-        self.bytes.len() + size_of::<(ArchiveOffset, Self)>()
+        self.bytes.len()
     }
 }
 

@@ -22,6 +22,7 @@ mod codec;
 mod data;
 mod decoded;
 mod dir;
+mod dir_index;
 mod error;
 mod format;
 mod inode;
@@ -50,15 +51,12 @@ use crate::types::{ArchiveOffset, ByteRange, FileKind, FileOffset, InodeNumber, 
 use blocks::BlockIndex;
 use codec::Codec;
 use data::DataBlocks;
+use dir_index::DirIndexes;
 use format::SUPERBLOCK_LEN;
 use inode::InodeParser;
 use metadata::{Metadata, Resident};
 use tables::Tables;
 use xattr::XattrReader;
-
-/// Most stored metadata that is kept in memory, in bytes. 32 bytes an inode make this enough for
-/// a quarter of a million of them.
-const MAX_RESIDENT: u64 = 8 << 20;
 
 /// Most bytes that one [`Archive::read`] or [`Archive::get`] answers: 16 MiB.
 pub const MAX_READ: usize = 16 << 20;
@@ -70,12 +68,16 @@ pub struct OpenOptions {
     pub decoded_bytes: usize,
     /// Bytes of decoded metadata blocks to keep. One block always is.
     pub metadata_bytes: usize,
+    /// Most bytes of stored metadata to hold in memory. Where there is more, none is held, and
+    /// metadata too is fetched when asked for.
+    pub resident_bytes: usize,
 }
 
 impl Default for OpenOptions {
-    /// 16 MiB of data and 6 MiB of metadata.
+    /// 16 MiB of data, 6 MiB of metadata, and 8 MiB of stored metadata: at 32 bytes an inode,
+    /// that of a quarter of a million.
     fn default() -> Self {
-        Self { decoded_bytes: 16 << 20, metadata_bytes: 6 << 20 }
+        Self { decoded_bytes: 16 << 20, metadata_bytes: 6 << 20, resident_bytes: 8 << 20 }
     }
 }
 
@@ -93,14 +95,15 @@ pub struct Archive {
     superblock: Superblock,
     metadata: Metadata,
     tables: Tables,
+    indexes: DirIndexes,
     blocks: BlockIndex,
     data: DataBlocks,
 }
 
 impl Archive {
-    /// Opens the archive that is `blob`, from its first byte on. Fetches twice at most: the
-    /// superblock, and then all metadata up to 8 MiB (or, where there is more, the indexes of its
-    /// tables).
+    /// Opens the archive that is `blob`, from its first byte on. Fetches twice: the
+    /// superblock, and then all metadata (or, where that is more than is to be held, the compressor's
+    /// options, if any, and then the indexes of the tables).
     pub fn open(blob: Arc<dyn Blob>, options: OpenOptions) -> Result<Self, Error> {
         let size = blob.size();
         let head = ByteRange::between(ArchiveOffset(0), ArchiveOffset(size.min(SUPERBLOCK_LEN)));
@@ -110,9 +113,10 @@ impl Archive {
 
         let compressor_options = superblock.compressor_options();
         let all_metadata = ByteRange::between(superblock.inode_table, end)
-            .filter(|metadata| metadata.len() <= MAX_RESIDENT);
+            .filter(|metadata| metadata.len() <= options.resident_bytes as u64);
         let wanted: Vec<_> = compressor_options.into_iter().chain(all_metadata).collect();
-        let mut fetched = blob.fetch(&wanted)?.into_iter();
+        let fetched = if wanted.is_empty() { Vec::new() } else { blob.fetch(&wanted)? };
+        let mut fetched = fetched.into_iter();
         let codec = Codec::new(&superblock, compressor_options.and_then(|_| fetched.next()))?;
         let resident = all_metadata.zip(fetched.next());
         let resident = resident.map(|(range, bytes)| Resident { range, bytes });
@@ -122,6 +126,7 @@ impl Archive {
         let tables = Tables::open(&superblock, &metadata)?;
         let block_size = superblock.block_size;
         let archive = Self {
+            indexes: DirIndexes::new(),
             blocks: BlockIndex::new(block_size),
             data: DataBlocks::new(blob, codec, block_size, end, options.decoded_bytes),
             superblock,
@@ -166,12 +171,18 @@ impl Archive {
 
     /// Finds `name` in a directory.
     pub fn lookup(&self, directory: &Inode, name: &[u8]) -> Result<Option<DirEntry>, Error> {
-        dir::lookup(&self.metadata, self.superblock.directory_table, directory, name)
+        let index = self.indexes.of(&self.metadata, directory)?;
+        dir::lookup(&self.metadata, self.superblock.directory_table, directory, &index, name)
     }
 
     /// Lists a directory from `from` on: [`DirCursor::START`], or an entry's `next`.
     pub fn read_dir(&self, directory: &Inode, from: DirCursor) -> Result<DirReader<'_>, Error> {
-        DirReader::new(&self.metadata, self.superblock.directory_table, directory, from)
+        // The start needs no finding.
+        let index = match from {
+            DirCursor::START => Arc::default(),
+            _ => self.indexes.of(&self.metadata, directory)?,
+        };
+        DirReader::new(&self.metadata, self.superblock.directory_table, directory, &index, from)
     }
 
     /// All files from the root down.

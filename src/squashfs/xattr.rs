@@ -83,6 +83,7 @@ impl<'a> XattrReader<'a> {
         let mut bytes = 0;
         while let Some(entry) = self.entry()? {
             let value = self.read_value(&entry)?;
+            self.skip_value()?;
             bytes += value.len();
             if bytes > MAX_VALUES {
                 return Err(self.reader.corrupt(format!("more than {MAX_VALUES} bytes of values")));
@@ -120,15 +121,18 @@ impl<'a> XattrReader<'a> {
         Ok(None)
     }
 
-    fn read_value(&mut self, entry: &Entry) -> Result<Vec<u8>, Error> {
+    /// The value of the entry just read, without moving on. A value out of line leaves a length
+    /// behind that, like the kernel, only [`XattrReader::skip_value`] heeds.
+    fn read_value(&self, entry: &Entry) -> Result<Vec<u8>, Error> {
+        let mut reader = self.reader.clone();
         if !entry.out_of_line {
-            return read_value(&mut self.reader);
+            return read_value(&mut reader);
         }
-        let _len: U32 = self.reader.read()?;
-        let packed: U64 = self.reader.read()?;
+        let _len: U32 = reader.read()?;
+        let packed: U64 = reader.read()?;
         match self.tables.xattr_value(packed.get()) {
             Some(position) => read_value(&mut self.metadata.reader(STRUCTURE, position)),
-            None => Err(self.reader.corrupt("a value in a table that isn't there".into())),
+            None => Err(reader.corrupt("a value in a table that isn't there".into())),
         }
     }
 

@@ -50,7 +50,6 @@ pub fn bytes(seed: u8, len: usize) -> Vec<u8> {
 
 /// A source tree over the names `a`, `b` and `c`, three deep, and its archive. Made once.
 pub struct Source {
-    _dir: tempfile::TempDir,
     pub tree: PathBuf,
     pub archive: PathBuf,
 }
@@ -58,7 +57,13 @@ pub struct Source {
 pub fn source() -> &'static Source {
     static SOURCE: OnceLock<Source> = OnceLock::new();
     SOURCE.get_or_init(|| {
-        let dir = tempfile::tempdir().unwrap();
+        // Made once and kept below target/: a static is never dropped, and every test is a process
+        // of its own. A change of what follows needs a new name.
+        let kept = Path::new(env!("CARGO_TARGET_TMPDIR")).join("overlay-source-1");
+        if kept.exists() {
+            return Source { tree: kept.join("tree"), archive: kept.join("archive.sqsh") };
+        }
+        let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
         let tree = dir.path().join("tree");
         let file = |path: &str, data: &[u8]| std::fs::write(tree.join(path), data).unwrap();
         for path in ["", "a", "a/b", "a/b/b", "c", "c/a", "c/c"] {
@@ -98,14 +103,18 @@ pub fn source() -> &'static Source {
         let mut args = vec![tree.as_os_str(), archive.as_os_str()];
         args.extend(options.map(OsStr::new));
         run("mksquashfs", &args);
-        Source { _dir: dir, tree, archive }
+        // Whoever comes first is used by all; a second one is dropped.
+        match std::fs::rename(dir.path(), &kept) {
+            Ok(()) => drop(dir.keep()),
+            Err(error) => assert!(kept.exists(), "{error}"),
+        }
+        Source { tree: kept.join("tree"), archive: kept.join("archive.sqsh") }
     })
 }
 
 pub fn open_archive(path: &Path) -> Arc<Archive> {
     let blob = Arc::new(FileBlob::open(path, 0).unwrap());
-    let options = OpenOptions { decoded_bytes: 8 << 20, metadata_bytes: 1 << 20 };
-    Arc::new(Archive::open(blob, options).unwrap())
+    Arc::new(Archive::open(blob, OpenOptions::default()).unwrap())
 }
 
 /// Opens the merged tree over the upper in `dir`.
@@ -416,7 +425,7 @@ impl Merged {
             FileKind::Symlink => overlay.readlink(attr.ino).unwrap(),
             _ => Vec::new(),
         };
-        let names = overlay.listxattr(attr.ino).unwrap();
+        let names = overlay.listxattr(&ROOT, attr.ino).unwrap();
         let xattrs = names.split(|b| *b == 0).filter(|name| !name.is_empty()).map(|name| {
             let value = overlay.getxattr(attr.ino, OsStr::from_bytes(name)).unwrap();
             (name.to_vec(), value)
@@ -473,7 +482,6 @@ impl Side for Merged {
         while done < data.len() {
             done += overlay.write(opened.handle, at + done as u64, &data[done..]).unwrap();
         }
-        overlay.flush(opened.handle).unwrap();
         overlay.release(opened.handle);
         Ok(())
     }

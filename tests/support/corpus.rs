@@ -159,14 +159,20 @@ fn xattrs(root: &Path, numbers: &mut Numbers) {
 /// A directory of two files that are holes for the most part, one of more than 4 GiB.
 pub(crate) fn huge_tree() -> TempDir {
     let dir = tempfile::tempdir().unwrap();
-    holes(&dir.path().join("holes"), 6 << 30);
-    File::create(dir.path().join("hole")).unwrap().set_len(1 << 30).unwrap();
+    holes(&dir.path().join("holes"), (4 << 30) + (256 << 20));
+    File::create(dir.path().join("hole")).unwrap().set_len(256 << 20).unwrap();
     dir
+}
+
+/// A directory in memory where the machine has that: making and removing 100,000 files on a busy
+/// disk takes minutes.
+fn memory_dir() -> TempDir {
+    tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap()
 }
 
 /// A directory with 70,000 links and one with 70,000 directories.
 pub(crate) fn wide_tree() -> TempDir {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = memory_dir();
     let (links, directories) = (dir.path().join("links"), dir.path().join("directories"));
     fs::create_dir(&links).unwrap();
     fs::create_dir(&directories).unwrap();
@@ -179,7 +185,7 @@ pub(crate) fn wide_tree() -> TempDir {
 
 /// 64,000 pipes with an owner each.
 pub(crate) fn many_owners_tree() -> TempDir {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = memory_dir();
     for id in 0..64_000 {
         let path = dir.path().join(format!("pipe-{id}"));
         mknodat(CWD, &path, FileType::Fifo, Mode::from(0o644), 0).unwrap();

@@ -6,6 +6,7 @@ use std::fs::{self, File};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 
 use rustix::fs::{SeekFrom, lgetxattr, llistxattr, seek};
 use thawfs::squashfs::{Archive, DirCursor, Inode};
@@ -105,10 +106,10 @@ fn assert_same_listing(archive: &Archive, inode: &Inode, path: &Path, numbers: &
 
 fn assert_same_xattrs(archive: &Archive, inode: &Inode, path: &Path) {
     let mut list = Vec::with_capacity(1 << 16);
-    // An archive that has none at all answers EOPNOTSUPP.
-    let found = llistxattr(path, rustix::buffer::spare_capacity(&mut list));
-    if found.is_err() {
-        list.clear();
+    match llistxattr(path, rustix::buffer::spare_capacity(&mut list)) {
+        Ok(_) => {}
+        // From an archive that has none at all.
+        Err(error) => assert_eq!(error, rustix::io::Errno::OPNOTSUPP, "{path:?}"),
     }
     let mut theirs = BTreeMap::new();
     for name in list.split(|&byte| byte == 0).filter(|name| !name.is_empty()) {
@@ -172,7 +173,24 @@ fn read_at_most(file: &File, out: &mut [u8], at: u64) -> usize {
     }
 }
 
+/// Whether the kernel finds holes in an archive, which it does since 6.16. Says so if not.
+fn kernel_seeks() -> bool {
+    static SEEKS: LazyLock<bool> = LazyLock::new(|| {
+        let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+        let mut numbers = release.split(['.', '-']).map_while(|part| part.parse::<u32>().ok());
+        let seeks = (numbers.next(), numbers.next()) >= (Some(6), Some(16));
+        if !seeks {
+            eprintln!("SKIPPED comparing holes: kernel {release} knows none in an archive");
+        }
+        seeks
+    });
+    *SEEKS
+}
+
 fn assert_same_seek(archive: &Archive, inode: &Inode, file: &File, at: u64) {
+    if !kernel_seeks() {
+        return;
+    }
     let theirs = |from| seek(file, from).ok();
     let data = archive.seek_data(inode, FileOffset(at)).unwrap().map(|at| at.0);
     assert_eq!(data, theirs(SeekFrom::Data(at)), "data from {at}");

@@ -1,5 +1,6 @@
 //! What several test programs share. Each uses a part of it, and none all.
-#![allow(dead_code, unreachable_pub)]
+#![allow(dead_code, unreachable_pub, reason = "every crate that includes this uses a part of it")]
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test fails by a panic")]
 
 pub mod mount;
 pub mod s3;

@@ -119,7 +119,8 @@ impl Bench {
 impl Drop for Bench {
     fn drop(&mut self) {
         for mountpoint in self.mounted() {
-            let _ = self.run(&[OsStr::new("unmount"), OsStr::new("--lazy"), mountpoint.as_os_str()]);
+            let _ =
+                self.run(&[OsStr::new("unmount"), OsStr::new("--lazy"), mountpoint.as_os_str()]);
             let _ = thawfs::fuse::detach(&mountpoint);
         }
     }

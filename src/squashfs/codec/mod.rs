@@ -39,8 +39,16 @@ impl Codec {
     }
 
     /// The bytes `stored` decodes to; an error where they are more than `limit`. Never allocates
-    /// more than `limit` for the result.
+    /// more than `limit` for the result, nor leaves much more allocated than there are bytes.
     pub(super) fn decode(&self, stored: &[u8], limit: usize) -> Result<Vec<u8>, Reason> {
+        let mut bytes = self.decode_to(stored, limit)?;
+        if bytes.len() < limit / 2 {
+            bytes.shrink_to_fit();
+        }
+        Ok(bytes)
+    }
+
+    fn decode_to(&self, stored: &[u8], limit: usize) -> Result<Vec<u8>, Reason> {
         match self.compressor {
             Compressor::Zstd => decode_zstd(stored, limit),
             Compressor::Gzip => fill(limit, |out| {
@@ -85,4 +93,74 @@ fn decode_zstd(stored: &[u8], limit: usize) -> Result<Vec<u8>, Reason> {
         context.decompress_to_buffer(frame, &mut out).map_err(|error| reason(&error))?;
         Ok(out)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    fn codec(compressor: Compressor) -> Codec {
+        Codec { compressor, xz_dictionary: 8192 }
+    }
+
+    fn xz(bytes: &[u8], dictionary: u32) -> Vec<u8> {
+        let mut options = liblzma::stream::LzmaOptions::new_preset(6).unwrap();
+        options.dict_size(dictionary);
+        let mut filters = liblzma::stream::Filters::new();
+        filters.lzma2(&options);
+        let check = liblzma::stream::Check::Crc32;
+        let stream = liblzma::stream::Stream::new_stream_encoder(&filters, check).unwrap();
+        let mut encoder = liblzma::write::XzEncoder::new_stream(Vec::new(), stream);
+        encoder.write_all(bytes).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    fn gzip(bytes: &[u8]) -> Vec<u8> {
+        let mut encoder = libdeflater::Compressor::new(libdeflater::CompressionLvl::default());
+        let mut stored = vec![0; encoder.zlib_compress_bound(bytes.len())];
+        let len = encoder.zlib_compress(bytes, &mut stored).unwrap();
+        stored.truncate(len);
+        stored
+    }
+
+    #[test]
+    fn no_decoder_exceeds_its_limit_or_takes_half_a_stream() {
+        let bytes = include_bytes!("mod.rs").repeat(3);
+        let cases = [
+            (Compressor::Gzip, gzip(&bytes)),
+            (Compressor::Lzo, lzokay_native::compress(&bytes).unwrap()),
+            (Compressor::Xz, xz(&bytes, 8192)),
+            (Compressor::Lz4, lz4_flex::block::compress(&bytes)),
+            (Compressor::Zstd, zstd::bulk::compress(&bytes, 3).unwrap()),
+        ];
+        for (compressor, stored) in cases {
+            let codec = codec(compressor);
+            for limit in [bytes.len(), 1 << 20] {
+                let decoded = codec.decode(&stored, limit).unwrap();
+                assert!(decoded == bytes, "{compressor} within {limit}");
+                assert!(decoded.capacity() < 2 * limit.min(2 * bytes.len()), "{compressor}");
+            }
+            for limit in [0, 1, bytes.len() - 1] {
+                assert!(codec.decode(&stored, limit).is_err(), "{compressor} within {limit}");
+            }
+            for cut in [0, 1, stored.len() / 2, stored.len() - 1] {
+                let decoded = codec.decode(&stored[..cut], bytes.len());
+                assert!(decoded != Ok(bytes.clone()), "{compressor} cut to {cut}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_follows_a_zstd_frame_is_ignored() {
+        let stored = [zstd::bulk::compress(b"frame", 3).unwrap(), b"junk".to_vec()].concat();
+        assert_eq!(codec(Compressor::Zstd).decode(&stored, 100).unwrap(), b"frame");
+    }
+
+    #[test]
+    fn an_xz_dictionary_that_would_take_too_much_memory_is_refused() {
+        let stored = xz(b"small", 64 << 20);
+        let reason = codec(Compressor::Xz).decode(&stored, 100).unwrap_err();
+        assert!(reason.contains("xz"), "{reason}");
+    }
 }

@@ -1,0 +1,49 @@
+//! What is asked of the kernel for a mount.
+
+use std::time::Duration;
+
+/// What the kernel is told about a mount.
+#[derive(Clone, Debug)]
+pub struct MountOptions {
+    /// The source shown in `/proc/mounts`.
+    pub fsname: String,
+    /// Refuse every change, in the kernel already.
+    pub read_only: bool,
+    /// Let users other than the one who mounts in. Root's mounts always do.
+    pub allow_other: bool,
+    /// Generic mount flags from `-o`: `nosuid`, `nodev`, `noexec`, `noatime`, `sync`, `dirsync`
+    /// and their opposites; the last one counts.
+    pub flags: Vec<String>,
+    /// How many stacked file systems (an overlayfs, say) lie below the upper directory, for the
+    /// kernel to do the upper's I/O by itself; `None` where it shall not, or has no right to.
+    pub upper_stack_depth: Option<u32>,
+    /// How long the kernel may remember that a name leads to a file, or to none.
+    pub entry_ttl: Duration,
+    /// How long the kernel may remember a file's attributes.
+    pub attr_ttl: Duration,
+}
+
+impl MountOptions {
+    /// A year: for the kernel to forget, it must need the memory. All changes to the tree pass
+    /// through the mount, so what it remembers is never stale.
+    pub const FOREVER: Duration = Duration::from_secs(365 * 24 * 3600);
+
+    /// Options for a mount shown as `fsname`, all else default.
+    pub fn new(fsname: impl Into<String>) -> Self {
+        Self {
+            fsname: fsname.into(),
+            read_only: false,
+            allow_other: rustix::process::geteuid().is_root(),
+            flags: Vec::new(),
+            upper_stack_depth: None,
+            entry_ttl: Self::FOREVER,
+            attr_ttl: Self::FOREVER,
+        }
+    }
+
+    /// Whether option `name` was given, and not taken back later by `opposite`.
+    pub(super) fn has(&self, name: &str, opposite: &str) -> bool {
+        let last = self.flags.iter().rev().find(|flag| *flag == name || *flag == opposite);
+        last.is_some_and(|flag| flag == name)
+    }
+}
