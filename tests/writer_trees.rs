@@ -1,5 +1,4 @@
-//! Archives of ours must be read by the kernel, unsquashfs, backhand and our reader, and hold what
-//! the tree did.
+//! Archives of ours must be read by the kernel and our reader, and hold what the tree did.
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 
@@ -10,24 +9,22 @@ mod corpus;
 mod corpus_compare;
 mod writer_support;
 
-use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs::{self, File};
-use std::io::BufReader;
 use std::num::NonZeroUsize;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 
-use corpus::{KernelMount, Numbers, huge_tree, is_root, many_owners_tree, varied_tree, wide_tree};
+use corpus::{KernelMount, Numbers, huge_tree, is_root, varied_tree, wide_tree};
 use proptest::prelude::*;
-use rustix::fs::{XattrFlags, lsetxattr};
+use rustix::fs::{CWD, FileType, Mode, XattrFlags, lsetxattr, mknodat};
 use thawfs::cache::FileBlob;
 use thawfs::squashfs::write::{self, Compression, Options, Progress};
 use thawfs::squashfs::{Archive, OpenOptions};
-use writer_support::{Compare, Written, assert_same_trees, options, pack};
+use writer_support::{Compare, Written, assert_same_trees, memory_dir, options, pack};
 
 const LZ4: Compression = Compression::Lz4;
 const ZSTD: Compression = Compression::Zstd(3);
@@ -57,9 +54,8 @@ fn every_kind_of_file_survives_every_compressor_and_block_size() {
     let cases = [
         (LZ4, 131_072, false),
         (LZ4, 4096, true),
-        (ZSTD, 131_072, true),
         (Compression::Zstd(15), 131_072, false),
-        (ZSTD, 1 << 20, false),
+        (ZSTD, 1 << 20, true),
         (Compression::Gzip(9), 131_072, false),
         (Compression::Gzip(1), 65_536, true),
         (Compression::Xz, 131_072, false),
@@ -100,8 +96,30 @@ fn directories_of_70000_entries_have_an_index_that_finds_each() {
     }
     let tree = wide_tree();
     let written = pack(tree.path(), &options(LZ4));
+    assert_eq!(written.summary.inodes, 140_003);
     let mount = KernelMount::new(&written.path(), 0).unwrap();
-    assert_eq!(assert_same_trees(tree.path(), mount.path(), Compare::Everything), 140_003);
+    for name in ["links", "directories"] {
+        let directory = mount.path().join(name);
+        let count = fs::read_dir(&directory).unwrap().map(Result::unwrap).count();
+        assert_eq!(count, 70_000, "entries of {name}");
+        // The kernel takes 0.1 ms for each. The step is prime, so that all parts of the index and
+        // of the metadata blocks that it leads to are looked at.
+        for number in (0..70_000).step_by(97).chain([69_999]) {
+            let found = directory.join(number.to_string());
+            let meta = fs::symlink_metadata(&found).unwrap();
+            match name {
+                "links" => {
+                    let target = fs::read_link(&found).unwrap();
+                    assert_eq!(target, Path::new(&format!("target-{number}")));
+                }
+                _ => assert!(meta.is_dir(), "{found:?}"),
+            }
+        }
+        for absent in ["-", "4444x", "70000", "99999"] {
+            assert!(fs::symlink_metadata(directory.join(absent)).is_err(), "{absent}");
+        }
+    }
+    assert_eq!(fs::metadata(mount.path().join("directories")).unwrap().nlink(), 70_002);
 }
 
 #[test]
@@ -109,64 +127,93 @@ fn owners_are_kept_up_to_the_limit_and_refused_beyond() {
     if !is_root("owners_are_kept_up_to_the_limit_and_refused_beyond") {
         return;
     }
-    let tree = many_owners_tree();
+    let tree = memory_dir();
+    let pipe = |number: u32| tree.path().join(number.to_string());
+    let owners = |number: u32| (100_000 + number, 200_000 + number);
+    let make = |number: u32| {
+        mknodat(CWD, pipe(number), FileType::Fifo, Mode::from(0o600), 0).unwrap();
+        let (uid, gid) = owners(number);
+        std::os::unix::fs::lchown(pipe(number), Some(uid), Some(gid)).unwrap();
+    };
+    // Two each, and the root's own: 65,535.
+    (0..32_767).for_each(make);
     let written = pack(tree.path(), &options(LZ4));
-    assert_kernel_agrees(tree.path(), &written);
-    for id in 0..2000 {
-        let path = tree.path().join(format!("file-{id}"));
-        fs::write(&path, b"").unwrap();
-        std::os::unix::fs::lchown(&path, Some(0), Some(1_000_000 + id)).unwrap();
+    let mount = KernelMount::new(&written.path(), 0).unwrap();
+    for number in (0..32_767).step_by(61).chain([32_766]) {
+        let meta = fs::symlink_metadata(mount.path().join(number.to_string())).unwrap();
+        assert_eq!((meta.uid(), meta.gid()), owners(number), "owners of {number}");
     }
+    drop(mount);
+    make(32_767);
     let archive = tempfile::NamedTempFile::new().unwrap();
     let error = writer_support::write_to(tree.path(), &options(LZ4), archive.path()).unwrap_err();
     assert!(error.to_string().contains("more than 65535 distinct owners"), "{error}");
 }
 
 #[test]
-fn unsquashfs_extracts_the_same_tree() {
-    if !is_root("unsquashfs_extracts_the_same_tree") {
+fn an_inode_keeps_hundreds_of_names_and_times_become_the_nearest() {
+    if !is_root("an_inode_keeps_hundreds_of_names_and_times_become_the_nearest") {
         return;
     }
-    let tree = varied_tree();
-    for compression in [LZ4, Compression::Zstd(15), Compression::Gzip(6), Compression::Xz] {
-        let written = pack(tree.path(), &options(compression));
-        let dir = tempfile::tempdir().unwrap();
-        let target = dir.path().join("tree");
-        let output = Command::new("unsquashfs")
-            .args(["-no-progress", "-quiet", "-strict-errors", "-dest"])
-            .args([&target, &written.path()])
-            .output()
-            .expect("unsquashfs is installed");
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        assert_same_trees(tree.path(), &target, Compare::Extracted);
+    let tree = tempfile::tempdir().unwrap();
+    for file in ["one-name", "many-names", "1960", "2150"] {
+        fs::write(tree.path().join(file), file).unwrap();
+    }
+    mknodat(CWD, tree.path().join("pipe"), FileType::Fifo, Mode::from(0o600), 0).unwrap();
+    for number in 0..300 {
+        let directory = tree.path().join((number % 7).to_string());
+        fs::create_dir_all(&directory).unwrap();
+        for name in ["many-names", "pipe"] {
+            fs::hard_link(tree.path().join(name), directory.join(format!("{name}-{number}")))
+                .unwrap();
+        }
+    }
+    let touch = |file: &str, time: &str| {
+        let path = tree.path().join(file);
+        let touched = Command::new("touch").args(["-d", time]).arg(&path).status();
+        assert!(touched.unwrap().success());
+    };
+    touch("1960", "1960-01-01 UTC");
+    touch("2150", "2150-01-01 UTC");
+    let written = pack(tree.path(), &options(LZ4));
+    assert_eq!(written.summary.inodes, 1 + 5 + 7);
+    assert_kernel_agrees(tree.path(), &written);
+    let mount = KernelMount::new(&written.path(), 0).unwrap();
+    for (file, time) in [("1960", 0), ("2150", u32::MAX.into())] {
+        assert_eq!(fs::metadata(mount.path().join(file)).unwrap().mtime(), time, "{file}");
+    }
+    for name in ["many-names", "pipe"] {
+        assert_eq!(fs::metadata(mount.path().join(name)).unwrap().nlink(), 301, "{name}");
     }
 }
 
 #[test]
-fn backhand_reads_every_file() {
-    let tree = tempfile::tempdir().unwrap();
-    let mut numbers = Numbers(5);
-    let mut contents = BTreeMap::new();
-    for len in [0, 1, 4095, 4096, 131_072, 131_073, 300_000] {
-        let bytes = numbers.bytes(len);
-        fs::create_dir_all(tree.path().join(format!("d/{len}"))).unwrap();
-        fs::write(tree.path().join(format!("d/{len}/file")), &bytes).unwrap();
-        contents.insert(format!("/d/{len}/file"), bytes);
+fn attributes_that_the_format_lacks_are_counted() {
+    let tree = memory_dir();
+    fs::create_dir(tree.path().join("d")).unwrap();
+    for file in ["d/plain", "d/shared", "d/shared-too"] {
+        fs::write(tree.path().join(file), b"").unwrap();
     }
-    for compression in [LZ4, ZSTD, Compression::Gzip(9), Compression::Xz] {
-        let written = pack(tree.path(), &options(compression));
-        let file = BufReader::new(File::open(written.path()).unwrap());
-        let reader = backhand::FilesystemReader::from_reader(file).unwrap();
-        let mut found = BTreeMap::new();
-        for node in reader.files() {
-            if let backhand::InnerNode::File(file) = &node.inner {
-                let mut bytes = Vec::new();
-                std::io::Read::read_to_end(&mut reader.file(file).reader(), &mut bytes).unwrap();
-                found.insert(node.fullpath.to_str().unwrap().to_owned(), bytes);
-            }
-        }
-        assert!(found == contents, "{compression:?}");
+    let none = pack(tree.path(), &options(LZ4)).summary.dropped_xattrs;
+    assert_eq!(none, None);
+    // A list as the system takes it: version 2, and owner, user 1, group, mask, others.
+    let entries = [(1u16, 6u16, u32::MAX), (2, 4, 1), (4, 4, u32::MAX), (16, 4, u32::MAX)];
+    let mut acl = 2u32.to_le_bytes().to_vec();
+    for (tag, rights, id) in entries.into_iter().chain([(32, 0, u32::MAX)]) {
+        acl.extend([tag.to_le_bytes(), rights.to_le_bytes()].concat());
+        acl.extend(id.to_le_bytes());
     }
+    for (file, name) in [
+        ("d", "system.posix_acl_access"),
+        ("d", "system.posix_acl_default"),
+        ("d/shared", "system.posix_acl_access"),
+        ("d/shared-too", "system.posix_acl_access"),
+    ] {
+        lsetxattr(tree.path().join(file), name, &acl, XattrFlags::empty()).unwrap();
+    }
+    let some = pack(tree.path(), &options(LZ4)).summary.dropped_xattrs.unwrap();
+    assert_eq!((some.inodes, some.path), (3, tree.path().join("d")));
+    assert!(some.name.starts_with("system.posix_acl_"), "{}", some.name);
 }
 
 #[test]
@@ -187,7 +234,7 @@ fn the_same_tree_makes_the_same_bytes_with_any_number_of_threads() {
 
 #[test]
 fn equal_files_are_stored_once() {
-    let tree = tempfile::tempdir().unwrap();
+    let tree = memory_dir();
     let mut numbers = Numbers(3);
     for len in [100, 131_072, 1 << 20] {
         let bytes = numbers.bytes(len);
@@ -207,7 +254,7 @@ fn equal_files_are_stored_once() {
 
 #[test]
 fn a_deep_tree_does_not_use_up_descriptors() {
-    let tree = tempfile::tempdir().unwrap();
+    let tree = memory_dir();
     let mut deep = tree.path().to_owned();
     for level in 0..700 {
         deep.push("d");
@@ -337,7 +384,7 @@ fn random_trees_survive() {
         pack_tails in any::<bool>(),
         log in 12..15u32,
     )| {
-        let tree = tempfile::tempdir().unwrap();
+        let tree = memory_dir();
         grow(tree.path(), makes);
         let block_size = 1 << log;
         let written = pack(tree.path(), &Options { block_size, pack_tails, ..options(LZ4) });

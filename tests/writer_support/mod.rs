@@ -51,8 +51,13 @@ pub fn write_to(tree: &Path, options: &Options, archive: &Path) -> Result<Summar
     Ok(summary)
 }
 
+/// A directory in memory, where the machine has that: a busy disk would make tests wait.
+pub fn memory_dir() -> tempfile::TempDir {
+    tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap()
+}
+
 pub fn pack(tree: &Path, options: &Options) -> Written {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = memory_dir();
     let summary = write_to(tree, options, &dir.path().join("data.sqsh")).unwrap();
     Written { dir, summary }
 }

@@ -119,3 +119,89 @@ impl Earlier {
         (same && self.is_unchanged()).then_some(self.data)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, File};
+    use std::path::Path;
+    use std::time::UNIX_EPOCH;
+
+    use super::super::catalog::Node;
+    use super::*;
+
+    const BLOCK: usize = 4096;
+    /// All files of these tests collide.
+    const HASH: u64 = 42;
+
+    /// A catalog and its duplicates that know the file `name` in `root`, and its data there.
+    fn knowing(root: &Path, name: &str) -> (Catalog, Duplicates, Data) {
+        let file = File::open(root.join(name)).unwrap();
+        let stat = Stat::of(file.as_fd()).unwrap();
+        let mut catalog = Catalog::new();
+        let directory = File::open(root).unwrap();
+        let above = catalog.node(&Stat::of(directory.as_fd()).unwrap(), 0).unwrap();
+        catalog.enter(b"", &above).unwrap();
+        let data = Data { first_block: 5, sparse: 0, fragment: Some((3, 17)) };
+        let node = Node { data, ..catalog.node(&stat, 0).unwrap() };
+        let at = catalog.leaf(name.as_bytes(), &node).unwrap();
+        let mut duplicates = Duplicates::new(directory.into(), BLOCK as u32);
+        duplicates.remember(HASH, stat.version.size, at);
+        (catalog, duplicates, data)
+    }
+
+    #[test]
+    fn the_bytes_decide_where_hashes_collide() {
+        let tree = tempfile::tempdir().unwrap();
+        let root = tree.path();
+        for len in [1, 1000, BLOCK, BLOCK + 1, 3 * BLOCK] {
+            let bytes = vec![7; len];
+            let mut last_differs = bytes.clone();
+            last_differs[len - 1] = 8;
+            fs::write(root.join("earlier"), &bytes).unwrap();
+            let (catalog, duplicates, data) = knowing(root, "earlier");
+            let cases = [(bytes.clone(), Some(data)), (last_differs, None), (vec![0; len], None)];
+            for (ours, expected) in cases {
+                let found = if len <= BLOCK {
+                    duplicates.find_small(&catalog, HASH, &ours).unwrap()
+                } else {
+                    fs::write(root.join("ours"), &ours).unwrap();
+                    let fd = File::open(root.join("ours")).unwrap().into();
+                    duplicates.find_large(&catalog, HASH, &fd, len as u64).unwrap()
+                };
+                assert_eq!(found, expected, "{len} bytes that end in {:?}", ours.last());
+            }
+            assert_eq!(duplicates.find_small(&catalog, HASH, &vec![7; len + 1]).unwrap(), None);
+            assert_eq!(duplicates.find_small(&catalog, HASH + 1, &bytes).unwrap(), None);
+        }
+    }
+
+    #[test]
+    fn a_file_that_changed_since_is_not_what_was_packed() {
+        let tree = tempfile::tempdir().unwrap();
+        let root = tree.path();
+        let bytes = [7; 100];
+        let changes: [fn(&Path); 4] = [
+            |path| fs::write(path, [7; 101]).unwrap(),
+            |path| fs::remove_file(path).unwrap(),
+            |path| {
+                fs::remove_file(path).unwrap();
+                std::os::unix::fs::symlink("other", path).unwrap();
+            },
+            // The same bytes, written later: what they were between is not known.
+            |path| {
+                File::options().write(true).open(path).unwrap().set_modified(UNIX_EPOCH).unwrap();
+            },
+        ];
+        fs::write(root.join("other"), bytes).unwrap();
+        for (number, change) in changes.into_iter().enumerate() {
+            let path = root.join("earlier");
+            let _ = fs::remove_file(&path);
+            fs::write(&path, bytes).unwrap();
+            let (catalog, duplicates, data) = knowing(root, "earlier");
+            assert_eq!(duplicates.find_small(&catalog, HASH, &bytes).unwrap(), Some(data));
+            change(&path);
+            let found = duplicates.find_small(&catalog, HASH, &bytes).unwrap();
+            assert_eq!(found, None, "change {number}");
+        }
+    }
+}

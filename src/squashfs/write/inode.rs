@@ -68,8 +68,8 @@ impl<'a> InodeBytes<'a> {
         Ok(self.bytes)
     }
 
-    /// A file whose blocks lie from `start` on, and have `words` as their sizes.
-    pub(super) fn file(mut self, nlink: u32, start: u64, words: &[u8]) -> Vec<u8> {
+    /// A file whose blocks lie from `start` on. Their sizes are to follow.
+    pub(super) fn file(mut self, nlink: u32, start: u64) -> Vec<u8> {
         let Node { version, data, xattrs, .. } = self.node;
         let (fragment, fragment_offset) = data.fragment.unwrap_or((NO_FRAGMENT, 0));
         let basic = nlink == 1 && *xattrs == NO_XATTRS && data.sparse == 0;
@@ -96,7 +96,6 @@ impl<'a> InodeBytes<'a> {
                 });
             }
         }
-        self.bytes.extend_from_slice(words);
         self.bytes
     }
 
@@ -146,6 +145,7 @@ impl<'a> InodeBytes<'a> {
 }
 
 /// The format's times: whole seconds of 1970 to 2106, the nearest where it is none of these.
+/// (mksquashfs 4.5 keeps the lower 32 bits: 1960 becomes 2096.)
 fn seconds(time: Timestamp) -> u32 {
     time.seconds.clamp(0, u32::MAX.into()) as u32
 }

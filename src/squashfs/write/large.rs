@@ -33,8 +33,14 @@ impl<'a> BlockReader<'a> {
         Self { fd, size, at: 0, data_at: 0, buffer: vec![0; block_size as usize] }
     }
 
+    /// Whether all bytes were there. A file may turn out shorter than it says: one that is being
+    /// written, or one whose size is only what its file system guesses.
+    pub(super) fn is_complete(&self) -> bool {
+        self.at == self.size
+    }
+
     /// The next block; the last one may be short. `None` at the end, and where the file turns out
-    /// to be shorter: its size has changed then.
+    /// to be shorter.
     pub(super) fn next(&mut self) -> Result<Option<Block<'_>>, Errno> {
         let len = (self.size - self.at).min(self.buffer.len() as u64) as usize;
         if len == 0 {
@@ -90,4 +96,32 @@ impl BlockHash {
 pub(super) fn is_zero(bytes: &[u8]) -> bool {
     let (chunks, rest) = bytes.as_chunks::<16>();
     chunks.iter().all(|&chunk| u128::from_ne_bytes(chunk) == 0) && rest.iter().all(|&b| b == 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    #[test]
+    fn a_file_shorter_than_it_says_is_not_complete() {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&[7; 10_000]).unwrap();
+        let fd = OwnedFd::from(file);
+        for (says, blocks, complete) in [
+            (10_000, 3, true),
+            (10_001, 2, false),
+            (12_288, 2, false),
+            (8192, 2, true),
+            (0, 0, true),
+        ] {
+            let mut reader = BlockReader::new(&fd, says, 4096);
+            let mut read = 0;
+            while reader.next().unwrap().is_some() {
+                read += 1;
+            }
+            assert_eq!((read, reader.is_complete()), (blocks, complete), "{says} bytes");
+        }
+    }
 }

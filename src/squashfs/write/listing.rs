@@ -51,7 +51,7 @@ impl Entries {
         self.names.extend_from_slice(name);
     }
 
-    /// Writes the entries, by name. Names are unique and 1 to 256 bytes long.
+    /// Writes the entries, by name. Names are unique and 1 to 256 bytes long, as the walk sees to.
     pub(super) fn write(mut self, to: &mut MetaWriter) -> Result<Listing, Error> {
         let names = &self.names;
         let name = |&(start, len, _): &(usize, u16, Inode)| {

@@ -38,7 +38,7 @@ mod xattrs;
 use std::io;
 use std::num::NonZeroUsize;
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, Scope};
@@ -56,7 +56,7 @@ use compress::Compressor;
 use duplicates::Duplicates;
 use load::Loader;
 use output::Placement;
-use pack::{Fragment, Packer, Stop};
+use pack::{Fragment, Packed, Packer, Stop};
 use pool::Pool;
 use tables::Tail;
 use walk::Walk;
@@ -178,6 +178,21 @@ pub struct Summary {
     pub size: u64,
     /// How many inodes it has.
     pub inodes: u32,
+    /// The extended attributes that it lacks, if there were such.
+    pub dropped_xattrs: Option<DroppedXattrs>,
+}
+
+/// Extended attributes that an archive cannot hold and lacks, as it would if mksquashfs had made
+/// it. The format knows those of `user.`, `trusted.` and `security.`; most often it is POSIX ACLs,
+/// `system.posix_acl_access` and `system.posix_acl_default`, that are left.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DroppedXattrs {
+    /// How many inodes had any.
+    pub inodes: u64,
+    /// The first of these, the packed directory's own path in front.
+    pub path: PathBuf,
+    /// The name of its first.
+    pub name: String,
 }
 
 /// Packs the directory `root`. The sink is given all bytes of the archive from `data_start` on,
@@ -185,7 +200,9 @@ pub struct Summary {
 ///
 /// Symbolic links are packed and not followed, but for `root` itself. File systems mounted below
 /// are packed like directories. Files that vanish after their directory was read are left out;
-/// those that change while they are read are read again. POSIX ACLs cannot be kept.
+/// those that change while they are read are read again. Times are kept to the second, and those
+/// before 1970 or after 2106 become the nearest that the format has. Extended attributes of other
+/// prefixes than `user.`, `trusted.` and `security.` are left out and counted in the summary.
 ///
 /// Fails, having searched all of the tree, with [`Error::Unreadable`] where there is something
 /// that may not be read.
@@ -205,12 +222,13 @@ pub fn archive(
         let header = bytes.len() as u16 | METADATA_STORED;
         tail.write([&header.to_le_bytes(), bytes.as_slice()].concat())?;
     }
-    let (catalog, xattrs, placement) = write_data(root, options, exclude, &mut tail, progress)?;
+    let (packed, placement) = write_data(root, options, exclude, &mut tail, progress)?;
+    let Packed { catalog, xattrs, dropped: dropped_xattrs } = packed;
     let inodes = catalog.inodes();
     let superblock = tables::write(&catalog, xattrs, &placement, options, mkfs_time, &mut tail)?;
     let size = tail.position();
     let bytes_used = tables::bytes_used(&superblock);
-    Ok(Summary { superblock, bytes_used, size, inodes })
+    Ok(Summary { superblock, bytes_used, size, inodes, dropped_xattrs })
 }
 
 /// Writes all data, and returns what the tables are made of.
@@ -220,7 +238,7 @@ fn write_data(
     exclude: &Exclude<'_>,
     tail: &mut Tail<'_>,
     progress: &Progress,
-) -> Result<(Catalog, XattrTable, Placement), Error> {
+) -> Result<(Packed, Placement), Error> {
     let block_size = options.block_size;
     let threads = match options.threads {
         Some(threads) => threads.get(),
@@ -253,6 +271,7 @@ fn write_data(
         fragment: Fragment::default(),
         next_block: 0,
         denied: Vec::new(),
+        dropped: None,
     };
     let walk = Walk { root, exclude, loads, events: events_in };
     thread::scope(|scope| {
@@ -271,7 +290,7 @@ fn write_data(
         // What failed here made the packer stop: it is the reason to tell.
         let placement = output::write(next, tail)?;
         match packing.join() {
-            Ok(Ok((catalog, xattrs))) => Ok((catalog, xattrs, placement)),
+            Ok(Ok(packed)) => Ok((packed, placement)),
             Ok(Err(Stop::Failed(error))) => Err(error),
             Ok(Err(Stop::Gone)) | Err(_) => Err(Error::Compress("a thread ended early".into())),
         }

@@ -31,12 +31,12 @@ pub(super) enum Next {
     Fragment(PendingBlock),
 }
 
-/// Where a file's block went. A hole has no size.
+/// Where a file's block went, and its size word: zero for a hole.
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable)]
 #[repr(C)]
 pub(super) struct Placed {
-    start: u64,
-    word: u32,
+    pub(super) start: u64,
+    pub(super) word: u32,
     unused: u32,
 }
 
@@ -49,17 +49,9 @@ pub(super) struct Placement {
 }
 
 impl Placement {
-    /// Start of a file whose first block is `first`, and the size words of its `count` blocks.
-    pub(super) fn blocks(&self, first: u64, count: u64, words: &mut Vec<u8>) -> Result<u64, Error> {
-        let mut start = 0;
-        for block in first..first + count {
-            let placed: Placed = self.blocks.read(block * size_of::<Placed>() as u64)?;
-            if block == first {
-                start = placed.start;
-            }
-            words.extend(placed.word.to_le_bytes());
-        }
-        Ok(start)
+    /// Where the block `number` went; all blocks of the archive are counted.
+    pub(super) fn block(&self, number: u64) -> Result<Placed, Error> {
+        self.blocks.read(number * size_of::<Placed>() as u64)
     }
 
     /// The fragments' table entries.

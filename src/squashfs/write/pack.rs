@@ -15,10 +15,10 @@ use super::large::{Block, BlockHash, BlockReader, is_zero};
 use super::load::{ATTEMPTS, Content, Leaf};
 use super::output::{BlockPool, Next};
 use super::pool::Gone;
-use super::stat::{Directory, Failure, Stat};
+use super::stat::{Directory, Failure, Stat, Xattrs};
 use super::walk::Event;
 use super::xattrs::XattrTable;
-use super::{Error, Progress};
+use super::{DroppedXattrs, Error, Progress};
 
 /// Why packing ended early.
 pub(super) enum Stop {
@@ -55,6 +55,14 @@ pub(super) struct Packer<'a> {
     pub(super) fragment: Fragment,
     pub(super) next_block: u64,
     pub(super) denied: Vec<PathBuf>,
+    pub(super) dropped: Option<DroppedXattrs>,
+}
+
+/// What the tables are made of, when all data is packed.
+pub(super) struct Packed {
+    pub(super) catalog: Catalog,
+    pub(super) xattrs: XattrTable,
+    pub(super) dropped: Option<DroppedXattrs>,
 }
 
 /// The fragment that is being filled.
@@ -66,11 +74,12 @@ pub(super) struct Fragment {
 
 impl Packer<'_> {
     /// Packs all that the walk comes by.
-    pub(super) fn run(mut self, events: Receiver<Event>) -> Result<(Catalog, XattrTable), Stop> {
+    pub(super) fn run(mut self, events: Receiver<Event>) -> Result<Packed, Stop> {
         for event in events {
             match event {
-                Event::Enter { name, stat, xattrs } => {
-                    let xattrs = self.xattrs.add(xattrs)?;
+                Event::Enter { name, path, stat, xattrs } => {
+                    self.note_dropped(&xattrs, || path);
+                    let xattrs = self.xattrs.add(xattrs.kept)?;
                     let node = self.catalog.node(&stat, xattrs)?;
                     self.catalog.enter(&name, &node)?;
                     self.progress.entry();
@@ -88,7 +97,18 @@ impl Packer<'_> {
             return Err(Stop::Failed(Error::Unreadable { paths: self.denied }));
         }
         self.flush_fragment()?;
-        Ok((self.catalog, self.xattrs))
+        Ok(Packed { catalog: self.catalog, xattrs: self.xattrs, dropped: self.dropped })
+    }
+
+    /// Counts an inode of which not all attributes can be kept.
+    fn note_dropped(&mut self, xattrs: &Xattrs, path: impl FnOnce() -> PathBuf) {
+        let Some(name) = &xattrs.dropped else { return };
+        let dropped = self.dropped.get_or_insert_with(|| DroppedXattrs {
+            inodes: 0,
+            path: path(),
+            name: String::from_utf8_lossy(name).into_owned(),
+        });
+        dropped.inodes += 1;
     }
 
     fn failed(&mut self, failure: Failure) -> Result<(), Stop> {
@@ -112,7 +132,8 @@ impl Packer<'_> {
             Again::Yes => return Ok(()),
             Again::No(link) => link,
         };
-        let xattrs = self.xattrs.add(leaf.xattrs)?;
+        self.note_dropped(&leaf.xattrs, || directory.child(name));
+        let xattrs = self.xattrs.add(leaf.xattrs.kept)?;
         let mut node = self.catalog.node(&leaf.stat, xattrs)?;
         node.link = link;
         let new = match leaf.content {
@@ -174,10 +195,10 @@ impl Packer<'_> {
             }
             let (data, new_hash) = match found {
                 Some(data) => (data, None),
-                None => {
-                    let (data, hash) = self.large_once(fd, size, path)?;
-                    (data, Some(hash))
-                }
+                None => match self.large_once(fd, size, path)? {
+                    Some((data, hash)) => (data, Some(hash)),
+                    None => continue,
+                },
             };
             let after = Stat::of(fd.as_fd()).map_err(failed("fstat"))?;
             if after.version == stat.version {
@@ -197,7 +218,13 @@ impl Packer<'_> {
         Ok(hash.finish())
     }
 
-    fn large_once(&mut self, fd: &OwnedFd, size: u64, path: &Path) -> Result<(Data, u64), Stop> {
+    /// Packs a file as it is now, and hashes it. `None` where it has fewer than `size` bytes.
+    fn large_once(
+        &mut self,
+        fd: &OwnedFd,
+        size: u64,
+        path: &Path,
+    ) -> Result<Option<(Data, u64)>, Stop> {
         let mut reader = BlockReader::new(fd, size, self.block_size);
         let mut hash = BlockHash::new();
         let mut data = Data { first_block: self.next_block, sparse: 0, fragment: None };
@@ -228,7 +255,7 @@ impl Packer<'_> {
             Ok(())
         })? {}
         self.holes(holes)?;
-        Ok((data, hash.finish()))
+        Ok(reader.is_complete().then(|| (data, hash.finish())))
     }
 
     /// Gives out a block, and returns its number.

@@ -44,8 +44,9 @@ impl Directory {
         }
     }
 
-    /// A path to something in it that the calls without an `at` variant take.
-    fn proc_path(&self, name: &[u8]) -> Vec<u8> {
+    /// A path to something in it that the calls without an `at` variant take. Leads nowhere where
+    /// `/proc` is not mounted.
+    pub(super) fn proc_path(&self, name: &[u8]) -> Vec<u8> {
         let mut path = format!("/proc/self/fd/{}/", self.fd.as_raw_fd()).into_bytes();
         path.extend(name);
         path
@@ -122,8 +123,17 @@ impl Stat {
     }
 }
 
+/// The extended attributes of a file.
+#[derive(Default)]
+pub(super) struct Xattrs {
+    /// Those that the format can hold.
+    pub(super) kept: Vec<Xattr>,
+    /// The name of the first that it cannot.
+    pub(super) dropped: Option<Vec<u8>>,
+}
+
 /// The attributes of an open file or directory.
-pub(super) fn fd_xattrs(fd: BorrowedFd<'_>) -> Result<Vec<Xattr>, Errno> {
+pub(super) fn fd_xattrs(fd: BorrowedFd<'_>) -> Result<Xattrs, Errno> {
     xattrs(
         |out| flistxattr(fd, spare_capacity(out)),
         |name, out| fgetxattr(fd, name, spare_capacity(out)),
@@ -131,7 +141,7 @@ pub(super) fn fd_xattrs(fd: BorrowedFd<'_>) -> Result<Vec<Xattr>, Errno> {
 }
 
 /// The attributes of something that cannot be opened, or not without effects.
-pub(super) fn name_xattrs(directory: &Directory, name: &[u8]) -> Result<Vec<Xattr>, Errno> {
+pub(super) fn name_xattrs(directory: &Directory, name: &[u8]) -> Result<Xattrs, Errno> {
     let path = directory.proc_path(name);
     let path = path.as_slice();
     xattrs(
@@ -143,15 +153,19 @@ pub(super) fn name_xattrs(directory: &Directory, name: &[u8]) -> Result<Vec<Xatt
 fn xattrs(
     list: impl Fn(&mut Vec<u8>) -> Result<usize, Errno>,
     get: impl Fn(&[u8], &mut Vec<u8>) -> Result<usize, Errno>,
-) -> Result<Vec<Xattr>, Errno> {
+) -> Result<Xattrs, Errno> {
+    let mut found = Xattrs::default();
     let names = match fitting(&list) {
-        Err(Errno::OPNOTSUPP) => return Ok(Vec::new()),
+        Err(Errno::OPNOTSUPP) => return Ok(found),
         names => names?,
     };
-    let mut found = Vec::new();
-    for name in names.split(|&byte| byte == 0).filter(|name| Xattr::is_storable(name)) {
+    for name in names.split(|&byte| byte == 0).filter(|name| !name.is_empty()) {
+        if !Xattr::is_storable(name) {
+            found.dropped.get_or_insert_with(|| name.to_vec());
+            continue;
+        }
         match fitting(|out| get(name, out)) {
-            Ok(value) => found.extend(Xattr::new(name, value)),
+            Ok(value) => found.kept.extend(Xattr::new(name, value)),
             // It was removed meanwhile.
             Err(Errno::NODATA) => {}
             Err(errno) => return Err(errno),

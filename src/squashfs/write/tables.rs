@@ -233,18 +233,28 @@ impl<'a> Tree<'a> {
         let nlink = node.link.map_or(1, |link| self.catalog.names_of(link));
         let bytes = InodeBytes::new(node, number);
         let bytes = match node.kind {
-            FileKind::Regular => {
-                let mut words = Vec::new();
-                let start = self.placement.blocks(
-                    node.data.first_block,
-                    self.block_count(node),
-                    &mut words,
-                )?;
-                bytes.file(nlink, start, &words)
-            }
+            FileKind::Regular => return self.file(node, bytes, nlink, number),
             _ => bytes.other(nlink)?,
         };
         self.inode(&bytes, number, node.kind)
+    }
+
+    /// A regular file: its inode and, one by one since they may be many, its blocks' sizes.
+    fn file(
+        &mut self,
+        node: &Node,
+        bytes: InodeBytes<'_>,
+        nlink: u32,
+        number: u32,
+    ) -> Result<Inode, Error> {
+        let first = node.data.first_block;
+        let count = self.block_count(node);
+        let start = if count == 0 { 0 } else { self.placement.block(first)?.start };
+        let inode = self.inode(&bytes.file(nlink, start), number, node.kind)?;
+        for block in first..first + count {
+            self.inodes.write(&self.placement.block(block)?.word.to_le_bytes())?;
+        }
+        Ok(inode)
     }
 
     /// How many blocks a file has beside what is in a fragment.

@@ -11,10 +11,10 @@ use crossbeam_channel::Sender;
 use rustix::fs::{CWD, Dir, FileType, Mode, OFlags, openat};
 use rustix::io::Errno;
 
+use super::super::format::NAME_LEN;
 use super::load::{Entry, Leaf};
 use super::pool::{Gone, Pending, Pool};
-use super::stat::{Directory, Failure, Stat, fd_xattrs};
-use super::xattrs::Xattr;
+use super::stat::{Directory, Failure, Stat, Xattrs, fd_xattrs};
 use super::{Error, Exclude};
 use crate::types::FileKind;
 
@@ -25,7 +25,7 @@ const OPEN: usize = 64;
 /// What the walk comes by, in order.
 pub(super) enum Event {
     /// A directory, whose entries come next. The root has no name.
-    Enter { name: Vec<u8>, stat: Stat, xattrs: Vec<Xattr> },
+    Enter { name: Vec<u8>, path: PathBuf, stat: Stat, xattrs: Xattrs },
     /// The end of the directory entered last.
     Leave,
     /// An entry that is no directory.
@@ -109,15 +109,14 @@ impl Walk<'_> {
         let xattrs = fd_xattrs(directory.fd.as_fd()).map_err(failed("fgetxattr"))?;
         let (files, children) = self.list(&directory)?;
         let identity = stat.identity;
-        Ok(self.announce(Arc::new(directory), files, Event::Enter { name, stat, xattrs }).map(
-            |directory| Frame {
-                paths: (directory.relative.clone(), directory.path.clone()),
-                directory: Some(directory),
-                identity,
-                children,
-                next: 0,
-            },
-        ))
+        let enter = Event::Enter { name, path: directory.path.clone(), stat, xattrs };
+        Ok(self.announce(Arc::new(directory), files, enter).map(|directory| Frame {
+            paths: (directory.relative.clone(), directory.path.clone()),
+            directory: Some(directory),
+            identity,
+            children,
+            next: 0,
+        }))
     }
 
     fn announce(
@@ -159,6 +158,11 @@ impl Walk<'_> {
             let is_directory = kind == FileKind::Directory;
             if (self.exclude)(&directory.relative.join(OsStr::from_bytes(name)), is_directory) {
                 continue;
+            }
+            if name.len() > NAME_LEN {
+                let path = directory.child(name);
+                let what = format!("a name of more than {NAME_LEN} bytes: {}", path.display());
+                return Err(Failure::Fatal(Error::limit(what)));
             }
             if is_directory { &mut children } else { &mut files }.push(name, kind);
         }
@@ -222,7 +226,6 @@ struct Names {
 
 impl Names {
     fn push(&mut self, name: &[u8], kind: FileKind) {
-        // No file system has names of more than 255 bytes... and the kernel none over 4096.
         self.names.push((self.bytes.len(), name.len() as u16, kind));
         self.bytes.extend_from_slice(name);
     }

@@ -89,6 +89,10 @@ impl XattrTable {
             self.write(xattr)?;
         }
         let too_large = || Error::limit("that many extended attributes on one file");
+        // Linux computes with 32 bits of it.
+        if u32::try_from(position.block).is_err() {
+            return Err(Error::limit("extended attributes of more than 4 GiB"));
+        }
         let id = RawXattrId {
             xattrs: position.packed().into(),
             count: u32::try_from(list.len()).map_err(|_| too_large())?.into(),
