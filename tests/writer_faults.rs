@@ -339,7 +339,7 @@ fn memory_does_not_follow_the_tree() {
         let inodes = write_to(tree.path(), &options, archive.path()).unwrap().inodes;
         (peak(), inodes)
     };
-    let long = "n".repeat(200);
+    let long = "n".repeat(250);
     let grow = |directories: std::ops::Range<u32>| {
         for directory in directories {
             let directory = tree.path().join(directory.to_string());
@@ -349,13 +349,13 @@ fn memory_does_not_follow_the_tree() {
             }
         }
     };
-    grow(0..60);
+    grow(0..40);
     let (before, inodes) = measure();
-    assert_eq!(inodes, 1 + 16 + 60 * 401);
-    grow(60..120);
+    assert_eq!(inodes, 1 + 16 + 40 * 401);
+    grow(40..80);
     let (after, inodes) = measure();
-    assert_eq!(inodes, 1 + 16 + 120 * 401);
-    // 24,000 more names of 200 bytes, and as many inodes.
+    assert_eq!(inodes, 1 + 16 + 80 * 401);
+    // 16,000 more names of 250 bytes, and as many inodes.
     println!("{before} KiB, {after} KiB");
     assert!(after <= 64 << 10, "{after} KiB");
     assert!(after < before + 4096, "{before} KiB became {after} KiB");

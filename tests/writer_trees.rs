@@ -18,7 +18,7 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 
-use corpus::{KernelMount, Numbers, huge_tree, is_root, varied_tree, wide_tree};
+use corpus::{KernelMount, Numbers, huge_tree, is_root, varied_tree};
 use proptest::prelude::*;
 use rustix::fs::{CWD, FileType, Mode, XattrFlags, lsetxattr, mknodat};
 use thawfs::cache::FileBlob;
@@ -54,7 +54,6 @@ fn every_kind_of_file_survives_every_compressor_and_block_size() {
     let cases = [
         (LZ4, 131_072, false),
         (LZ4, 4096, true),
-        (Compression::Zstd(15), 131_072, false),
         (ZSTD, 1 << 20, true),
         (Compression::Gzip(9), 131_072, false),
         (Compression::Gzip(1), 65_536, true),
@@ -90,36 +89,29 @@ fn huge_files_are_holes_where_the_tree_has_holes() {
 }
 
 #[test]
-fn directories_of_70000_entries_have_an_index_that_finds_each() {
-    if !is_root("directories_of_70000_entries_have_an_index_that_finds_each") {
+fn a_directory_of_70000_directories_has_an_index_that_finds_each() {
+    if !is_root("a_directory_of_70000_directories_has_an_index_that_finds_each") {
         return;
     }
-    let tree = wide_tree();
-    let written = pack(tree.path(), &options(LZ4));
-    assert_eq!(written.summary.inodes, 140_003);
-    let mount = KernelMount::new(&written.path(), 0).unwrap();
-    for name in ["links", "directories"] {
-        let directory = mount.path().join(name);
-        let count = fs::read_dir(&directory).unwrap().map(Result::unwrap).count();
-        assert_eq!(count, 70_000, "entries of {name}");
-        // The kernel takes 0.1 ms for each. The step is prime, so that all parts of the index and
-        // of the metadata blocks that it leads to are looked at.
-        for number in (0..70_000).step_by(97).chain([69_999]) {
-            let found = directory.join(number.to_string());
-            let meta = fs::symlink_metadata(&found).unwrap();
-            match name {
-                "links" => {
-                    let target = fs::read_link(&found).unwrap();
-                    assert_eq!(target, Path::new(&format!("target-{number}")));
-                }
-                _ => assert!(meta.is_dir(), "{found:?}"),
-            }
-        }
-        for absent in ["-", "4444x", "70000", "99999"] {
-            assert!(fs::symlink_metadata(directory.join(absent)).is_err(), "{absent}");
-        }
+    let tree = memory_dir();
+    for number in 0..70_000 {
+        fs::create_dir(tree.path().join(number.to_string())).unwrap();
     }
-    assert_eq!(fs::metadata(mount.path().join("directories")).unwrap().nlink(), 70_002);
+    let written = pack(tree.path(), &options(LZ4));
+    assert_eq!(written.summary.inodes, 70_001);
+    let mount = KernelMount::new(&written.path(), 0).unwrap();
+    assert_eq!(fs::metadata(mount.path()).unwrap().nlink(), 70_002);
+    assert_eq!(fs::read_dir(mount.path()).unwrap().map(Result::unwrap).count(), 70_000);
+    // The kernel takes 0.1 ms for each. The step is prime, so that all parts of the index and of
+    // the metadata blocks that it leads to are looked at.
+    for number in (0..70_000).step_by(97).chain([69_999]) {
+        let meta = fs::symlink_metadata(mount.path().join(number.to_string())).unwrap();
+        assert!(meta.is_dir(), "{number}");
+    }
+    for absent in ["-", "4444x", "70000", "99999x"] {
+        let error = fs::symlink_metadata(mount.path().join(absent)).unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::NotFound, "{absent}");
+    }
 }
 
 #[test]
