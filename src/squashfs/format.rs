@@ -29,6 +29,12 @@ pub(super) const NAME_LEN: usize = 256;
 pub(super) const DIR_GROUP_LEN: u32 = 256;
 /// The kernel counts three bytes of every listing for `.` and `..`, which are not stored.
 pub(super) const DIR_SIZE_BIAS: u64 = 3;
+/// Set in the type of an extended attribute whose value is stored elsewhere.
+pub(super) const OUT_OF_LINE: u16 = 0x100;
+/// Flag: files with the same contents share them.
+pub(super) const FLAG_DUPLICATES: u16 = 1 << 6;
+/// Flag: there is a table from inode numbers to inodes.
+pub(super) const FLAG_EXPORT: u16 = 1 << 7;
 /// Flag: the compressor's options follow the superblock.
 pub(super) const FLAG_OPTIONS: u16 = 1 << 10;
 

@@ -14,6 +14,8 @@
 //! `metadata`; a read of a file goes through `blocks` (where are its blocks), `plan` (which of
 //! them answer) and `data` (fetch and decode). `tables` holds the indexes, `format` the on-disk
 //! structures, `codec` the decompressors, `decoded` the cache that both sorts of blocks use.
+//!
+//! [`write`] makes archives, and shares only `format` with the reader.
 
 mod blocks;
 mod codec;
@@ -29,6 +31,7 @@ mod plan;
 mod superblock;
 mod tables;
 mod walk;
+pub mod write;
 mod xattr;
 
 use std::sync::Arc;

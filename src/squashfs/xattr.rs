@@ -3,14 +3,12 @@
 use zerocopy::little_endian::{U32, U64};
 
 use super::Error;
-use super::format::RawXattrEntry;
+use super::format::{OUT_OF_LINE, RawXattrEntry};
 use super::inode::Inode;
 use super::metadata::{MetaReader, Metadata};
 use super::tables::Tables;
 
 const STRUCTURE: &str = "xattr";
-/// Set in an entry's type when its value is stored elsewhere.
-const OUT_OF_LINE: u16 = 0x100;
 /// Longest value Linux knows.
 const MAX_VALUE: u32 = 65_536;
 /// Bytes of names Linux lists at most, each with its NUL. A name takes six at least, so this

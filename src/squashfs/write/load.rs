@@ -1,0 +1,151 @@
+//! Reads what a directory's entries are, ahead of their turn and on several threads.
+
+use std::ffi::OsStr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rustix::fs::{Mode, OFlags, openat, readlinkat};
+use rustix::io::{Errno, pread};
+use twox_hash::XxHash3_64;
+
+use super::Error;
+use super::stat::{Directory, Failure, Stat, Xattrs, fd_xattrs, name_xattrs};
+use crate::types::FileKind;
+
+/// How often a file is read that changes meanwhile.
+pub(super) const ATTEMPTS: usize = 5;
+
+/// An entry to read; anything but a directory.
+pub(super) struct Entry {
+    pub(super) directory: Arc<Directory>,
+    pub(super) name: Vec<u8>,
+    pub(super) kind: FileKind,
+}
+
+/// An entry, read.
+pub(super) struct Leaf {
+    pub(super) stat: Stat,
+    pub(super) xattrs: Xattrs,
+    pub(super) content: Content,
+}
+
+/// What an entry holds.
+pub(super) enum Content {
+    /// All bytes of a file of at most one block, and their hash.
+    Small(Vec<u8>, u64),
+    /// A larger file, to be read in turn.
+    Large(OwnedFd),
+    /// Where a symbolic link leads.
+    Target(Vec<u8>),
+    /// Nothing: it is a special file, or only its being readable was asked for.
+    Nothing,
+}
+
+/// Reads entries.
+#[derive(Clone)]
+pub(super) struct Loader {
+    pub(super) block_size: u32,
+    /// Set once something proved unreadable: from then on only the likes of it are looked for.
+    pub(super) check_only: Arc<AtomicBool>,
+}
+
+impl Loader {
+    /// Reads an entry, of whatever kind it is by now: a file may have given way to a link since its
+    /// directory was listed. Only a directory comes too late, for its place in the order.
+    pub(super) fn load(&self, entry: &Entry) -> Result<Leaf, Failure> {
+        let mut kind = entry.kind;
+        for _ in 0..ATTEMPTS {
+            let leaf = match kind {
+                FileKind::Directory => break,
+                FileKind::Regular => self.load_file(entry)?,
+                kind => load_other(entry, kind)?,
+            };
+            if let Some(leaf) = leaf {
+                return Ok(leaf);
+            }
+            let stat = Stat::at(&entry.directory, &entry.name);
+            kind = stat.map_err(entry.directory.error(&entry.name, "stat"))?.kind;
+        }
+        Err(Failure::Fatal(Error::Changed { path: entry.directory.child(&entry.name) }))
+    }
+
+    /// `None` where it is no regular file, or changes too often while it is read.
+    fn load_file(&self, entry: &Entry) -> Result<Option<Leaf>, Failure> {
+        let failed = |call| entry.directory.error(&entry.name, call);
+        // Were it replaced by a pipe since, opening it would wait for a writer.
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let opened = openat(&entry.directory.fd, entry.name.as_slice(), flags, Mode::empty());
+        let fd = match opened {
+            Err(Errno::LOOP | Errno::NXIO) => return Ok(None),
+            opened => opened.map_err(failed("open"))?,
+        };
+        for _ in 0..ATTEMPTS {
+            let stat = Stat::of(fd.as_fd()).map_err(failed("fstat"))?;
+            if stat.kind != FileKind::Regular {
+                return Ok(None);
+            }
+            let xattrs = fd_xattrs(fd.as_fd()).map_err(failed("fgetxattr"))?;
+            if self.check_only.load(Ordering::Relaxed) {
+                return Ok(Some(Leaf { stat, xattrs, content: Content::Nothing }));
+            }
+            if stat.version.size > self.block_size.into() {
+                return Ok(Some(Leaf { stat, xattrs, content: Content::Large(fd) }));
+            }
+            // At most a block.
+            let mut bytes = vec![0; stat.version.size as usize];
+            let len = read_full(&fd, &mut bytes, 0).map_err(failed("read"))?;
+            let after = Stat::of(fd.as_fd()).map_err(failed("fstat"))?;
+            if after.version == stat.version && len == bytes.len() {
+                let hash = XxHash3_64::oneshot(&bytes);
+                return Ok(Some(Leaf { stat, xattrs, content: Content::Small(bytes, hash) }));
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// `None` where it is not of that kind.
+fn load_other(entry: &Entry, kind: FileKind) -> Result<Option<Leaf>, Failure> {
+    let failed = |call| entry.directory.error(&entry.name, call);
+    let stat = Stat::at(&entry.directory, &entry.name).map_err(failed("stat"))?;
+    if stat.kind != kind {
+        return Ok(None);
+    }
+    let xattrs = match name_xattrs(&entry.directory, &entry.name) {
+        // Without /proc every such entry would seem to have vanished.
+        Err(Errno::NOENT) if Stat::at(&entry.directory, &entry.name).is_ok() => {
+            let path = entry.directory.proc_path(&entry.name);
+            let path = Path::new(OsStr::from_bytes(&path));
+            return Err(Failure::Fatal(Error::io(path, "llistxattr", Errno::NOENT)));
+        }
+        xattrs => xattrs.map_err(failed("lgetxattr"))?,
+    };
+    let content = match kind {
+        FileKind::Symlink => {
+            let name = entry.name.as_slice();
+            match readlinkat(&entry.directory.fd, name, Vec::new()) {
+                Err(Errno::INVAL) => return Ok(None),
+                target => Content::Target(target.map_err(failed("readlink"))?.into_bytes()),
+            }
+        }
+        _ => Content::Nothing,
+    };
+    Ok(Some(Leaf { stat, xattrs, content }))
+}
+
+/// Fills `out` from `at` on, as far as the file goes.
+pub(super) fn read_full(fd: &OwnedFd, out: &mut [u8], at: u64) -> Result<usize, Errno> {
+    let mut len = 0;
+    while let Some(rest @ [_, ..]) = out.get_mut(len..) {
+        match pread(fd, rest, at + len as u64) {
+            Ok(0) => break,
+            Ok(read) => len += read,
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(len)
+}

@@ -1,0 +1,314 @@
+//! Packs a directory into an archive, in one pass.
+//!
+//! ```text
+//! walk      what is in the tree, in order           one thread
+//! load      reads entries ahead of their turn       several
+//! pack      decides where each file's bytes go      one
+//! output    compresses blocks                       all cores
+//!           writes them in order                    the caller's
+//! tables    inodes, listings, tables, superblock    the caller's, when all data is written
+//! ```
+//!
+//! Between these stand queues of bounded length. What must be known of every file until the end
+//! (`catalog`) is kept in a temporary file once it is long (`spool`), and so are finished tables:
+//! memory does not grow with the tree, but for eight bytes an inode, one table of hashes of
+//! bounded size, the inodes with several names, and the largest directory's names.
+//!
+//! The same tree makes the same bytes, however many threads there are. Archives are read by the
+//! kernel, squashfuse, unsquashfs, and ours.
+
+mod catalog;
+mod compress;
+mod duplicates;
+mod error;
+mod inode;
+mod large;
+mod listing;
+mod load;
+mod metadata;
+mod output;
+mod pack;
+mod pool;
+mod spool;
+mod stat;
+mod tables;
+mod walk;
+mod xattrs;
+
+use std::io;
+use std::num::NonZeroUsize;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::{self, Scope};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use crossbeam_channel::bounded;
+
+pub use compress::Compression;
+pub use error::Error;
+
+use super::format::{METADATA_STORED, SUPERBLOCK_LEN};
+use catalog::Catalog;
+use compress::Compressor;
+use duplicates::Duplicates;
+use load::Loader;
+use output::Placement;
+use pack::{Fragment, Packed, Packer, Stop};
+use pool::Pool;
+use tables::Tail;
+use walk::Walk;
+use xattrs::XattrTable;
+
+/// Bytes of files read ahead, at most: so many blocks are.
+const READ_AHEAD: usize = 16 << 20;
+/// Threads that read ahead. More than there are cores, since they wait for the disk.
+const LOADERS: usize = 4;
+
+/// Says of a path below the packed directory, and whether it is a directory, that it be left out.
+pub type Exclude<'a> = dyn Fn(&Path, bool) -> bool + Sync + 'a;
+
+/// How an archive is written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// Size of a data block in bytes: a power of two, 4 KiB to 1 MiB.
+    pub block_size: u32,
+    /// What blocks are compressed with.
+    pub compression: Compression,
+    /// How many threads compress. `None`: one for each core.
+    pub threads: Option<NonZeroUsize>,
+    /// The time of creation in the superblock, in seconds since 1970. `None`: now.
+    pub mkfs_time: Option<u32>,
+    /// Whether the ends of files of more than a block go to fragments too. That takes a little
+    /// less room, and one more block to read such an end.
+    pub pack_tails: bool,
+    /// Where in the archive the sink's first byte will lie: 96, right behind the superblock,
+    /// unless the data of another archive of the same compression comes first.
+    pub data_start: u64,
+}
+
+impl Default for Options {
+    /// zstd of level 15 in blocks of 128 KiB, as mksquashfs has them, with all cores.
+    fn default() -> Self {
+        Self {
+            block_size: 128 << 10,
+            compression: Compression::Zstd(15),
+            threads: None,
+            mkfs_time: None,
+            pack_tails: false,
+            data_start: SUPERBLOCK_LEN,
+        }
+    }
+}
+
+impl Options {
+    fn check(&self) -> Result<(), Error> {
+        if !(4096..=1 << 20).contains(&self.block_size) || !self.block_size.is_power_of_two() {
+            let detail = "is not a power of two between 4096 and 1048576";
+            return Err(Error::Options(format!("block size {} {detail}", self.block_size)));
+        }
+        if self.data_start < SUPERBLOCK_LEN {
+            let at = self.data_start;
+            return Err(Error::Options(format!("data at {at}, within the superblock")));
+        }
+        self.compression.check()
+    }
+
+    /// The compressor's options, if the archive has any. Behind other data they are whatever that
+    /// archive had, and are claimed only where nothing is read without.
+    fn compressor_options(&self) -> Option<Vec<u8>> {
+        let needed = self.data_start == SUPERBLOCK_LEN || self.compression == Compression::Lz4;
+        self.compression.options().filter(|_| needed)
+    }
+}
+
+/// Where an archive goes, but for its superblock.
+pub trait Sink {
+    /// Takes the next bytes. Each call's follow the last one's without a gap. May block.
+    fn write(&mut self, bytes: Bytes) -> io::Result<()>;
+}
+
+/// How far the packing is. May be looked at from other threads meanwhile.
+#[derive(Debug, Default)]
+pub struct Progress {
+    entries: AtomicU64,
+    bytes_read: AtomicU64,
+    bytes_written: AtomicU64,
+}
+
+impl Progress {
+    /// Names found so far, that of the packed directory among them.
+    pub fn entries(&self) -> u64 {
+        self.entries.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of files packed so far, holes among them, and each inode once.
+    pub fn bytes_read(&self) -> u64 {
+        self.bytes_read.load(Ordering::Relaxed)
+    }
+
+    /// Bytes that the sink was given so far.
+    pub fn bytes_written(&self) -> u64 {
+        self.bytes_written.load(Ordering::Relaxed)
+    }
+
+    fn entry(&self) {
+        self.entries.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn read(&self, bytes: u64) {
+        self.bytes_read.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    fn written(&self, bytes: u64) {
+        self.bytes_written.fetch_add(bytes, Ordering::Relaxed);
+    }
+}
+
+/// A finished archive.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Summary {
+    /// Its first 96 bytes. Until these are in place there is no archive.
+    pub superblock: [u8; SUPERBLOCK_LEN as usize],
+    /// Its size in bytes, padding apart.
+    pub bytes_used: u64,
+    /// Its size in bytes, a multiple of 4096 where `data_start` and all before it belong to it.
+    pub size: u64,
+    /// How many inodes it has.
+    pub inodes: u32,
+    /// The extended attributes that it lacks, if there were such.
+    pub dropped_xattrs: Option<DroppedXattrs>,
+}
+
+/// Extended attributes that an archive cannot hold and lacks, as it would if mksquashfs had made
+/// it. The format knows those of `user.`, `trusted.` and `security.`; most often it is POSIX ACLs,
+/// `system.posix_acl_access` and `system.posix_acl_default`, that are left.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DroppedXattrs {
+    /// How many inodes had any.
+    pub inodes: u64,
+    /// The first of these, the packed directory's own path in front.
+    pub path: PathBuf,
+    /// The name of its first.
+    pub name: String,
+}
+
+/// Packs the directory `root`. The sink is given all bytes of the archive from `data_start` on,
+/// in order; the superblock, which comes before them, is in the summary.
+///
+/// Symbolic links are packed and not followed, but for `root` itself. File systems mounted below
+/// are packed like directories. Files that vanish after their directory was read are left out;
+/// those that change while they are read are read again. Times are kept to the second, and those
+/// before 1970 or after 2106 become the nearest that the format has. Extended attributes of other
+/// prefixes than `user.`, `trusted.` and `security.` are left out and counted in the summary.
+///
+/// Fails, having searched all of the tree, with [`Error::Unreadable`] where there is something
+/// that may not be read.
+pub fn archive(
+    root: &Path,
+    options: &Options,
+    exclude: &Exclude<'_>,
+    sink: &mut dyn Sink,
+    progress: &Progress,
+) -> Result<Summary, Error> {
+    options.check()?;
+    let mkfs_time = options.mkfs_time.unwrap_or_else(now);
+    let mut tail = Tail::new(sink, options.data_start, progress);
+    if options.data_start == SUPERBLOCK_LEN
+        && let Some(bytes) = options.compressor_options()
+    {
+        let header = bytes.len() as u16 | METADATA_STORED;
+        tail.write([&header.to_le_bytes(), bytes.as_slice()].concat())?;
+    }
+    let (packed, placement) = write_data(root, options, exclude, &mut tail, progress)?;
+    let Packed { catalog, xattrs, dropped: dropped_xattrs } = packed;
+    let inodes = catalog.inodes();
+    let superblock = tables::write(&catalog, xattrs, &placement, options, mkfs_time, &mut tail)?;
+    let size = tail.position();
+    let bytes_used = tables::bytes_used(&superblock);
+    Ok(Summary { superblock, bytes_used, size, inodes, dropped_xattrs })
+}
+
+/// Writes all data, and returns what the tables are made of.
+fn write_data(
+    root: &Path,
+    options: &Options,
+    exclude: &Exclude<'_>,
+    tail: &mut Tail<'_>,
+    progress: &Progress,
+) -> Result<(Packed, Placement), Error> {
+    let block_size = options.block_size;
+    let threads = match options.threads {
+        Some(threads) => threads.get(),
+        None => thread::available_parallelism().map_or(1, NonZeroUsize::get),
+    };
+    let compressor = || Compressor::new(options.compression, block_size);
+    let root_fd = Walk::open_root(root)?;
+    let walk_fd: OwnedFd = root_fd.try_clone().map_err(|source| Error::Io {
+        path: root.to_owned(),
+        call: "fcntl",
+        source,
+    })?;
+    let ahead = (READ_AHEAD / block_size as usize).clamp(4, 128);
+    let (loads, load_jobs) = Pool::new(ahead);
+    let (events_in, events) = bounded(ahead);
+    let (blocks, block_jobs) = Pool::new(threads);
+    let (output, next) = bounded(threads * 2);
+    let check_only = Arc::new(AtomicBool::new(false));
+    let loader = Loader { block_size, check_only: check_only.clone() };
+    let packer = Packer {
+        block_size,
+        pack_tails: options.pack_tails,
+        catalog: Catalog::new(),
+        xattrs: XattrTable::new(compressor()?),
+        duplicates: Duplicates::new(root_fd, block_size),
+        blocks,
+        output,
+        progress,
+        check_only,
+        fragment: Fragment::default(),
+        next_block: 0,
+        denied: Vec::new(),
+        dropped: None,
+    };
+    let walk = Walk { root, exclude, loads, events: events_in };
+    thread::scope(|scope| {
+        for _ in 0..threads {
+            let (jobs, compressor) = (block_jobs.clone(), compressor()?);
+            start(scope, "compress", move || output::compress(jobs, compressor))?;
+        }
+        drop(block_jobs);
+        for _ in 0..LOADERS {
+            let (jobs, loader) = (load_jobs.clone(), loader.clone());
+            start(scope, "load", move || jobs.work(|entry| loader.load(&entry)))?;
+        }
+        drop(load_jobs);
+        start(scope, "walk", move || walk.run(walk_fd))?;
+        let packing = start(scope, "pack", move || packer.run(events))?;
+        // What failed here made the packer stop: it is the reason to tell.
+        let placement = output::write(next, tail)?;
+        match packing.join() {
+            Ok(Ok(packed)) => Ok((packed, placement)),
+            Ok(Err(Stop::Failed(error))) => Err(error),
+            Ok(Err(Stop::Gone)) | Err(_) => Err(Error::Compress("a thread ended early".into())),
+        }
+    })
+}
+
+fn start<'scope, T: Send + 'scope>(
+    scope: &'scope Scope<'scope, '_>,
+    name: &str,
+    run: impl FnOnce() -> T + Send + 'scope,
+) -> Result<thread::ScopedJoinHandle<'scope, T>, Error> {
+    let builder = thread::Builder::new().name(name.into());
+    builder
+        .spawn_scoped(scope, run)
+        .map_err(|error| Error::Compress(format!("cannot start a thread: {error}")))
+}
+
+fn now() -> u32 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u32::try_from(since.as_secs()).unwrap_or(u32::MAX)
+}

@@ -1,0 +1,190 @@
+//! What the system says of a file, and the system calls that fetch it.
+
+use std::ffi::OsStr;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+
+use rustix::buffer::spare_capacity;
+use rustix::fs::{AtFlags, fgetxattr, flistxattr, fstat, lgetxattr, llistxattr, statat};
+use rustix::io::Errno;
+
+use super::Error;
+use super::xattrs::Xattr;
+use crate::types::{FileKind, Timestamp};
+
+/// The longest that Linux lets a value, or a list of names, be.
+const MAX_XATTR: usize = 64 << 10;
+
+/// An open directory of the tree.
+pub(super) struct Directory {
+    pub(super) fd: OwnedFd,
+    /// Below the root of the tree: empty for the root.
+    pub(super) relative: PathBuf,
+    /// As errors name it.
+    pub(super) path: PathBuf,
+}
+
+impl Directory {
+    /// The path of an entry, as errors name it; without a name its own.
+    pub(super) fn child(&self, name: &[u8]) -> PathBuf {
+        if name.is_empty() {
+            return self.path.clone();
+        }
+        self.path.join(OsStr::from_bytes(name))
+    }
+
+    /// Puts the path and the call to what the system said.
+    pub(super) fn error(&self, name: &[u8], call: &'static str) -> impl FnOnce(Errno) -> Failure {
+        let path = self.child(name);
+        move |errno| match errno {
+            Errno::ACCESS | Errno::PERM => Failure::Denied(path),
+            Errno::NOENT => Failure::Vanished,
+            _ => Failure::Fatal(Error::io(&path, call, errno)),
+        }
+    }
+
+    /// A path to something in it that the calls without an `at` variant take. Leads nowhere where
+    /// `/proc` is not mounted.
+    pub(super) fn proc_path(&self, name: &[u8]) -> Vec<u8> {
+        let mut path = format!("/proc/self/fd/{}/", self.fd.as_raw_fd()).into_bytes();
+        path.extend(name);
+        path
+    }
+}
+
+/// Why something of the tree is not packed.
+pub(super) enum Failure {
+    /// It is not ours to read.
+    Denied(PathBuf),
+    /// It was deleted since it was listed: as if it had been before.
+    Vanished,
+    /// Nothing can be packed any more.
+    Fatal(Error),
+}
+
+/// The attributes of a file, a directory or whatever it is.
+#[derive(Clone, Debug)]
+pub(super) struct Stat {
+    pub(super) kind: FileKind,
+    /// Lower twelve bits of the mode.
+    pub(super) permissions: u16,
+    pub(super) uid: u32,
+    pub(super) gid: u32,
+    pub(super) nlink: u64,
+    /// Device and inode number.
+    pub(super) identity: (u64, u64),
+    pub(super) rdev: u64,
+    pub(super) version: Version,
+}
+
+/// What changes when a file does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Version {
+    pub(super) size: u64,
+    pub(super) mtime: Timestamp,
+    pub(super) ctime: Timestamp,
+}
+
+impl Stat {
+    pub(super) fn of(fd: BorrowedFd<'_>) -> Result<Self, Errno> {
+        Self::new(&fstat(fd)?)
+    }
+
+    /// Of `name` itself, if it is a symbolic link.
+    pub(super) fn at(directory: &Directory, name: &[u8]) -> Result<Self, Errno> {
+        Self::new(&statat(&directory.fd, name, AtFlags::SYMLINK_NOFOLLOW)?)
+    }
+
+    // The types of these fields differ between architectures.
+    #[allow(clippy::unnecessary_cast, clippy::useless_conversion)]
+    fn new(stat: &rustix::fs::Stat) -> Result<Self, Errno> {
+        let mode = u32::from(stat.st_mode);
+        Ok(Self {
+            kind: FileKind::from_mode(mode).ok_or(Errno::INVAL)?,
+            permissions: (mode & 0o7777) as u16,
+            uid: stat.st_uid,
+            gid: stat.st_gid,
+            nlink: stat.st_nlink as u64,
+            identity: (stat.st_dev as u64, stat.st_ino as u64),
+            rdev: stat.st_rdev as u64,
+            version: Version {
+                size: stat.st_size as u64,
+                mtime: Timestamp {
+                    seconds: stat.st_mtime as i64,
+                    nanos: stat.st_mtime_nsec as u32,
+                },
+                ctime: Timestamp {
+                    seconds: stat.st_ctime as i64,
+                    nanos: stat.st_ctime_nsec as u32,
+                },
+            },
+        })
+    }
+}
+
+/// The extended attributes of a file.
+#[derive(Default)]
+pub(super) struct Xattrs {
+    /// Those that the format can hold.
+    pub(super) kept: Vec<Xattr>,
+    /// The name of the first that it cannot.
+    pub(super) dropped: Option<Vec<u8>>,
+}
+
+/// The attributes of an open file or directory.
+pub(super) fn fd_xattrs(fd: BorrowedFd<'_>) -> Result<Xattrs, Errno> {
+    xattrs(
+        |out| flistxattr(fd, spare_capacity(out)),
+        |name, out| fgetxattr(fd, name, spare_capacity(out)),
+    )
+}
+
+/// The attributes of something that cannot be opened, or not without effects.
+pub(super) fn name_xattrs(directory: &Directory, name: &[u8]) -> Result<Xattrs, Errno> {
+    let path = directory.proc_path(name);
+    let path = path.as_slice();
+    xattrs(
+        |out| llistxattr(path, spare_capacity(out)),
+        |name, out| lgetxattr(path, name, spare_capacity(out)),
+    )
+}
+
+fn xattrs(
+    list: impl Fn(&mut Vec<u8>) -> Result<usize, Errno>,
+    get: impl Fn(&[u8], &mut Vec<u8>) -> Result<usize, Errno>,
+) -> Result<Xattrs, Errno> {
+    let mut found = Xattrs::default();
+    let names = match fitting(&list) {
+        Err(Errno::OPNOTSUPP) => return Ok(found),
+        names => names?,
+    };
+    for name in names.split(|&byte| byte == 0).filter(|name| !name.is_empty()) {
+        if !Xattr::is_storable(name) {
+            found.dropped.get_or_insert_with(|| name.to_vec());
+            continue;
+        }
+        match fitting(|out| get(name, out)) {
+            Ok(value) => found.kept.extend(Xattr::new(name, value)),
+            // It was removed meanwhile.
+            Err(Errno::NODATA) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(found)
+}
+
+/// Calls again with more room where little is not enough.
+fn fitting(call: impl Fn(&mut Vec<u8>) -> Result<usize, Errno>) -> Result<Vec<u8>, Errno> {
+    let mut out = Vec::with_capacity(256);
+    match call(&mut out) {
+        Err(Errno::RANGE) => {
+            out = Vec::with_capacity(MAX_XATTR);
+            call(&mut out)?;
+        }
+        result => {
+            result?;
+        }
+    }
+    Ok(out)
+}
