@@ -40,6 +40,16 @@ pub enum Code {
     Busy,
     /// Nothing of ours is mounted there.
     NotMounted,
+    /// A backup's id, directory, name or lifetime, or the bucket's configuration, makes no sense.
+    InvalidBackupConfig,
+    /// There is no such backup, or its metadata or its archive is missing; the message says which.
+    BackupNotFound,
+    /// The backup is past its lifetime.
+    BackupExpired,
+    /// A backup could not be made; nothing of it is left in the bucket.
+    BackupCreateFailed,
+    /// A backup could not be restored; nothing is mounted.
+    BackupRestoreFailed,
 }
 
 impl Code {
@@ -60,6 +70,11 @@ impl Code {
             Self::Fuse => 12,
             Self::Busy => 13,
             Self::NotMounted => 14,
+            Self::InvalidBackupConfig => 15,
+            Self::BackupNotFound => 16,
+            Self::BackupExpired => 17,
+            Self::BackupCreateFailed => 18,
+            Self::BackupRestoreFailed => 19,
         }
     }
 }

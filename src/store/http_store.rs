@@ -14,7 +14,7 @@ use super::exchange::{Auth, Exchange};
 use super::source::redacted;
 use super::{
     Counters, Depth, ETag, Error, GetRange, Page, Part, Ranged, Result, Store, StoreOptions,
-    Upload, ranged, tls,
+    UnfinishedPage, Upload, ranged, tls,
 };
 
 /// A URL as a store with a single object, whose key is the URL's last segment.
@@ -49,6 +49,13 @@ impl HttpStore {
 
     fn read_only<T>(&self) -> Result<T> {
         Err(Error::ReadOnly { place: redacted(&self.url) })
+    }
+
+    fn unlistable<T>(&self) -> Result<T> {
+        Err(Error::UnsupportedSource {
+            source_text: redacted(&self.url),
+            reason: "a URL cannot be listed".into(),
+        })
     }
 
     fn check(&self, key: &str) -> Result<()> {
@@ -103,11 +110,12 @@ impl Store for HttpStore {
         self.read_only()
     }
 
+    async fn list_uploads(&self, _: &str, _: Option<&str>) -> Result<UnfinishedPage> {
+        self.unlistable()
+    }
+
     async fn list(&self, _: &str, _: Depth, _: Option<&str>) -> Result<Page> {
-        Err(Error::UnsupportedSource {
-            source_text: redacted(&self.url),
-            reason: "a URL cannot be listed".into(),
-        })
+        self.unlistable()
     }
 
     async fn delete(&self, _: &str) -> Result<()> {

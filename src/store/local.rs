@@ -9,11 +9,12 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use chrono::{DateTime, Utc};
 
 use super::counters::{Tally, add};
 use super::{
-    Counters, Depth, ETag, Error, GetRange, Listed, Page, Part, Ranged, Result, Store, Upload,
-    check_part, check_parts,
+    Counters, Depth, ETag, Error, GetRange, Listed, Page, Part, Ranged, Result, Store, Unfinished,
+    UnfinishedPage, Upload, check_part, check_parts,
 };
 
 /// What names of files still being written start with. Listings leave them out.
@@ -199,18 +200,37 @@ impl Store for LocalStore {
 
     async fn abort_upload(&self, upload: &Upload) -> Result<()> {
         let path = self.path(&upload.key)?.with_file_name(&upload.id);
-        self.blocking(self.name(&upload.key), move |_| remove(&path)).await
+        let root = self.root.clone();
+        self.blocking(self.name(&upload.key), move |_| remove(&path, &root)).await
+    }
+
+    /// All unfinished files, those of interrupted [`Store::put`]s among them, on one page. Their
+    /// keys are not known any more, only the directory, so the key is the file's own.
+    async fn list_uploads(&self, prefix: &str, _: Option<&str>) -> Result<UnfinishedPage> {
+        let (root, prefix) = (self.root.clone(), prefix.to_owned());
+        self.blocking(self.name(&prefix), move |_| {
+            let mut uploads = Vec::new();
+            walk(&root, &prefix, Depth::All, |found| {
+                if let Found::Unfinished { key, id, modified } = found {
+                    let upload = Upload { key, part_size: 0, id };
+                    uploads.push(Unfinished { upload, since: modified });
+                }
+            })?;
+            uploads.sort_by(|a, b| a.upload.key.cmp(&b.upload.key));
+            Ok(UnfinishedPage { uploads, next: None })
+        })
+        .await
     }
 
     async fn list(&self, prefix: &str, depth: Depth, _: Option<&str>) -> Result<Page> {
         let (root, prefix) = (self.root.clone(), prefix.to_owned());
         self.blocking(self.name(&prefix), move |_| {
-            let directory = prefix.rfind('/').map_or("", |slash| prefix.split_at(slash + 1).0);
             let mut page = Page::default();
-            let mut left = vec![directory.to_owned()];
-            while let Some(directory) = left.pop() {
-                list_directory(&root, &directory, &prefix, depth, &mut page, &mut left)?;
-            }
+            walk(&root, &prefix, depth, |found| match found {
+                Found::Object(object) => page.objects.push(object),
+                Found::Prefix(prefix) => page.prefixes.push(prefix),
+                Found::Unfinished { .. } => {}
+            })?;
             page.objects.sort_by(|a, b| a.key.cmp(&b.key));
             page.prefixes.sort();
             Ok(page)
@@ -222,13 +242,7 @@ impl Store for LocalStore {
         let (path, root) = (self.path(key)?, self.root.clone());
         self.blocking(self.name(key), move |tally| {
             add(&tally.writes, 1);
-            remove(&path)?;
-            // In a bucket a prefix is gone with its last object, so here its directory goes too, if
-            // it is empty. Not those above: somebody may be about to write below them.
-            if let Some(parent) = path.parent().filter(|parent| **parent != *root) {
-                let _ = fs::remove_dir(parent);
-            }
-            Ok(())
+            remove(&path, &root)
         })
         .await
     }
@@ -238,13 +252,36 @@ impl Store for LocalStore {
     }
 }
 
-/// Adds what is in one directory to a page, and the directories in it to those still to list.
-fn list_directory(
+/// What a walk comes across.
+enum Found {
+    Object(Listed),
+    /// A directory below the depth that was asked for.
+    Prefix(String),
+    /// A file that was not given its name.
+    Unfinished {
+        key: String,
+        id: String,
+        modified: Option<DateTime<Utc>>,
+    },
+}
+
+/// Shows `see` every file whose key starts with `prefix`, in no order.
+fn walk(root: &Path, prefix: &str, depth: Depth, mut see: impl FnMut(Found)) -> Result<()> {
+    let directory = prefix.rfind('/').map_or("", |slash| prefix.split_at(slash + 1).0);
+    let mut left = vec![directory.to_owned()];
+    while let Some(directory) = left.pop() {
+        walk_directory(root, &directory, prefix, depth, &mut see, &mut left)?;
+    }
+    Ok(())
+}
+
+/// Shows what is in one directory, and adds the directories in it to those still to walk.
+fn walk_directory(
     root: &Path,
     directory: &str,
     prefix: &str,
     depth: Depth,
-    page: &mut Page,
+    see: &mut impl FnMut(Found),
     left: &mut Vec<String>,
 ) -> Result<()> {
     let path = root.join(directory);
@@ -266,9 +303,6 @@ fn list_directory(
         // A name that is not UTF-8 cannot be a key.
         let Ok(name) = entry.file_name().into_string() else { continue };
         let key = format!("{directory}{name}");
-        if name.starts_with(UNFINISHED) {
-            continue;
-        }
         // A link to a file is followed, as on reading; one to a directory could lead in a circle.
         let Ok(meta) = fs::metadata(entry.path()) else { continue };
         let is_link = entry.file_type().is_ok_and(|kind| kind.is_symlink());
@@ -283,10 +317,14 @@ fn list_directory(
             }
             match depth {
                 Depth::All => left.push(key),
-                Depth::Children => page.prefixes.push(key),
+                Depth::Children => see(Found::Prefix(key)),
             }
         } else if meta.is_file() && key.starts_with(prefix) {
-            page.objects.push(Listed { key, size: meta.len() });
+            let modified = meta.modified().ok().map(DateTime::from);
+            see(match name.starts_with(UNFINISHED) {
+                true => Found::Unfinished { key, id: name, modified },
+                false => Found::Object(Listed { key, size: meta.len(), modified }),
+            });
         }
     }
     Ok(())
@@ -320,11 +358,19 @@ fn publish(unfinished: &Path, path: &Path) -> Result<()> {
     File::open(parent).and_then(|parent| parent.sync_all()).map_err(failed("fsync", parent))
 }
 
-fn remove(path: &Path) -> Result<()> {
+fn remove(path: &Path, root: &Path) -> Result<()> {
     match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("unlink", path)(error)),
-        _ => Ok(()),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(failed("unlink", path)(error));
+        }
+        _ => {}
     }
+    // In a bucket a prefix is gone with its last object, so here its directory goes too, if it is
+    // empty. Not those above: somebody may be about to write below them.
+    if let Some(parent) = path.parent().filter(|parent| *parent != root) {
+        let _ = fs::remove_dir(parent);
+    }
+    Ok(())
 }
 
 fn failed(call: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {

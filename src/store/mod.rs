@@ -34,6 +34,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use chrono::{DateTime, Utc};
 
 pub use counters::Counters;
 pub use environment::Environment;
@@ -100,6 +101,8 @@ pub struct Listed {
     pub key: String,
     /// Size in bytes.
     pub size: u64,
+    /// When it was last written, if the store says so.
+    pub modified: Option<DateTime<Utc>>,
 }
 
 /// One page of a listing.
@@ -130,6 +133,24 @@ pub struct Upload {
     /// Size of every part but the last, in bytes.
     pub part_size: u64,
     id: String,
+}
+
+/// An upload that was started, and neither completed nor aborted yet.
+#[derive(Clone, Debug)]
+pub struct Unfinished {
+    /// The upload. Its part size is not known any more: it can only be aborted.
+    pub upload: Upload,
+    /// When it was started or (in a directory) last written to, if the store says so.
+    pub since: Option<DateTime<Utc>>,
+}
+
+/// One page of unfinished uploads.
+#[derive(Clone, Debug, Default)]
+pub struct UnfinishedPage {
+    /// The uploads, sorted by key.
+    pub uploads: Vec<Unfinished>,
+    /// Give this to [`Store::list_uploads`] for the next page; `None` on the last.
+    pub next: Option<String>,
 }
 
 /// A part that was uploaded.
@@ -189,6 +210,9 @@ pub trait Store: fmt::Debug + Send + Sync {
 
     /// Gives up an upload and frees its parts. An upload that is gone already is no error.
     async fn abort_upload(&self, upload: &Upload) -> Result<()>;
+
+    /// Lists unfinished uploads whose key starts with `prefix`, one page a call, from `page` on.
+    async fn list_uploads(&self, prefix: &str, page: Option<&str>) -> Result<UnfinishedPage>;
 
     /// Lists objects whose key starts with `prefix`, one page a call, from `page` on.
     async fn list(&self, prefix: &str, depth: Depth, page: Option<&str>) -> Result<Page>;

@@ -15,7 +15,7 @@ use super::profile::Profile;
 use super::refusal::{Asked, classify};
 use super::{
     Counters, Depth, ETag, Error, GetRange, Page, Part, Ranged, Result, Store, StoreOptions,
-    Upload, check_part, check_parts, ranged, s3_wire, tls,
+    UnfinishedPage, Upload, check_part, check_parts, ranged, s3_wire, tls,
 };
 
 /// What a signed path must not leave as it is: everything but AWS's unreserved characters and `/`.
@@ -78,6 +78,19 @@ impl S3Store {
             url.query_pairs_mut().extend_pairs(query);
         }
         Ok(Call::new(method, url, self.name(key)))
+    }
+
+    /// A request for a listing of what starts with `prefix`, with those parameters that have a
+    /// value.
+    fn call_bucket(&self, prefix: &str, query: &[(&str, Option<&str>)]) -> Result<Call> {
+        let mut url = Url::parse(&format!("{}/", self.base)).map_err(|error| {
+            Error::UnsupportedSource { source_text: self.name(prefix), reason: error.to_string() }
+        })?;
+        let prefix_pair = ("prefix", Some(prefix).filter(|prefix| !prefix.is_empty()));
+        let pairs = query.iter().chain([&prefix_pair]);
+        url.query_pairs_mut()
+            .extend_pairs(pairs.filter_map(|(name, value)| value.map(|value| (name, value))));
+        Ok(Call::new(Method::GET, url, self.name(prefix)))
     }
 }
 
@@ -167,24 +180,26 @@ impl Store for S3Store {
         }
     }
 
+    async fn list_uploads(&self, prefix: &str, page: Option<&str>) -> Result<UnfinishedPage> {
+        let markers = page.map(s3_wire::split_markers);
+        let call = self.call_bucket(
+            prefix,
+            &[
+                ("uploads", Some("")),
+                ("key-marker", markers.map(|(key, _)| key)),
+                ("upload-id-marker", markers.map(|(_, id)| id).filter(|id| !id.is_empty())),
+            ],
+        )?;
+        let (_, body) = self.exchange.send(&call).await?;
+        s3_wire::parse_uploads(&call.object, &body)
+    }
+
     async fn list(&self, prefix: &str, depth: Depth, page: Option<&str>) -> Result<Page> {
-        let mut url = Url::parse(&format!("{}/", self.base)).map_err(|error| {
-            Error::UnsupportedSource { source_text: self.name(prefix), reason: error.to_string() }
-        })?;
-        {
-            let mut query = url.query_pairs_mut();
-            query.append_pair("list-type", "2");
-            if !prefix.is_empty() {
-                query.append_pair("prefix", prefix);
-            }
-            if depth == Depth::Children {
-                query.append_pair("delimiter", "/");
-            }
-            if let Some(page) = page {
-                query.append_pair("continuation-token", page);
-            }
-        }
-        let call = Call::new(Method::GET, url, self.name(prefix));
+        let delimiter = (depth == Depth::Children).then_some("/");
+        let call = self.call_bucket(
+            prefix,
+            &[("list-type", Some("2")), ("delimiter", delimiter), ("continuation-token", page)],
+        )?;
         let (_, body) = self.exchange.send(&call).await?;
         s3_wire::parse_page(&call.object, &body)
     }

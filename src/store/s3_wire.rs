@@ -1,9 +1,10 @@
 //! The XML of the S3 protocol, as far as it is spoken here.
 
+use chrono::{DateTime, Utc};
 use quick_xml::{de, se};
 use serde::{Deserialize, Serialize};
 
-use super::{Error, Listed, Page, Part, Result};
+use super::{Error, Listed, Page, Part, Result, Unfinished, UnfinishedPage, Upload};
 
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
@@ -22,12 +23,32 @@ struct ListBucketResult {
 struct Contents {
     key: String,
     size: u64,
+    last_modified: Option<String>,
 }
 
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct CommonPrefix {
     prefix: String,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct ListMultipartUploadsResult {
+    #[serde(default, rename = "Upload")]
+    uploads: Vec<UploadEntry>,
+    #[serde(default)]
+    is_truncated: bool,
+    next_key_marker: Option<String>,
+    next_upload_id_marker: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct UploadEntry {
+    key: String,
+    upload_id: String,
+    initiated: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -68,10 +89,50 @@ pub(super) fn parse_page(object: &str, body: &[u8]) -> Result<Page> {
     }
     let objects = parsed.contents.into_iter();
     Ok(Page {
-        objects: objects.map(|Contents { key, size }| Listed { key, size }).collect(),
+        objects: objects
+            .map(|Contents { key, size, last_modified }| {
+                let modified = last_modified.and_then(|text| parse_time(&text));
+                Listed { key, size, modified }
+            })
+            .collect(),
         prefixes: parsed.common_prefixes.into_iter().map(|prefix| prefix.prefix).collect(),
         next,
     })
+}
+
+/// What separates the two markers of the next page. An upload's id never holds one.
+const MARKERS: char = '\n';
+
+/// The answer to a listing of unfinished uploads.
+pub(super) fn parse_uploads(object: &str, body: &[u8]) -> Result<UnfinishedPage> {
+    let parsed: ListMultipartUploadsResult = parse(object, body)?;
+    let next = match (parsed.is_truncated, parsed.next_key_marker, parsed.next_upload_id_marker) {
+        (false, ..) => None,
+        (true, Some(key), upload_id) => {
+            Some(format!("{}{MARKERS}{key}", upload_id.unwrap_or_default()))
+        }
+        (true, None, _) => {
+            return Err(Error::BadAnswer {
+                object: object.into(),
+                reason: "a listing of uploads that goes on without saying where".into(),
+            });
+        }
+    };
+    let uploads = parsed.uploads.into_iter().map(|UploadEntry { key, upload_id, initiated }| {
+        let since = initiated.and_then(|text| parse_time(&text));
+        Unfinished { upload: Upload { key, part_size: 0, id: upload_id }, since }
+    });
+    Ok(UnfinishedPage { uploads: uploads.collect(), next })
+}
+
+/// The key marker and the upload id marker of a page that [`parse_uploads`] announced.
+pub(super) fn split_markers(page: &str) -> (&str, &str) {
+    let (upload_id, key) = page.split_once(MARKERS).unwrap_or(("", page));
+    (key, upload_id)
+}
+
+fn parse_time(text: &str) -> Option<DateTime<Utc>> {
+    DateTime::parse_from_rfc3339(text).ok().map(|time| time.to_utc())
 }
 
 /// The answer to the start of an upload: its id.
@@ -104,15 +165,43 @@ mod tests {
         let body = br#"<?xml version="1.0" encoding="UTF-8"?>
             <ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/"><Name>b</Name>
             <IsTruncated>true</IsTruncated><NextContinuationToken>t&amp;1</NextContinuationToken>
-            <Contents><Key>a&lt;b</Key><Size>7</Size><ETag>"x"</ETag></Contents>
+            <Contents><Key>a&lt;b</Key><LastModified>2026-01-02T03:04:05.678Z</LastModified><Size>7</Size><ETag>"x"</ETag></Contents>
             <CommonPrefixes><Prefix>p/</Prefix></CommonPrefixes>
             <Contents><Key>c</Key><Size>0</Size></Contents></ListBucketResult>"#;
         let page = parse_page("o", body).unwrap();
-        let listed = |key: &str, size| Listed { key: key.into(), size };
-        assert_eq!(page.objects, [listed("a<b", 7), listed("c", 0)]);
+        let listed = |key: &str, size, modified: Option<&str>| {
+            let modified = modified.map(|time| time.parse().unwrap());
+            Listed { key: key.into(), size, modified }
+        };
+        let written = Some("2026-01-02T03:04:05.678Z");
+        assert_eq!(page.objects, [listed("a<b", 7, written), listed("c", 0, None)]);
         assert_eq!(page.prefixes, ["p/"]);
         assert_eq!(page.next.as_deref(), Some("t&1"));
         assert!(parse_page("o", b"<html>").is_err());
+    }
+
+    #[test]
+    fn unfinished_uploads_are_read_and_their_markers_survive() {
+        let page = |end: &str| {
+            let body = format!(
+                "<ListMultipartUploadsResult><Bucket>b</Bucket><KeyMarker/><Upload><Key>a\nb</Key>\
+                 <UploadId>u1</UploadId><Initiated>2026-01-02T03:04:05.678Z</Initiated></Upload>\
+                 {end}</ListMultipartUploadsResult>"
+            );
+            parse_uploads("o", body.as_bytes())
+        };
+        let last = page("<IsTruncated>false</IsTruncated>").unwrap();
+        let upload = &last.uploads[0];
+        assert_eq!((upload.upload.key.as_str(), upload.upload.id.as_str()), ("a\nb", "u1"));
+        assert_eq!(upload.since, Some("2026-01-02T03:04:05.678Z".parse().unwrap()));
+        assert_eq!(last.next, None);
+        let more = "<IsTruncated>true</IsTruncated>";
+        let marked = "<NextKeyMarker>a\nb</NextKeyMarker>";
+        let both = "<NextUploadIdMarker>u1</NextUploadIdMarker>";
+        let next = page(&format!("{more}{marked}{both}")).unwrap().next.unwrap();
+        assert_eq!(split_markers(&next), ("a\nb", "u1"));
+        assert_eq!(split_markers(&page(&format!("{more}{marked}")).unwrap().next.unwrap()).1, "");
+        assert!(page(more).is_err());
     }
 
     #[test]

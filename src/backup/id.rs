@@ -1,0 +1,132 @@
+//! What names a backup: its id, and the handle that create prints and restore takes.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::failure::{Code, Failure};
+
+/// Id of a backup: a UUID in lowercase, 36 bytes long. Made by [`BackupId::random`]; read from any
+/// case.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct BackupId(String);
+
+impl BackupId {
+    /// Length of an id in bytes.
+    pub const LEN: usize = 36;
+
+    /// A new one: a UUID of version 4.
+    ///
+    /// # Errors
+    /// [`Code::Failed`] where the machine has no random numbers.
+    pub fn random() -> Result<Self, Failure> {
+        let mut bytes = [0; 16];
+        getrandom::fill(&mut bytes)
+            .map_err(|error| Failure::new(Code::Failed, format!("no random numbers: {error}")))?;
+        let version = u128::from_be_bytes(bytes) & !(0xf << 76) | 4 << 76;
+        let bits = version & !(0b11 << 62) | 0b10 << 62;
+        Ok(Self(format!(
+            "{:08x}-{:04x}-{:04x}-{:04x}-{:012x}",
+            bits >> 96,
+            bits >> 80 & 0xffff,
+            bits >> 64 & 0xffff,
+            bits >> 48 & 0xffff,
+            bits & 0xffff_ffff_ffff,
+        )))
+    }
+
+    /// The id as it stands in keys.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for BackupId {
+    type Err = Failure;
+
+    fn from_str(text: &str) -> Result<Self, Failure> {
+        let dashes = [8, 13, 18, 23];
+        let fits = |(at, byte): (usize, u8)| match dashes.contains(&at) {
+            true => byte == b'-',
+            false => byte.is_ascii_hexdigit(),
+        };
+        if text.len() == Self::LEN && text.bytes().enumerate().all(fits) {
+            return Ok(Self(text.to_ascii_lowercase()));
+        }
+        Err(Failure::new(Code::InvalidBackupConfig, format!("{text:?} is not the id of a backup"))
+            .hint("an id looks like 0b7a5c1e-6f0d-4c43-9d0c-2f1f8f1a9e77; see thawfs list"))
+    }
+}
+
+impl TryFrom<String> for BackupId {
+    type Error = Failure;
+
+    fn try_from(text: String) -> Result<Self, Failure> {
+        text.parse()
+    }
+}
+
+impl From<BackupId> for String {
+    fn from(id: BackupId) -> Self {
+        id.0
+    }
+}
+
+impl fmt::Display for BackupId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// What it takes to restore a backup: `{"id": …, "dir": …}`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Handle {
+    /// Which backup.
+    pub id: BackupId,
+    /// Absolute path of the directory that was backed up.
+    pub dir: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_are_uuids_of_any_case_and_come_out_in_lowercase() {
+        let id: BackupId = "0B7A5C1E-6f0d-1c43-0d0c-2f1f8f1a9E77".parse().unwrap();
+        assert_eq!(id.as_str(), "0b7a5c1e-6f0d-1c43-0d0c-2f1f8f1a9e77");
+        for text in [
+            "",
+            "0b7a5c1e-6f0d-4c43-9d0c-2f1f8f1a9e7",
+            "0b7a5c1e-6f0d-4c43-9d0c-2f1f8f1a9e777",
+            "0b7a5c1e+6f0d-4c43-9d0c-2f1f8f1a9e77",
+            "0b7a5c1e-6f0d-4c43-9d0c-2f1f8f1a9e7g",
+            "../a5c1e-6f0d-4c43-9d0c-2f1f8f1a9e77",
+            "0b7a5c1e-6f0d-4c43-9d0c-2f1f8f1a9e7\n",
+        ] {
+            let failure = text.parse::<BackupId>().unwrap_err();
+            assert_eq!(failure.code, Code::InvalidBackupConfig, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn random_ids_are_of_version_4_and_differ() {
+        let ids = [BackupId::random().unwrap(), BackupId::random().unwrap()];
+        assert_ne!(ids[0], ids[1]);
+        for id in ids {
+            assert_eq!(id.as_str().parse::<BackupId>().unwrap(), id);
+            assert_eq!(&id.as_str()[14..15], "4");
+            assert!("89ab".contains(&id.as_str()[19..20]), "{id}");
+        }
+    }
+
+    #[test]
+    fn a_handle_is_two_keys_and_its_id_is_checked() {
+        let text = r#"{"id":"0b7a5c1e-6f0d-4c43-9d0c-2f1f8f1a9e77","dir":"/w"}"#;
+        let handle: Handle = serde_json::from_str(text).unwrap();
+        assert_eq!(serde_json::to_string(&handle).unwrap(), text);
+        assert!(serde_json::from_str::<Handle>(r#"{"id":"../x","dir":"/w"}"#).is_err());
+    }
+}
