@@ -218,6 +218,14 @@ impl Backups {
         self.source.to_string()
     }
 
+    /// The directory that is the bucket, without symbolic links, if it is one of this machine.
+    pub(super) fn local_root(&self) -> Option<std::path::PathBuf> {
+        match &self.source {
+            Source::Local(root) => root.canonicalize().ok(),
+            Source::S3 { .. } | Source::Http(_) => None,
+        }
+    }
+
     /// An object of a backup.
     pub fn object(&self, id: &BackupId, name: &str) -> Object {
         self.folder.object(&format!("backups/{id}/{name}"))

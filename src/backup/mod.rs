@@ -6,14 +6,20 @@
 mod bucket;
 mod config;
 mod contents;
+mod create;
 mod extract;
 mod id;
 mod meta;
 mod open;
+mod restore;
+mod select;
+mod upload;
 
 pub use bucket::{Backups, BucketRequest, Jurisdiction};
 pub use config::Config;
+pub use create::{CreateProgress, CreateRequest, Created};
 pub use extract::{ExtractOptions, ExtractProgress, extract, find};
 pub use id::{BackupId, Handle};
 pub use meta::Metadata;
 pub use open::{OpenArchive, SourceRequest};
+pub use select::Selection;

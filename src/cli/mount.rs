@@ -6,7 +6,7 @@ use super::args::{MountArgs, SourceArgs};
 use super::{options, output::Output};
 use crate::backup::SourceRequest;
 use crate::failure::{Code, Failure};
-use crate::server::state::StateDir;
+use crate::server::state::{Lock, lock_directory};
 use crate::server::{MountRequest, Ready, check_free, restart_limited, serve, start_detached};
 
 /// Mounts, and returns when the mount answers (or, in the foreground, when it is gone).
@@ -38,14 +38,7 @@ pub(super) fn start(
 ) -> Result<(), Failure> {
     prepare(&mut request)?;
     let shown = request.mountpoint.display().to_string();
-    let lock = StateDir::locate()
-        .lock_mountpoint(&request.mountpoint, || {
-            output.warn(&format!("waiting for another thawfs that is busy with {shown}"));
-        })
-        .map_err(|error| {
-            Failure::io("write the state directory", StateDir::locate().path(), &error)
-                .hint("set THAWFS_STATE_DIR to a directory of yours")
-        })?;
+    let lock = lock(&request.mountpoint, output)?;
     check_free(&request.mountpoint)?;
     if is_occupied(&request.mountpoint) {
         output.warn(&format!("{shown} is not empty; what is in it is hidden until the unmount"));
@@ -54,9 +47,17 @@ pub(super) fn start(
         return show(&start_detached(&request)?, output);
     }
     let mut lock = Some(lock);
-    serve(&request, |ready, _log| {
+    serve(&request, request.source.open()?, |ready, _log| {
         lock.take();
         show(&ready, output).map_err(std::io::Error::other)
+    })
+}
+
+/// Waits until no other process mounts, unmounts, restores or backs up `dir`.
+pub(super) fn lock(dir: &Path, output: &Output) -> Result<Lock, Failure> {
+    lock_directory(dir, || {
+        let shown = dir.display();
+        output.warn(&format!("waiting for another thawfs that is busy with {shown}"));
     })
 }
 

@@ -1,31 +1,143 @@
 //! Starting a server that outlives the command, and telling the command when it is ready.
 //!
-//! The command runs its own program again with the hidden `serve` subcommand. What to mount goes
-//! through the server's standard input, so that a presigned URL shows in no process list; the
-//! answer, one line of JSON, comes back through its standard output.
+//! The command runs its own program again with the hidden `serve` subcommand. Two lines of JSON go
+//! through the server's standard input, so that a presigned URL shows in no process list: the source
+//! to open, and what to mount, which the command may still be finding out. Each is answered with a
+//! line on its standard output.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use serde::{Deserialize, Serialize};
 
 use super::heap;
 use super::mounts::read_mounts;
 use super::{MountRequest, Ready};
+use crate::backup::SourceRequest;
 use crate::failure::{Code, Failure};
 
 /// The hidden subcommand that [`start_detached`] starts.
 pub const SERVE_COMMAND: &str = "serve";
 
-/// What a server says once: that its mount answers, or why it gave up.
+/// What a server says: that it can read the archive, that its mount answers, or why it gave up.
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum Answer {
+    Opened,
     Ready(Ready),
     Failed(Failure),
+}
+
+/// A server that has not mounted yet. Dropped, it ends without a trace.
+pub struct Starting {
+    shown: PathBuf,
+    server: Child,
+    stdin: Option<ChildStdin>,
+    answers: BufReader<ChildStdout>,
+    opened: bool,
+}
+
+impl Starting {
+    /// Starts a server that opens `source`. `shown` is what process lists say of it.
+    ///
+    /// # Errors
+    /// [`Code::Failed`] where it cannot be started.
+    pub fn new(source: &SourceRequest, shown: &Path) -> Result<Self, Failure> {
+        let mut server = Command::new("/proc/self/exe");
+        heap::limit(&mut server);
+        let mut server = server
+            .arg0("thawfs")
+            .arg(SERVE_COMMAND)
+            .arg(shown)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .map_err(cannot_start)?;
+        let stdin = server.stdin.take();
+        let answers = server.stdout.take().map(BufReader::new);
+        let answers = answers.ok_or_else(|| cannot_start(io::ErrorKind::BrokenPipe.into()))?;
+        let mut starting = Self { shown: shown.to_owned(), server, stdin, answers, opened: false };
+        starting.send(source)?;
+        Ok(starting)
+    }
+
+    /// Waits until the server can read the archive.
+    ///
+    /// # Errors
+    /// What the server said, or that it ended without a word.
+    pub fn wait_opened(&mut self) -> Result<(), Failure> {
+        if self.opened {
+            return Ok(());
+        }
+        match self.read_answer()? {
+            Answer::Opened => {
+                self.opened = true;
+                Ok(())
+            }
+            Answer::Failed(failure) => Err(failure),
+            Answer::Ready(_) => Err(self.ended_early()),
+        }
+    }
+
+    /// Has the server mount, and waits until the mount answers. The archive is the one that it has
+    /// been told to open, whatever `request` says.
+    ///
+    /// # Errors
+    /// As [`Self::wait_opened`].
+    pub fn mount(mut self, request: &MountRequest) -> Result<Ready, Failure> {
+        self.send(request)?;
+        self.wait_opened()?;
+        match self.read_answer()? {
+            Answer::Ready(ready) => {
+                self.stdin = None;
+                Ok(ready)
+            }
+            // It has cleaned up by now or is about to; what comes next may rely on it, and so the drop
+            // waits.
+            Answer::Failed(failure) => Err(failure),
+            Answer::Opened => Err(self.ended_early()),
+        }
+    }
+
+    fn send(&mut self, message: &impl Serialize) -> Result<(), Failure> {
+        let mut text = serde_json::to_vec(message).map_err(|error| cannot_start(error.into()))?;
+        text.push(b'\n');
+        if let Some(stdin) = &mut self.stdin {
+            // A server that died already says why on its standard error, or in an answer.
+            let _ = stdin.write_all(&text);
+        }
+        Ok(())
+    }
+
+    fn read_answer(&mut self) -> Result<Answer, Failure> {
+        let mut line = String::new();
+        self.answers.read_line(&mut line).map_err(cannot_start)?;
+        serde_json::from_str(&line).map_err(|_| self.ended_early())
+    }
+
+    fn ended_early(&mut self) -> Failure {
+        self.stdin = None;
+        let ended = self.server.wait().map_or_else(|error| error.to_string(), |s| s.to_string());
+        let message = format!("the server for {} ended early: {ended}", self.shown.display());
+        Failure::new(Code::Failed, message)
+    }
+}
+
+impl Drop for Starting {
+    fn drop(&mut self) {
+        // A server that waits for its second line ends when there is none. One that has mounted got
+        // both, and goes on.
+        if self.stdin.take().is_some() {
+            let _ = self.server.wait();
+        }
+    }
+}
+
+fn cannot_start(error: io::Error) -> Failure {
+    Failure::new(Code::Failed, format!("cannot start the server: {error}"))
 }
 
 /// Starts a server for `request` and waits until its mount answers.
@@ -33,46 +145,11 @@ enum Answer {
 /// # Errors
 /// What the server said, or that it ended without a word.
 pub fn start_detached(request: &MountRequest) -> Result<Ready, Failure> {
-    let failed =
-        |error: io::Error| Failure::new(Code::Failed, format!("cannot start the server: {error}"));
-    let mut server = Command::new("/proc/self/exe");
-    heap::limit(&mut server);
-    let mut server = server
-        .arg0("thawfs")
-        .arg(SERVE_COMMAND)
-        .arg(&request.mountpoint)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .map_err(failed)?;
-    if let Some(mut stdin) = server.stdin.take() {
-        let text = serde_json::to_vec(request).map_err(|error| failed(error.into()))?;
-        // A server that died already says why on its standard error, or below.
-        let _ = stdin.write_all(&text);
-    }
-    let mut line = String::new();
-    if let Some(stdout) = server.stdout.take() {
-        BufReader::new(stdout).read_line(&mut line).map_err(failed)?;
-    }
-    match serde_json::from_str(&line) {
-        Ok(Answer::Ready(ready)) => Ok(ready),
-        Ok(Answer::Failed(failure)) => {
-            // It has cleaned up by now or is about to; what comes next may rely on it.
-            let _ = server.wait();
-            Err(failure)
-        }
-        Err(_) => {
-            let ended = server.wait().map_or_else(|error| error.to_string(), |s| s.to_string());
-            Err(Failure::new(
-                Code::Failed,
-                format!("the server for {} ended early: {ended}", request.mountpoint.display()),
-            ))
-        }
-    }
+    Starting::new(&request.source, &request.mountpoint)?.mount(request)
 }
 
-/// The other end of [`start_detached`]: reads the request from standard input, serves it, and
-/// reports on standard output. Returns when the mount is gone.
+/// The other end of [`Starting`]: opens and serves what standard input says, and reports on standard
+/// output. Returns when the mount is gone.
 ///
 /// # Errors
 /// Those of [`super::serve()`]; the command has been told already.
@@ -80,25 +157,47 @@ pub fn run_detached() -> Result<(), Failure> {
     // A session of its own: no signal of the terminal, or of the job that mounted, reaches it. It
     // fails for a process that leads one already, which is as good.
     let _ = rustix::process::setsid();
-    let request: MountRequest = serde_json::from_reader(io::stdin().lock()).map_err(|error| {
-        Failure::new(Code::Usage, format!("no mount request on standard input: {error}"))
-    })?;
-    let group = OwnGroup::enter();
     let mut detached = false;
-    let served = super::serve(&request, |ready, log| {
-        tell(&Answer::Ready(ready))?;
-        detached = true;
-        let _ = std::env::set_current_dir("/");
-        leave_terminal(log)
-    });
+    let served = open_and_serve(&mut detached);
     match &served {
         Err(failure) if detached => log::error!("{failure}"),
         // A command that has gone away needs no answer.
         Err(failure) => drop(tell(&Answer::Failed(failure.clone()))),
         Ok(()) => {}
     }
-    drop(group);
     served
+}
+
+fn open_and_serve(detached: &mut bool) -> Result<(), Failure> {
+    let Some(source) = read_message::<SourceRequest>()? else {
+        return Err(Failure::new(Code::Usage, "no mount request on standard input")
+            .hint("this command is for thawfs itself; see thawfs mount"));
+    };
+    let opened = source.open()?;
+    if tell(&Answer::Opened).is_err() {
+        return Ok(());
+    }
+    // The command has changed its mind if there is none.
+    let Some(request) = read_message::<MountRequest>()? else { return Ok(()) };
+    let _group = OwnGroup::enter();
+    super::serve(&request, opened, |ready, log| {
+        tell(&Answer::Ready(ready))?;
+        *detached = true;
+        let _ = std::env::set_current_dir("/");
+        leave_terminal(log)
+    })
+}
+
+/// The next line of standard input; `None` at its end.
+fn read_message<T: serde::de::DeserializeOwned>() -> Result<Option<T>, Failure> {
+    let bad = |error: io::Error| {
+        Failure::new(Code::Usage, format!("no mount request on standard input: {error}"))
+    };
+    let mut line = String::new();
+    if io::stdin().lock().read_line(&mut line).map_err(bad)? == 0 {
+        return Ok(None);
+    }
+    serde_json::from_str(&line).map(Some).map_err(|error| bad(error.into()))
 }
 
 fn tell(answer: &Answer) -> io::Result<()> {

@@ -8,10 +8,14 @@ mod detach;
 mod heap;
 pub mod mounts;
 pub mod report;
+mod restore;
 mod serve;
 pub mod state;
+mod unmount;
 
 pub use control::fetch_report;
-pub use detach::{SERVE_COMMAND, run_detached, start_detached};
+pub use detach::{SERVE_COMMAND, Starting, run_detached, start_detached};
 pub use heap::restart_limited;
+pub use restore::{Notice, RestoreRequest, Restored, restore, restore_here};
 pub use serve::{MountRequest, Ready, check_free, serve};
+pub use unmount::{resolve_mountpoint, unmount};

@@ -99,13 +99,15 @@ impl Drop for Place {
     }
 }
 
-/// Mounts and serves `request` until it is unmounted. `ready` is called once, when the merged tree
-/// answers, with the path of the log to write from then on; if it fails the mount is taken down.
+/// Mounts and serves `request` until it is unmounted, from its source, which is `opened`. `ready` is
+/// called once, when the merged tree answers, with the path of the log to write from then on; if it
+/// fails the mount is taken down.
 ///
 /// # Errors
-/// When the archive cannot be opened, or the mount cannot be made. Nothing is left behind then.
+/// When the mount cannot be made. Nothing is left behind then.
 pub fn serve(
     request: &MountRequest,
+    opened: OpenArchive,
     ready: impl FnOnce(Ready, &Path) -> io::Result<()>,
 ) -> Result<(), Failure> {
     // Modes arrive whole from the kernel, or with the umask to apply.
@@ -116,7 +118,6 @@ pub fn serve(
             .hint("set THAWFS_STATE_DIR to a directory of yours")
     };
 
-    let opened = request.source.open()?;
     let state = StateDir::locate();
     let (mount_dir, lock) = state.create_mount().map_err(state_failed)?;
     // Held until the process is no more: whoever waits for that waits for all of it.

@@ -19,6 +19,8 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
+use crate::failure::Failure;
+
 /// What a running server wrote down about itself. Holds no secret.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Record {
@@ -260,6 +262,18 @@ impl EndWatch {
         }
         true
     }
+}
+
+/// Locks `dir` in the state directory of this user, as [`StateDir::lock_mountpoint`] does.
+///
+/// # Errors
+/// [`Code::Failed`] where the state directory cannot be written.
+pub fn lock_directory(dir: &Path, waiting: impl FnOnce()) -> Result<Lock, Failure> {
+    let state = StateDir::locate();
+    state.lock_mountpoint(dir, waiting).map_err(|error| {
+        Failure::io("write the state directory", state.path(), &error)
+            .hint("set THAWFS_STATE_DIR to a directory of yours")
+    })
 }
 
 fn make_private(path: &Path) -> io::Result<()> {

@@ -1,0 +1,251 @@
+//! Sends an archive to a store while it is still being written.
+//!
+//! Stores take parts in any order, and so the first one, whose superblock is known last, is held back
+//! while the others go. An archive of one part is sent as one object, when it is whole.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::runtime::Handle;
+use tokio::sync::Semaphore;
+use tokio::task::{JoinError, JoinSet};
+use tokio::time::timeout;
+
+use crate::failure::{Code, Failure};
+use crate::squashfs::write::Sink;
+use crate::store::{self, MAX_PARTS, Object, Part, Upload};
+
+/// Size of parts where that suffices, in bytes. A request's first-byte time is a tenth or so of the
+/// time that its transfer takes at 100 MB/s.
+const PART_SIZE: u64 = 8 << 20;
+
+/// Parts on their way, all together, in bytes; but always one. With the part that is being filled and
+/// the one that is held back, half of the 128 MiB that creating a backup may take.
+const IN_FLIGHT: u64 = 48 << 20;
+
+/// Parts that are left for what an estimate does not know of.
+const SPARE_PARTS: u64 = 500;
+
+/// How often a wait looks whether it has been called off.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// The size of parts, in bytes, for an archive of about `estimate` bytes at most.
+pub(super) fn part_size(estimate: u64) -> u64 {
+    let needed = estimate.div_ceil(u64::from(MAX_PARTS) - SPARE_PARTS);
+    needed.max(PART_SIZE).next_multiple_of(1 << 20)
+}
+
+/// An archive on its way to a store. For one thread that may block, outside the runtime.
+pub(super) struct Uploader<'a> {
+    object: Object,
+    runtime: Handle,
+    part_size: usize,
+    in_flight: Arc<Semaphore>,
+    cancel: &'a AtomicBool,
+    sent: Arc<AtomicU64>,
+    /// The first part; the superblock's place is empty.
+    first: Vec<u8>,
+    /// The part after those that were sent, once the first is full.
+    current: Vec<u8>,
+    index: u32,
+    upload: Option<Arc<Upload>>,
+    sending: JoinSet<store::Result<Part>>,
+    parts: Vec<Part>,
+    failure: Option<Failure>,
+}
+
+impl<'a> Uploader<'a> {
+    /// For an archive that becomes `object`, whose first `held_back` bytes are known last. `sent`
+    /// counts bytes that have arrived; `cancel` calls the upload off.
+    pub(super) fn new(
+        object: Object,
+        runtime: Handle,
+        (part_size, held_back): (u64, u64),
+        cancel: &'a AtomicBool,
+        sent: Arc<AtomicU64>,
+    ) -> Self {
+        let in_flight = usize::try_from(IN_FLIGHT / part_size).unwrap_or(1).max(1);
+        Self {
+            object,
+            runtime,
+            part_size: usize::try_from(part_size).unwrap_or(usize::MAX),
+            in_flight: Arc::new(Semaphore::new(in_flight)),
+            cancel,
+            sent,
+            first: vec![0; usize::try_from(held_back).unwrap_or(0)],
+            current: Vec::new(),
+            index: 1,
+            upload: None,
+            sending: JoinSet::new(),
+            parts: Vec::new(),
+            failure: None,
+        }
+    }
+
+    /// Sends what is left, the first part with `start` in the place that was held back, and makes the
+    /// object of the parts. Returns its size in bytes.
+    pub(super) fn finish(&mut self, start: &[u8]) -> Result<u64, Failure> {
+        for (to, from) in self.first.iter_mut().zip(start) {
+            *to = *from;
+        }
+        let first = Bytes::from(std::mem::take(&mut self.first));
+        let Some(upload) = self.upload.clone() else {
+            let size = first.len() as u64;
+            let object = self.object.clone();
+            let put = async move { object.store.put(&object.key, first).await };
+            self.runtime.clone().block_on(cancellable(self.cancel, put))??;
+            self.sent.fetch_add(size, Ordering::Relaxed);
+            return Ok(size);
+        };
+        self.send(0, first)?;
+        if !self.current.is_empty() {
+            let last = Bytes::from(std::mem::take(&mut self.current));
+            self.send(self.index, last)?;
+        }
+        let runtime = self.runtime.clone();
+        runtime.block_on(async {
+            while let Some(done) = cancellable(self.cancel, self.sending.join_next()).await? {
+                self.parts.push(arrived(done)?);
+            }
+            let store = &self.object.store;
+            cancellable(self.cancel, store.complete_upload(&upload, &self.parts)).await??;
+            Ok(self.parts.iter().map(|part| part.size).sum())
+        })
+    }
+
+    /// Why [`Sink::write`] failed, if it did.
+    pub(super) fn take_failure(&mut self) -> Option<Failure> {
+        self.failure.take()
+    }
+
+    /// Gives up: stops sending and frees the parts in the store.
+    pub(super) fn abort(mut self) -> Result<(), Failure> {
+        let runtime = self.runtime.clone();
+        runtime.block_on(async {
+            self.sending.shutdown().await;
+            match self.upload.take() {
+                Some(upload) => Ok(self.object.store.abort_upload(&upload).await?),
+                None => Ok(()),
+            }
+        })
+    }
+
+    fn take(&mut self, mut bytes: &[u8]) -> Result<(), Failure> {
+        while !bytes.is_empty() {
+            let part = match self.first.len() < self.part_size {
+                true => &mut self.first,
+                false => &mut self.current,
+            };
+            if part.capacity() < self.part_size && part.len() + bytes.len() > part.capacity() {
+                // Grown by doubling at first, so that a small archive takes little.
+                let more = part.capacity().max(1 << 20).min(self.part_size - part.len());
+                part.reserve_exact(more);
+            }
+            let (now, later) = bytes.split_at(bytes.len().min(self.part_size - part.len()));
+            part.extend_from_slice(now);
+            bytes = later;
+            if self.current.len() == self.part_size {
+                let full = Bytes::from(std::mem::take(&mut self.current));
+                self.send(self.index, full)?;
+                self.index += 1;
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits for room among the parts in flight, and sends one more.
+    fn send(&mut self, index: u32, body: Bytes) -> Result<(), Failure> {
+        if index >= MAX_PARTS {
+            let message = format!("{} grew far beyond its estimate", self.object.name());
+            return Err(Failure::new(Code::BackupCreateFailed, message)
+                .hint("something is being written to the directory; try again when it is not"));
+        }
+        let runtime = self.runtime.clone();
+        runtime.block_on(async {
+            let upload = match &self.upload {
+                Some(upload) => Arc::clone(upload),
+                None => {
+                    let Object { store, key } = &self.object;
+                    let started = store.start_upload(key, self.part_size as u64);
+                    let upload = Arc::new(cancellable(self.cancel, started).await??);
+                    Arc::clone(self.upload.insert(upload))
+                }
+            };
+            let room = Arc::clone(&self.in_flight).acquire_owned();
+            let room = cancellable(self.cancel, room).await?;
+            let (store, sent) = (Arc::clone(&self.object.store), Arc::clone(&self.sent));
+            self.sending.spawn(async move {
+                let part = store.put_part(&upload, index, body).await?;
+                sent.fetch_add(part.size, Ordering::Relaxed);
+                drop(room);
+                Ok(part)
+            });
+            while let Some(done) = self.sending.try_join_next() {
+                self.parts.push(arrived(done)?);
+            }
+            Ok(())
+        })
+    }
+}
+
+impl Sink for Uploader<'_> {
+    fn write(&mut self, bytes: Bytes) -> io::Result<()> {
+        let taken = self.check_cancelled().and_then(|()| self.take(&bytes));
+        taken.map_err(|failure| {
+            let error = io::Error::other(failure.message.clone());
+            self.failure = Some(failure);
+            error
+        })
+    }
+}
+
+impl Uploader<'_> {
+    fn check_cancelled(&self) -> Result<(), Failure> {
+        match self.cancel.load(Ordering::Relaxed) {
+            true => Err(cancelled()),
+            false => Ok(()),
+        }
+    }
+}
+
+fn arrived(done: Result<store::Result<Part>, JoinError>) -> Result<Part, Failure> {
+    let ended = |error: JoinError| {
+        Failure::new(Code::BackupCreateFailed, format!("a part was not sent: {error}"))
+    };
+    Ok(done.map_err(ended)??)
+}
+
+/// Waits for `work` until it is done or called off.
+async fn cancellable<T>(cancel: &AtomicBool, work: impl Future<Output = T>) -> Result<T, Failure> {
+    let mut work = std::pin::pin!(work);
+    loop {
+        if cancel.load(Ordering::Relaxed) {
+            return Err(cancelled());
+        }
+        if let Ok(done) = timeout(LOOK, &mut work).await {
+            return Ok(done);
+        }
+    }
+}
+
+fn cancelled() -> Failure {
+    Failure::new(Code::BackupCreateFailed, "interrupted")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ten_thousand_parts_hold_what_was_estimated() {
+        for estimate in [0, 1, 80 << 30, 1 << 40, 40 << 40] {
+            let size = part_size(estimate);
+            assert!(size >= store::MIN_PART_SIZE && size <= store::MAX_PART_SIZE, "{estimate}");
+            assert!(size * (u64::from(MAX_PARTS) - SPARE_PARTS) >= estimate, "{estimate}");
+        }
+        assert_eq!(part_size(70 << 30), PART_SIZE);
+    }
+}

@@ -1,0 +1,208 @@
+//! Restoring a backup: a fresh mount of it in place of what is mounted there.
+//!
+//! ```text
+//! fetch the metadata | open the archive       at the same time, in two processes
+//! lock the directory                          whoever else restores it waits
+//! take down what is mounted on it or in it
+//! mount, with a fresh upper
+//! ```
+//!
+//! Nothing is taken down before the backup is known to be there and within its lifetime, and its
+//! archive to be one.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use tokio::task::spawn_blocking;
+
+use super::state::{Lock, lock_directory};
+use super::unmount::{clear, resolve_mountpoint};
+use super::{MountRequest, Ready, Starting, serve};
+use crate::backup::{BackupId, Backups, Metadata, SourceRequest};
+use crate::failure::{Code, Failure};
+
+/// Told, one line each, what a user would want to know meanwhile.
+pub type Notice = Arc<dyn Fn(&str) + Send + Sync>;
+
+/// What to restore, where and how.
+#[derive(Clone)]
+pub struct RestoreRequest {
+    /// Which backup.
+    pub id: BackupId,
+    /// Where to; `None`: where it was made. Made if it does not exist.
+    pub dir: Option<PathBuf>,
+    /// How to mount it; source, mountpoint and upper are set by the restore.
+    pub mount: MountRequest,
+    /// Memory for caches, see [`SourceRequest::cache_memory`].
+    pub cache_memory: u64,
+    /// Gets what a user would want to know meanwhile.
+    pub notice: Notice,
+}
+
+/// A backup that is mounted.
+#[derive(Clone, Debug)]
+pub struct Restored {
+    /// What is known of it.
+    pub metadata: Metadata,
+    /// How it is mounted.
+    pub ready: Ready,
+}
+
+impl RestoreRequest {
+    /// Backup `id`, writable, in the directory that it was made of.
+    pub fn new(id: BackupId) -> Self {
+        Self {
+            id,
+            dir: None,
+            mount: MountRequest::new(SourceRequest::new(""), PathBuf::new()),
+            cache_memory: SourceRequest::DEFAULT_CACHE_MEMORY,
+            notice: Arc::new(|_| ()),
+        }
+    }
+}
+
+/// Restores a backup. Returns when its files can be used, served by a process of its own.
+///
+/// # Errors
+/// [`Code::BackupNotFound`], which says what is missing, [`Code::BackupExpired`], or
+/// [`Code::BackupRestoreFailed`]. Nothing is mounted then, and a directory that was made for it is
+/// removed.
+pub async fn restore(backups: &Backups, request: RestoreRequest) -> Result<Restored, Failure> {
+    let source = source(backups, &request)?;
+    let shown = request.dir.clone().unwrap_or_else(|| request.id.as_str().into());
+    let opening = spawn_blocking(move || {
+        let mut server = Starting::new(&source, &shown)?;
+        server.wait_opened()?;
+        Ok::<_, Failure>(server)
+    });
+    // Dropped where this fails, the server ends.
+    let metadata = backups.restorable(&request.id).await?;
+    let id = request.id.clone();
+    let dir = metadata.dir.clone();
+    let restored = async {
+        let server = opening.await.map_err(|error| ended(&error))??;
+        let mount = move || {
+            let place = Place::take(request, &dir)?;
+            let ready = server.mount(&place.request)?;
+            place.keep();
+            Ok::<_, Failure>(ready)
+        };
+        spawn_blocking(mount).await.map_err(|error| ended(&error))?
+    };
+    match restored.await {
+        Ok(ready) => Ok(Restored { metadata, ready }),
+        Err(failure) => Err(backups.restore_failed(&id, failure).await),
+    }
+}
+
+/// As [`restore`], served by this process: returns when the mount is gone. `ready` is called when the
+/// files can be used.
+///
+/// # Errors
+/// As [`restore`].
+pub async fn restore_here(
+    backups: &Backups,
+    request: RestoreRequest,
+    ready: impl FnOnce(Restored) + Send + 'static,
+) -> Result<(), Failure> {
+    let source = source(backups, &request)?;
+    let metadata = backups.restorable(&request.id).await?;
+    let id = request.id.clone();
+    let work = move || {
+        let opened = source.open()?;
+        let place = Place::take(request, &metadata.dir)?;
+        let mount = place.request.clone();
+        serve(&mount, opened, |mounted, _log| {
+            place.keep();
+            ready(Restored { metadata, ready: mounted });
+            Ok(())
+        })
+    };
+    match spawn_blocking(work).await.map_err(|error| ended(&error))? {
+        Ok(()) => Ok(()),
+        Err(failure) => Err(backups.restore_failed(&id, failure).await),
+    }
+}
+
+fn source(backups: &Backups, request: &RestoreRequest) -> Result<SourceRequest, Failure> {
+    let mut source = backups.archive(&request.id)?;
+    source.cache_memory = request.cache_memory;
+    Ok(source)
+}
+
+/// A directory that is ours to mount on, until this is dropped.
+struct Place {
+    request: MountRequest,
+    made: MadeDirs,
+    _lock: Lock,
+}
+
+impl Place {
+    /// Makes room where `request` wants to be, or in `dir`, where the backup was made.
+    fn take(request: RestoreRequest, dir: &str) -> Result<Self, Failure> {
+        let RestoreRequest { dir: wanted, mut mount, notice, .. } = request;
+        let wanted = wanted.unwrap_or_else(|| dir.into());
+        let made = MadeDirs::make(&wanted)?;
+        let mountpoint = resolve_mountpoint(&wanted)?;
+        let shown = mountpoint.display();
+        let lock = lock_directory(&mountpoint, || {
+            notice(&format!("waiting for another thawfs that is busy with {shown}"));
+        })?;
+        for cleared in clear(&mountpoint)? {
+            notice(&match cleared == mountpoint {
+                true => format!("the mount on {shown} is replaced"),
+                false => format!("{} was mounted inside {shown}, and is gone", cleared.display()),
+            });
+        }
+        if std::fs::read_dir(&mountpoint).is_ok_and(|mut entries| entries.next().is_some()) {
+            notice(&format!("{shown} is not empty; what is in it is hidden until the unmount"));
+        }
+        mount.mountpoint = mountpoint;
+        Ok(Self { request: mount, made, _lock: lock })
+    }
+
+    /// The mount has come to be: others may have their turn.
+    fn keep(self) {
+        self.made.keep();
+    }
+}
+
+/// Directories made for a mount, removed again unless it comes to be.
+struct MadeDirs(Vec<PathBuf>);
+
+impl MadeDirs {
+    fn make(dir: &Path) -> Result<Self, Failure> {
+        let missing = dir.ancestors().take_while(|dir| {
+            !dir.as_os_str().is_empty()
+                && matches!(dir.symlink_metadata(), Err(e) if e.kind() == std::io::ErrorKind::NotFound)
+        });
+        let mut made = Self(missing.map(Path::to_owned).collect());
+        made.0.reverse();
+        for dir in &made.0 {
+            match std::fs::create_dir(dir) {
+                Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
+                    return Err(Failure::io("make", dir, &error));
+                }
+                _ => {}
+            }
+        }
+        Ok(made)
+    }
+
+    fn keep(mut self) {
+        self.0.clear();
+    }
+}
+
+impl Drop for MadeDirs {
+    fn drop(&mut self) {
+        for dir in self.0.iter().rev() {
+            // One that somebody uses by now stays.
+            let _ = std::fs::remove_dir(dir);
+        }
+    }
+}
+
+fn ended(error: &tokio::task::JoinError) -> Failure {
+    Failure::new(Code::Failed, format!("a thread ended early: {error}"))
+}
