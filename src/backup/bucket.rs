@@ -16,7 +16,7 @@ use super::id::BackupId;
 use super::meta::Metadata;
 use super::open::SourceRequest;
 use crate::failure::{Code, Failure};
-use crate::store::{self, Folder, Object, Source, StoreOptions};
+use crate::store::{self, Folder, Object, PresignedUrls, Source, StoreOptions};
 
 /// Where an R2 bucket's data must stay. It has its own host.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -178,12 +178,25 @@ fn no_bucket() -> Failure {
         .hint("use --bucket, THAWFS_BUCKET or the configuration file")
 }
 
+/// What it takes to make one backup without credentials, as JSON: its id, and the URLs of
+/// [`PresignedUrls`] for the objects of that id.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Presigned {
+    /// The backup's id, as the URLs have it.
+    pub id: BackupId,
+    /// The URLs.
+    #[serde(flatten)]
+    pub urls: PresignedUrls,
+}
+
 /// The backups of one bucket. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Backups {
     pub(super) folder: Folder,
     source: Source,
     options: StoreOptions,
+    /// Where all there is is one backup that can be made: its id, and the size of its parts.
+    pub(super) only: Option<(BackupId, u64)>,
 }
 
 impl Backups {
@@ -210,7 +223,24 @@ impl Backups {
             ..StoreOptions::default()
         };
         let folder = source.folder(&options).await?;
-        Ok(Self { folder, source, options })
+        Ok(Self { folder, source, options, only: None })
+    }
+
+    /// Opens presigned URLs, by which one backup can be made without credentials, and nothing else
+    /// done.
+    ///
+    /// # Errors
+    /// [`Code::InvalidBackupConfig`] where they make no sense.
+    pub fn open_presigned(presigned: Presigned, deadline: Duration) -> Result<Self, Failure> {
+        let options = StoreOptions { deadline, ..StoreOptions::default() };
+        let Presigned { id, urls } = presigned;
+        let only = Some((id.clone(), urls.part_size));
+        let source = Source::Http(urls.complete.clone());
+        let key = |name: &str| format!("backups/{id}/{name}");
+        let folder = urls.folder(key(Self::ARCHIVE), key(Self::METADATA), &options);
+        let folder =
+            folder.map_err(|error| Failure { code: Code::InvalidBackupConfig, ..error.into() })?;
+        Ok(Self { folder, source, options, only })
     }
 
     /// The bucket as messages show it.

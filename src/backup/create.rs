@@ -135,7 +135,10 @@ impl Backups {
             let message = format!("the path of {} is not UTF-8", root.display());
             Failure::new(Code::InvalidBackupConfig, message)
         })?;
-        let id = BackupId::random()?;
+        let id = match &self.only {
+            Some((id, _)) => id.clone(),
+            None => BackupId::random()?,
+        };
         let describe = |size: u64| {
             Metadata::new(id.clone(), dir, request.name.as_deref(), size, request.ttl, Utc::now())
         };
@@ -187,6 +190,7 @@ impl Backups {
             Some(inside.join("backups"))
         });
         let runtime = Runtime::current();
+        let only = self.only.clone();
         let work = move || {
             let mut warnings = selection.warnings().to_vec();
             warnings.extend(own.iter().map(|own| {
@@ -197,7 +201,8 @@ impl Backups {
             };
             let tree = measure(&root, &exclude);
             progress.total.store(tree.bytes, Ordering::Relaxed);
-            let parts = (part_size(tree.estimate), options.data_start);
+            let part_size = only.map_or_else(|| part_size(tree.estimate), |(_, size)| size);
+            let parts = (part_size, options.data_start);
             let sent = Arc::clone(&progress.sent);
             let mut upload = Uploader::new(object, runtime, parts, &progress.cancel, sent);
             let packed = write::archive(&root, &options, &exclude, &mut upload, &progress.packed);

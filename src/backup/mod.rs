@@ -15,7 +15,7 @@ mod restore;
 mod select;
 mod upload;
 
-pub use bucket::{Backups, BucketRequest, Jurisdiction};
+pub use bucket::{Backups, BucketRequest, Jurisdiction, Presigned};
 pub use config::Config;
 pub use create::{CreateProgress, CreateRequest, Created};
 pub use extract::{ExtractOptions, ExtractProgress, extract, find};

@@ -18,8 +18,10 @@ mod error;
 mod exchange;
 mod http_store;
 mod local;
+mod multipart;
 mod options;
 mod pieces;
+mod presigned;
 mod profile;
 mod ranged;
 mod refusal;
@@ -40,6 +42,7 @@ pub use counters::Counters;
 pub use environment::Environment;
 pub use error::{Error, Result};
 pub use options::StoreOptions;
+pub use presigned::PresignedUrls;
 pub use source::Source;
 
 /// Smallest multipart part S3 and R2 accept, in bytes; the last part may be smaller.

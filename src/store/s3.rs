@@ -4,18 +4,16 @@ use std::fmt;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::header::ETAG;
-use http::{HeaderMap, Method, StatusCode};
+use http::Method;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use url::Url;
 
 use super::credentials::Credentials;
 use super::exchange::{Auth, Call, Exchange, host_of};
 use super::profile::Profile;
-use super::refusal::{Asked, classify};
 use super::{
     Counters, Depth, ETag, Error, GetRange, Page, Part, Ranged, Result, Store, StoreOptions,
-    UnfinishedPage, Upload, check_part, check_parts, ranged, s3_wire, tls,
+    UnfinishedPage, Upload, check_part, multipart, ranged, s3_wire, tls,
 };
 
 /// What a signed path must not leave as it is: everything but AWS's unreserved characters and `/`.
@@ -132,44 +130,14 @@ impl Store for S3Store {
         check_part(upload, index, &body)?;
         let number = (index + 1).to_string();
         let query = [("partNumber", number.as_str()), ("uploadId", upload.id.as_str())];
-        let mut call = self.call(Method::PUT, &upload.key, &query)?;
-        let size = body.len() as u64;
-        call.body = body;
-        let (parts, _) = self.exchange.send(&call).await?;
-        let tag = parts.headers.get(ETAG).and_then(|value| value.to_str().ok());
-        let Some(tag) = tag.map(str::to_owned) else {
-            return Err(Error::BadAnswer {
-                object: call.object,
-                reason: "a part was taken without an ETag".into(),
-            });
-        };
-        Ok(Part { index, size, tag })
+        let call = self.call(Method::PUT, &upload.key, &query)?;
+        multipart::put_part(&self.exchange, call, index, body).await
     }
 
     async fn complete_upload(&self, upload: &Upload, parts: &[Part]) -> Result<()> {
-        let parts = check_parts(upload, parts)?;
         let query = [("uploadId", upload.id.as_str())];
-        let mut call = self.call(Method::POST, &upload.key, &query)?;
-        call.body = s3_wire::complete_request(&call.object, &parts)?.into();
-        let mut attempts = self.exchange.attempts(&call.object, 0);
-        loop {
-            let attempt = async {
-                let (_, body) = self.exchange.once(&call).await?;
-                let body = self.exchange.small_body(&call, body, 64 << 10).await?;
-                if !s3_wire::is_error(&body) {
-                    return Ok(());
-                }
-                let host = host_of(&call.url);
-                let asked = Asked { object: &call.object, host: &host, bucket: Some(&self.bucket) };
-                Err(classify(asked, StatusCode::OK, &HeaderMap::new(), &body))
-            };
-            match attempts.within(attempt).await {
-                // The first request did its work, and only its answer was lost.
-                Err(Error::NotFound { .. }) if attempts.is_repeated() => return Ok(()),
-                Err(error) => attempts.failed(error).await?,
-                Ok(()) => return Ok(()),
-            }
-        }
+        let call = self.call(Method::POST, &upload.key, &query)?;
+        multipart::complete(&self.exchange, call, Some(&self.bucket), upload, parts).await
     }
 
     async fn abort_upload(&self, upload: &Upload) -> Result<()> {

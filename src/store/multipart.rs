@@ -1,0 +1,60 @@
+//! Multipart uploads on the wire, however their requests are authorized.
+
+use bytes::Bytes;
+use http::header::ETAG;
+use http::{HeaderMap, StatusCode};
+
+use super::exchange::{Call, Exchange, host_of};
+use super::refusal::{Asked, classify};
+use super::{Error, Part, Result, Upload, check_parts, s3_wire};
+
+/// Sends one part. `call` is the request without its body.
+pub(super) async fn put_part(
+    exchange: &Exchange,
+    mut call: Call,
+    index: u32,
+    body: Bytes,
+) -> Result<Part> {
+    let size = body.len() as u64;
+    call.body = body;
+    let (parts, _) = exchange.send(&call).await?;
+    let tag = parts.headers.get(ETAG).and_then(|value| value.to_str().ok());
+    let Some(tag) = tag.map(str::to_owned) else {
+        return Err(Error::BadAnswer {
+            object: call.object,
+            reason: "a part was taken without an ETag".into(),
+        });
+    };
+    Ok(Part { index, size, tag })
+}
+
+/// Makes the object out of its parts. `call` is the request without its body.
+pub(super) async fn complete(
+    exchange: &Exchange,
+    mut call: Call,
+    bucket: Option<&str>,
+    upload: &Upload,
+    parts: &[Part],
+) -> Result<()> {
+    let parts = check_parts(upload, parts)?;
+    call.body = s3_wire::complete_request(&call.object, &parts)?.into();
+    let mut attempts = exchange.attempts(&call.object, 0);
+    loop {
+        let attempt = async {
+            let (_, body) = exchange.once(&call).await?;
+            let body = exchange.small_body(&call, body, 64 << 10).await?;
+            if !s3_wire::is_error(&body) {
+                return Ok(());
+            }
+            let host = host_of(&call.url);
+            let asked = Asked { object: &call.object, host: &host, bucket };
+            Err(classify(asked, StatusCode::OK, &HeaderMap::new(), &body))
+        };
+        match attempts.within(attempt).await {
+            // The first request did its work, and only its answer was lost.
+            Err(Error::NotFound { .. }) if attempts.is_repeated() => return Ok(()),
+            Err(error) => attempts.failed(error).await?,
+            Ok(()) => return Ok(()),
+        }
+    }
+}

@@ -1,0 +1,204 @@
+//! A backup's objects behind presigned URLs, for a machine that holds no credentials.
+
+use std::fmt;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use http::Method;
+use serde::Deserialize;
+use url::Url;
+
+use super::exchange::{Auth, Call, Exchange};
+use super::source::redacted;
+use super::{
+    Counters, Depth, ETag, Error, Folder, GetRange, MAX_PARTS, MIN_PART_SIZE, Page, Part, Ranged,
+    Result, Store, StoreOptions, UnfinishedPage, Upload, check_part, multipart, ranged, tls,
+};
+
+/// The URLs for one archive, sent as a multipart upload that was started already, and its metadata.
+#[derive(Clone, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PresignedUrls {
+    /// Size of every part but the last, in bytes.
+    pub part_size: u64,
+    /// `PUT` of each part, in order. There may be more than are needed.
+    pub parts: Vec<Url>,
+    /// `POST` that completes the upload.
+    pub complete: Url,
+    /// `DELETE` that aborts the upload.
+    pub abort: Url,
+    /// `GET` of the finished archive, by which its size is checked.
+    pub archive: Url,
+    /// `PUT` of the metadata.
+    pub metadata: Url,
+}
+
+impl PresignedUrls {
+    /// How many bytes an archive may have.
+    pub fn capacity(&self) -> u64 {
+        self.part_size.saturating_mul(self.parts.len() as u64)
+    }
+
+    /// Opens them as a place with two objects, of the keys `archive` and `metadata`.
+    ///
+    /// # Errors
+    /// [`Error::BadOption`] where a size or a URL will not do.
+    pub fn folder(
+        self,
+        archive: String,
+        metadata: String,
+        options: &StoreOptions,
+    ) -> Result<Folder> {
+        self.check()?;
+        let exchange =
+            Exchange::new(tls::client(options, false)?, Auth::None, None, options.clone());
+        let store = Arc::new(PresignedStore { exchange, urls: self, archive, metadata });
+        Ok(Folder { store, prefix: String::new() })
+    }
+
+    fn check(&self) -> Result<()> {
+        let bad =
+            |reason: String| Err(Error::BadOption { what: "the presigned upload".into(), reason });
+        if self.part_size < MIN_PART_SIZE {
+            return bad(format!("partSize is below {MIN_PART_SIZE}"));
+        }
+        if self.parts.is_empty() || self.parts.len() > MAX_PARTS as usize {
+            return bad(format!("it has {} parts, not 1 to {MAX_PARTS}", self.parts.len()));
+        }
+        let mut urls =
+            self.parts.iter().chain([&self.complete, &self.abort, &self.archive, &self.metadata]);
+        match urls.find(|url| !matches!(url.scheme(), "http" | "https")) {
+            Some(url) => bad(format!("{} is not an HTTP URL", redacted(url))),
+            None => Ok(()),
+        }
+    }
+}
+
+impl fmt::Debug for PresignedUrls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "PresignedUrls({}, {} parts)", redacted(&self.complete), self.parts.len())
+    }
+}
+
+/// [`PresignedUrls`] as a store with two objects that can be written once.
+struct PresignedStore {
+    exchange: Exchange,
+    urls: PresignedUrls,
+    archive: String,
+    metadata: String,
+}
+
+impl PresignedStore {
+    fn upload(&self) -> Upload {
+        Upload { key: self.archive.clone(), part_size: self.urls.part_size, id: String::new() }
+    }
+
+    fn call(&self, method: Method, url: &Url) -> Call {
+        Call::new(method, url.clone(), redacted(url))
+    }
+
+    fn without_url<T>(&self, key: &str, what: &str) -> Result<T> {
+        let what = format!("{what} {}", self.name(key));
+        Err(Error::BadOption { what, reason: "there is no presigned URL for that".into() })
+    }
+}
+
+#[async_trait]
+impl Store for PresignedStore {
+    fn name(&self, key: &str) -> String {
+        match key == self.metadata {
+            true => redacted(&self.urls.metadata),
+            false => redacted(&self.urls.complete),
+        }
+    }
+
+    async fn get_range(
+        &self,
+        key: &str,
+        range: GetRange,
+        expect: Option<&ETag>,
+        piece: usize,
+    ) -> Result<Ranged> {
+        if key != self.archive {
+            return self.without_url(key, "reading");
+        }
+        let url = &self.urls.archive;
+        ranged::get_range(&self.exchange, url, self.name(key), range, expect, piece).await
+    }
+
+    async fn get_whole(&self, key: &str, _: u64) -> Result<Bytes> {
+        self.without_url(key, "reading")
+    }
+
+    /// The archive is put as an upload of one part.
+    async fn put(&self, key: &str, body: Bytes) -> Result<()> {
+        if key == self.archive {
+            let upload = self.upload();
+            let part = self.put_part(&upload, 0, body).await?;
+            return self.complete_upload(&upload, &[part]).await;
+        }
+        let mut call = self.call(Method::PUT, &self.urls.metadata);
+        call.body = body;
+        self.exchange.send(&call).await.map(drop)
+    }
+
+    async fn start_upload(&self, _: &str, part_size: u64) -> Result<Upload> {
+        match part_size == self.urls.part_size {
+            true => Ok(self.upload()),
+            false => Err(Error::BadOption {
+                what: "the presigned upload".into(),
+                reason: format!("its parts have {} bytes", self.urls.part_size),
+            }),
+        }
+    }
+
+    async fn put_part(&self, upload: &Upload, index: u32, body: Bytes) -> Result<Part> {
+        check_part(upload, index, &body)?;
+        let Some(url) = self.urls.parts.get(index as usize) else {
+            return Err(Error::BadOption {
+                what: "the presigned upload".into(),
+                reason: format!(
+                    "the archive is larger than its {} parts of {} bytes",
+                    self.urls.parts.len(),
+                    self.urls.part_size
+                ),
+            });
+        };
+        multipart::put_part(&self.exchange, self.call(Method::PUT, url), index, body).await
+    }
+
+    async fn complete_upload(&self, upload: &Upload, parts: &[Part]) -> Result<()> {
+        let call = self.call(Method::POST, &self.urls.complete);
+        multipart::complete(&self.exchange, call, None, upload, parts).await
+    }
+
+    async fn abort_upload(&self, _: &Upload) -> Result<()> {
+        match self.exchange.send(&self.call(Method::DELETE, &self.urls.abort)).await {
+            Ok(_) | Err(Error::NotFound { .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn list_uploads(&self, prefix: &str, _: Option<&str>) -> Result<UnfinishedPage> {
+        self.without_url(prefix, "listing")
+    }
+
+    async fn list(&self, prefix: &str, _: Depth, _: Option<&str>) -> Result<Page> {
+        self.without_url(prefix, "listing")
+    }
+
+    async fn delete(&self, key: &str) -> Result<()> {
+        self.without_url(key, "deleting")
+    }
+
+    fn counters(&self) -> Counters {
+        self.exchange.tally.snapshot()
+    }
+}
+
+impl fmt::Debug for PresignedStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "PresignedStore({:?})", self.urls)
+    }
+}
