@@ -6,14 +6,20 @@
 mod bucket;
 mod config;
 mod contents;
+mod delete;
 mod extract;
 mod id;
+mod list;
 mod meta;
 mod open;
+mod prune;
 
 pub use bucket::{Backups, BucketRequest, Jurisdiction};
 pub use config::Config;
+pub use delete::{Deleted, Deletion};
 pub use extract::{ExtractOptions, ExtractProgress, extract, find};
 pub use id::{BackupId, Handle};
+pub use list::{BackupEntry, BackupState};
 pub use meta::Metadata;
 pub use open::{OpenArchive, SourceRequest};
+pub use prune::{PruneRules, PruneSummary, Pruned};
