@@ -21,5 +21,6 @@ pub use extract::{ExtractOptions, ExtractProgress, extract, find};
 pub use id::{BackupId, Handle};
 pub use list::{BackupEntry, BackupState};
 pub use meta::Metadata;
+pub(crate) use open::start_runtime;
 pub use open::{OpenArchive, SourceRequest};
 pub use prune::{PruneRules, PruneSummary, Pruned};
