@@ -162,7 +162,7 @@ fn open_file(path: &Path, offset: u64) -> Result<(FileBlob, String), Failure> {
 }
 
 /// Two threads: requests wait more than they work.
-fn start_runtime() -> Result<Runtime, Failure> {
+pub(crate) fn start_runtime() -> Result<Runtime, Failure> {
     runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .thread_name("thawfs-net")

@@ -12,7 +12,7 @@ use serde::Serialize;
 use super::args::{CatArgs, ExtractArgs, InspectArgs, LsArgs};
 use super::mount::source_request;
 use super::output::{Output, human_bytes, human_time, stdout_failed};
-use crate::backup::{self, ExtractOptions, ExtractProgress, find};
+use crate::backup::{self, ExtractOptions, ExtractProgress, OpenArchive, find};
 use crate::failure::{Code, Failure};
 use crate::squashfs::{Archive, DirCursor, Inode};
 use crate::types::{FileKind, FileOffset};
@@ -232,27 +232,38 @@ fn total_bytes(archive: &Archive, path: &[u8]) -> Result<u64, Failure> {
 
 pub(super) fn inspect(args: &InspectArgs, output: &Output) -> Result<(), Failure> {
     let opened = source_request(&args.source).open()?;
-    let superblock = opened.archive.superblock();
     if output.json {
-        return output.print_json(&serde_json::json!({
-            "source": opened.name,
-            "bytes": superblock.bytes_used,
-            "compressor": superblock.compressor.name(),
-            "blockSize": superblock.block_size,
-            "created": superblock.created.seconds,
-            "inodes": superblock.inodes,
-            "fragments": superblock.fragments,
-            "ids": superblock.ids,
-            "flags": superblock.flags,
-            "flagNames": superblock.flag_names(),
-            "root": superblock.root.packed(),
-            "tables": superblock
-                .tables()
-                .into_iter()
-                .map(|(name, start)| (name.to_owned(), start.map(|start| start.0).into()))
-                .collect::<serde_json::Map<String, serde_json::Value>>(),
-        }));
+        return output.print_json(&describe_json(&opened));
     }
+    describe_lines(&opened, output)
+}
+
+/// What the superblock says, for programs.
+pub(super) fn describe_json(opened: &OpenArchive) -> serde_json::Value {
+    let superblock = opened.archive.superblock();
+    serde_json::json!({
+        "source": opened.name,
+        "bytes": superblock.bytes_used,
+        "compressor": superblock.compressor.name(),
+        "blockSize": superblock.block_size,
+        "created": superblock.created.seconds,
+        "inodes": superblock.inodes,
+        "fragments": superblock.fragments,
+        "ids": superblock.ids,
+        "flags": superblock.flags,
+        "flagNames": superblock.flag_names(),
+        "root": superblock.root.packed(),
+        "tables": superblock
+            .tables()
+            .into_iter()
+            .map(|(name, start)| (name.to_owned(), start.map(|start| start.0).into()))
+            .collect::<serde_json::Map<String, serde_json::Value>>(),
+    })
+}
+
+/// What the superblock says, for people.
+pub(super) fn describe_lines(opened: &OpenArchive, output: &Output) -> Result<(), Failure> {
+    let superblock = opened.archive.superblock();
     let line = |name: &str, value: String| output.print_line(&format!("{name:<18}{value}"));
     line("source", opened.name.clone())?;
     line("size", format!("{} ({})", superblock.bytes_used, human_bytes(superblock.bytes_used)))?;

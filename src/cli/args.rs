@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueHint};
 
+use super::backup_args::{DeleteArgs, ListArgs, PruneArgs, ShowArgs};
+
 /// What `-h` ends with.
 const EXAMPLES: &str = "\
 Examples:
@@ -13,6 +15,7 @@ Examples:
   thawfs status                                   what is mounted, and what it has fetched
   thawfs unmount ~/work                           throws the changes away (--keep-upper keeps them)
   thawfs cat s3://bucket/backups/ID etc/os-release
+  thawfs list --bucket s3://bucket                its backups, and what state each is in
 
 Credentials come from the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY,
 AWS_SESSION_TOKEN) or a profile, never from the command line.";
@@ -51,6 +54,14 @@ pub(crate) enum Command {
     Extract(ExtractArgs),
     /// Describe an archive: superblock, compressor, tables, counts.
     Inspect(InspectArgs),
+    /// List the backups of a bucket; with --json one object per line.
+    List(ListArgs),
+    /// Show a backup: its metadata, its state, its archive.
+    Show(ShowArgs),
+    /// Delete backups.
+    Delete(DeleteArgs),
+    /// Delete backups by rule, and what interrupted work left behind.
+    Prune(PruneArgs),
     /// Print shell completions.
     Completions {
         /// For which shell.
@@ -75,6 +86,9 @@ pub(crate) struct SourceArgs {
 
     #[command(flatten)]
     pub(crate) store: StoreArgs,
+
+    #[command(flatten)]
+    pub(crate) reading: ReadingArgs,
 }
 
 /// How to reach a store.
@@ -104,7 +118,12 @@ pub(crate) struct StoreArgs {
     /// Give a read up after this many seconds, retries included.
     #[arg(long, value_name = "SECONDS", default_value_t = 30)]
     pub(crate) timeout: u64,
+}
 
+/// How to read an archive.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Store")]
+pub(crate) struct ReadingArgs {
     /// Where the archive starts within the object, in bytes.
     #[arg(long, value_name = "BYTES", default_value_t = 0)]
     pub(crate) offset: u64,

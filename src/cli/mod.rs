@@ -5,6 +5,8 @@
 
 mod archive;
 mod args;
+mod backup_args;
+mod backups;
 mod mount;
 mod mount_helper;
 mod options;
@@ -73,6 +75,10 @@ fn execute(command: Command, output: &Output) -> Result<(), Failure> {
         Command::Cat(args) => archive::cat(&args),
         Command::Extract(args) => archive::extract(&args, output),
         Command::Inspect(args) => archive::inspect(&args, output),
+        Command::List(args) => backups::list(&args, output),
+        Command::Show(args) => backups::show(&args, output),
+        Command::Delete(args) => backups::delete(&args, output),
+        Command::Prune(args) => backups::prune(&args, output),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "thawfs", &mut std::io::stdout());
             Ok(())

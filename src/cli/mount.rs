@@ -86,8 +86,8 @@ pub(super) fn source_request(args: &SourceArgs) -> SourceRequest {
         anonymous: args.store.anonymous,
         virtual_host_style: args.store.virtual_host_style,
         deadline: std::time::Duration::from_secs(args.store.timeout),
-        offset: args.store.offset,
-        cache_memory: args.store.cache_memory,
+        offset: args.reading.offset,
+        cache_memory: args.reading.cache_memory,
     }
 }
 

@@ -28,6 +28,14 @@ impl Output {
             .map_err(|error| stdout_failed(&error))
     }
 
+    /// Prints a JSON document on one line, where more of them follow.
+    pub(super) fn print_json_line(&self, value: &impl Serialize) -> Result<(), Failure> {
+        let mut line = serde_json::to_vec(value)
+            .map_err(|error| stdout_failed(&std::io::Error::from(error)))?;
+        line.push(b'\n');
+        std::io::stdout().write_all(&line).map_err(|error| stdout_failed(&error))
+    }
+
     /// Prints a line for people.
     pub(super) fn print_line(&self, line: &str) -> Result<(), Failure> {
         writeln!(std::io::stdout(), "{line}").map_err(|error| stdout_failed(&error))
@@ -42,7 +50,7 @@ impl Output {
 
     /// Shows a failure, and gives its exit status.
     pub(super) fn fail(&self, failure: &Failure) -> ExitCode {
-        if self.json && self.print_json(failure).is_ok() {
+        if self.json && self.print_json_line(failure).is_ok() {
             return ExitCode::from(failure.code.exit_status());
         }
         if failure.code == Code::Failed && failure.message == BROKEN_PIPE {
@@ -105,6 +113,18 @@ pub(super) fn human_bytes(bytes: u64) -> String {
     if value < 10.0 { format!("{value:.1} {unit}") } else { format!("{value:.0} {unit}") }
 }
 
+/// Text of others for a terminal: control characters are shown, not obeyed.
+pub(super) fn printable(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c.is_control() {
+            true => shown.extend(c.escape_default()),
+            false => shown.push(c),
+        }
+    }
+    shown
+}
+
 /// A moment for people, in UTC: `2026-01-31 23:59`.
 pub(super) fn human_time(seconds: i64) -> String {
     chrono::DateTime::from_timestamp(seconds, 0)
@@ -113,7 +133,12 @@ pub(super) fn human_time(seconds: i64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::human_bytes;
+    use super::{human_bytes, printable};
+
+    #[test]
+    fn control_characters_are_not_sent_to_terminals() {
+        assert_eq!(printable("a\x1b[2Jü\n\u{9b}"), "a\\u{1b}[2Jü\\n\\u{9b}");
+    }
 
     #[test]
     fn bytes_are_shown_in_the_unit_that_fits() {

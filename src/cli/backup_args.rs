@@ -1,0 +1,155 @@
+//! The command line of what works on a bucket of backups.
+
+use std::num::NonZeroU32;
+use std::time::Duration;
+
+use clap::Args;
+
+use super::args::StoreArgs;
+use crate::backup::{BucketRequest, Jurisdiction};
+
+/// Which bucket, and how to get at it.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Bucket")]
+pub(crate) struct BucketArgs {
+    /// s3://BUCKET[/PREFIX] or file:///DIR [default: the configuration file's, else
+    /// ~/.local/share/thawfs].
+    #[arg(long, value_name = "URL", env = "THAWFS_BUCKET")]
+    pub(crate) bucket: Option<String>,
+
+    /// The Cloudflare account of an R2 bucket; stands for its --endpoint, and goes before it.
+    #[arg(long, value_name = "ID")]
+    pub(crate) account_id: Option<String>,
+
+    /// Where an R2 bucket's data must stay: default, eu or fedramp.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) jurisdiction: Option<Jurisdiction>,
+
+    #[command(flatten)]
+    pub(crate) store: StoreArgs,
+}
+
+impl BucketArgs {
+    /// What to open, before the configuration file is heard.
+    pub(crate) fn request(&self) -> BucketRequest {
+        BucketRequest {
+            bucket: self.bucket.clone(),
+            endpoint: self.store.endpoint.clone(),
+            region: self.store.region.clone(),
+            profile: self.store.profile.clone(),
+            account_id: self.account_id.clone(),
+            jurisdiction: self.jurisdiction,
+            anonymous: self.store.anonymous,
+            virtual_host_style: self.store.virtual_host_style,
+            deadline: Duration::from_secs(self.store.timeout),
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ListArgs {
+    /// Only backups of this directory.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) dir: Option<String>,
+
+    #[command(flatten)]
+    pub(crate) bucket: BucketArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ShowArgs {
+    /// The backup's id.
+    #[arg(value_name = "ID")]
+    pub(crate) id: String,
+
+    #[command(flatten)]
+    pub(crate) bucket: BucketArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DeleteArgs {
+    /// Ids of backups, in full.
+    #[arg(value_name = "ID", required = true)]
+    pub(crate) ids: Vec<String>,
+
+    /// Only say what would be deleted.
+    #[arg(long, short = 'n')]
+    pub(crate) dry_run: bool,
+
+    #[command(flatten)]
+    pub(crate) bucket: BucketArgs,
+}
+
+/// `--expired` and `--older-than` add up; `--keep-last` protects from both, and alone selects all
+/// that it does not keep.
+#[derive(Debug, Args)]
+#[command(group = clap::ArgGroup::new("rules").required(true).multiple(true))]
+pub(crate) struct PruneArgs {
+    /// Delete backups that are past their lifetime.
+    #[arg(long, group = "rules", help_heading = "What goes")]
+    pub(crate) expired: bool,
+
+    /// Delete backups made longer ago than this: 30d, 12h, 90m, 2w, 45s.
+    #[arg(long, value_name = "DURATION", group = "rules", help_heading = "What goes",
+          value_parser = parse_duration)]
+    pub(crate) older_than: Option<Duration>,
+
+    /// Keep this many backups of each directory, the youngest; delete the others that are selected
+    /// (all others, where neither of the above selects).
+    #[arg(long, value_name = "N", group = "rules", help_heading = "What goes")]
+    pub(crate) keep_last: Option<NonZeroU32>,
+
+    /// Delete archives without metadata and metadata without an archive, once a day old.
+    #[arg(long, group = "rules", help_heading = "What goes")]
+    pub(crate) orphans: bool,
+
+    /// Abort unfinished uploads, once a day old.
+    #[arg(long, group = "rules", help_heading = "What goes")]
+    pub(crate) uploads: bool,
+
+    /// Only say what would go.
+    #[arg(long, short = 'n')]
+    pub(crate) dry_run: bool,
+
+    #[command(flatten)]
+    pub(crate) bucket: BucketArgs,
+}
+
+/// A time span: a number with one of the suffixes s, m, h, d and w.
+fn parse_duration(text: &str) -> Result<Duration, String> {
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, suffix) = text.split_at(digits);
+    let seconds: u64 = match suffix {
+        "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        "d" => 86_400,
+        "w" => 604_800,
+        _ => return Err("a number needs a unit behind it: s, m, h, d or w".into()),
+    };
+    let number: u64 = number.parse().map_err(|_| format!("{text:?} is no time span"))?;
+    number.checked_mul(seconds).map(Duration::from_secs).ok_or(format!("{text:?} is too long"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::parse_duration;
+
+    #[test]
+    fn time_spans_need_a_unit() {
+        for (text, seconds) in [
+            ("0s", Some(0)),
+            ("90m", Some(5400)),
+            ("12h", Some(43_200)),
+            ("30d", Some(2_592_000)),
+            ("2w", Some(1_209_600)),
+            ("30", None),
+            ("d", None),
+            ("-1d", None),
+            ("1.5d", None),
+            ("99999999999999999w", None),
+        ] {
+            assert_eq!(parse_duration(text).ok().map(|span| span.as_secs()), seconds, "{text}");
+        }
+    }
+}
