@@ -2,6 +2,8 @@
 
 mod extract;
 mod open;
+mod select;
 
 pub use extract::{ExtractOptions, ExtractProgress, extract, find};
 pub use open::{OpenArchive, SourceRequest};
+pub use select::Selection;
