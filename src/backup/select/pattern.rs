@@ -5,6 +5,9 @@ use std::path::Path;
 
 use super::wildcard::Wildcard;
 
+/// The longest path in bytes.
+const PATH_MAX: usize = 4096;
+
 /// A pattern that leaves out everything below any directory whose path ends as it says.
 ///
 /// The SDK gives each pattern P to mksquashfs twice: `P`, which is matched at the packed
@@ -22,6 +25,9 @@ impl Pattern {
         // mksquashfs refuses the first three. Of the others it takes no notice, and matches nothing.
         if ["/", "./", "../"].iter().any(|start| pattern.starts_with(start)) {
             return Err("begins with /, ./ or ../; it is matched below the packed directory".into());
+        }
+        if pattern.len() > PATH_MAX {
+            return Err(format!("is longer than {PATH_MAX} bytes, as no path is"));
         }
         if pattern.contains('\0') {
             return Err("has a NUL in it".into());
