@@ -1,0 +1,149 @@
+//! `thawfs create`.
+
+use std::io::Read;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use signal_hook::consts::{SIGINT, SIGTERM};
+
+use super::backups::OpenBucket;
+use super::life_args::CreateArgs;
+use super::mount::lock;
+use super::output::{Output, human_bytes};
+use crate::backup::{
+    Backups, CreateProgress, CreateRequest, Created, Metadata, Presigned, start_runtime,
+};
+use crate::failure::{Code, Failure};
+
+/// Most bytes of a file of presigned URLs: 10,000 of them of a few hundred bytes each, and room.
+const MAX_PRESIGNED: u64 = 64 << 20;
+
+pub(super) fn create(args: CreateArgs, output: &Output) -> Result<(), Failure> {
+    let OpenBucket { runtime, backups } = match &args.presigned {
+        Some(file) => OpenBucket {
+            runtime: start_runtime()?,
+            backups: open_presigned(file, Duration::from_secs(args.bucket.store.timeout))?,
+        },
+        None => OpenBucket::open(&args.bucket)?,
+    };
+    let request = CreateRequest {
+        dir: args.dir,
+        name: args.name,
+        ttl: args.ttl.unwrap_or(Metadata::DEFAULT_TTL),
+        exclude: args.exclude,
+        gitignore: args.gitignore,
+        compression: args.compression,
+        threads: args.threads,
+        mkfs_time: source_date_epoch()?,
+    };
+    let progress = Arc::new(CreateProgress::default());
+    cancel_on_signal(&progress)?;
+    // Whoever restores this directory replaces what is being read here, so one waits for the other. A
+    // directory that does not exist is reported below.
+    let _lock = match request.dir.canonicalize() {
+        Ok(dir) => Some(lock(&dir, output)?),
+        Err(_) => None,
+    };
+    let started = std::time::Instant::now();
+    let created = runtime.block_on(async {
+        let shown = tokio::spawn(show_progress(Arc::clone(&progress), *output));
+        let created = backups.create(&request, progress).await;
+        shown.abort();
+        created
+    })?;
+    for warning in &created.warnings {
+        output.warn(warning);
+    }
+    show(&created, started.elapsed(), output)
+}
+
+/// The handle goes to standard output, for `restore`; what people like to know to standard error.
+fn show(created: &Created, took: Duration, output: &Output) -> Result<(), Failure> {
+    let Created { metadata, inodes, bytes, .. } = created;
+    if output.json {
+        return output.print_json_line(&serde_json::json!({
+            "id": metadata.id,
+            "dir": metadata.dir,
+            "name": metadata.name,
+            "sizeBytes": metadata.size_bytes,
+            "ttl": metadata.ttl,
+            "files": inodes,
+            "bytes": bytes,
+            "seconds": took.as_secs_f64(),
+        }));
+    }
+    if !output.quiet {
+        eprintln!(
+            "{inodes} files, {} in an archive of {}, in {:.1} s",
+            human_bytes(*bytes),
+            human_bytes(metadata.size_bytes),
+            took.as_secs_f64()
+        );
+    }
+    output.print_json_line(&metadata.handle())
+}
+
+/// Shows how far it is until it is stopped.
+async fn show_progress(progress: Arc<CreateProgress>, output: Output) {
+    let mut bar = None;
+    loop {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let total = progress.bytes_total();
+        if total == 0 {
+            continue;
+        }
+        let bar = bar.get_or_insert_with(|| output.progress(total, "packing"));
+        bar.set_position(progress.bytes_packed());
+        if progress.bytes_packed() >= total {
+            bar.set_message("sending");
+        }
+    }
+}
+
+/// The first signal calls the backup off, which removes what was sent; a second one ends the program.
+fn cancel_on_signal(progress: &CreateProgress) -> Result<(), Failure> {
+    let failed = |error: std::io::Error| {
+        Failure::new(Code::Failed, format!("cannot handle signals: {error}"))
+    };
+    for signal in [SIGINT, SIGTERM] {
+        let cancel = progress.cancel();
+        signal_hook::flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(cancel))
+            .and_then(|_| signal_hook::flag::register(signal, Arc::clone(cancel)))
+            .map_err(failed)?;
+    }
+    Ok(())
+}
+
+fn open_presigned(file: &Path, deadline: Duration) -> Result<Backups, Failure> {
+    let unusable = |reason: String| {
+        let message = format!("the presigned URLs in {}: {reason}", file.display());
+        Failure::new(Code::InvalidBackupConfig, message)
+            .hint("docs/CONFIGURATION.md shows what such a file holds")
+    };
+    let mut text = String::new();
+    let read = match file.as_os_str() == "-" {
+        true => std::io::stdin().lock().take(MAX_PRESIGNED).read_to_string(&mut text),
+        false => std::fs::File::open(file)
+            .and_then(|file| file.take(MAX_PRESIGNED).read_to_string(&mut text)),
+    };
+    read.map_err(|error| unusable(error.to_string()))?;
+    // What serde says of a wrong value may repeat it, and URLs are secrets.
+    let presigned: Presigned = serde_json::from_str(&text).map_err(|error| {
+        let reason = match error.classify() {
+            serde_json::error::Category::Data => "a key is missing, or a value of the wrong kind",
+            _ => "it is not JSON",
+        };
+        unusable(format!("line {}: {reason}", error.line()))
+    })?;
+    Backups::open_presigned(presigned, deadline)
+}
+
+/// `SOURCE_DATE_EPOCH`, by which two archives of one tree are alike.
+fn source_date_epoch() -> Result<Option<u32>, Failure> {
+    const NAME: &str = "SOURCE_DATE_EPOCH";
+    let Ok(text) = std::env::var(NAME) else { return Ok(None) };
+    text.parse().map(Some).map_err(|_| {
+        Failure::new(Code::Usage, format!("{NAME}={text:?} is no number of seconds since 1970"))
+    })
+}

@@ -1,0 +1,125 @@
+//! `thawfs restore`.
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::archive::extract_opened;
+use super::backups::OpenBucket;
+use super::life_args::RestoreArgs;
+use super::options;
+use super::output::Output;
+use crate::backup::{BackupId, Handle, Metadata};
+use crate::failure::{Code, Failure};
+use crate::server::{self, MountRequest, RestoreRequest, Restored, restart_limited};
+
+/// Most bytes of a handle; the directory in it has 4 KiB at most.
+const MAX_HANDLE: u64 = 64 << 10;
+
+pub(super) fn restore(args: RestoreArgs, output: &Output) -> Result<(), Failure> {
+    if args.foreground && args.backup != "-" {
+        // This process is the server.
+        restart_limited();
+    }
+    let id = read_backup(&args.backup)?;
+    let OpenBucket { runtime, backups } = OpenBucket::open(&args.bucket)?;
+    if args.extract {
+        let metadata = runtime.block_on(backups.restorable(&id))?;
+        let dir = args.dir.unwrap_or_else(|| PathBuf::from(&metadata.dir));
+        let extracted = backups.archive(&id).and_then(|source| {
+            let opened = source.open()?;
+            extract_opened(&opened, &dir, output)
+        });
+        return match extracted {
+            Ok(()) => Ok(()),
+            Err(failure) => Err(runtime.block_on(backups.restore_failed(&id, failure))),
+        };
+    }
+    let quiet = output.quiet;
+    let mut request = RestoreRequest {
+        dir: args.dir.map(|dir| std::path::absolute(&dir).unwrap_or(dir)),
+        cache_memory: args.cache_memory,
+        notice: Arc::new(move |notice| {
+            if !quiet {
+                eprintln!("thawfs: {notice}");
+            }
+        }),
+        ..RestoreRequest::new(id)
+    };
+    configure(&mut request.mount, args.read_only, args.keep_upper);
+    for option in args.options.iter().flat_map(|text| options::split(text)) {
+        option.apply(&mut request.mount)?;
+    }
+    if args.foreground {
+        let output = *output;
+        return runtime.block_on(server::restore_here(&backups, request, move |restored| {
+            // A reader who has gone away does not end the mount.
+            let _ = show(&restored, &output);
+        }));
+    }
+    show(&runtime.block_on(server::restore(&backups, request))?, output)
+}
+
+fn configure(mount: &mut MountRequest, read_only: bool, keep_upper: bool) {
+    mount.read_only = read_only;
+    mount.keep_upper = keep_upper;
+}
+
+fn show(restored: &Restored, output: &Output) -> Result<(), Failure> {
+    let Restored { metadata, ready } = restored;
+    let Metadata { id, dir, name, .. } = metadata;
+    if output.json {
+        return output.print_json_line(&serde_json::json!({
+            "id": id,
+            "dir": dir,
+            "name": name,
+            "mountpoint": ready.mountpoint,
+            "upper": ready.upper,
+            "pid": ready.pid,
+        }));
+    }
+    if output.quiet {
+        return Ok(());
+    }
+    output.print_line(&format!("backup {id} of {dir} on {}", ready.mountpoint.display()))
+}
+
+/// The id in what the user typed: the id itself, a handle, or where one is.
+fn read_backup(text: &str) -> Result<BackupId, Failure> {
+    if text.trim_start().starts_with('{') {
+        return parse_handle(text, "the handle");
+    }
+    if text == "-" {
+        let mut handle = String::new();
+        let read = std::io::stdin().lock().take(MAX_HANDLE).read_to_string(&mut handle);
+        read.map_err(|error| unreadable("standard input", &error.to_string()))?;
+        return parse_handle(&handle, "standard input");
+    }
+    match text.parse() {
+        Ok(id) => Ok(id),
+        Err(failure) if !Path::new(text).exists() => Err(failure),
+        Err(_) => {
+            let mut handle = String::new();
+            let file = std::fs::File::open(text);
+            file.and_then(|file| file.take(MAX_HANDLE).read_to_string(&mut handle))
+                .map_err(|error| unreadable(text, &error.to_string()))?;
+            parse_handle(&handle, text)
+        }
+    }
+}
+
+/// A handle, or a bare id as people keep it in a file.
+fn parse_handle(text: &str, place: &str) -> Result<BackupId, Failure> {
+    let text = text.trim();
+    if let Ok(id) = text.parse() {
+        return Ok(id);
+    }
+    let handle: Result<Handle, _> = serde_json::from_str(text);
+    handle.map(|handle| handle.id).map_err(|error| unreadable(place, &error.to_string()))
+}
+
+fn unreadable(place: &str, reason: &str) -> Failure {
+    Failure::new(Code::InvalidBackupConfig, format!("no handle of a backup in {place}: {reason}"))
+        .hint("it is what create prints: {\"id\": …, \"dir\": …}")
+}
