@@ -33,6 +33,13 @@ pub struct ExtractOptions {
     pub jobs: u16,
 }
 
+impl Default for ExtractOptions {
+    /// All of it, by eight threads: they wait for the network more than they work.
+    fn default() -> Self {
+        Self { path: b"/".to_vec(), jobs: 8 }
+    }
+}
+
 /// What was unpacked so far; read it from another thread while it goes on.
 #[derive(Debug, Default)]
 pub struct ExtractProgress {

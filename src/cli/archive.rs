@@ -3,6 +3,7 @@
 use std::ffi::OsStr;
 use std::io::{BufWriter, Write};
 use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -160,6 +161,18 @@ pub(super) fn cat(args: &CatArgs) -> Result<(), Failure> {
 }
 
 pub(super) fn extract(args: &ExtractArgs, output: &Output) -> Result<(), Failure> {
+    let opened = source_request(&args.source).open()?;
+    let options = ExtractOptions { path: args.path.as_bytes().to_vec(), jobs: args.jobs };
+    extract_opened(&opened, &args.into, &options, output)
+}
+
+/// Unpacks into `target`, and shows how far it is and what it came to.
+pub(super) fn extract_opened(
+    opened: &OpenArchive,
+    target: &Path,
+    options: &ExtractOptions,
+    output: &Output,
+) -> Result<(), Failure> {
     /// What was unpacked.
     #[derive(Serialize)]
     struct Extracted {
@@ -167,8 +180,6 @@ pub(super) fn extract(args: &ExtractArgs, output: &Output) -> Result<(), Failure
         bytes: u64,
         withheld: u64,
     }
-    let opened = source_request(&args.source).open()?;
-    let options = ExtractOptions { path: args.path.as_bytes().to_vec(), jobs: args.jobs };
     let progress = Arc::new(ExtractProgress::default());
     let bar = output.progress(total_bytes(&opened.archive, &options.path)?, "unpacking");
     let finished = Arc::new(AtomicBool::new(false));
@@ -181,7 +192,7 @@ pub(super) fn extract(args: &ExtractArgs, output: &Output) -> Result<(), Failure
             }
         }
     });
-    let extracted = backup::extract(&opened.archive, &args.into, &options, &progress);
+    let extracted = backup::extract(&opened.archive, target, options, &progress);
     finished.store(true, Ordering::Relaxed);
     watcher.thread().unpark();
     // It only moves the bar.
@@ -209,7 +220,7 @@ pub(super) fn extract(args: &ExtractArgs, output: &Output) -> Result<(), Failure
         "{} files, {} into {}",
         done.files,
         human_bytes(done.bytes),
-        args.into.display()
+        target.display()
     ))
 }
 

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueHint};
 
 use super::backup_args::{DeleteArgs, ListArgs, PruneArgs, ShowArgs};
+use super::life_args::{CreateArgs, RestoreArgs};
 
 /// What `-h` ends with.
 const EXAMPLES: &str = "\
@@ -54,6 +55,10 @@ pub(crate) enum Command {
     Extract(ExtractArgs),
     /// Describe an archive: superblock, compressor, tables, counts.
     Inspect(InspectArgs),
+    /// Back a directory up; prints the handle that restore takes.
+    Create(CreateArgs),
+    /// Mount a backup where it was made, in place of what is mounted there.
+    Restore(RestoreArgs),
     /// List the backups of a bucket; with --json one object per line.
     List(ListArgs),
     /// Show a backup: its metadata, its state, its archive.

@@ -116,7 +116,7 @@ pub(crate) struct PruneArgs {
 }
 
 /// A time span: a number with one of the suffixes s, m, h, d and w.
-fn parse_duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
     let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (number, suffix) = text.split_at(digits);
     let seconds: u64 = match suffix {

@@ -147,7 +147,8 @@ mod tests {
 
     #[test]
     fn lifetimes_are_seconds_or_time_spans() {
-        for (text, expected) in [("60", Some(60)), ("2h", Some(7200)), ("3d", Some(259_200)), ("x", None)]
+        for (text, expected) in
+            [("60", Some(60)), ("2h", Some(7200)), ("3d", Some(259_200)), ("x", None)]
         {
             assert_eq!(parse_lifetime(text).ok(), expected, "{text}");
         }

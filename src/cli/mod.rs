@@ -7,10 +7,13 @@ mod archive;
 mod args;
 mod backup_args;
 mod backups;
+mod create;
+mod life_args;
 mod mount;
 mod mount_helper;
 mod options;
 mod output;
+mod restore;
 mod status;
 mod unmount;
 
@@ -75,6 +78,8 @@ fn execute(command: Command, output: &Output) -> Result<(), Failure> {
         Command::Cat(args) => archive::cat(&args),
         Command::Extract(args) => archive::extract(&args, output),
         Command::Inspect(args) => archive::inspect(&args, output),
+        Command::Create(args) => create::create(args, output),
+        Command::Restore(args) => restore::restore(args, output),
         Command::List(args) => backups::list(&args, output),
         Command::Show(args) => backups::show(&args, output),
         Command::Delete(args) => backups::delete(&args, output),

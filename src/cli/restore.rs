@@ -3,14 +3,13 @@
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use super::archive::extract_opened;
 use super::backups::OpenBucket;
 use super::life_args::RestoreArgs;
 use super::options;
 use super::output::Output;
-use crate::backup::{BackupId, Handle, Metadata};
+use crate::backup::{BackupId, ExtractOptions, Handle, Metadata};
 use crate::failure::{Code, Failure};
 use crate::server::{self, MountRequest, RestoreRequest, Restored, restart_limited};
 
@@ -29,7 +28,7 @@ pub(super) fn restore(args: RestoreArgs, output: &Output) -> Result<(), Failure>
         let dir = args.dir.unwrap_or_else(|| PathBuf::from(&metadata.dir));
         let extracted = backups.archive(&id).and_then(|source| {
             let opened = source.open()?;
-            extract_opened(&opened, &dir, output)
+            extract_opened(&opened, &dir, &ExtractOptions::default(), output)
         });
         return match extracted {
             Ok(()) => Ok(()),
