@@ -171,23 +171,20 @@ fn a_listing_tells_the_state_of_every_backup() {
 
 #[test]
 fn thousands_of_backups_are_listed_page_by_page() {
-    for place in Place::both() {
-        for number in 0..1250 {
-            place.backup(number, "/w", HOUR, WEEK);
-        }
-        // An object more, so that the end of a page lies within a backup.
-        place.put(&format!("{}/access.trace", id(3)), "ours");
-        let (code, listed) = place.json(&["list"]);
-        assert_eq!(code, 0);
-        let ids: Vec<_> = listed.iter().map(|entry| entry["id"].as_str().unwrap()).collect();
-        assert_eq!(ids, (0..1250).map(id).collect::<Vec<_>>(), "{}", place.name);
-        assert!(listed.iter().all(|entry| entry["state"] == "ok"), "{}", place.name);
-        if let Some(server) = &place.server {
-            let log = server.log();
-            let pages = log.iter().filter(|seen| seen.query.contains("list-type")).count();
-            assert_eq!((pages, log.len()), (3, 3 + 1250));
-        }
+    let place = Place::s3();
+    for number in 0..1250 {
+        place.backup(number, "/w", HOUR, WEEK);
     }
+    // An object more, so that the end of a page lies within a backup.
+    place.put(&format!("{}/access.trace", id(3)), "ours");
+    let (code, listed) = place.json(&["list"]);
+    assert_eq!(code, 0);
+    let ids: Vec<_> = listed.iter().map(|entry| entry["id"].as_str().unwrap()).collect();
+    assert_eq!(ids, (0..1250).map(id).collect::<Vec<_>>());
+    assert!(listed.iter().all(|entry| entry["state"] == "ok"));
+    let log = place.server.as_ref().unwrap().log();
+    let pages = log.iter().filter(|seen| seen.query.contains("list-type")).count();
+    assert_eq!((pages, log.len()), (3, 3 + 1250));
 }
 
 #[test]

@@ -13,6 +13,7 @@ mod list;
 mod meta;
 mod open;
 mod prune;
+mod verify;
 
 pub use bucket::{Backups, BucketRequest, Jurisdiction};
 pub use config::Config;
@@ -24,3 +25,4 @@ pub use meta::Metadata;
 pub(crate) use open::start_runtime;
 pub use open::{OpenArchive, SourceRequest};
 pub use prune::{PruneRules, PruneSummary, Pruned};
+pub use verify::{Verified, VerifyProgress, verify};
