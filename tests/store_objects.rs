@@ -12,7 +12,9 @@ mod s3;
 
 use s3::{ACCESS_KEY, Config, Fault, S3Server, SECRET_KEY};
 use tempfile::TempDir;
-use thawfs::store::{Depth, Error, Folder, GetRange, MIN_PART_SIZE, Page, Source, StoreOptions};
+use thawfs::store::{
+    Depth, Error, Folder, GetRange, MIN_PART_SIZE, Page, Source, StoreOptions, Unfinished,
+};
 
 struct Backend {
     name: &'static str,
@@ -58,6 +60,22 @@ impl Backend {
             next = page.next;
             if next.is_none() {
                 return (objects, prefixes);
+            }
+        }
+    }
+}
+
+impl Backend {
+    /// All pages of unfinished uploads.
+    async fn uploads(&self, prefix: &str) -> Vec<Unfinished> {
+        let (mut uploads, mut next) = (Vec::new(), None);
+        loop {
+            let page = self.folder.store.list_uploads(&self.key(prefix), next.as_deref()).await;
+            let page = page.unwrap();
+            uploads.extend(page.uploads);
+            next = page.next;
+            if next.is_none() {
+                return uploads;
             }
         }
     }
@@ -147,10 +165,34 @@ async fn an_aborted_upload_leaves_nothing() {
         let (store, name) = (&backend.folder.store, backend.name);
         let upload = store.start_upload(&backend.key("up/x"), 10).await.unwrap();
         store.put_part(&upload, 0, "123".into()).await.unwrap();
+        let unfinished = backend.uploads("up/").await;
+        assert_eq!(unfinished.len(), 1, "{name}");
+        assert!(unfinished[0].since.unwrap() > chrono::DateTime::UNIX_EPOCH, "{name}");
+        assert_eq!(backend.uploads("other/").await.len(), 0, "{name}");
+        // What another process left can be aborted by what the listing says.
+        store.abort_upload(&unfinished[0].upload).await.unwrap();
         store.abort_upload(&upload).await.unwrap();
+        assert_eq!(backend.uploads("").await.len(), 0, "{name}");
         store.abort_upload(&upload).await.unwrap();
         assert!(store.put_part(&upload, 0, "123".into()).await.is_err(), "{name}");
         assert_eq!(backend.list("", Depth::All).await, (vec![], vec![]), "{name}");
+    }
+}
+
+#[tokio::test]
+async fn unfinished_uploads_are_listed_over_pages() {
+    for backend in backends().await {
+        let (store, name) = (&backend.folder.store, backend.name);
+        // Two pages and a half of the server's.
+        for n in 0..8 {
+            store.start_upload(&backend.key(&format!("up/{}", n / 2)), 10).await.unwrap();
+        }
+        let uploads = backend.uploads("up/").await;
+        assert_eq!(uploads.len(), 8, "{name}");
+        for unfinished in uploads {
+            store.abort_upload(&unfinished.upload).await.unwrap();
+        }
+        assert_eq!(backend.uploads("").await.len(), 0, "{name}");
     }
 }
 

@@ -17,6 +17,7 @@ mod prune;
 mod restore;
 mod select;
 mod upload;
+mod verify;
 
 pub use bucket::{Backups, BucketRequest, Jurisdiction, Presigned};
 pub use config::Config;
@@ -30,3 +31,4 @@ pub(crate) use open::start_runtime;
 pub use open::{OpenArchive, SourceRequest};
 pub use prune::{PruneRules, PruneSummary, Pruned};
 pub use select::Selection;
+pub use verify::{Verified, VerifyProgress, verify};

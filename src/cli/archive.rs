@@ -5,14 +5,13 @@ use std::io::{BufWriter, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::sync::atomic::Ordering;
 
 use serde::Serialize;
 
 use super::args::{CatArgs, ExtractArgs, InspectArgs, LsArgs};
 use super::mount::source_request;
-use super::output::{Output, human_bytes, human_time, stdout_failed};
+use super::output::{Output, Watcher, human_bytes, human_time, stdout_failed};
 use crate::backup::{self, ExtractOptions, ExtractProgress, OpenArchive, find};
 use crate::failure::{Code, Failure};
 use crate::squashfs::{Archive, DirCursor, Inode};
@@ -182,22 +181,12 @@ pub(super) fn extract_opened(
     }
     let progress = Arc::new(ExtractProgress::default());
     let bar = output.progress(total_bytes(&opened.archive, &options.path)?, "unpacking");
-    let finished = Arc::new(AtomicBool::new(false));
-    let watcher = std::thread::spawn({
-        let (bar, progress, finished) = (bar.clone(), Arc::clone(&progress), Arc::clone(&finished));
-        move || {
-            while !finished.load(Ordering::Relaxed) {
-                bar.set_position(progress.bytes.load(Ordering::Relaxed));
-                std::thread::park_timeout(Duration::from_millis(100));
-            }
-        }
+    let watcher = Watcher::start(bar, {
+        let progress = Arc::clone(&progress);
+        move |bar| bar.set_position(progress.bytes.load(Ordering::Relaxed))
     });
     let extracted = backup::extract(&opened.archive, target, options, &progress);
-    finished.store(true, Ordering::Relaxed);
-    watcher.thread().unpark();
-    // It only moves the bar.
-    let _ = watcher.join();
-    bar.finish_and_clear();
+    drop(watcher);
     extracted?;
     let done = Extracted {
         files: progress.files.load(Ordering::Relaxed),

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueHint};
 
-use super::backup_args::{DeleteArgs, ListArgs, PruneArgs, ShowArgs};
+use super::backup_args::{DeleteArgs, ListArgs, PruneArgs, ShowArgs, VerifyArgs};
 use super::life_args::{CreateArgs, RestoreArgs};
 
 /// What `-h` ends with.
@@ -67,6 +67,8 @@ pub(crate) enum Command {
     Delete(DeleteArgs),
     /// Delete backups by rule, and what interrupted work left behind.
     Prune(PruneArgs),
+    /// Read all of an archive, and say where it is damaged first.
+    Verify(VerifyArgs),
     /// Print shell completions.
     Completions {
         /// For which shell.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::args::StoreArgs;
+use super::args::{ReadingArgs, StoreArgs};
 use crate::backup::{BucketRequest, Jurisdiction};
 
 /// Which bucket, and how to get at it.
@@ -113,6 +113,24 @@ pub(crate) struct PruneArgs {
 
     #[command(flatten)]
     pub(crate) bucket: BucketArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct VerifyArgs {
+    /// Ids of backups, or archives as for mount: s3://BUCKET/KEY, https://…, file:///… or a path.
+    #[arg(value_name = "ID|SOURCE", required = true)]
+    pub(crate) targets: Vec<String>,
+
+    /// How many blocks to fetch and decode at a time.
+    #[arg(long, value_name = "N", default_value_t = 8,
+          value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub(crate) jobs: u16,
+
+    #[command(flatten)]
+    pub(crate) bucket: BucketArgs,
+
+    #[command(flatten)]
+    pub(crate) reading: ReadingArgs,
 }
 
 /// A time span: a number with one of the suffixes s, m, h, d and w.

@@ -16,6 +16,7 @@ mod output;
 mod restore;
 mod status;
 mod unmount;
+mod verify;
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -84,6 +85,7 @@ fn execute(command: Command, output: &Output) -> Result<(), Failure> {
         Command::Show(args) => backups::show(&args, output),
         Command::Delete(args) => backups::delete(&args, output),
         Command::Prune(args) => backups::prune(&args, output),
+        Command::Verify(args) => verify::verify(&args, output),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "thawfs", &mut std::io::stdout());
             Ok(())

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::args::{MountArgs, SourceArgs};
+use super::args::{MountArgs, ReadingArgs, SourceArgs, StoreArgs};
 use super::{options, output::Output};
 use crate::backup::SourceRequest;
 use crate::failure::{Code, Failure};
@@ -78,16 +78,21 @@ fn show(ready: &Ready, output: &Output) -> Result<(), Failure> {
 
 /// What to open, from the command line.
 pub(super) fn source_request(args: &SourceArgs) -> SourceRequest {
+    request_for(&args.source, &args.store, &args.reading)
+}
+
+/// The same for a command that takes several sources.
+pub(super) fn request_for(source: &str, store: &StoreArgs, reading: &ReadingArgs) -> SourceRequest {
     SourceRequest {
-        source: args.source.clone(),
-        endpoint: args.store.endpoint.clone(),
-        region: args.store.region.clone(),
-        profile: args.store.profile.clone(),
-        anonymous: args.store.anonymous,
-        virtual_host_style: args.store.virtual_host_style,
-        deadline: std::time::Duration::from_secs(args.store.timeout),
-        offset: args.reading.offset,
-        cache_memory: args.reading.cache_memory,
+        source: source.to_owned(),
+        endpoint: store.endpoint.clone(),
+        region: store.region.clone(),
+        profile: store.profile.clone(),
+        anonymous: store.anonymous,
+        virtual_host_style: store.virtual_host_style,
+        deadline: std::time::Duration::from_secs(store.timeout),
+        offset: reading.offset,
+        cache_memory: reading.cache_memory,
     }
 }
 

@@ -2,6 +2,9 @@
 
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -80,6 +83,41 @@ impl Output {
             }
         });
         bar
+    }
+}
+
+/// Moves a bar ten times a second, until dropped. Then the bar is gone, too.
+pub(super) struct Watcher {
+    bar: ProgressBar,
+    finished: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Watcher {
+    pub(super) fn start(bar: ProgressBar, show: impl Fn(&ProgressBar) + Send + 'static) -> Self {
+        let finished = Arc::new(AtomicBool::new(false));
+        let thread = std::thread::spawn({
+            let (bar, finished) = (bar.clone(), Arc::clone(&finished));
+            move || {
+                while !finished.load(Ordering::Relaxed) {
+                    show(&bar);
+                    std::thread::park_timeout(Duration::from_millis(100));
+                }
+            }
+        });
+        Self { bar, finished, thread: Some(thread) }
+    }
+}
+
+impl Drop for Watcher {
+    fn drop(&mut self) {
+        self.finished.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            thread.thread().unpark();
+            // It only moves the bar.
+            let _ = thread.join();
+        }
+        self.bar.finish_and_clear();
     }
 }
 

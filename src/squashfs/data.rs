@@ -114,6 +114,25 @@ impl DataBlocks {
         join(extents, parts)
     }
 
+    /// Fetches blocks with one request and decodes each, which must give as many bytes as are named
+    /// beside it. Neither takes from the decoded blocks nor adds to them: this is for going through
+    /// an archive once.
+    pub(super) fn check(&self, blocks: &[(StoredBlock, u32)]) -> Result<(), Error> {
+        let ranges = blocks
+            .iter()
+            .map(|(block, _)| block.range(self.block_size, self.end))
+            .collect::<Result<Vec<_>, _>>()?;
+        let fetched = self.blob.fetch(&ranges)?;
+        for (&(block, needs), stored) in blocks.iter().zip(&fetched) {
+            let found = match block.is_compressed() {
+                true => self.decode(block, stored)?.len(),
+                false => stored.len(),
+            };
+            check_len(block, found, needs as usize)?;
+        }
+        Ok(())
+    }
+
     fn load(&self, block: StoredBlock) -> Result<Bytes, Error> {
         let range = block.range(self.block_size, self.end)?;
         let stored = self.blob.fetch(&[range])?.pop().unwrap_or_default();
@@ -157,9 +176,13 @@ fn join(extents: &[Extent], parts: Vec<Option<Bytes>>) -> Result<Bytes, Error> {
 /// covers this extent, as it would be when the rest is read; one that is too long isn't, as in
 /// the kernel.
 fn taken(block: StoredBlock, extent: &Extent, part: &Bytes) -> Result<Range<usize>, Error> {
-    if part.len() < extent.needs {
-        let detail = format!("{} bytes where {} are needed", part.len(), extent.needs);
-        return Err(block.corrupt(detail));
-    }
+    check_len(block, part.len(), extent.needs)?;
     Ok(extent.skip..extent.skip + extent.len)
+}
+
+fn check_len(block: StoredBlock, found: usize, needs: usize) -> Result<(), Error> {
+    if found < needs {
+        return Err(block.corrupt(format!("{found} bytes where {needs} are needed")));
+    }
+    Ok(())
 }

@@ -45,7 +45,8 @@ pub enum Error {
 }
 
 impl Error {
-    pub(super) fn corrupt(
+    /// An [`Error::Corrupt`].
+    pub fn corrupt(
         structure: &'static str,
         at: ArchiveOffset,
         detail: impl Into<Cow<'static, str>>,

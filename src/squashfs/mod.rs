@@ -13,11 +13,13 @@
 //! The way down, from question to bytes: `dir`, `inode`, `xattr` read packed metadata through
 //! `metadata`; a read of a file goes through `blocks` (where are its blocks), `plan` (which of
 //! them answer) and `data` (fetch and decode). `tables` holds the indexes, `format` the on-disk
-//! structures, `codec` the decompressors, `decoded` the cache that both sorts of blocks use.
+//! structures, `codec` the decompressors, `decoded` the cache that both sorts of blocks use. `check`
+//! goes through what no reader may ever ask for.
 //!
 //! [`write`] makes archives, and shares only `format` with the reader.
 
 mod blocks;
+mod check;
 mod codec;
 mod data;
 mod decoded;
@@ -38,6 +40,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+pub use check::DataBlock;
 pub use decoded::CacheCounters;
 pub use dir::{DirCursor, DirEntry, DirReader};
 pub use error::Error;

@@ -35,7 +35,7 @@ pub(super) struct Fragment {
 
 /// A data or fragment block as stored. Its whole identity: two inodes that describe the bytes at
 /// one place differently mean two blocks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct StoredBlock {
     at: ArchiveOffset,
     word: u32,
@@ -53,7 +53,7 @@ impl StoredBlock {
     }
 
     /// Stored size in bytes.
-    fn len(self) -> u32 {
+    pub(super) fn len(self) -> u32 {
         stored_len(self.word)
     }
 
@@ -67,6 +67,11 @@ impl StoredBlock {
         ByteRange::new(self.at, len.into())
             .filter(|range| range.end() <= end)
             .ok_or_else(|| self.corrupt(format!("its {len} bytes reach past the archive's end")))
+    }
+
+    /// Where it starts.
+    pub(super) fn at(self) -> ArchiveOffset {
+        self.at
     }
 
     pub(super) fn corrupt(self, detail: impl Into<std::borrow::Cow<'static, str>>) -> Error {

@@ -238,6 +238,12 @@ impl Tables {
         self.xattrs.is_some()
     }
 
+    /// How many lists of extended attributes there are.
+    pub(super) fn xattr_lists(&self) -> u32 {
+        // The count was 32 bits wide on disk.
+        self.xattrs.as_ref().map_or(0, |(table, _)| u32::try_from(table.count).unwrap_or(u32::MAX))
+    }
+
     /// Where the extended attributes with this index are.
     pub(super) fn xattrs(
         &self,

@@ -6,7 +6,7 @@ use super::Error;
 use super::format::{OUT_OF_LINE, RawXattrEntry};
 use super::inode::Inode;
 use super::metadata::{MetaReader, Metadata};
-use super::tables::Tables;
+use super::tables::{Tables, XattrList};
 
 const STRUCTURE: &str = "xattr";
 /// Longest value Linux knows.
@@ -51,12 +51,20 @@ impl<'a> XattrReader<'a> {
         tables: &'a Tables,
         inode: &Inode,
     ) -> Result<Option<Self>, Error> {
-        let Some(list) = inode.xattrs else { return Ok(None) };
+        inode.xattrs.map(|list| Self::of_list(metadata, tables, list)).transpose()
+    }
+
+    /// Of a list that may belong to many inodes.
+    pub(super) fn of_list(
+        metadata: &'a Metadata,
+        tables: &'a Tables,
+        list: XattrList,
+    ) -> Result<Self, Error> {
         let reader = metadata.reader(STRUCTURE, list.position);
         if list.count > MAX_ENTRIES {
             return Err(reader.corrupt(format!("{} of them on one inode", list.count)));
         }
-        Ok(Some(Self { metadata, tables, reader, left: list.count, names: 0 }))
+        Ok(Self { metadata, tables, reader, left: list.count, names: 0 })
     }
 
     pub(super) fn names(mut self) -> Result<Vec<Vec<u8>>, Error> {
@@ -91,6 +99,15 @@ impl<'a> XattrReader<'a> {
             xattrs.push(Xattr { name: entry.name, value });
         }
         Ok(xattrs)
+    }
+
+    /// Reads every name and value, and keeps none.
+    pub(super) fn check(mut self) -> Result<(), Error> {
+        while let Some(entry) = self.entry()? {
+            self.read_value(&entry)?;
+            self.skip_value()?;
+        }
+        Ok(())
     }
 
     /// The next attribute of a prefix that Linux knows; those of others are passed over, as the

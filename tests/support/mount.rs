@@ -48,13 +48,14 @@ impl Bench {
         archive
     }
 
-    /// A command line of thawfs with this bench's state directory and no credentials of the user's.
+    /// A command line of thawfs with this bench's state directory and no settings of the user's.
     pub(crate) fn thawfs(&self) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_thawfs"));
         command.env("THAWFS_STATE_DIR", self.state_dir());
         command.env("HOME", self.dir.path());
         for name in std::env::vars_os().map(|(name, _)| name) {
-            if name.to_string_lossy().starts_with("AWS_") {
+            let shown = name.to_string_lossy();
+            if ["AWS_", "XDG_", "THAWFS_BUCKET"].iter().any(|start| shown.starts_with(start)) {
                 command.env_remove(name);
             }
         }

@@ -22,6 +22,9 @@ const READ: usize = 256 << 10;
 /// Where unfinished uploads are kept, beside the buckets.
 const UPLOADS: &str = ".uploads";
 
+/// What an unfinished upload is for, kept beside its parts: bucket and key.
+const TARGET: &str = "target";
+
 /// The directory of buckets.
 pub(super) struct Buckets {
     root: PathBuf,
@@ -220,7 +223,11 @@ impl S3 for Buckets {
         let input = request.input;
         self.path(&input.bucket, &input.key)?;
         let id = self.serial.fetch_add(1, Relaxed).to_string();
-        fs::create_dir_all(self.root.join(UPLOADS).join(&id))
+        let directory = self.root.join(UPLOADS).join(&id);
+        fs::create_dir_all(&directory)
+            .and_then(|()| {
+                fs::write(directory.join(TARGET), format!("{}\n{}", input.bucket, input.key))
+            })
             .map_err(|error| s3_error!(error, InternalError))?;
         Ok(S3Response::new(CreateMultipartUploadOutput {
             bucket: Some(input.bucket),
@@ -288,6 +295,46 @@ impl S3 for Buckets {
         let directory = self.upload(&request.input.upload_id)?;
         fs::remove_dir_all(directory).map_err(|error| s3_error!(error, InternalError))?;
         Ok(S3Response::new(AbortMultipartUploadOutput::default()))
+    }
+
+    async fn list_multipart_uploads(
+        &self,
+        request: S3Request<ListMultipartUploadsInput>,
+    ) -> S3Result<S3Response<ListMultipartUploadsOutput>> {
+        let input = request.input;
+        let (prefix, after) =
+            (input.prefix.unwrap_or_default(), input.key_marker.zip(input.upload_id_marker));
+        let mut found = BTreeMap::new();
+        for entry in fs::read_dir(self.root.join(UPLOADS)).into_iter().flatten().flatten() {
+            let path = entry.path().join(TARGET);
+            let Ok(target) = fs::read_to_string(&path) else { continue };
+            let (bucket, key) = target.split_once('\n').expect("it was written so");
+            let id = entry.file_name().into_string().expect("it is a number");
+            if bucket == input.bucket && key.starts_with(&prefix) {
+                let initiated = fs::metadata(path).and_then(|meta| meta.modified()).ok();
+                found.insert((key.to_owned(), id), initiated);
+            }
+        }
+        let mut left = found.into_iter().filter(|(at, _)| after.as_ref().is_none_or(|a| at > a));
+        let uploads: Vec<MultipartUpload> = left
+            .by_ref()
+            .take(self.page)
+            .map(|((key, id), initiated)| MultipartUpload {
+                key: Some(key),
+                upload_id: Some(id),
+                initiated: initiated.map(Timestamp::from),
+                ..Default::default()
+            })
+            .collect();
+        let more = uploads.last().cloned().filter(|_| left.next().is_some());
+        Ok(S3Response::new(ListMultipartUploadsOutput {
+            bucket: Some(input.bucket),
+            is_truncated: Some(more.is_some()),
+            next_key_marker: more.as_ref().and_then(|last| last.key.clone()),
+            next_upload_id_marker: more.and_then(|last| last.upload_id),
+            uploads: Some(uploads),
+            ..Default::default()
+        }))
     }
 
     async fn list_objects_v2(

@@ -72,7 +72,9 @@ pub struct Seen {
 impl Seen {
     /// Whether this asked for the bytes of an object.
     pub fn is_object_get(&self) -> bool {
-        self.method == Method::GET && !self.query.contains("list-type")
+        self.method == Method::GET
+            && !self.query.contains("list-type")
+            && !self.query.contains("uploads")
     }
 
     /// First byte and length of a range that was asked as `bytes=a-b`.
