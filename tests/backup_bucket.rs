@@ -5,93 +5,19 @@
 mod support;
 
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::Output;
+use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use serde_json::{Value, json};
-use support::mount::{Bench, write_tree};
-use support::s3::{ACCESS_KEY, Config, S3Server, SECRET_KEY};
+use support::mount::write_tree;
+use support::place::Place;
 
-/// A bucket, whose objects are files below `root` whichever sort it is.
-struct Place {
-    name: &'static str,
-    bench: Bench,
-    root: PathBuf,
-    url: String,
-    server: Option<S3Server>,
-}
-
-impl Place {
-    fn s3() -> Self {
-        let bench = Bench::new();
-        let root = bench.directory("buckets/box/pre");
-        let server = S3Server::start(Config::new(bench.path("buckets"))).unwrap();
-        Self { name: "s3", bench, root, url: "s3://box/pre".into(), server: Some(server) }
-    }
-
-    fn local() -> Self {
-        let bench = Bench::new();
-        let root = bench.directory("box");
-        let url = format!("file://{}", root.display());
-        Self { name: "local", bench, root, url, server: None }
-    }
-
-    fn both() -> [Self; 2] {
-        [Self::s3(), Self::local()]
-    }
-
-    fn run(&self, arguments: &[&str]) -> Output {
-        let mut command = self.bench.thawfs();
-        if let Some(server) = &self.server {
-            command
-                .env("AWS_ENDPOINT_URL", server.url())
-                .env("AWS_ACCESS_KEY_ID", ACCESS_KEY)
-                .env("AWS_SECRET_ACCESS_KEY", SECRET_KEY);
-        }
-        command.env("THAWFS_BUCKET", &self.url).args(arguments).output().unwrap()
-    }
-
-    /// Exit code and lines of JSON.
-    fn json(&self, arguments: &[&str]) -> (i32, Vec<Value>) {
-        let output = self.run(&[arguments, &["--json"]].concat());
-        let lines = String::from_utf8(output.stdout).unwrap();
-        let parse = |line| serde_json::from_str(line).unwrap();
-        (output.status.code().unwrap(), lines.lines().map(parse).collect())
-    }
-
-    fn object(&self, path: &str) -> PathBuf {
-        self.root.join("backups").join(path)
-    }
-
-    fn put(&self, path: &str, bytes: impl AsRef<[u8]>) {
-        let path = self.object(path);
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(path, bytes).unwrap();
-    }
-
-    /// A backup of 100 bytes, made so long ago.
-    fn backup(&self, number: u32, dir: &str, age: Duration, ttl: u64) -> String {
-        let id = id(number);
-        self.put(&format!("{id}/data.sqsh"), [0; 100]);
-        self.put(&format!("{id}/meta.json"), metadata(&id, dir, age, ttl));
-        id
-    }
-
-    /// Makes an object or upload look as if it was written so long ago.
-    fn age(path: &Path, age: Duration) {
-        fs::File::open(path).unwrap().set_modified(SystemTime::now() - age).unwrap();
-    }
-
-    /// Keys below `backups/`, sorted.
-    fn keys(&self) -> Vec<String> {
-        let root = self.object("");
-        let files = walkdir::WalkDir::new(&root).sort_by_file_name().into_iter().flatten();
-        files
-            .filter(|entry| entry.file_type().is_file())
-            .map(|entry| entry.path().strip_prefix(&root).unwrap().display().to_string())
-            .collect()
-    }
+/// A backup of 100 bytes, made so long ago.
+fn backup(place: &Place, number: u32, dir: &str, age: Duration, ttl: u64) -> String {
+    let id = id(number);
+    place.put(&format!("{id}/data.sqsh"), [0; 100]);
+    place.put(&format!("{id}/meta.json"), metadata(&id, dir, age, ttl));
+    id
 }
 
 fn id(number: u32) -> String {
@@ -113,18 +39,18 @@ const WEEK: u64 = 604_800;
 #[test]
 fn a_listing_tells_the_state_of_every_backup() {
     for place in Place::both() {
-        place.backup(1, "/w", HOUR, WEEK);
-        place.backup(2, "/w/", HOUR, 3600);
+        backup(&place, 1, "/w", HOUR, WEEK);
+        backup(&place, 2, "/w/", HOUR, 3600);
         place.put(&format!("{}/data.sqsh", id(3)), "orphan");
         place.put(&format!("{}/meta.json", id(4)), metadata(&id(4), "/x", HOUR, WEEK));
-        place.backup(5, "/w", HOUR, WEEK);
+        backup(&place, 5, "/w", HOUR, WEEK);
         place.put(&format!("{}/meta.json", id(5)), "{\"id\":");
-        place.backup(6, "/w", HOUR, WEEK);
+        backup(&place, 6, "/w", HOUR, WEEK);
         place.put(&format!("{}/data.sqsh", id(6)), "cut");
         place.put(&format!("{}.tar.zst", id(7)), "tar");
-        place.backup(8, "/w", HOUR, WEEK);
+        backup(&place, 8, "/w", HOUR, WEEK);
         place.put(&format!("{}/meta.json", id(8)), metadata(&id(9), "/w", HOUR, WEEK));
-        place.backup(9, "/w", HOUR, WEEK);
+        backup(&place, 9, "/w", HOUR, WEEK);
         place.put(&format!("{}/meta.json", id(9)), vec![b' '; 100_000]);
         place.put("readme/data.sqsh", "no backup");
         place.put(&format!("{}x/meta.json", id(1)), "no backup");
@@ -173,7 +99,7 @@ fn a_listing_tells_the_state_of_every_backup() {
 fn thousands_of_backups_are_listed_page_by_page() {
     let place = Place::s3();
     for number in 0..1250 {
-        place.backup(number, "/w", HOUR, WEEK);
+        backup(&place, number, "/w", HOUR, WEEK);
     }
     // An object more, so that the end of a page lies within a backup.
     place.put(&format!("{}/access.trace", id(3)), "ours");
@@ -190,7 +116,8 @@ fn thousands_of_backups_are_listed_page_by_page() {
 #[test]
 fn deleting_takes_the_metadata_first_and_nothing_else() {
     for place in Place::both() {
-        let (one, other) = (place.backup(1, "/w", HOUR, WEEK), place.backup(2, "/w", HOUR, WEEK));
+        let (one, other) =
+            (backup(&place, 1, "/w", HOUR, WEEK), backup(&place, 2, "/w", HOUR, WEEK));
         place.put(&format!("{one}/access.trace"), "ours");
         place.put(&format!("{one}/zz/deep"), "ours");
         let before = place.keys();
@@ -218,7 +145,7 @@ fn deleting_takes_the_metadata_first_and_nothing_else() {
         }
 
         // Nothing happens where one of the ids is none.
-        place.backup(1, "/w", HOUR, WEEK);
+        backup(&place, 1, "/w", HOUR, WEEK);
         let (code, told) = place.json(&["delete", &one, &one[..8]]);
         assert_eq!((code, told[0]["code"].as_str()), (15, Some("INVALID_BACKUP_CONFIG")));
         assert_eq!(place.keys().len(), 2);
@@ -232,7 +159,7 @@ fn pruning_deletes_what_the_rules_say_and_counts_it() {
         for (number, dir, age, ttl) in
             [(1, "/a", 9, 1), (2, "/a", 5, 30), (3, "/a", 1, 30), (4, "/b", 8, 30), (5, "/b", 3, 1)]
         {
-            place.backup(number, dir, day * age, ttl * 86_400);
+            backup(&place, number, dir, day * age, ttl * 86_400);
         }
         for (number, age) in [(6, 23), (7, 25)] {
             let path = format!("{}/data.sqsh", id(number));
@@ -312,7 +239,7 @@ fn showing_a_backup_says_what_it_is_or_what_is_missing() {
         write_tree(&tree);
         let packed =
             fs::read(place.bench.archive(&tree, "packed.sqsh", &["-comp", "lz4"])).unwrap();
-        let id_1 = place.backup(1, "/w", HOUR, WEEK);
+        let id_1 = backup(&place, 1, "/w", HOUR, WEEK);
         place.put(&format!("{id_1}/data.sqsh"), &packed);
         let text = metadata(&id_1, "/w", HOUR, WEEK).replace("100", &packed.len().to_string());
         place.put(&format!("{id_1}/meta.json"), text);
@@ -326,7 +253,7 @@ fn showing_a_backup_says_what_it_is_or_what_is_missing() {
         }
 
         // An archive that is none is a finding, not a failure.
-        let id_2 = place.backup(2, "/w", HOUR, WEEK);
+        let id_2 = backup(&place, 2, "/w", HOUR, WEEK);
         let shown: Value =
             serde_json::from_slice(&place.run(&["show", "--json", &id_2]).stdout).unwrap();
         assert!(shown["problem"].as_str().unwrap().contains("not a squashfs archive"), "{shown}");
@@ -340,7 +267,7 @@ fn showing_a_backup_says_what_it_is_or_what_is_missing() {
 #[test]
 fn the_bucket_is_named_once() {
     let place = Place::local();
-    place.backup(1, "/w", HOUR, WEEK);
+    backup(&place, 1, "/w", HOUR, WEEK);
     let listed = |settings: &[(&str, &Path)], arguments: &[&str]| {
         let mut command = place.bench.thawfs();
         for (name, value) in settings {
@@ -382,7 +309,7 @@ async fn the_library_says_what_is_missing() {
     use thawfs::failure::Code;
     let place = Place::local();
     let backups = Backups::open(&BucketRequest::new(place.url.as_str())).await.unwrap();
-    place.backup(1, "/w", HOUR, WEEK);
+    backup(&place, 1, "/w", HOUR, WEEK);
     place.put(&format!("{}/data.sqsh", id(2)), "orphan");
     place.put(&format!("{}/data.tar.zst", id(3)), "tar");
     place.put(&format!("{}/data.sqsh", id(4)), "x");

@@ -243,7 +243,7 @@ mod tests {
     fn ten_thousand_parts_hold_what_was_estimated() {
         for estimate in [0, 1, 80 << 30, 1 << 40, 40 << 40] {
             let size = part_size(estimate);
-            assert!(size >= store::MIN_PART_SIZE && size <= store::MAX_PART_SIZE, "{estimate}");
+            assert!((store::MIN_PART_SIZE..=store::MAX_PART_SIZE).contains(&size), "{estimate}");
             assert!(size * (u64::from(MAX_PARTS) - SPARE_PARTS) >= estimate, "{estimate}");
         }
         assert_eq!(part_size(70 << 30), PART_SIZE);

@@ -9,7 +9,7 @@ use tokio::runtime::Runtime;
 
 use super::archive::{describe_json, describe_lines};
 use super::backup_args::{BucketArgs, DeleteArgs, ListArgs, PruneArgs, ShowArgs};
-use super::output::{Output, human_bytes, human_time, printable};
+use super::output::{Output, human_bytes, human_time, printable, say};
 use crate::backup::{
     BackupEntry, BackupId, Backups, Deleted, Deletion, PruneRules, Pruned, start_runtime,
 };
@@ -57,7 +57,7 @@ pub(super) fn list(args: &ListArgs, output: &Output) -> Result<(), Failure> {
             output.print_line(&entry_row(&entry, now))?;
         }
         if !any && !output.json && !output.quiet {
-            eprintln!("thawfs: no backups in {}", backups.name());
+            say(&format!("thawfs: no backups in {}", backups.name()));
         }
         Ok(())
     })

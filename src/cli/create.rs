@@ -10,7 +10,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use super::backups::OpenBucket;
 use super::life_args::CreateArgs;
 use super::mount::lock;
-use super::output::{Output, human_bytes};
+use super::output::{Output, human_bytes, say};
 use crate::backup::{
     Backups, CreateProgress, CreateRequest, Created, Metadata, Presigned, start_runtime,
 };
@@ -74,12 +74,12 @@ fn show(created: &Created, took: Duration, output: &Output) -> Result<(), Failur
         }));
     }
     if !output.quiet {
-        eprintln!(
+        say(&format!(
             "{inodes} files, {} in an archive of {}, in {:.1} s",
             human_bytes(*bytes),
             human_bytes(metadata.size_bytes),
             took.as_secs_f64()
-        );
+        ));
     }
     output.print_json_line(&metadata.handle())
 }

@@ -61,7 +61,7 @@ pub(super) fn lock(dir: &Path, output: &Output) -> Result<Lock, Failure> {
     })
 }
 
-fn show(ready: &Ready, output: &Output) -> Result<(), Failure> {
+pub(super) fn show(ready: &Ready, output: &Output) -> Result<(), Failure> {
     if output.json {
         return output.print_json(ready);
     }

@@ -47,7 +47,7 @@ impl Output {
     /// Says something that is no failure.
     pub(super) fn warn(&self, message: &str) {
         if !self.quiet {
-            eprintln!("thawfs: warning: {message}");
+            say(&format!("thawfs: warning: {message}"));
         }
     }
 
@@ -60,7 +60,7 @@ impl Output {
             // The reader had enough (`thawfs ls … | head`): no failure of anybody.
             return ExitCode::from(failure.code.exit_status());
         }
-        eprintln!("thawfs: {failure}");
+        say(&format!("thawfs: {failure}"));
         ExitCode::from(failure.code.exit_status())
     }
 
@@ -119,6 +119,11 @@ impl Drop for Watcher {
         }
         self.bar.finish_and_clear();
     }
+}
+
+/// Says a line on standard error. That nobody listens is no reason to stop.
+pub(super) fn say(line: &str) {
+    let _ = writeln!(std::io::stderr(), "{line}");
 }
 
 /// The message that stands for a reader who went away.

@@ -3,23 +3,32 @@
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::archive::extract_opened;
 use super::backups::OpenBucket;
 use super::life_args::RestoreArgs;
+use super::mount::show as show_ready;
 use super::options;
-use super::output::Output;
-use crate::backup::{BackupId, ExtractOptions, Handle, Metadata};
+use super::output::{Output, say};
+use crate::backup::{BackupId, ExtractOptions, Handle, Metadata, SourceRequest};
 use crate::failure::{Code, Failure};
-use crate::server::{self, MountRequest, RestoreRequest, Restored, restart_limited};
+use crate::server::{self, RestoreRequest, Restored, restart_limited};
 
 /// Most bytes of a handle; the directory in it has 4 KiB at most.
 const MAX_HANDLE: u64 = 64 << 10;
 
 pub(super) fn restore(args: RestoreArgs, output: &Output) -> Result<(), Failure> {
-    if args.foreground && args.backup != "-" {
+    if args.foreground {
+        if args.backup == "-" {
+            let message = "in the foreground, the handle cannot come through standard input";
+            return Err(Failure::new(Code::Usage, message).hint("name a file, or give the id"));
+        }
         // This process is the server.
         restart_limited();
+    }
+    if args.backup.starts_with("https://") || args.backup.starts_with("http://") {
+        return restore_url(args, output);
     }
     let id = read_backup(&args.backup)?;
     let OpenBucket { runtime, backups } = OpenBucket::open(&args.bucket)?;
@@ -27,42 +36,65 @@ pub(super) fn restore(args: RestoreArgs, output: &Output) -> Result<(), Failure>
         let metadata = runtime.block_on(backups.restorable(&id))?;
         let dir = args.dir.unwrap_or_else(|| PathBuf::from(&metadata.dir));
         let extracted = backups.archive(&id).and_then(|source| {
-            let opened = source.open()?;
-            extract_opened(&opened, &dir, &ExtractOptions::default(), output)
+            extract_opened(&source.open()?, &dir, &ExtractOptions::default(), output)
         });
         return match extracted {
             Ok(()) => Ok(()),
             Err(failure) => Err(runtime.block_on(backups.restore_failed(&id, failure))),
         };
     }
-    let quiet = output.quiet;
-    let mut request = RestoreRequest {
-        dir: args.dir.map(|dir| std::path::absolute(&dir).unwrap_or(dir)),
-        cache_memory: args.cache_memory,
-        notice: Arc::new(move |notice| {
-            if !quiet {
-                eprintln!("thawfs: {notice}");
-            }
-        }),
-        ..RestoreRequest::new(id)
-    };
-    configure(&mut request.mount, args.read_only, args.keep_upper);
-    for option in args.options.iter().flat_map(|text| options::split(text)) {
-        option.apply(&mut request.mount)?;
-    }
+    let request = restore_request(&args, output)?;
     if args.foreground {
         let output = *output;
-        return runtime.block_on(server::restore_here(&backups, request, move |restored| {
+        return runtime.block_on(server::restore_here(&backups, &id, request, move |restored| {
             // A reader who has gone away does not end the mount.
             let _ = show(&restored, &output);
         }));
     }
-    show(&runtime.block_on(server::restore(&backups, request))?, output)
+    show(&runtime.block_on(server::restore(&backups, &id, request))?, output)
 }
 
-fn configure(mount: &mut MountRequest, read_only: bool, keep_upper: bool) {
-    mount.read_only = read_only;
-    mount.keep_upper = keep_upper;
+/// Restores through a URL, of which nothing else is known.
+fn restore_url(args: RestoreArgs, output: &Output) -> Result<(), Failure> {
+    let Some(dir) = &args.dir else {
+        return Err(Failure::new(Code::Usage, "a URL does not say where to restore to")
+            .hint("name the directory behind it"));
+    };
+    if args.foreground {
+        return Err(Failure::new(Code::Usage, "a URL is not restored in the foreground")
+            .hint("use thawfs mount --foreground"));
+    }
+    let source = SourceRequest {
+        deadline: Duration::from_secs(args.bucket.store.timeout),
+        cache_memory: args.cache_memory,
+        ..SourceRequest::new(args.backup.clone())
+    };
+    if args.extract {
+        return extract_opened(&source.open()?, dir, &ExtractOptions::default(), output);
+    }
+    let request = restore_request(&args, output)?;
+    let dir = request.dir.clone().unwrap_or_default();
+    show_ready(&server::restore_archive(&source, &dir, request)?, output)
+}
+
+fn restore_request(args: &RestoreArgs, output: &Output) -> Result<RestoreRequest, Failure> {
+    let quiet = output.quiet;
+    let mut request = RestoreRequest {
+        dir: args.dir.as_ref().map(|dir| std::path::absolute(dir).unwrap_or(dir.clone())),
+        notice: Arc::new(move |notice| {
+            if !quiet {
+                say(&format!("thawfs: {notice}"));
+            }
+        }),
+        ..RestoreRequest::default()
+    };
+    request.mount.read_only = args.read_only;
+    request.mount.keep_upper = args.keep_upper;
+    request.mount.source.cache_memory = args.cache_memory;
+    for option in args.options.iter().flat_map(|text| options::split(text)) {
+        option.apply(&mut request.mount)?;
+    }
+    Ok(request)
 }
 
 fn show(restored: &Restored, output: &Output) -> Result<(), Failure> {

@@ -16,6 +16,6 @@ mod unmount;
 pub use control::fetch_report;
 pub use detach::{SERVE_COMMAND, Starting, run_detached, start_detached};
 pub use heap::restart_limited;
-pub use restore::{Notice, RestoreRequest, Restored, restore, restore_here};
+pub use restore::{Notice, RestoreRequest, Restored, restore, restore_archive, restore_here};
 pub use serve::{MountRequest, Ready, check_free, serve};
 pub use unmount::{resolve_mountpoint, unmount};

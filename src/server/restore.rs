@@ -24,19 +24,23 @@ use crate::failure::{Code, Failure};
 /// Told, one line each, what a user would want to know meanwhile.
 pub type Notice = Arc<dyn Fn(&str) + Send + Sync>;
 
-/// What to restore, where and how.
+/// Where to restore to, and how.
 #[derive(Clone)]
 pub struct RestoreRequest {
-    /// Which backup.
-    pub id: BackupId,
-    /// Where to; `None`: where it was made. Made if it does not exist.
+    /// Where to; `None`: where the backup was made. Made if it does not exist.
     pub dir: Option<PathBuf>,
-    /// How to mount it; source, mountpoint and upper are set by the restore.
+    /// How to mount. Source, mountpoint and upper are set by the restore.
     pub mount: MountRequest,
-    /// Memory for caches, see [`SourceRequest::cache_memory`].
-    pub cache_memory: u64,
     /// Gets what a user would want to know meanwhile.
     pub notice: Notice,
+}
+
+impl Default for RestoreRequest {
+    /// Writable, where the backup was made.
+    fn default() -> Self {
+        let mount = MountRequest::new(SourceRequest::new(""), PathBuf::new());
+        Self { dir: None, mount, notice: Arc::new(|_| ()) }
+    }
 }
 
 /// A backup that is mounted.
@@ -48,50 +52,31 @@ pub struct Restored {
     pub ready: Ready,
 }
 
-impl RestoreRequest {
-    /// Backup `id`, writable, in the directory that it was made of.
-    pub fn new(id: BackupId) -> Self {
-        Self {
-            id,
-            dir: None,
-            mount: MountRequest::new(SourceRequest::new(""), PathBuf::new()),
-            cache_memory: SourceRequest::DEFAULT_CACHE_MEMORY,
-            notice: Arc::new(|_| ()),
-        }
-    }
-}
-
-/// Restores a backup. Returns when its files can be used, served by a process of its own.
+/// Restores backup `id`. Returns when its files can be used, served by a process of its own.
 ///
 /// # Errors
 /// [`Code::BackupNotFound`], which says what is missing, [`Code::BackupExpired`], or
 /// [`Code::BackupRestoreFailed`]. Nothing is mounted then, and a directory that was made for it is
 /// removed.
-pub async fn restore(backups: &Backups, request: RestoreRequest) -> Result<Restored, Failure> {
-    let source = source(backups, &request)?;
-    let shown = request.dir.clone().unwrap_or_else(|| request.id.as_str().into());
-    let opening = spawn_blocking(move || {
-        let mut server = Starting::new(&source, &shown)?;
-        server.wait_opened()?;
-        Ok::<_, Failure>(server)
-    });
-    // Dropped where this fails, the server ends.
-    let metadata = backups.restorable(&request.id).await?;
-    let id = request.id.clone();
-    let dir = metadata.dir.clone();
+pub async fn restore(
+    backups: &Backups,
+    id: &BackupId,
+    request: RestoreRequest,
+) -> Result<Restored, Failure> {
+    let source = source_of(backups, id, &request)?;
+    let shown = request.dir.clone().unwrap_or_else(|| id.as_str().into());
+    let opening = spawn_blocking(move || open_server(&source, &shown));
+    // Where this fails, the server is dropped, and ends.
+    let metadata = backups.restorable(id).await?;
+    let dir = request.dir.clone().unwrap_or_else(|| metadata.dir.clone().into());
     let restored = async {
         let server = opening.await.map_err(|error| ended(&error))??;
-        let mount = move || {
-            let place = Place::take(request, &dir)?;
-            let ready = server.mount(&place.request)?;
-            place.keep();
-            Ok::<_, Failure>(ready)
-        };
+        let mount = move || mount_in_place(server, request, &dir);
         spawn_blocking(mount).await.map_err(|error| ended(&error))?
     };
     match restored.await {
         Ok(ready) => Ok(Restored { metadata, ready }),
-        Err(failure) => Err(backups.restore_failed(&id, failure).await),
+        Err(failure) => Err(backups.restore_failed(id, failure).await),
     }
 }
 
@@ -102,15 +87,16 @@ pub async fn restore(backups: &Backups, request: RestoreRequest) -> Result<Resto
 /// As [`restore`].
 pub async fn restore_here(
     backups: &Backups,
+    id: &BackupId,
     request: RestoreRequest,
     ready: impl FnOnce(Restored) + Send + 'static,
 ) -> Result<(), Failure> {
-    let source = source(backups, &request)?;
-    let metadata = backups.restorable(&request.id).await?;
-    let id = request.id.clone();
+    let source = source_of(backups, id, &request)?;
+    let metadata = backups.restorable(id).await?;
     let work = move || {
         let opened = source.open()?;
-        let place = Place::take(request, &metadata.dir)?;
+        let dir = request.dir.clone().unwrap_or_else(|| metadata.dir.clone().into());
+        let place = Place::take(request, &dir)?;
         let mount = place.request.clone();
         serve(&mount, opened, |mounted, _log| {
             place.keep();
@@ -120,14 +106,45 @@ pub async fn restore_here(
     };
     match spawn_blocking(work).await.map_err(|error| ended(&error))? {
         Ok(()) => Ok(()),
-        Err(failure) => Err(backups.restore_failed(&id, failure).await),
+        Err(failure) => Err(backups.restore_failed(id, failure).await),
     }
 }
 
-fn source(backups: &Backups, request: &RestoreRequest) -> Result<SourceRequest, Failure> {
-    let mut source = backups.archive(&request.id)?;
-    source.cache_memory = request.cache_memory;
+/// Restores an archive of which only a URL is known, such as a presigned one, into `dir`. Its lifetime
+/// is for whoever gave the URL to know.
+///
+/// # Errors
+/// What keeps the archive from being opened, or the directory from being mounted on.
+pub fn restore_archive(
+    source: &SourceRequest,
+    dir: &Path,
+    request: RestoreRequest,
+) -> Result<Ready, Failure> {
+    mount_in_place(open_server(source, dir)?, request, dir)
+}
+
+fn source_of(
+    backups: &Backups,
+    id: &BackupId,
+    request: &RestoreRequest,
+) -> Result<SourceRequest, Failure> {
+    let mut source = backups.archive(id)?;
+    source.cache_memory = request.mount.source.cache_memory;
     Ok(source)
+}
+
+/// Starts a server, and waits until it can read the archive.
+fn open_server(source: &SourceRequest, shown: &Path) -> Result<Starting, Failure> {
+    let mut server = Starting::new(source, shown)?;
+    server.wait_opened()?;
+    Ok(server)
+}
+
+fn mount_in_place(server: Starting, request: RestoreRequest, dir: &Path) -> Result<Ready, Failure> {
+    let place = Place::take(request, dir)?;
+    let ready = server.mount(&place.request)?;
+    place.keep();
+    Ok(ready)
 }
 
 /// A directory that is ours to mount on, until this is dropped.
@@ -138,12 +155,11 @@ struct Place {
 }
 
 impl Place {
-    /// Makes room where `request` wants to be, or in `dir`, where the backup was made.
-    fn take(request: RestoreRequest, dir: &str) -> Result<Self, Failure> {
-        let RestoreRequest { dir: wanted, mut mount, notice, .. } = request;
-        let wanted = wanted.unwrap_or_else(|| dir.into());
-        let made = MadeDirs::make(&wanted)?;
-        let mountpoint = resolve_mountpoint(&wanted)?;
+    /// Makes room in `dir`.
+    fn take(request: RestoreRequest, dir: &Path) -> Result<Self, Failure> {
+        let RestoreRequest { mut mount, notice, .. } = request;
+        let made = MadeDirs::make(dir)?;
+        let mountpoint = resolve_mountpoint(dir)?;
         let shown = mountpoint.display();
         let lock = lock_directory(&mountpoint, || {
             notice(&format!("waiting for another thawfs that is busy with {shown}"));
