@@ -15,7 +15,7 @@
 //! them answer) and `data` (fetch and decode). `tables` holds the indexes, `format` the on-disk
 //! structures, `codec` the decompressors, `decoded` the cache that both sorts of blocks use.
 //!
-//! [`write`] makes archives, and shares only `format` with the reader.
+//! [`mod@write`] makes archives, and shares only `format` with the reader.
 
 mod blocks;
 mod codec;
