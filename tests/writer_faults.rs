@@ -9,6 +9,7 @@ mod writer_support;
 
 use std::fs::{self, File};
 use std::io::{self, Write};
+use std::num::NonZeroUsize;
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -224,51 +225,81 @@ fn read(archive: &Path, name: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// Appends to a file of the tree while that is read, which is longer than all queues.
-struct Growing {
-    log: File,
-    times: u32,
+/// How a file of the tree changes while it is read, which is longer than all queues.
+#[derive(Clone, Copy, Debug)]
+enum Change {
+    /// Five bytes are appended, so many times.
+    Append(u32),
+    /// Its first bytes are written again, so many times.
+    Overwrite(u32),
+}
+
+/// Changes a file whenever the archive grows.
+struct Changing {
+    file: File,
+    change: Change,
     archive: writer_support::FileSink,
 }
 
-impl Sink for Growing {
+impl Sink for Changing {
     fn write(&mut self, bytes: Bytes) -> io::Result<()> {
-        if self.archive.0.metadata()?.len() > 100_000
-            && let Some(times) = self.times.checked_sub(1)
-        {
-            self.times = times;
-            self.log.write_all(b"line\n")?;
+        if self.archive.0.metadata()?.len() > 100_000 {
+            match &mut self.change {
+                Change::Append(0) | Change::Overwrite(0) => {}
+                Change::Append(times) => {
+                    *times -= 1;
+                    self.file.write_all_at(b"line\n", self.file.metadata()?.len())?;
+                }
+                Change::Overwrite(times) => {
+                    *times -= 1;
+                    self.file.write_all_at(b"other", 0)?;
+                }
+            }
         }
         self.archive.write(bytes)
     }
 }
 
 #[test]
-fn a_file_that_grows_is_packed_whole_or_refused() {
-    // Several times what all queues hold of such blocks.
-    const LEN: usize = 2 << 20;
+fn a_file_that_changes_is_packed_as_it_was_at_one_time_or_refused() {
+    // Several times what all queues hold of such blocks, with two threads.
+    const LEN: usize = 1 << 20;
     let tree = tempfile::tempdir().unwrap();
     let path = tree.path().join("log");
     let archive = tempfile::NamedTempFile::new().unwrap();
     let before = corpus::Numbers(2).bytes(LEN);
-    for (times, packed) in [(0, true), (1, true), (u32::MAX, false)] {
+    for (change, packed) in [
+        (Change::Append(0), true),
+        (Change::Append(1), true),
+        (Change::Append(u32::MAX), true),
+        (Change::Overwrite(1), true),
+        (Change::Overwrite(u32::MAX), false),
+    ] {
         fs::write(&path, &before).unwrap();
-        let log = File::options().append(true).open(&path).unwrap();
-        let mut file = File::create(archive.path()).unwrap();
-        file.write_all(&[0; 96]).unwrap();
-        let mut sink = Growing { log, times, archive: writer_support::FileSink(file) };
-        let options = Options { block_size: 4096, ..options(Compression::Lz4) };
+        let file = File::options().write(true).open(&path).unwrap();
+        let mut to = File::create(archive.path()).unwrap();
+        to.write_all(&[0; 96]).unwrap();
+        let mut sink = Changing { file, change, archive: writer_support::FileSink(to) };
+        let threads = NonZeroUsize::new(2);
+        let options = Options { block_size: 4096, threads, ..options(Compression::Lz4) };
         let progress = Progress::default();
         let result = write::archive(tree.path(), &options, &|_, _| false, &mut sink, &progress);
-        if packed {
-            let superblock = result.unwrap().superblock;
-            sink.archive.0.write_all_at(&superblock, 0).unwrap();
-            let bytes = read(archive.path(), b"log");
-            assert_eq!(bytes.len(), LEN + 5 * times as usize);
-            assert!(bytes == fs::read(&path).unwrap(), "{times} lines");
-        } else {
+        if !packed {
             let error = result.unwrap_err();
             assert!(matches!(&error, Error::Changed { path: it } if *it == path), "{error}");
+            continue;
+        }
+        sink.archive.0.write_all_at(&result.unwrap().superblock, 0).unwrap();
+        let bytes = read(archive.path(), b"log");
+        let after = fs::read(&path).unwrap();
+        match change {
+            // Some of the lines: the file was never at rest.
+            Change::Append(u32::MAX) => {
+                assert!((LEN + 5..after.len()).contains(&bytes.len()), "{} bytes", bytes.len());
+                assert_eq!((bytes.len() - LEN) % 5, 0);
+                assert!(after.starts_with(&bytes));
+            }
+            _ => assert!(bytes == after, "{change:?}"),
         }
     }
 }

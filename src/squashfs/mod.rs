@@ -16,7 +16,7 @@
 //! structures, `codec` the decompressors, `decoded` the cache that both sorts of blocks use. `check`
 //! goes through what no reader may ever ask for.
 //!
-//! [`write`] makes archives, and shares only `format` with the reader.
+//! [`mod@write`] makes archives, and shares only `format` with the reader.
 
 mod blocks;
 mod check;

@@ -95,9 +95,26 @@ pub(super) struct Catalog {
     directory: Vec<NoteAt>,
     ids: HashMap<u32, u16>,
     id_list: Vec<u32>,
-    links: HashMap<(u64, u64), u32>,
+    links: HashMap<(u64, u64), Linked>,
     names_of: Vec<u32>,
     inodes: u32,
+}
+
+/// An inode of which other names are still to come.
+struct Linked {
+    number: u32,
+    kind: FileKind,
+    size: u64,
+    mtime: Timestamp,
+}
+
+impl Linked {
+    /// Whether `stat` is this inode's, and not that of one which got its number when it was
+    /// deleted. Other names that come and go change its `ctime`, and nothing here.
+    fn is(&self, stat: &Stat) -> bool {
+        let Version { size, mtime, .. } = stat.version;
+        (self.kind, self.size, self.mtime) == (stat.kind, size, mtime)
+    }
 }
 
 impl Catalog {
@@ -190,7 +207,8 @@ impl Catalog {
         if stat.nlink < 2 {
             return Ok(Again::No(None));
         }
-        if let Some(&link) = self.links.get(&stat.identity) {
+        let found = self.links.get(&stat.identity).filter(|linked| linked.is(stat));
+        if let Some(&Linked { number: link, .. }) = found {
             let names = self.names_of.get_mut(link as usize);
             let names = names.map_or(0, |names| {
                 *names += 1;
@@ -209,7 +227,9 @@ impl Catalog {
         let link = u32::try_from(self.names_of.len()).ok().filter(|&link| link != NO_LINK);
         let link = link.ok_or_else(|| Error::limit("that many hard links"))?;
         self.names_of.push(1);
-        self.links.insert(stat.identity, link);
+        let Version { size, mtime, .. } = stat.version;
+        let linked = Linked { number: link, kind: stat.kind, size, mtime };
+        self.links.insert(stat.identity, linked);
         Ok(Again::No(Some(link)))
     }
 
@@ -357,5 +377,44 @@ pub(super) fn kind_code(kind: FileKind) -> u16 {
         FileKind::CharDevice => 5,
         FileKind::Fifo => 6,
         FileKind::Socket => 7,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_inode_number_used_again_is_not_one_more_name() {
+        let time = |seconds| Timestamp { seconds, nanos: 0 };
+        let version = Version { size: 10, mtime: time(1), ctime: time(1) };
+        let file = Stat {
+            kind: FileKind::Regular,
+            permissions: 0o644,
+            uid: 0,
+            gid: 0,
+            nlink: 3,
+            identity: (1, 2),
+            rdev: 0,
+            version,
+        };
+        let with = |version| Stat { version, ..file.clone() };
+        for (second, same) in [
+            (file.clone(), true),
+            (with(Version { ctime: time(5), ..version }), true),
+            (Stat { permissions: 0o600, ..file.clone() }, true),
+            (with(Version { mtime: time(5), ..version }), false),
+            (with(Version { size: 11, ..version }), false),
+            (Stat { kind: FileKind::Fifo, ..file.clone() }, false),
+            (Stat { identity: (1, 3), ..file.clone() }, false),
+        ] {
+            let mut catalog = Catalog::new();
+            assert!(matches!(catalog.again(b"a", &file).unwrap(), Again::No(Some(0))));
+            match catalog.again(b"b", &second).unwrap() {
+                Again::Yes => assert!(same, "{second:?}"),
+                Again::No(link) => assert_eq!((link, same), (Some(1), false), "{second:?}"),
+            }
+            assert_eq!(catalog.names_of(0), if same { 2 } else { 1 });
+        }
     }
 }

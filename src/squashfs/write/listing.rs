@@ -68,7 +68,12 @@ impl Entries {
             writer.push(name(entry), entry.2)?;
         }
         writer.flush()?;
-        Ok(writer.listing)
+        let mut listing = writer.listing;
+        if listing.len as usize <= METADATA_LEN {
+            // It only straddles two blocks, and is sooner read than its index.
+            (listing.index, listing.index_count) = (Vec::new(), 0);
+        }
+        Ok(listing)
     }
 }
 

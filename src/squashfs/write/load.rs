@@ -82,7 +82,7 @@ impl Loader {
             Err(Errno::LOOP | Errno::NXIO) => return Ok(None),
             opened => opened.map_err(failed("open"))?,
         };
-        for _ in 0..ATTEMPTS {
+        for attempt in 1..=ATTEMPTS {
             let stat = Stat::of(fd.as_fd()).map_err(failed("fstat"))?;
             if stat.kind != FileKind::Regular {
                 return Ok(None);
@@ -98,7 +98,8 @@ impl Loader {
             let mut bytes = vec![0; stat.version.size as usize];
             let len = read_full(&fd, &mut bytes, 0).map_err(failed("read"))?;
             let after = Stat::of(fd.as_fd()).map_err(failed("fstat"))?;
-            if after.version == stat.version && len == bytes.len() {
+            let holds = stat.version.holds(&after.version, attempt == ATTEMPTS);
+            if holds && len == bytes.len() {
                 let hash = XxHash3_64::oneshot(&bytes);
                 return Ok(Some(Leaf { stat, xattrs, content: Content::Small(bytes, hash) }));
             }

@@ -200,12 +200,14 @@ pub struct DroppedXattrs {
 ///
 /// Symbolic links are packed and not followed, but for `root` itself. File systems mounted below
 /// are packed like directories. Files that vanish after their directory was read are left out;
-/// those that change while they are read are read again. Times are kept to the second, and those
+/// those that change while they are read are read again, and files that grow all the time are taken
+/// at the length they had. Times are kept to the second, and those
 /// before 1970 or after 2106 become the nearest that the format has. Extended attributes of other
 /// prefixes than `user.`, `trusted.` and `security.` are left out and counted in the summary.
 ///
 /// Fails, having searched all of the tree, with [`Error::Unreadable`] where there is something
-/// that may not be read.
+/// that may not be read, and with [`Error::Changed`] where a file's bytes or an entry's kind change
+/// too often for a consistent copy.
 pub fn archive(
     root: &Path,
     options: &Options,

@@ -185,7 +185,7 @@ impl Packer<'_> {
     /// written of it before stays in the archive, unused.
     fn large(&mut self, fd: &OwnedFd, path: &Path) -> Result<Large, Stop> {
         let failed = |call| move |errno: Errno| Error::io(path, call, errno);
-        for _ in 0..ATTEMPTS {
+        for attempt in 1..=ATTEMPTS {
             let stat = Stat::of(fd.as_fd()).map_err(failed("fstat"))?;
             let size = stat.version.size;
             let mut found = None;
@@ -201,7 +201,7 @@ impl Packer<'_> {
                 },
             };
             let after = Stat::of(fd.as_fd()).map_err(failed("fstat"))?;
-            if after.version == stat.version {
+            if stat.version.holds(&after.version, attempt == ATTEMPTS) {
                 self.progress.read(size);
                 return Ok(Large { stat, data, new_hash });
             }

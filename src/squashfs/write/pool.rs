@@ -2,7 +2,7 @@
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
-/// Hands jobs to the threads that run [`work`]. They end when it and its clones are gone.
+/// Hands jobs to the threads that run [`Jobs::work`]. They end when it and its clones are gone.
 pub(super) struct Pool<Job, Outcome> {
     jobs: Sender<(Job, Sender<Outcome>)>,
 }

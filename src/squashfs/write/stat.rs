@@ -86,6 +86,15 @@ pub(super) struct Version {
     pub(super) ctime: Timestamp,
 }
 
+impl Version {
+    /// Whether what was read between this version and `after` counts as this one: nothing changed,
+    /// or it is the last of several tries and the file only grew, as logs do all the time. Then its
+    /// first bytes are what it was.
+    pub(super) fn holds(&self, after: &Self, last_try: bool) -> bool {
+        self == after || (last_try && after.size > self.size)
+    }
+}
+
 impl Stat {
     pub(super) fn of(fd: BorrowedFd<'_>) -> Result<Self, Errno> {
         Self::new(&fstat(fd)?)
