@@ -170,6 +170,49 @@ fn what_passes_can_be_unpacked_whatever_byte_is_flipped() {
 }
 
 #[test]
+fn metadata_that_contradicts_itself_is_damage() {
+    let bench = Bench::new();
+    let tree = small_tree(&bench);
+    let archive = bench.archive(&tree, "data.sqsh", &["-comp", "gzip", "-noI", "-nopad"]);
+    let whole = fs::read(&archive).unwrap();
+    let opened = SourceRequest::new(archive.to_str().unwrap()).open().unwrap();
+    let superblock = *opened.archive.superblock();
+    // All stored as they are, so a place in them is a place in the file.
+    let inode = |path: &[u8]| {
+        let at = thawfs::backup::find(&opened.archive, path).unwrap().reference;
+        let table = superblock.inode_table.0 + at.block() + 2;
+        (table + u64::from(at.offset())) as usize
+    };
+    let word = |at: usize| u64::from_le_bytes(whole[at..at + 8].try_into().unwrap()) as usize;
+    let export = word(superblock.export_table.unwrap().0 as usize) + 2;
+    let inodes = superblock.inode_table.0 as usize;
+    let name = |from: usize, name: &[u8]| {
+        from + whole[from..].windows(name.len()).position(|found| found == name).unwrap()
+    };
+    let directories = superblock.directory_table.0 as usize;
+    let entry = name(directories, b"a-rather-long-name-for-a-file-00101");
+    let index = name(inodes, b"a-rather-long-name-for-a-file");
+    assert!(index < directories, "the directory has no index");
+    for (what, at, words) in [
+        ("number of an inode", inode(b"link") + 12, "/link"),
+        ("number of an inode", inode(b"link") + 12, "its inode is"),
+        ("parent of a directory", inode(b"long") + 28, "in another directory than it says"),
+        ("name in a directory", entry, "comes too late, or twice"),
+        ("start in an index", index - 8, "/long"),
+        ("entry of the export table", export + 8, "export table at byte"),
+        ("count of inodes", 4, "inodes where 406 are in the tree"),
+    ] {
+        let mut bytes = whole.clone();
+        bytes[at] ^= 4;
+        let damaged = bench.path("damaged.sqsh");
+        fs::write(&damaged, bytes).unwrap();
+        let failure = verified(&damaged).unwrap_err();
+        assert_eq!(failure.code, Code::Corrupt, "{what}: {failure}");
+        assert!(failure.message.contains(words), "{what}: {failure}");
+    }
+}
+
+#[test]
 fn an_archive_cut_short_anywhere_fails() {
     let bench = Bench::new();
     let tree = small_tree(&bench);
