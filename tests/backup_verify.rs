@@ -37,7 +37,7 @@ fn verified(archive: &Path) -> Result<Verified, Failure> {
 fn small_tree(bench: &Bench) -> PathBuf {
     let tree = bench.directory("tree");
     fs::write(tree.join("big"), &big_contents()[..250_000]).unwrap();
-    fs::write(tree.join("later"), big_contents()[700_000..1_000_000].to_vec()).unwrap();
+    fs::write(tree.join("later"), &big_contents()[700_000..1_000_000]).unwrap();
     fs::write(tree.join("tail"), &big_contents()[500_000..510_000]).unwrap();
     fs::hard_link(tree.join("tail"), tree.join("tail-too")).unwrap();
     std::os::unix::fs::symlink("tail", tree.join("link")).unwrap();
