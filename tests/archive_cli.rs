@@ -214,7 +214,10 @@ fn inspect_describes_the_superblock() {
 #[test]
 fn help_completions_and_manual_exist_for_every_command() {
     let bench = Bench::new();
-    for command in ["mount", "unmount", "status", "ls", "cat", "extract", "inspect"] {
+    for command in [
+        "mount", "unmount", "status", "ls", "cat", "extract", "inspect", "list", "show", "delete",
+        "prune", "verify",
+    ] {
         assert!(bench.ok(&[command, "--help"]).contains("Usage:"), "{command}");
         for shell in ["bash", "zsh", "fish"] {
             assert!(bench.ok(&["completions", shell]).contains(command), "{command} {shell}");

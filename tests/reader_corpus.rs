@@ -1,4 +1,4 @@
-//! Every archive here must look to us as it looks through the kernel's own mount.
+//! Every archive here must look to us as it looks through the kernel's own mount, and be found whole.
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 
@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use corpus::{KernelMount, Packed, is_root, pack};
 use corpus_compare::assert_same;
+use thawfs::backup::{VerifyProgress, verify};
 use thawfs::cache::FileBlob;
 use thawfs::squashfs::{Archive, OpenOptions};
 
@@ -25,6 +26,7 @@ fn open(archive: &Path, offset: u64, options: OpenOptions) -> Archive {
 fn assert_kernel_agrees(packed: &Packed, offset: u64) -> usize {
     let archive = open(&packed.path(), offset, OpenOptions::default());
     let mount = KernelMount::new(&packed.path(), offset).unwrap();
+    verify(&archive, 2, &VerifyProgress::default()).unwrap();
     assert_same(&archive, mount.path())
 }
 

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use thawfs::backup::{VerifyProgress, verify};
 use thawfs::cache::MemoryBlob;
 use thawfs::squashfs::{Archive, DirCursor, Error, Inode, OpenOptions};
 use thawfs::types::{FileKind, FileOffset, InodeNumber};
@@ -31,6 +32,7 @@ pub fn superblock(input: &[u8]) {
 pub fn archive(input: &[u8]) {
     if let Ok(archive) = open(input) {
         read_all(&archive);
+        verify_all(&archive);
     }
 }
 
@@ -40,6 +42,14 @@ pub fn archive(input: &[u8]) {
 pub fn metadata(input: &[u8]) {
     if let Ok(archive) = open(&assemble(input)) {
         read_all(&archive);
+        verify_all(&archive);
+    }
+}
+
+/// Verifies it; what is found whole can be listed to its end.
+fn verify_all(archive: &Archive) {
+    if verify(archive, 2, &VerifyProgress::default()).is_ok() {
+        assert!(archive.walk().all(|entry| entry.is_ok()));
     }
 }
 

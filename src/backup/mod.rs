@@ -1,7 +1,8 @@
 //! The life of a backup in a bucket, and archives without a mount.
 //!
 //! [`Backups`] is a bucket; a backup in it has a [`BackupId`], an archive and [`Metadata`]. An
-//! archive is opened through a [`SourceRequest`], and unpacked by [`extract`].
+//! archive is opened through a [`SourceRequest`], and unpacked by [`extract()`] or read
+//! through by [`verify()`].
 
 mod bucket;
 mod config;

@@ -2,6 +2,7 @@
 
 use super::inode::Inode;
 use super::plan::StoredBlock;
+use super::superblock::Superblock;
 use super::xattr::XattrReader;
 use super::{Archive, Error};
 use crate::types::ArchiveOffset;
@@ -101,11 +102,19 @@ impl Archive {
         self.data.check(&blocks)
     }
 
-    /// Reads every owner and every list of extended attributes, whether an inode has it or not.
-    /// Gives what cannot be read.
+    /// Reads every block of metadata and every list of extended attributes, whether an inode leads
+    /// there or not. Gives what cannot be read, or is not where it should end.
     pub fn check_tables(&self) -> impl Iterator<Item = Error> + '_ {
         let Self { superblock, metadata, tables, .. } = self;
-        let ids = (0..superblock.ids).filter_map(|index| tables.id(metadata, index).err());
+        let Superblock { inode_table, directory_table, .. } = *superblock;
+        let runs = [
+            Some(("inode", inode_table, directory_table)),
+            Some(("directory", directory_table, tables.directories_end())),
+            tables.xattr_range().map(|(start, end)| ("xattr", start, end)),
+        ];
+        let runs = runs.into_iter().flatten();
+        let misfits =
+            runs.filter_map(|(structure, start, end)| self.check_run(structure, start, end).err());
         let lists = (0..tables.xattr_lists()).filter_map(|index| {
             let list = tables.xattrs(metadata, index);
             let checked = list.and_then(|list| match list {
@@ -114,6 +123,25 @@ impl Archive {
             });
             checked.err()
         });
-        ids.chain(lists)
+        misfits.chain(tables.check(metadata)).chain(lists)
+    }
+
+    /// Reads the metadata blocks from `start` on, the last of which must end at `end`.
+    fn check_run(
+        &self,
+        structure: &'static str,
+        start: ArchiveOffset,
+        end: ArchiveOffset,
+    ) -> Result<(), Error> {
+        let mut at = start;
+        while at < end {
+            let (_, next) = self.metadata.extent(structure, at)?;
+            if next > end {
+                let detail = format!("its metadata block reaches to {next}, past {end}");
+                return Err(Error::corrupt(structure, at, detail));
+            }
+            at = next;
+        }
+        Ok(())
     }
 }

@@ -108,6 +108,15 @@ impl Metadata {
         MetaReader { metadata: self, structure, position, block: None }
     }
 
+    /// How many bytes the metadata block at `at` decodes to, and where the one behind it starts.
+    pub(super) fn extent(
+        &self,
+        structure: &'static str,
+        at: ArchiveOffset,
+    ) -> Result<(usize, ArchiveOffset), Error> {
+        self.block(structure, at).map(|block| (block.bytes.len(), block.next))
+    }
+
     fn block(&self, structure: &'static str, at: ArchiveOffset) -> Result<MetaBlock, Error> {
         self.decoded.get_or_load(at, || self.load(structure, at))
     }

@@ -51,6 +51,24 @@ impl Table {
         Ok(())
     }
 
+    /// Reads every block, each of which must hold as many entries as are left, up to a full one.
+    /// Gives those that do not.
+    fn check<'a>(&'a self, metadata: &'a Metadata) -> impl Iterator<Item = Error> + 'a {
+        let whole = self.count * self.entry_len as u64;
+        let starts = (0..).step_by(METADATA_LEN);
+        self.blocks.iter().zip(starts).filter_map(move |(&at, start): (_, u64)| {
+            let due = (whole - start.min(whole)).min(METADATA_LEN as u64);
+            match metadata.extent(self.structure, at) {
+                Ok((found, _)) if found as u64 == due => None,
+                Ok((found, _)) => {
+                    let detail = format!("{found} bytes of entries where {due} are due");
+                    Some(Error::corrupt(self.structure, at, detail))
+                }
+                Err(error) => Some(error),
+            }
+        })
+    }
+
     fn first_block(&self) -> Option<ArchiveOffset> {
         self.blocks.first().copied()
     }
@@ -86,6 +104,8 @@ pub(super) struct Tables {
     fragments: Option<Table>,
     export: Option<Table>,
     xattrs: Option<(Table, ArchiveOffset)>,
+    /// Where what follows the directory table starts.
+    directories_end: ArchiveOffset,
 }
 
 /// The parts of the archive that the indexes take up, found from the superblock alone.
@@ -200,7 +220,27 @@ impl Tables {
             fragments: fragments.map(|(_, table)| table),
             export: export.map(|(_, table)| table),
             xattrs,
+            directories_end: above,
         })
+    }
+
+    /// Where what follows the directory table starts.
+    pub(super) fn directories_end(&self) -> ArchiveOffset {
+        self.directories_end
+    }
+
+    /// Where the extended attributes lie, if there are any.
+    pub(super) fn xattr_range(&self) -> Option<(ArchiveOffset, ArchiveOffset)> {
+        let (table, start) = self.xattrs.as_ref()?;
+        Some((*start, table.first_block()?))
+    }
+
+    /// Reads every block of every table. Gives what is wrong with them.
+    pub(super) fn check<'a>(&'a self, metadata: &'a Metadata) -> impl Iterator<Item = Error> + 'a {
+        let xattrs = self.xattrs.as_ref().map(|(table, _)| table);
+        let optional = [self.fragments.as_ref(), self.export.as_ref(), xattrs];
+        let tables = [&self.ids].into_iter().chain(optional.into_iter().flatten());
+        tables.flat_map(move |table| table.check(metadata))
     }
 
     /// The owner or group with this index.

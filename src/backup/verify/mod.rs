@@ -135,10 +135,10 @@ impl Damage {
 
 impl Backups {
     /// Verifies a backup: its metadata, that the archive has the size it says, and the archive as
-    /// [`verify`] does, on a thread that may block. An expired backup is verified like any other.
+    /// [`verify()`] does, on a thread that may block. An expired backup is verified like any other.
     ///
     /// # Errors
-    /// As [`Backups::metadata`] and [`verify`]; [`Code::Corrupt`] also for an archive of another
+    /// As [`Backups::metadata`] and [`verify()`]; [`Code::Corrupt`] also for an archive of another
     /// size than the metadata says.
     pub async fn verify(
         &self,

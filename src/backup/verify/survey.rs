@@ -92,8 +92,9 @@ impl<'a> Survey<'a> {
                     continue;
                 }
             };
-            let checked = level.check_order(self.archive, &entry);
-            if level.count.is_multiple_of(level.stride) {
+            if let Err(error) = level.check_order(self.archive, &entry) {
+                self.first.note(error, Owner::Path(path.clone()))?;
+            } else if level.count.is_multiple_of(level.stride) {
                 find_again(self.archive, &level.inode, &entry, self.first, &path)?;
             }
             let parent = level.inode.number;
@@ -102,8 +103,7 @@ impl<'a> Survey<'a> {
                 path.push(b'/');
             }
             path.extend_from_slice(&entry.name);
-            let entered = checked.and_then(|()| self.visit(&entry, parent));
-            match entered {
+            match self.visit(&entry, parent) {
                 Ok(Some(directory)) => levels.extend(self.enter(directory, &path)?),
                 Ok(None) => {}
                 Err(error) => self.first.note(error, Owner::Path(path.clone()))?,
