@@ -411,7 +411,7 @@ impl Filesystem for Adapter {
 
     fn rename(
         &self,
-        _request: &Request,
+        request: &Request,
         parent: INodeNo,
         name: &OsStr,
         newparent: INodeNo,
@@ -419,12 +419,19 @@ impl Filesystem for Adapter {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
+        let caller = caller(request, 0);
         let (name, newname) = (name.to_owned(), newname.to_owned());
         let flags = overlay::RenameFlags::from_bits_retain(flags.bits());
         // What is renamed may have to be copied up first.
         self.run(true, move |shared| {
-            let result =
-                shared.overlay.rename(Ino(parent.0), &name, Ino(newparent.0), &newname, flags);
+            let result = shared.overlay.rename(
+                &caller,
+                Ino(parent.0),
+                &name,
+                Ino(newparent.0),
+                &newname,
+                flags,
+            );
             shared.reply_empty(result, reply);
         });
     }
