@@ -627,14 +627,14 @@ fn threads_that_rename_make_and_list_do_not_stop_each_other() {
                     let none = RenameFlags::empty();
                     let a = OsStr::new("a");
                     // Whoever has it moves the lower directory into its own, and back.
-                    if overlay.rename(Ino::ROOT, a, made.ino, a, none).is_ok() {
+                    if overlay.rename(&ROOT, Ino::ROOT, a, made.ino, a, none).is_ok() {
                         let moved = overlay.lookup(made.ino, a).unwrap();
                         let inner = overlay.lookup(moved.ino, OsStr::new("c")).unwrap();
                         let change = SetAttr { mode: Some(round), ..SetAttr::default() };
                         overlay.setattr(&ROOT, inner.ino, None, &change).unwrap();
                         overlay.forget(inner.ino, 1);
                         overlay.forget(moved.ino, 1);
-                        overlay.rename(made.ino, a, Ino::ROOT, a, none).unwrap();
+                        overlay.rename(&ROOT, made.ino, a, Ino::ROOT, a, none).unwrap();
                     }
                     let handle = overlay.opendir(Ino::ROOT).unwrap();
                     let mut accept = |entry: &thawfs::overlay::DirEntry<'_>| {

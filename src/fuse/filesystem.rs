@@ -18,6 +18,7 @@ use fuser::{
 };
 
 use super::attr::{bare, file_attr, file_type, negative_entry, set_time, user_device};
+use super::callers::{Groups, without_fsetid};
 use super::errno::errno;
 use super::faults::Faults;
 use super::io_mode::{IoMode, IoModes};
@@ -203,7 +204,9 @@ impl Shared {
         let upper = upper.filter(|fd| {
             rustix::fs::fstat(fd).is_ok_and(|stat| overlay::setid_bits(stat.st_mode) == 0)
         });
-        let mode = self.modes.opened(ino, writes, upper.map(|fd| move || register(&fd)));
+        // Nor would it drop one that is set later, if it wrote as we may.
+        let register = upper.map(|fd| move || without_fsetid(|| register(&fd)));
+        let mode = self.modes.opened(ino, writes, register);
         // Lower data never changes, and without passthrough every change of upper data goes
         // through the page cache. With it, pages from before may be stale.
         let keep =
@@ -408,7 +411,7 @@ impl Filesystem for Adapter {
 
     fn rename(
         &self,
-        _request: &Request,
+        request: &Request,
         parent: INodeNo,
         name: &OsStr,
         newparent: INodeNo,
@@ -416,12 +419,19 @@ impl Filesystem for Adapter {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
+        let caller = caller(request, 0);
         let (name, newname) = (name.to_owned(), newname.to_owned());
         let flags = overlay::RenameFlags::from_bits_retain(flags.bits());
         // What is renamed may have to be copied up first.
         self.run(true, move |shared| {
-            let result =
-                shared.overlay.rename(Ino(parent.0), &name, Ino(newparent.0), &newname, flags);
+            let result = shared.overlay.rename(
+                &caller,
+                Ino(parent.0),
+                &name,
+                Ino(newparent.0),
+                &newname,
+                flags,
+            );
             shared.reply_empty(result, reply);
         });
     }
@@ -709,7 +719,7 @@ impl Filesystem for Adapter {
 
     fn setxattr(
         &self,
-        _request: &Request,
+        request: &Request,
         ino: INodeNo,
         name: &OsStr,
         value: &[u8],
@@ -717,10 +727,19 @@ impl Filesystem for Adapter {
         _position: u32,
         reply: ReplyEmpty,
     ) {
+        // User 0 may give any group's setgid bit.
+        let may_drop = name == "system.posix_acl_access" && request.uid() != 0;
+        let groups = may_drop.then(|| Groups::of(request));
         let (name, value) = (name.to_owned(), value.to_vec());
         let flags = overlay::XattrFlags::from_bits_retain(flags.cast_unsigned());
         self.run(self.would_block(ino), move |shared| {
-            shared.reply_empty(shared.overlay.setxattr(Ino(ino.0), &name, &value, flags), reply);
+            let ino = Ino(ino.0);
+            let result = shared.overlay.setxattr(ino, &name, &value, flags).and_then(|()| {
+                groups.map_or(Ok(()), |groups| {
+                    shared.overlay.drop_setgid(ino, |group| groups.contains(group))
+                })
+            });
+            shared.reply_empty(result, reply);
         });
     }
 

@@ -6,6 +6,7 @@
 //! a file's I/O through its page cache or by itself.
 
 mod attr;
+mod callers;
 mod errno;
 mod faults;
 mod filesystem;

@@ -32,7 +32,7 @@ struct End<'a> {
 
 impl Overlay {
     /// Renames `name` in `parent` to `new_name` in `new_parent`. With `EXCHANGE` the two change
-    /// places; with `WHITEOUT` a 0/0 character device is left behind, a moment later.
+    /// places; with `WHITEOUT` a 0/0 character device of `caller`'s is left behind, a moment later.
     ///
     /// # Errors
     /// `ENOENT`, `EEXIST` (with `NOREPLACE`), `EISDIR`, `ENOTDIR`, `ENOTEMPTY`, `EXDEV` (a
@@ -40,6 +40,7 @@ impl Overlay {
     /// upper says.
     pub fn rename(
         &self,
+        caller: &Caller,
         parent: Ino,
         name: &OsStr,
         new_parent: Ino,
@@ -80,8 +81,7 @@ impl Overlay {
             self.changed();
         }
         if flags.contains(RenameFlags::WHITEOUT) {
-            let root = Caller { uid: 0, gid: 0, umask: 0 };
-            let made = self.mknod(&root, parent, name, libc::S_IFCHR, 0)?;
+            let made = self.mknod(caller, parent, name, libc::S_IFCHR, 0)?;
             self.forget(made.ino, 1);
         }
         Ok(())

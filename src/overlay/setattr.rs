@@ -99,6 +99,22 @@ impl Overlay {
         Ok(true)
     }
 
+    /// Takes the setgid bit from `ino`, whose ACL has been set, unless the caller is of its group, which
+    /// `is_of` says of a group id: chmod(2) does the same, but there the kernel sees to it.
+    ///
+    /// # Errors
+    /// What `stat` or `chmod` of the upper file says.
+    pub fn drop_setgid(&self, ino: Ino, is_of: impl FnOnce(u32) -> bool) -> Result<()> {
+        let _names = self.names.read();
+        let (inode, _) = self.address(ino)?;
+        let stat = inode.stat()?;
+        let mode = u32::from(stat.stx_mode) & 0o7777;
+        if mode & libc::S_ISGID == 0 || is_of(stat.stx_gid) {
+            return Ok(());
+        }
+        inode.chmod(mode & !libc::S_ISGID)
+    }
+
     /// The target of symbolic link `ino`.
     ///
     /// # Errors

@@ -62,9 +62,7 @@ impl Overlay {
         };
         match inode.get_xattr(&c_name(name, marks)?) {
             Ok(value) => Ok(value),
-            Err(Errno::OPNOTSUPP) if name.as_bytes().starts_with(b"system.posix_acl_") => {
-                Err(Errno::NODATA.into())
-            }
+            Err(Errno::OPNOTSUPP) if is_acl(name) => Err(Errno::NODATA.into()),
             // The usual answer, to a question asked of every file: no message is made for it.
             Err(Errno::NODATA) => Err(Errno::NODATA.into()),
             Err(errno) => Err(Error::sys("getxattr", inode.label())(errno)),
@@ -119,14 +117,17 @@ impl Overlay {
             .map_err(Error::sys("setxattr", inode.label()))
     }
 
-    /// Removes attribute `name`.
+    /// Removes attribute `name`. An ACL that is not there is as good as removed.
     ///
     /// # Errors
     /// `ENODATA` where it has none, `EROFS`, or what the upper says.
     pub fn removexattr(&self, ino: Ino, name: &OsStr) -> Result<()> {
         self.upper()?;
         // A file that does not have it is not copied up to find that out.
-        self.getxattr(ino, name)?;
+        match self.getxattr(ino, name) {
+            Err(error) if error.is(Errno::NODATA) && is_acl(name) => return Ok(()),
+            other => other?,
+        };
         self.copy_up(ino, Want::Attributes)?;
         let InUpper { inode, marks, _names } = self.in_upper(ino)?.ok_or(Errno::STALE)?;
         inode.remove_xattr(&c_name(name, marks)?).map_err(Error::sys("removexattr", inode.label()))
@@ -141,6 +142,10 @@ impl Overlay {
         let (inode, _) = self.address(ino)?;
         Ok(Some(InUpper { inode, marks: self.upper()?.marks, _names: names }))
     }
+}
+
+fn is_acl(name: &OsStr) -> bool {
+    name.as_bytes().starts_with(b"system.posix_acl_")
 }
 
 fn c_name(name: &OsStr, marks: Namespace) -> Result<CString> {

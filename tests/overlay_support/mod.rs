@@ -520,7 +520,9 @@ impl Side for Merged {
     fn rename(&mut self, from: &Path, to: &Path, flags: RenameFlags) -> Result<(), Errno> {
         let (old, name) = self.parent(from)?;
         let (new, new_name) = self.parent(to)?;
-        self.overlay.rename(old.last(), name, new.last(), new_name, flags).map_err(|e| errno(&e))
+        self.overlay
+            .rename(&ROOT, old.last(), name, new.last(), new_name, flags)
+            .map_err(|e| errno(&e))
     }
 
     fn truncate(&mut self, path: &Path, size: u64) -> Result<(), Errno> {

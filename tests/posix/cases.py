@@ -4,7 +4,6 @@
 prints all that is there then, and `numbers` its inode numbers, which must stay.
 """
 import ctypes
-import errno
 import fcntl
 import hashlib
 import mmap
@@ -12,96 +11,13 @@ import os
 import shutil
 import socket
 import stat
-import struct
 import subprocess
 import sys
-import time
 
-USER, GROUP, OTHER = 1234, 4321, 1235
-LIBC = ctypes.CDLL(None, use_errno=True)
-CAPABILITY = struct.pack("<IIIII", 0x02000001, 1 << 10, 0, 0, 0)
-CASES = []
-
-
-def case(function):
-    CASES.append(function)
-    return function
-
-
-def pattern(size):
-    """Contents that tell every offset apart."""
-    return b"".join(b"%010d\n" % n for n in range(size // 11 + 1))[:size]
-
-
-def write(path, data):
-    with open(path, "wb") as f:
-        f.write(data)
-
-
-def read(path):
-    with open(path, "rb") as f:
-        return f.read()
-
-
-def fixture():
-    os.makedirs("dir/sub")
-    for name, data in {"file": b"contents of a file\n", "big": pattern(300_000), "empty": b"",
-                       "dir/a": b"a\n", "dir/b": b"b\n", "dir/sub/c": b"c\n", "one": b"two names\n",
-                       "script": b"#!/bin/sh\necho ran\n", "owned": b"a user's\n"}.items():
-        write(name, data)
-    os.link("one", "two")
-    os.symlink("file", "link")
-    os.mkfifo("pipe")
-    os.chmod("script", 0o755)
-    os.chown("owned", USER, GROUP)
-    os.setxattr("file", "user.color", b"blue")
-    os.chmod(".", 0o777)
-
-
-def attempt(call, *arguments, **keywords):
-    """The result of a call, or the name of its errno."""
-    try:
-        return call(*arguments, **keywords)
-    except OSError as error:
-        return errno.errorcode.get(error.errno, error.errno)
-
-
-def as_user(function, uid=USER, gid=GROUP, groups=(), umask=0o022):
-    """What `function` gives, called by another user in a process of its own."""
-    reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.umask(umask)
-        os.setgroups(groups)
-        os.setresgid(gid, gid, gid)
-        os.setresuid(uid, uid, uid)
-        os.write(writer, repr(attempt(function)).encode())
-        os._exit(0)
-    os.close(writer)
-    with open(reader, "rb") as f:
-        said = f.read().decode()
-    os.waitpid(child, 0)
-    return said
-
-
-def shape(path):
-    s = os.lstat(path)
-    counted = () if stat.S_ISDIR(s.st_mode) else (s.st_nlink, s.st_size)
-    return (oct(s.st_mode), s.st_uid, s.st_gid, *counted)
-
-
-class Times:
-    """Which times of a file moved: of its contents (m), of its attributes (c)."""
-
-    def __init__(self, path):
-        time.sleep(0.012)  # Clocks of files tick in jiffies.
-        self.path, self.before = path, os.lstat(path)
-
-    def moved(self):
-        now = os.lstat(self.path)
-        return ("m" if now.st_mtime_ns != self.before.st_mtime_ns else "") + (
-            "c" if now.st_ctime_ns != self.before.st_ctime_ns else "")
-
+from common import (CAPABILITY, CASES, GROUP, LIBC, OTHER, USER, Times, as_user, attempt, case, fixture, read,
+                    shape, write, pattern)
+import names
+import rights
 
 @case
 def an_old_reader_and_a_mapping_see_new_data(see):
@@ -338,6 +254,7 @@ def attributes_are_kept_and_shown_to_whom_they_may(see):
 
 def look(see):
     for directory, directories, files in os.walk("."):
+        directories.sort()
         for path in (os.path.join(directory, name) for name in sorted(directories + files)):
             kind = stat.S_IFMT(os.lstat(path).st_mode)
             data = {stat.S_IFREG: lambda: hashlib.sha256(read(path)).hexdigest(),
@@ -348,7 +265,8 @@ def look(see):
 
 
 def numbers(see):
-    for directory, _, _ in os.walk("."):
+    for directory, directories, _ in os.walk("."):
+        directories.sort()
         for entry in sorted(os.scandir(directory), key=lambda entry: entry.name):
             s = os.lstat(entry.path)
             assert entry.inode() == s.st_ino, f"{entry.path} is listed as {entry.inode()}"

@@ -1,0 +1,193 @@
+//! Many programs at once on a mount leave what they leave on ext4. Eight actors, each a thread with
+//! a generator of its own, do the same on a plain directory and on the mount of an archive of it:
+//! each of their calls must say the same, and the trees must be the same at once, with nothing
+//! remembered, after a remount, and under kernel overlayfs. Then they fight over the same names.
+//! `THAWFS_STRESS_SEED` and `THAWFS_STRESS_OPS` (per actor) choose other runs.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "a test fails by a panic"
+)]
+
+#[path = "stress/actor.rs"]
+mod actor;
+mod support;
+#[path = "stress/tree.rs"]
+mod tree;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use actor::{ACTORS, Actor};
+use support::mount::{Bench, can_mount};
+use tree::{Numbers, Tree, differences, look, write_start};
+
+fn from_environment(name: &str, default: u64) -> u64 {
+    std::env::var(name).ok().map_or(default, |value| value.parse().unwrap())
+}
+
+/// Lets all actors loose on `root`, each on names of its own or all on the same; gives what each saw.
+fn stress(root: &Path, seed: u64, alone: bool, tmpfile: bool) -> Vec<Vec<String>> {
+    let count = from_environment("THAWFS_STRESS_OPS", 300) as usize;
+    std::thread::scope(|scope| {
+        let actor = |id| move || Actor::new(id, root, seed, alone, tmpfile).run(count);
+        let actors: Vec<_> = (0..ACTORS).map(|id| scope.spawn(actor(id))).collect();
+        actors.into_iter().map(|actor| actor.join().unwrap()).collect()
+    })
+}
+
+/// Insists that every call said the same in both.
+fn assert_same_calls(seed: u64, plain: &[Vec<String>], mounted: &[Vec<String>]) {
+    for (id, (expected, seen)) in plain.iter().zip(mounted).enumerate() {
+        if let Some(at) = (0..expected.len()).find(|at| expected[*at] != seen[*at]) {
+            let before = expected[at.saturating_sub(300)..at].join("\n");
+            panic!(
+                "seed {seed}, actor {id}:\n{before}\nexpected {}\nseen     {}",
+                expected[at], seen[at]
+            );
+        }
+    }
+}
+
+fn run(program: &str, arguments: &[&Path]) {
+    let status = Command::new(program).args(arguments).status().unwrap();
+    assert!(status.success(), "{program} {arguments:?}");
+}
+
+/// The archive and the upper, merged by the kernel.
+struct Kernel {
+    mounted: Vec<PathBuf>,
+}
+
+impl Kernel {
+    fn new(bench: &Bench, archive: &Path, upper: &Path, workdir: &Path) -> Self {
+        let (lower, merged) = (bench.directory("kernel-lower"), bench.directory("kernel-merged"));
+        let mut kernel = Self { mounted: Vec::new() };
+        run("mount", &["-o".as_ref(), "loop,ro".as_ref(), archive, &lower]);
+        kernel.mounted.push(lower.clone());
+        let options = format!(
+            "redirect_dir=on,metacopy=on,index=on,lowerdir={},upperdir={},workdir={}",
+            lower.display(),
+            upper.display(),
+            workdir.display()
+        );
+        let head = ["-t", "overlay", "overlay", "-o", &options].map(Path::new);
+        run("mount", &[&head[..], &[&*merged]].concat());
+        kernel.mounted.push(merged);
+        kernel
+    }
+}
+
+impl Drop for Kernel {
+    fn drop(&mut self) {
+        for path in self.mounted.iter().rev() {
+            run("umount", &[path]);
+        }
+    }
+}
+
+/// A start tree, its archive, and the archive's mount.
+struct Stage {
+    bench: Bench,
+    seed: u64,
+    plain: PathBuf,
+    archive: PathBuf,
+    mountpoint: PathBuf,
+    upper: PathBuf,
+}
+
+impl Stage {
+    fn new() -> Self {
+        let bench = Bench::new();
+        let (plain, mountpoint) = (bench.directory("plain"), bench.directory("mnt"));
+        write_start(&plain);
+        let archive = bench.archive(&plain, "data.sqsh", &["-comp", "zstd"]);
+        let (seed, upper) = (from_environment("THAWFS_STRESS_SEED", 1), bench.path("upper"));
+        let stage = Self { bench, seed, plain, archive, mountpoint, upper };
+        stage.mount();
+        stage
+    }
+
+    fn mount(&self) {
+        let (mount, option) = (Path::new("mount"), Path::new("--upper"));
+        self.bench.ok(&[mount, &self.archive, &self.mountpoint, option, &self.upper]);
+    }
+
+    fn unmount(&self) {
+        self.bench.ok(&[Path::new("unmount"), &self.mountpoint]);
+    }
+
+    /// Whether the mount has `O_TMPFILE`.
+    fn has_tmpfile(&self) -> bool {
+        let flags = rustix::fs::OFlags::TMPFILE | rustix::fs::OFlags::RDWR;
+        rustix::fs::open(&self.mountpoint, flags, rustix::fs::Mode::RWXU).is_ok()
+    }
+
+    /// Insists that the mount shows `expected`; gives the number of each path.
+    fn check(&self, when: &str, expected: &Tree) -> Numbers {
+        let (seen, numbers) = look(&self.mountpoint, true);
+        if let Some(differences) = differences(expected, &seen) {
+            panic!("seed {}, {when}: {differences}", self.seed);
+        }
+        numbers
+    }
+
+    /// Insists that the mount shows `expected` however it is looked at, always under the same
+    /// numbers, and that the kernel shows it of the upper; unmounts.
+    fn check_all(self, mut expected: Tree) {
+        let numbers = self.check("at once", &expected);
+        let same_numbers = |when: &str| {
+            if let Some(differences) = differences(&numbers, &self.check(when, &expected)) {
+                panic!("seed {}, st_ino {when}: {differences}", self.seed);
+            }
+        };
+        std::fs::write("/proc/sys/vm/drop_caches", "2").unwrap();
+        same_numbers("with nothing remembered");
+        self.unmount();
+        self.mount();
+        same_numbers("after a remount");
+        self.unmount();
+        self.bench.assert_nothing_left();
+
+        let workdir = self.bench.path(".upper.work");
+        let kernel = Kernel::new(&self.bench, &self.archive, &self.upper, &workdir);
+        let (mut seen, _) = look(&kernel.mounted[1], false);
+        seen.retain(|path, _| expected.get(path).is_none_or(|seen| !seen.is_null_device()));
+        expected.retain(|_, seen| !seen.is_null_device());
+        if let Some(differences) = differences(&expected, &seen) {
+            panic!("seed {}, under kernel overlayfs: {differences}", self.seed);
+        }
+    }
+}
+
+#[test]
+fn many_programs_at_once_leave_what_they_leave_on_ext4() {
+    if !can_mount("many_programs_at_once_leave_what_they_leave_on_ext4") {
+        return;
+    }
+    let stage = Stage::new();
+    let tmpfile = stage.has_tmpfile();
+    let said = stress(&stage.plain, stage.seed, true, tmpfile);
+    let seen = stress(&stage.mountpoint, stage.seed, true, tmpfile);
+    assert_same_calls(stage.seed, &said, &seen);
+    let (expected, _) = look(&stage.plain, true);
+    stage.check_all(expected);
+}
+
+/// Which call wins is anybody's guess; but what is left is one tree, however it is looked at.
+#[test]
+fn programs_that_fight_over_names_leave_one_tree() {
+    if !can_mount("programs_that_fight_over_names_leave_one_tree") {
+        return;
+    }
+    let stage = Stage::new();
+    let said = stress(&stage.mountpoint, stage.seed, false, stage.has_tmpfile());
+    for line in said.iter().flatten() {
+        let broken = ["Input/output error", "Stale file handle", "Cross-device"];
+        assert!(!broken.iter().any(|error| line.contains(error)), "seed {}: {line}", stage.seed);
+    }
+    let (left, _) = look(&stage.mountpoint, true);
+    stage.check_all(left);
+}

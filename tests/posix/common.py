@@ -1,0 +1,94 @@
+"""What cases share: their list, the files each starts from, and ways to call and to look."""
+import ctypes
+import errno
+import os
+import stat
+import struct
+import time
+
+USER, GROUP, OTHER = 1234, 4321, 1235
+LIBC = ctypes.CDLL(None, use_errno=True)
+CAPABILITY = struct.pack("<IIIII", 0x02000001, 1 << 10, 0, 0, 0)
+CASES = []
+
+
+def case(function):
+    CASES.append(function)
+    return function
+
+
+def pattern(size):
+    """Contents that tell every offset apart."""
+    return b"".join(b"%010d\n" % n for n in range(size // 11 + 1))[:size]
+
+
+def write(path, data):
+    with open(path, "wb") as f:
+        f.write(data)
+
+
+def read(path):
+    with open(path, "rb") as f:
+        return f.read()
+
+
+def fixture():
+    os.makedirs("dir/sub")
+    for name, data in {"file": b"contents of a file\n", "big": pattern(300_000), "empty": b"",
+                       "dir/a": b"a\n", "dir/b": b"b\n", "dir/sub/c": b"c\n", "one": b"two names\n",
+                       "script": b"#!/bin/sh\necho ran\n", "owned": b"a user's\n"}.items():
+        write(name, data)
+    os.link("one", "two")
+    os.symlink("file", "link")
+    os.mkfifo("pipe")
+    os.chmod("script", 0o755)
+    os.chown("owned", USER, GROUP)
+    os.setxattr("file", "user.color", b"blue")
+    write("capable", b"may bind\n")
+    os.setxattr("capable", "security.capability", CAPABILITY)
+    os.chmod(".", 0o777)
+
+
+def attempt(call, *arguments, **keywords):
+    """The result of a call, or the name of its errno."""
+    try:
+        return call(*arguments, **keywords)
+    except OSError as error:
+        return errno.errorcode.get(error.errno, error.errno)
+
+
+def as_user(function, uid=USER, gid=GROUP, groups=(), umask=0o022):
+    """What `function` gives, called by another user in a process of its own."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.umask(umask)
+        os.setgroups(groups)
+        os.setresgid(gid, gid, gid)
+        os.setresuid(uid, uid, uid)
+        os.write(writer, repr(attempt(function)).encode())
+        os._exit(0)
+    os.close(writer)
+    with open(reader, "rb") as f:
+        said = f.read().decode()
+    os.waitpid(child, 0)
+    return said
+
+
+def shape(path):
+    s = os.lstat(path)
+    counted = () if stat.S_ISDIR(s.st_mode) else (s.st_nlink, s.st_size)
+    return (oct(s.st_mode), s.st_uid, s.st_gid, *counted)
+
+
+class Times:
+    """Which times of a file moved: of its contents (m), of its attributes (c)."""
+
+    def __init__(self, path):
+        time.sleep(0.012)  # Clocks of files tick in jiffies.
+        self.path, self.before = path, os.lstat(path)
+
+    def moved(self):
+        now = os.lstat(self.path)
+        return ("m" if now.st_mtime_ns != self.before.st_mtime_ns else "") + (
+            "c" if now.st_ctime_ns != self.before.st_ctime_ns else "")
