@@ -232,6 +232,8 @@ enum Change {
     Append(u32),
     /// Its first bytes are written again, so many times.
     Overwrite(u32),
+    /// Both, each time.
+    Rewrite,
 }
 
 /// Changes a file whenever the archive grows.
@@ -254,6 +256,11 @@ impl Sink for Changing {
                     *times -= 1;
                     self.file.write_all_at(b"other", 0)?;
                 }
+                Change::Rewrite => {
+                    let len = self.file.metadata()?.len();
+                    self.file.write_all_at(&len.to_le_bytes(), 0)?;
+                    self.file.write_all_at(b"page", len)?;
+                }
             }
         }
         self.archive.write(bytes)
@@ -274,6 +281,7 @@ fn a_file_that_changes_is_packed_as_it_was_at_one_time_or_refused() {
         (Change::Append(u32::MAX), true),
         (Change::Overwrite(1), true),
         (Change::Overwrite(u32::MAX), false),
+        (Change::Rewrite, false),
     ] {
         fs::write(&path, &before).unwrap();
         let file = File::options().write(true).open(&path).unwrap();

@@ -98,8 +98,11 @@ impl Loader {
             let mut bytes = vec![0; stat.version.size as usize];
             let len = read_full(&fd, &mut bytes, 0).map_err(failed("read"))?;
             let after = Stat::of(fd.as_fd()).map_err(failed("fstat"))?;
-            let holds = stat.version.holds(&after.version, attempt == ATTEMPTS);
-            if holds && len == bytes.len() {
+            let at_rest = stat.version == after.version
+                || attempt == ATTEMPTS
+                    && stat.version.only_grew(&after.version)
+                    && reads_as(&fd, &bytes).map_err(failed("read"))?;
+            if at_rest && len == bytes.len() {
                 let hash = XxHash3_64::oneshot(&bytes);
                 return Ok(Some(Leaf { stat, xattrs, content: Content::Small(bytes, hash) }));
             }
@@ -135,6 +138,12 @@ fn load_other(entry: &Entry, kind: FileKind) -> Result<Option<Leaf>, Failure> {
         _ => Content::Nothing,
     };
     Ok(Some(Leaf { stat, xattrs, content }))
+}
+
+/// Whether a file still begins with `bytes`.
+fn reads_as(fd: &OwnedFd, bytes: &[u8]) -> Result<bool, Errno> {
+    let mut again = vec![0; bytes.len()];
+    Ok(read_full(fd, &mut again, 0)? == bytes.len() && again == bytes)
 }
 
 /// Fills `out` from `at` on, as far as the file goes.

@@ -191,19 +191,23 @@ impl Packer<'_> {
             let mut found = None;
             if self.duplicates.has_size(size) {
                 let hash = self.hash(fd, size).map_err(failed("read"))?;
-                found = self.duplicates.find_large(&self.catalog, hash, fd, size)?;
+                let data = self.duplicates.find_large(&self.catalog, hash, fd, size)?;
+                found = data.map(|data| (data, hash));
             }
-            let (data, new_hash) = match found {
-                Some(data) => (data, None),
-                None => match self.large_once(fd, size, path)? {
-                    Some((data, hash)) => (data, Some(hash)),
-                    None => continue,
-                },
+            let is_new = found.is_none();
+            let packed = match found {
+                Some(found) => Some(found),
+                None => self.large_once(fd, size, path)?,
             };
+            let Some((data, hash)) = packed else { continue };
             let after = Stat::of(fd.as_fd()).map_err(failed("fstat"))?;
-            if stat.version.holds(&after.version, attempt == ATTEMPTS) {
+            let at_rest = stat.version == after.version
+                || attempt == ATTEMPTS
+                    && stat.version.only_grew(&after.version)
+                    && self.hash(fd, size).map_err(failed("read"))? == hash;
+            if at_rest {
                 self.progress.read(size);
-                return Ok(Large { stat, data, new_hash });
+                return Ok(Large { stat, data, new_hash: is_new.then_some(hash) });
             }
         }
         Err(Error::Changed { path: path.to_owned() }.into())

@@ -87,11 +87,10 @@ pub(super) struct Version {
 }
 
 impl Version {
-    /// Whether what was read between this version and `after` counts as this one: nothing changed,
-    /// or it is the last of several tries and the file only grew, as logs do all the time. Then its
-    /// first bytes are what it was.
-    pub(super) fn holds(&self, after: &Self, last_try: bool) -> bool {
-        self == after || (last_try && after.size > self.size)
+    /// Whether the file has only become longer by `after`, as logs do all the time. What was read of
+    /// it meanwhile is what it was at one time if it reads the same once more.
+    pub(super) fn only_grew(&self, after: &Self) -> bool {
+        after.size > self.size
     }
 }
 
