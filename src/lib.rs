@@ -17,7 +17,8 @@
 //!
 //! From bottom to top: [`types`], [`store`], [`cache`], [`squashfs`], [`overlay`], [`failure`],
 //! [`backup`], [`fuse`], [`server`], [`cli`]. Everything from the cache upward is ordinary blocking
-//! code; only the stores are asynchronous. There is no unsafe code.
+//! code; only the stores are asynchronous, and the calls on [`backup::Backups`], which are many small
+//! requests to them. There is no unsafe code.
 
 pub mod backup;
 pub mod cache;

@@ -2,8 +2,8 @@
 //!
 //! A [`Source`] is what a user types; it opens as an [`Object`], a key in a [`Store`]. There are
 //! three stores: S3 and everything that speaks its protocol, one object behind an HTTP(S) URL, and
-//! a local directory. All async code of the crate lives here; callers bring a tokio
-//! runtime with I/O and timers.
+//! a local directory. All of it is async, as little else in the crate is; callers
+//! bring a tokio runtime with I/O and timers.
 //!
 //! The rules every store keeps, because backups must survive proxies and half-working servers:
 //! the size of an object comes from `Content-Range`, never from HEAD; a 200 where 206 was asked is
