@@ -187,11 +187,12 @@ fn a_hiccup_of_the_network_is_not_noticed() {
     let remote = Remote::new(&[]);
     write_large(&remote);
     remote.mount(&[]);
+    // Far from each other: what was read ahead would not ask again.
     for (name, fault) in [
         ("noise01", Fault::Truncate(1000)),
-        ("noise02", Fault::Refuse(503, "SlowDown")),
-        ("noise03", Fault::Refuse(500, "InternalError")),
-        ("noise04", Fault::Truncate(0)),
+        ("noise20", Fault::Refuse(503, "SlowDown")),
+        ("noise40", Fault::Refuse(500, "InternalError")),
+        ("noise60", Fault::Truncate(0)),
     ] {
         remote.server.inject(fault, 1);
         assert_eq!(
