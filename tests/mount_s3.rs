@@ -187,12 +187,12 @@ fn a_hiccup_of_the_network_is_not_noticed() {
     let remote = Remote::new(&[]);
     write_large(&remote);
     remote.mount(&[]);
-    // Far from each other: what was read ahead would not ask again.
+    // Far from each other and from the end: what was fetched already would not be asked for again.
     for (name, fault) in [
         ("noise01", Fault::Truncate(1000)),
-        ("noise20", Fault::Refuse(503, "SlowDown")),
-        ("noise40", Fault::Refuse(500, "InternalError")),
-        ("noise60", Fault::Truncate(0)),
+        ("noise18", Fault::Refuse(503, "SlowDown")),
+        ("noise35", Fault::Refuse(500, "InternalError")),
+        ("noise50", Fault::Truncate(0)),
     ] {
         remote.server.inject(fault, 1);
         assert_eq!(
