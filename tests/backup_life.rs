@@ -686,3 +686,102 @@ fn a_backup_as_the_sdk_makes_it_is_restored() {
     }
     place.bench.assert_nothing_left();
 }
+
+#[test]
+fn a_restore_that_is_killed_leaves_a_mount_that_works_or_none() {
+    use rustix::process::{Pid, Signal, kill_process};
+    if !can_mount("a_restore_that_is_killed_leaves_a_mount_that_works_or_none") {
+        return;
+    }
+    let place = Place::s3();
+    let tree = place.bench.directory("tree");
+    write_tree(&tree);
+    let handle = create(&place, &tree, &[]).to_string();
+    let target = place.bench.directory("target");
+    let mut mounted = 0;
+    for delay in 0..24 {
+        let mut restore = place.thawfs();
+        let mut restore = restore
+            .args(["-q", "restore", &handle, text(&target)])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        std::thread::sleep(Duration::from_millis(delay * 2));
+        kill_process(Pid::from_raw(restore.id() as i32).unwrap(), Signal::KILL).unwrap();
+        restore.wait().unwrap();
+        // A server without its command either mounts, or ends by itself.
+        let started = Instant::now();
+        while place.bench.mounted().is_empty() && !place.bench.servers().is_empty() {
+            assert!(
+                started.elapsed() < Duration::from_secs(10),
+                "a server neither mounts nor ends"
+            );
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        if !place.bench.mounted().is_empty() {
+            mounted += 1;
+            // Nobody was told of it, so that it may be on its way down.
+            match fs::read(target.join("hello")) {
+                Ok(hello) => assert_eq!(hello, b"hello from the archive\n"),
+                Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::NotFound, "{error}"),
+            }
+        }
+    }
+    // Whatever there is now, a restore replaces.
+    answer(&place, &["restore", &handle, text(&target)], 0);
+    same_tree(&tree, &target);
+    place.bench.ok(&["unmount", text(&target)]);
+    place.bench.assert_nothing_left();
+    eprintln!("{mounted} of 24 were mounted before the end");
+}
+
+#[test]
+fn the_library_has_the_same_verbs() {
+    use std::sync::Arc;
+
+    use futures::TryStreamExt;
+    use thawfs::backup::{
+        BackupState, Backups, BucketRequest, CreateProgress, CreateRequest, Deletion,
+        VerifyProgress,
+    };
+    use thawfs::failure::Code;
+    use thawfs::squashfs::write::Compression;
+
+    let place = Place::local();
+    let tree = place.bench.directory("tree");
+    write_tree(&tree);
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let backups = Backups::open(&BucketRequest::new(&place.url)).await.unwrap();
+        let request = CreateRequest {
+            name: Some("from Rust".into()),
+            compression: Compression::Lz4,
+            exclude: vec!["script".into()],
+            ..CreateRequest::new(&tree)
+        };
+        let progress = Arc::new(CreateProgress::default());
+        let created = backups.create(&request, Arc::clone(&progress)).await.unwrap();
+        let id = &created.metadata.id;
+        assert_eq!(progress.bytes_packed(), progress.bytes_total());
+        assert_eq!(progress.bytes_sent(), created.metadata.size_bytes);
+        // hello, sub, data, deeper, empty, link and the root; hello-too is hello, script is left out.
+        assert_eq!(created.inodes, 7);
+
+        let listed: Vec<_> = backups.list().try_collect().await.unwrap();
+        assert_eq!(listed.len(), 1);
+        assert_eq!(listed[0].state, BackupState::Ok);
+        assert_eq!(backups.restorable(id).await.unwrap(), created.metadata);
+        backups.verify(id, 2, Arc::new(VerifyProgress::default())).await.unwrap();
+
+        let progress = Arc::new(CreateProgress::default());
+        progress.cancel().store(true, std::sync::atomic::Ordering::Relaxed);
+        let failure = backups.create(&request, progress).await.unwrap_err();
+        assert_eq!(failure.code, Code::BackupCreateFailed);
+
+        backups.delete(id, Deletion::Real).await.unwrap();
+        let failure = backups.restorable(id).await.unwrap_err();
+        assert_eq!(failure.code, Code::BackupNotFound);
+    });
+    assert_eq!(place.keys(), Vec::<String>::new());
+}

@@ -1,6 +1,6 @@
 //! `meta.json`: what is known of a backup beside its archive.
 
-use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
+use chrono::{DateTime, SecondsFormat, SubsecRound, TimeDelta, Utc};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::id::{BackupId, Handle};
@@ -65,6 +65,8 @@ impl Metadata {
             return Err(invalid("lifetime", "0", "must be at least one second"));
         }
         let (dir, name) = (dir.to_owned(), name.map(str::to_owned));
+        // As it is stored.
+        let created_at = created_at.trunc_subsecs(3);
         Ok(Self { id, dir, name, size_bytes, ttl, created_at })
     }
 
