@@ -175,6 +175,45 @@ def open_files_follow_renames(see):
 
 
 @case
+def times_are_kept_to_the_nanosecond(see):
+    write("made", b"made")
+    for name in ("made", "file", "dir", "link", "pipe"):
+        for atime, mtime in ((123456789123456789, 1987654321987654321), (-1, -1_000_000_001), (0, 1 << 32)):
+            os.utime(name, ns=(atime, mtime), follow_symlinks=False)
+            s = os.lstat(name)
+            see(name, s.st_atime_ns, s.st_mtime_ns)
+    see(as_user(lambda: os.utime("file", (1, 1))), as_user(lambda: os.utime("owned", (1, 1))), os.stat("owned").st_mtime)
+    os.chmod("file", 0o666)
+    see(as_user(lambda: os.utime("file", (1, 1))), as_user(lambda: os.utime("file")), os.stat("file").st_mtime > 1 << 30)
+
+
+@case
+def a_read_moves_the_time_of_access(see):
+    # Of the archive's files it moves once their data is copied up.
+    write("made", b"made"), write("file", b"file")
+    for name, look in (("made", read), ("file", read), ("dir", os.listdir), ("link", os.readlink)):
+        for access, change in ((1, 2), (2 << 30, 1)):
+            os.utime(name, (access, change), follow_symlinks=False)
+            look(name)
+            see(name, os.lstat(name).st_atime == access, os.lstat(name).st_mtime)
+    os.utime("made", (1, 2))
+    os.read(os.open("made", os.O_RDONLY | os.O_NOATIME), 3)
+    see(os.stat("made").st_atime, as_user(lambda: os.open("made", os.O_RDONLY | os.O_NOATIME)))
+
+
+@case
+def space_is_that_of_the_disk_below(see):
+    for name in (".", "dir", "file"):
+        s = os.statvfs(name)
+        see(s.f_bsize, s.f_frsize, s.f_blocks, s.f_files, s.f_namemax)
+    f = os.open("made", os.O_RDWR | os.O_CREAT)
+    os.posix_fallocate(f, 0, 1 << 20)
+    see(os.fstat(f).st_blocks >= 2048, os.fstat(f).st_blksize)
+    os.posix_fallocate(f, 0, 9), LIBC.fallocate(f, 1, ctypes.c_long(2 << 20), ctypes.c_long(4096))
+    see(os.fstat(f).st_size, os.fstat(f).st_blocks >= 2056)
+
+
+@case
 def directories_change_with_their_names(see):
     for what, action in {
         "chmod": lambda: os.chmod("dir/a", 0o600), "write": lambda: write("dir/b", b"new"),
