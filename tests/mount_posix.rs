@@ -1,12 +1,14 @@
-//! Programs work on a mount as on a plain directory: each case of `tests/posix/cases.py` prints what
-//! it sees of the same files in both, and must print the same; then both must hold the same files,
-//! at once, with nothing remembered, and after a remount.
+//! Programs work on a mount as on a plain directory: each case of `tests/posix` prints what it sees of
+//! the same files in both, and must print the same; then both must hold the same files, at once, with
+//! nothing remembered, and after a remount. So where the kernel does the upper's I/O by itself, and
+//! where it goes through the page cache and the server.
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test fails by a panic")]
 
 mod support;
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::path::Path;
 use std::process::Command;
 
@@ -46,36 +48,36 @@ fn assert_same(
     assert_eq!(expected.len(), seen.len());
 }
 
-#[test]
-fn programs_see_on_a_mount_what_they_see_on_a_plain_directory() {
-    if !can_mount("programs_see_on_a_mount_what_they_see_on_a_plain_directory") {
-        return;
-    }
-    let bench = Bench::new();
-    let (tree, mountpoint) = (bench.directory("tree"), bench.directory("mnt"));
-    run("make", &tree);
-    let archive = bench.archive(&tree, "data.sqsh", &["-comp", "zstd"]);
-    let upper = bench.path("upper");
+/// Only where the kernel does the upper's I/O by itself is this as on a plain directory.
+const PASSTHROUGH_ONLY: &str = "the_disk_below_answers";
+
+/// What a plain directory shows.
+struct Expected {
+    ran: BTreeMap<String, Vec<String>>,
+    left: BTreeMap<String, Vec<String>>,
+}
+
+/// Runs all cases on a mount with `options` and compares.
+fn compare(bench: &Bench, mode: &str, options: &[&str], archive: &Path, expected: &Expected) {
+    let (mountpoint, upper) = (bench.directory(mode), bench.path(&format!("{mode}-upper")));
     let mount = || {
+        let place = [archive.as_os_str(), mountpoint.as_os_str()];
         let upper = ["--upper".as_ref(), upper.as_os_str()];
-        bench.ok(&[
-            "mount".as_ref(),
-            archive.as_os_str(),
-            mountpoint.as_os_str(),
-            upper[0],
-            upper[1],
-        ]);
+        let options: Vec<&OsStr> = options.iter().map(OsStr::new).collect();
+        bench.ok(&[&["mount".as_ref()], &place[..], &upper[..], &options[..]].concat());
     };
     mount();
-    let local = run("run", &tree);
-    let failed = local.values().flatten().find(|line| line.starts_with("'failed:'"));
-    assert_eq!(failed, None, "a case does not even run on a plain directory");
-    assert_same("while files change", &local, &run("run", &mountpoint));
+    let mut ran = run("run", &mountpoint);
+    if !options.is_empty() {
+        ran.insert(PASSTHROUGH_ONLY.to_owned(), expected.ran[PASSTHROUGH_ONLY].clone());
+    }
+    assert_same(&format!("{mode}, while files change"), &expected.ran, &ran);
 
-    let (local, numbers) = (run("look", &tree), run("numbers", &mountpoint));
+    let numbers = run("numbers", &mountpoint);
     let check = |when: &str| {
-        assert_same(when, &local, &run("look", &mountpoint));
-        assert_same(when, &numbers, &run("numbers", &mountpoint));
+        let when = format!("{mode}, {when}");
+        assert_same(&when, &expected.left, &run("look", &mountpoint));
+        assert_same(&when, &numbers, &run("numbers", &mountpoint));
     };
     check("afterwards");
     std::fs::write("/proc/sys/vm/drop_caches", "2").unwrap();
@@ -84,5 +86,27 @@ fn programs_see_on_a_mount_what_they_see_on_a_plain_directory() {
     mount();
     check("after a remount");
     bench.ok(&["unmount".as_ref(), mountpoint.as_os_str()]);
+}
+
+#[test]
+fn programs_see_on_a_mount_what_they_see_on_a_plain_directory() {
+    if !can_mount("programs_see_on_a_mount_what_they_see_on_a_plain_directory") {
+        return;
+    }
+    let bench = Bench::new();
+    let tree = bench.directory("tree");
+    run("make", &tree);
+    let archive = bench.archive(&tree, "data.sqsh", &["-comp", "zstd"]);
+    let ran = run("run", &tree);
+    let failed = ran.values().flatten().find(|line| line.starts_with("'failed:'"));
+    assert_eq!(failed, None, "a case does not even run on a plain directory");
+    let expected = Expected { ran, left: run("look", &tree) };
+    let modes = [("passthrough", &[][..]), ("page-cache", &["-o", "no_passthrough"][..])];
+    std::thread::scope(|scope| {
+        for (mode, options) in modes {
+            let (bench, archive, expected) = (&bench, &archive, &expected);
+            scope.spawn(move || compare(bench, mode, options, archive, expected));
+        }
+    });
     bench.assert_nothing_left();
 }

@@ -2,7 +2,8 @@
 //! a generator of its own, do the same on a plain directory and on the mount of an archive of it:
 //! each of their calls must say the same, and the trees must be the same at once, with nothing
 //! remembered, after a remount, and under kernel overlayfs. Then they fight over the same names.
-//! `THAWFS_STRESS_SEED` and `THAWFS_STRESS_OPS` (per actor) choose other runs.
+//! `THAWFS_STRESS_SEED` and `THAWFS_STRESS_OPS` (per actor) choose other runs; of two seeds in a row,
+//! one goes with the kernel doing the upper's I/O by itself, one without.
 
 #![allow(
     clippy::unwrap_used,
@@ -96,23 +97,30 @@ struct Stage {
     archive: PathBuf,
     mountpoint: PathBuf,
     upper: PathBuf,
+    /// Whether the kernel does the upper's I/O by itself.
+    passthrough: bool,
 }
 
 impl Stage {
-    fn new() -> Self {
+    /// With passthrough if the seed plus `turn` is odd, so that runs of any test go both ways.
+    fn new(turn: u64) -> Self {
         let bench = Bench::new();
         let (plain, mountpoint) = (bench.directory("plain"), bench.directory("mnt"));
         write_start(&plain);
         let archive = bench.archive(&plain, "data.sqsh", &["-comp", "zstd"]);
         let (seed, upper) = (from_environment("THAWFS_STRESS_SEED", 1), bench.path("upper"));
-        let stage = Self { bench, seed, plain, archive, mountpoint, upper };
+        let passthrough = (seed + turn) % 2 == 1;
+        let stage = Self { bench, seed, plain, archive, mountpoint, upper, passthrough };
         stage.mount();
         stage
     }
 
     fn mount(&self) {
         let (mount, option) = (Path::new("mount"), Path::new("--upper"));
-        self.bench.ok(&[mount, &self.archive, &self.mountpoint, option, &self.upper]);
+        let command = [mount, &self.archive, &self.mountpoint, option, &self.upper];
+        let cached =
+            if self.passthrough { &[][..] } else { &["-o", "no_passthrough"].map(Path::new) };
+        self.bench.ok(&[&command[..], cached].concat());
     }
 
     fn unmount(&self) {
@@ -167,7 +175,7 @@ fn many_programs_at_once_leave_what_they_leave_on_ext4() {
     if !can_mount("many_programs_at_once_leave_what_they_leave_on_ext4") {
         return;
     }
-    let stage = Stage::new();
+    let stage = Stage::new(0);
     let tmpfile = stage.has_tmpfile();
     let said = stress(&stage.plain, stage.seed, true, tmpfile);
     let seen = stress(&stage.mountpoint, stage.seed, true, tmpfile);
@@ -182,7 +190,7 @@ fn programs_that_fight_over_names_leave_one_tree() {
     if !can_mount("programs_that_fight_over_names_leave_one_tree") {
         return;
     }
-    let stage = Stage::new();
+    let stage = Stage::new(1);
     let said = stress(&stage.mountpoint, stage.seed, false, stage.has_tmpfile());
     for line in said.iter().flatten() {
         let broken = ["Input/output error", "Stale file handle", "Cross-device"];

@@ -89,29 +89,23 @@ fn system_time(time: Timestamp) -> SystemTime {
     whole.and_then(|whole| whole.checked_add(nanos)).unwrap_or(UNIX_EPOCH)
 }
 
-fn timestamp(time: SystemTime) -> Timestamp {
-    match time.duration_since(UNIX_EPOCH) {
-        Ok(after) => Timestamp {
-            seconds: i64::try_from(after.as_secs()).unwrap_or(i64::MAX),
-            nanos: after.subsec_nanos(),
-        },
+/// A time that a request carries, as fuser 0.18 gives it: of one before 1970 it takes the nanoseconds,
+/// which count forward from the second, for ones that count back.
+fn requested(time: SystemTime) -> Timestamp {
+    let (seconds, nanos) = match time.duration_since(UNIX_EPOCH) {
+        Ok(after) => (i64::try_from(after.as_secs()).unwrap_or(i64::MAX), after.subsec_nanos()),
         Err(error) => {
             let before = error.duration();
-            let seconds = -i64::try_from(before.as_secs()).unwrap_or(i64::MAX);
-            match before.subsec_nanos() {
-                0 => Timestamp { seconds, nanos: 0 },
-                nanos => {
-                    Timestamp { seconds: seconds.saturating_sub(1), nanos: 1_000_000_000 - nanos }
-                }
-            }
+            (0i64.saturating_sub_unsigned(before.as_secs()), before.subsec_nanos())
         }
-    }
+    };
+    Timestamp { seconds, nanos }
 }
 
 pub(super) fn set_time(time: TimeOrNow) -> SetTime {
     match time {
         TimeOrNow::Now => SetTime::Now,
-        TimeOrNow::SpecificTime(time) => SetTime::At(timestamp(time)),
+        TimeOrNow::SpecificTime(time) => SetTime::At(requested(time)),
     }
 }
 
@@ -120,12 +114,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn times_survive_both_ways() {
+    fn times_of_requests_are_read_as_fuser_gives_them() {
         for (seconds, nanos) in
             [(0, 0), (1, 999_999_999), (-1, 0), (-1, 1), (-2_147_483_648, 5), (0xffff_ffff, 7)]
         {
-            let time = Timestamp { seconds, nanos };
-            assert_eq!(timestamp(system_time(time)), time);
+            let distance = Duration::new(i64::unsigned_abs(seconds), nanos);
+            let given = if seconds < 0 { UNIX_EPOCH - distance } else { UNIX_EPOCH + distance };
+            assert_eq!(requested(given), Timestamp { seconds, nanos });
+        }
+    }
+
+    #[test]
+    fn times_are_given_as_they_are() {
+        for (seconds, nanos, expected) in [
+            (1, 999_999_999, UNIX_EPOCH + Duration::from_nanos(1_999_999_999)),
+            (-1, 1, UNIX_EPOCH - Duration::from_nanos(999_999_999)),
+        ] {
+            assert_eq!(system_time(Timestamp { seconds, nanos }), expected);
         }
     }
 

@@ -32,8 +32,8 @@ fn parse_groups(status: &str) -> Vec<u32> {
 }
 
 /// Does `register` without this thread's right to leave setuid bits on a file that is written to. The
-/// kernel writes to a backing file with the rights that we had when it was registered, whoever writes;
-/// with all of root's, a bit that is set while the file is open would outlive every write.
+/// kernel writes to a backing file with the rights that we had when it was registered, whoever writes:
+/// with all of root's, a bit that is set while the file is open outlives every write.
 pub(super) fn without_fsetid<T>(register: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
     let own = rustix::thread::capabilities(None)?;
     if !own.effective.contains(CapabilitySet::FSETID) {

@@ -187,11 +187,13 @@ impl Shared {
     }
 
     /// Decides how the kernel does the I/O of a handle just opened, and with which cache flags.
+    /// `privileged` says whether it was opened by who may leave setuid bits on what they write.
     fn io_mode(
         &self,
         ino: Ino,
         opened: &Opened,
         writes: bool,
+        privileged: bool,
         register: impl FnOnce(&rustix::fd::OwnedFd) -> io::Result<BackingId>,
     ) -> (IoMode, FopenFlags) {
         let upper = match opened.backing {
@@ -204,8 +206,10 @@ impl Shared {
         let upper = upper.filter(|fd| {
             rustix::fs::fstat(fd).is_ok_and(|stat| overlay::setid_bits(stat.st_mode) == 0)
         });
-        // Nor would it drop one that is set later, if it wrote as we may.
-        let register = upper.map(|fd| move || without_fsetid(|| register(&fd)));
+        // Nor would it drop one that is set later, if it wrote for an ordinary user as we may.
+        let register = upper.map(|fd| {
+            move || if privileged { register(&fd) } else { without_fsetid(|| register(&fd)) }
+        });
         let mode = self.modes.opened(ino, writes, register);
         // Lower data never changes, and without passthrough every change of upper data goes
         // through the page cache. With it, pages from before may be stale.
@@ -454,7 +458,8 @@ impl Filesystem for Adapter {
 
     fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let ino = Ino(ino.0);
-        let truncates = flags.0 & libc::O_TRUNC != 0 && request.uid() != 0;
+        let is_root = request.uid() == 0;
+        let truncates = flags.0 & libc::O_TRUNC != 0 && !is_root;
         let flags = self.shared.upper_flags(flags.0);
         // Opened for writing, a lower file is copied up.
         let writes = writes(flags);
@@ -466,7 +471,8 @@ impl Filesystem for Adapter {
             if truncates {
                 shared.drop_setid(ino);
             }
-            let (mode, cache) = shared.io_mode(ino, &opened, writes, |fd| reply.open_backing(fd));
+            let (mode, cache) =
+                shared.io_mode(ino, &opened, writes, is_root, |fd| reply.open_backing(fd));
             if shared.modes.changes_unseen(ino) {
                 shared.forget_attributes(ino);
             }
@@ -498,8 +504,8 @@ impl Filesystem for Adapter {
             };
             // What the kernel remembers of it does no harm: before a new file can be mapped it has to
             // grow, and then the kernel asks again.
-            let (mode, cache) =
-                shared.io_mode(attr.ino, &opened, writes, |fd| reply.open_backing(fd));
+            let (mode, cache) = shared
+                .io_mode(attr.ino, &opened, writes, caller.uid == 0, |fd| reply.open_backing(fd));
             let fh = FileHandle(opened.handle.0);
             let generation = Generation(attr.generation);
             let (attr, ttl) = (file_attr(&attr), &shared.entry_ttl.min(shared.attr_ttl));
