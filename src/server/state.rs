@@ -267,7 +267,7 @@ impl EndWatch {
 /// Locks `dir` in the state directory of this user, as [`StateDir::lock_mountpoint`] does.
 ///
 /// # Errors
-/// [`Code::Failed`] where the state directory cannot be written.
+/// [`FAILED`](crate::failure::Code::Failed) where the state directory cannot be written.
 pub fn lock_directory(dir: &Path, waiting: impl FnOnce()) -> Result<Lock, Failure> {
     let state = StateDir::locate();
     state.lock_mountpoint(dir, waiting).map_err(|error| {
