@@ -18,7 +18,7 @@ use super::bucket::Backups;
 use super::id::BackupId;
 use super::meta::Metadata;
 use super::select::Selection;
-use super::upload::{Uploader, part_size};
+use super::upload::{Expected, Uploader};
 use crate::failure::{Code, Failure};
 use crate::squashfs::write::{self, Compression};
 use crate::store::GetRange;
@@ -199,13 +199,28 @@ impl Backups {
             let exclude = |path: &Path, is_dir: bool| {
                 own.as_deref().is_some_and(|own| own == path) || selection.excludes(path, is_dir)
             };
-            let tree = measure(&root, &exclude);
-            progress.total.store(tree.bytes, Ordering::Relaxed);
-            let part_size = only.map_or_else(|| part_size(tree.estimate), |(_, size)| size);
-            let parts = (part_size, options.data_start);
             let sent = Arc::clone(&progress.sent);
+            let (expect, expected) = crossbeam_channel::bounded(1);
+            let parts = (expected, options.data_start);
             let mut upload = Uploader::new(object, runtime, parts, &progress.cancel, sent);
-            let packed = write::archive(&root, &options, &exclude, &mut upload, &progress.packed);
+            let done = AtomicBool::new(false);
+            let packed = std::thread::scope(|scope| {
+                // Meanwhile, since the first part has to be full before this needs to be known.
+                scope.spawn(|| {
+                    let tree = measure(&root, &exclude, &done);
+                    progress.total.store(tree.bytes, Ordering::Relaxed);
+                    let expected = match only {
+                        Some((_, part_size)) => Expected { bytes: tree.estimate, part_size },
+                        None => Expected::new(tree.estimate),
+                    };
+                    // Nobody waits for it if the archive is small.
+                    let _ = expect.send(expected);
+                });
+                let (exclude, packed) = (&exclude, &progress.packed);
+                let packed = write::archive(&root, &options, exclude, &mut upload, packed);
+                done.store(packed.is_err(), Ordering::Relaxed);
+                packed
+            });
             let finished = match packed {
                 Ok(summary) => upload.finish(&summary.superblock).map(|_| summary),
                 Err(error) => Err(upload.take_failure().unwrap_or_else(|| error.into())),
@@ -298,12 +313,14 @@ struct Tree {
     estimate: u64,
 }
 
-/// Adds up the files below `root`. What cannot be read is for the packing to report.
-fn measure(root: &Path, exclude: &write::Exclude<'_>) -> Tree {
+/// Adds up the files below `root`, until `done`. What cannot be read is for the packing to report.
+fn measure(root: &Path, exclude: &write::Exclude<'_>, done: &AtomicBool) -> Tree {
     let mut tree = Tree::default();
     let mut several_names = HashSet::new();
     let mut left = vec![PathBuf::new()];
-    while let Some(dir) = left.pop() {
+    while let Some(dir) = left.pop()
+        && !done.load(Ordering::Relaxed)
+    {
         let Ok(entries) = std::fs::read_dir(root.join(&dir)) else { continue };
         for entry in entries.flatten() {
             let path = dir.join(entry.file_name());

@@ -9,14 +9,15 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use crossbeam_channel::Receiver;
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
-use tokio::task::{JoinError, JoinSet};
+use tokio::task::{JoinError, JoinHandle, JoinSet};
 use tokio::time::timeout;
 
 use crate::failure::{Code, Failure};
 use crate::squashfs::write::Sink;
-use crate::store::{self, MAX_PARTS, Object, Part, Upload};
+use crate::store::{self, MAX_PARTS, MIN_PART_SIZE, Object, Part, Upload};
 
 /// Size of parts where that suffices, in bytes. A request's first-byte time is a tenth or so of the
 /// time that its transfer takes at 100 MB/s.
@@ -32,16 +33,35 @@ const SPARE_PARTS: u64 = 500;
 /// How often a wait looks whether it has been called off.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// The size of parts, in bytes, for an archive of about `estimate` bytes at most.
-pub(super) fn part_size(estimate: u64) -> u64 {
-    let needed = estimate.div_ceil(u64::from(MAX_PARTS) - SPARE_PARTS);
-    needed.max(PART_SIZE).next_multiple_of(1 << 20)
+/// What is known of an archive before it is packed.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Expected {
+    /// About how many bytes it has at most.
+    pub(super) bytes: u64,
+    /// Size of its parts in bytes.
+    pub(super) part_size: u64,
+}
+
+impl Expected {
+    /// An archive of about `bytes` bytes at most, in parts of the size that it takes.
+    pub(super) fn new(bytes: u64) -> Self {
+        let needed = bytes.div_ceil(u64::from(MAX_PARTS) - SPARE_PARTS);
+        Self { bytes, part_size: needed.max(PART_SIZE).next_multiple_of(1 << 20) }
+    }
+
+    /// Whether it has several parts, most likely.
+    fn is_large(self) -> bool {
+        self.bytes / 8 > self.part_size
+    }
 }
 
 /// An archive on its way to a store. For one thread that may block, outside the runtime.
 pub(super) struct Uploader<'a> {
     object: Object,
     runtime: Handle,
+    /// Tells what to expect, once.
+    expected: Receiver<Expected>,
+    /// 0 until it has been told.
     part_size: usize,
     in_flight: Arc<Semaphore>,
     cancel: &'a AtomicBool,
@@ -52,33 +72,37 @@ pub(super) struct Uploader<'a> {
     current: Vec<u8>,
     index: u32,
     upload: Option<Arc<Upload>>,
+    /// An upload that was started before it is needed.
+    starting: Option<JoinHandle<store::Result<Upload>>>,
     sending: JoinSet<store::Result<Part>>,
     parts: Vec<Part>,
     failure: Option<Failure>,
 }
 
 impl<'a> Uploader<'a> {
-    /// For an archive that becomes `object`, whose first `held_back` bytes are known last. `sent`
-    /// counts bytes that have arrived; `cancel` calls the upload off.
+    /// For an archive that becomes `object`, whose first `held_back` bytes are known last. What to
+    /// expect is asked for when the first has as many bytes as the smallest part may. `sent` counts bytes that have
+    /// arrived; `cancel` calls the upload off.
     pub(super) fn new(
         object: Object,
         runtime: Handle,
-        (part_size, held_back): (u64, u64),
+        (expected, held_back): (Receiver<Expected>, u64),
         cancel: &'a AtomicBool,
         sent: Arc<AtomicU64>,
     ) -> Self {
-        let in_flight = usize::try_from(IN_FLIGHT / part_size).unwrap_or(1).max(1);
         Self {
             object,
             runtime,
-            part_size: usize::try_from(part_size).unwrap_or(usize::MAX),
-            in_flight: Arc::new(Semaphore::new(in_flight)),
+            expected,
+            part_size: 0,
+            in_flight: Arc::new(Semaphore::new(0)),
             cancel,
             sent,
             first: vec![0; usize::try_from(held_back).unwrap_or(0)],
             current: Vec::new(),
             index: 1,
             upload: None,
+            starting: None,
             sending: JoinSet::new(),
             parts: Vec::new(),
             failure: None,
@@ -92,14 +116,14 @@ impl<'a> Uploader<'a> {
             *to = *from;
         }
         let first = Bytes::from(std::mem::take(&mut self.first));
-        let Some(upload) = self.upload.clone() else {
+        if self.upload.is_none() && self.starting.is_none() {
             let size = first.len() as u64;
             let object = self.object.clone();
             let put = async move { object.store.put(&object.key, first).await };
             self.runtime.clone().block_on(cancellable(self.cancel, put))??;
             self.sent.fetch_add(size, Ordering::Relaxed);
             return Ok(size);
-        };
+        }
         self.send(0, first)?;
         if !self.current.is_empty() {
             let last = Bytes::from(std::mem::take(&mut self.current));
@@ -107,6 +131,7 @@ impl<'a> Uploader<'a> {
         }
         let runtime = self.runtime.clone();
         runtime.block_on(async {
+            let upload = self.upload().await?;
             while let Some(done) = cancellable(self.cancel, self.sending.join_next()).await? {
                 self.parts.push(arrived(done)?);
             }
@@ -126,34 +151,84 @@ impl<'a> Uploader<'a> {
         let runtime = self.runtime.clone();
         runtime.block_on(async {
             self.sending.shutdown().await;
-            match self.upload.take() {
-                Some(upload) => Ok(self.object.store.abort_upload(&upload).await?),
-                None => Ok(()),
-            }
+            let upload = match (self.upload.take(), self.starting.take()) {
+                (Some(upload), _) => upload,
+                // One that cannot be started needs no end.
+                (None, Some(starting)) => match starting.await {
+                    Ok(Ok(upload)) => Arc::new(upload),
+                    Ok(Err(_)) | Err(_) => return Ok(()),
+                },
+                (None, None) => return Ok(()),
+            };
+            Ok(self.object.store.abort_upload(&upload).await?)
         })
+    }
+
+    /// How many bytes the part that is being filled can have.
+    fn room(&mut self) -> usize {
+        if self.part_size == 0 {
+            let least = MIN_PART_SIZE as usize;
+            if self.first.len() < least {
+                return least;
+            }
+            // Whoever measures the tree never ends without telling.
+            let expected = self.expected.recv().unwrap_or(Expected::new(0));
+            self.part_size = usize::try_from(expected.part_size).unwrap_or(usize::MAX);
+            let in_flight = usize::try_from(IN_FLIGHT / expected.part_size).unwrap_or(1).max(1);
+            self.in_flight.add_permits(in_flight);
+            if expected.is_large() {
+                self.starting = Some(self.start(expected.part_size));
+            }
+        }
+        self.part_size
     }
 
     fn take(&mut self, mut bytes: &[u8]) -> Result<(), Failure> {
         while !bytes.is_empty() {
-            let part = match self.first.len() < self.part_size {
+            let room = self.room();
+            let part = match self.first.len() < room {
                 true => &mut self.first,
                 false => &mut self.current,
             };
-            if part.capacity() < self.part_size && part.len() + bytes.len() > part.capacity() {
+            if part.len() + bytes.len() > part.capacity() && part.capacity() < room {
                 // Grown by doubling at first, so that a small archive takes little.
-                let more = part.capacity().max(1 << 20).min(self.part_size - part.len());
+                let more = part.capacity().max(1 << 20).min(room - part.len());
                 part.reserve_exact(more);
             }
-            let (now, later) = bytes.split_at(bytes.len().min(self.part_size - part.len()));
+            let (now, later) = bytes.split_at(bytes.len().min(room - part.len()));
             part.extend_from_slice(now);
             bytes = later;
-            if self.current.len() == self.part_size {
+            if self.current.len() == room {
                 let full = Bytes::from(std::mem::take(&mut self.current));
                 self.send(self.index, full)?;
                 self.index += 1;
             }
         }
         Ok(())
+    }
+
+    /// Starts the upload, and goes on.
+    fn start(&self, part_size: u64) -> JoinHandle<store::Result<Upload>> {
+        let Object { store, key } = self.object.clone();
+        self.runtime.spawn(async move { store.start_upload(&key, part_size).await })
+    }
+
+    /// The upload, started now if it was not before.
+    async fn upload(&mut self) -> Result<Arc<Upload>, Failure> {
+        if let Some(upload) = &self.upload {
+            return Ok(Arc::clone(upload));
+        }
+        let starting = match self.starting.as_mut() {
+            Some(starting) => starting,
+            None => {
+                let starting = self.start(self.part_size as u64);
+                self.starting.insert(starting)
+            }
+        };
+        let started = cancellable(self.cancel, starting).await?;
+        self.starting = None;
+        let upload = Arc::new(started.map_err(|error| ended(&error))??);
+        Ok(Arc::clone(self.upload.insert(upload)))
     }
 
     /// Waits for room among the parts in flight, and sends one more.
@@ -165,15 +240,7 @@ impl<'a> Uploader<'a> {
         }
         let runtime = self.runtime.clone();
         runtime.block_on(async {
-            let upload = match &self.upload {
-                Some(upload) => Arc::clone(upload),
-                None => {
-                    let Object { store, key } = &self.object;
-                    let started = store.start_upload(key, self.part_size as u64);
-                    let upload = Arc::new(cancellable(self.cancel, started).await??);
-                    Arc::clone(self.upload.insert(upload))
-                }
-            };
+            let upload = self.upload().await?;
             let room = Arc::clone(&self.in_flight).acquire_owned();
             let room = cancellable(self.cancel, room).await?;
             let (store, sent) = (Arc::clone(&self.object.store), Arc::clone(&self.sent));
@@ -212,10 +279,11 @@ impl Uploader<'_> {
 }
 
 fn arrived(done: Result<store::Result<Part>, JoinError>) -> Result<Part, Failure> {
-    let ended = |error: JoinError| {
-        Failure::new(Code::BackupCreateFailed, format!("a part was not sent: {error}"))
-    };
-    Ok(done.map_err(ended)??)
+    Ok(done.map_err(|error| ended(&error))??)
+}
+
+fn ended(error: &JoinError) -> Failure {
+    Failure::new(Code::BackupCreateFailed, format!("a request ended early: {error}"))
 }
 
 /// Waits for `work` until it is done or called off.
@@ -242,10 +310,10 @@ mod tests {
     #[test]
     fn ten_thousand_parts_hold_what_was_estimated() {
         for estimate in [0, 1, 80 << 30, 1 << 40, 40 << 40] {
-            let size = part_size(estimate);
+            let size = Expected::new(estimate).part_size;
             assert!((store::MIN_PART_SIZE..=store::MAX_PART_SIZE).contains(&size), "{estimate}");
             assert!(size * (u64::from(MAX_PARTS) - SPARE_PARTS) >= estimate, "{estimate}");
         }
-        assert_eq!(part_size(70 << 30), PART_SIZE);
+        assert_eq!(Expected::new(70 << 30).part_size, PART_SIZE);
     }
 }
