@@ -146,7 +146,14 @@ fn a_handle_is_taken_in_every_form() {
         assert_eq!(fs::read(tree.join("hello")).unwrap(), b"hello from the archive\n");
     }
     place.bench.ok(&["unmount", text(&tree)]);
-    for given in ["nonsense", "{}", "{\"id\": 1}"] {
+    // Where the handle says, and not where the backup was made.
+    let elsewhere = place.bench.directory("elsewhere");
+    let moved = json!({ "id": id, "dir": text(&elsewhere) }).to_string();
+    answer(&place, &["restore", &moved], 0);
+    assert_eq!(place.bench.mounted(), [elsewhere.as_path()]);
+    place.bench.ok(&["unmount", text(&elsewhere)]);
+    let climbing = json!({ "id": id, "dir": "/tmp/../etc" }).to_string();
+    for given in ["nonsense", "{}", "{\"id\": 1}", &climbing] {
         let failure = answer(&place, &["restore", given], INVALID_CONFIG);
         assert_eq!(failure["code"], "INVALID_BACKUP_CONFIG", "{given}");
     }

@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use super::meta::{check_dir, invalid};
 use crate::failure::{Code, Failure};
 
 /// Id of a backup: a UUID in lowercase, 36 bytes long. Made by [`BackupId::random`]; read from any
@@ -87,6 +88,17 @@ pub struct Handle {
     pub id: BackupId,
     /// Absolute path of the directory that was backed up.
     pub dir: String,
+}
+
+impl Handle {
+    /// Checks the directory; the id has been checked on reading.
+    ///
+    /// # Errors
+    /// [`Code::InvalidBackupConfig`] where it is not absolute, has a `..` segment or a NUL, or is over
+    /// 4096 bytes.
+    pub fn check(&self) -> Result<(), Failure> {
+        check_dir(&self.dir).map_err(|reason| invalid("directory", &self.dir, reason))
+    }
 }
 
 #[cfg(test)]

@@ -114,13 +114,14 @@ impl Metadata {
     }
 }
 
-fn invalid(what: &str, value: &str, reason: &str) -> Failure {
+/// What is wrong with a value that a user gave.
+pub(super) fn invalid(what: &str, value: &str, reason: &str) -> Failure {
     // A value may be of any length and hold anything.
     let shown: String = value.chars().take(100).collect();
     Failure::new(Code::InvalidBackupConfig, format!("a backup's {what} {reason}: {shown:?}"))
 }
 
-fn check_dir(dir: &str) -> Result<(), &'static str> {
+pub(super) fn check_dir(dir: &str) -> Result<(), &'static str> {
     if !dir.starts_with('/') {
         return Err("must be an absolute path");
     }

@@ -1,10 +1,12 @@
 //! `thawfs create`.
 
+use std::convert::Infallible;
 use std::io::Read;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use indicatif::ProgressBar;
 use signal_hook::consts::{SIGINT, SIGTERM};
 
 use super::backups::OpenBucket;
@@ -18,6 +20,9 @@ use crate::failure::{Code, Failure};
 
 /// Most bytes of a file of presigned URLs: 10,000 of them of a few hundred bytes each, and room.
 const MAX_PRESIGNED: u64 = 64 << 20;
+
+/// How often progress is looked at.
+const LOOK: Duration = Duration::from_millis(100);
 
 pub(super) fn create(args: CreateArgs, output: &Output) -> Result<(), Failure> {
     let OpenBucket { runtime, backups } = match &args.presigned {
@@ -47,10 +52,10 @@ pub(super) fn create(args: CreateArgs, output: &Output) -> Result<(), Failure> {
     };
     let started = std::time::Instant::now();
     let created = runtime.block_on(async {
-        let shown = tokio::spawn(show_progress(Arc::clone(&progress), *output));
-        let created = backups.create(&request, progress).await;
-        shown.abort();
-        created
+        tokio::select! {
+            created = backups.create(&request, Arc::clone(&progress)) => created,
+            never = show_progress(&progress, output) => match never {},
+        }
     })?;
     for warning in &created.warnings {
         output.warn(warning);
@@ -84,20 +89,27 @@ fn show(created: &Created, took: Duration, output: &Output) -> Result<(), Failur
     output.print_json_line(&metadata.handle())
 }
 
-/// Shows how far it is until it is stopped.
-async fn show_progress(progress: Arc<CreateProgress>, output: Output) {
-    let mut bar = None;
+/// A progress bar that goes when it is dropped.
+struct Bar(ProgressBar);
+
+impl Drop for Bar {
+    fn drop(&mut self) {
+        self.0.finish_and_clear();
+    }
+}
+
+/// Shows how far it is until it is dropped.
+async fn show_progress(progress: &CreateProgress, output: &Output) -> Infallible {
+    while progress.bytes_total() == 0 {
+        tokio::time::sleep(LOOK).await;
+    }
+    let bar = Bar(output.progress(progress.bytes_total(), "packing"));
     loop {
-        tokio::time::sleep(Duration::from_millis(100)).await;
-        let total = progress.bytes_total();
-        if total == 0 {
-            continue;
+        bar.0.set_position(progress.bytes_packed());
+        if progress.bytes_packed() >= progress.bytes_total() {
+            bar.0.set_message("sending");
         }
-        let bar = bar.get_or_insert_with(|| output.progress(total, "packing"));
-        bar.set_position(progress.bytes_packed());
-        if progress.bytes_packed() >= total {
-            bar.set_message("sending");
-        }
+        tokio::time::sleep(LOOK).await;
     }
 }
 

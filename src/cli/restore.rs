@@ -18,7 +18,7 @@ use crate::server::{self, RestoreRequest, Restored, restart_limited};
 /// Most bytes of a handle; the directory in it has 4 KiB at most.
 const MAX_HANDLE: u64 = 64 << 10;
 
-pub(super) fn restore(args: RestoreArgs, output: &Output) -> Result<(), Failure> {
+pub(super) fn restore(mut args: RestoreArgs, output: &Output) -> Result<(), Failure> {
     if args.foreground {
         if args.backup == "-" {
             let message = "in the foreground, the handle cannot come through standard input";
@@ -30,7 +30,8 @@ pub(super) fn restore(args: RestoreArgs, output: &Output) -> Result<(), Failure>
     if args.backup.starts_with("https://") || args.backup.starts_with("http://") {
         return restore_url(args, output);
     }
-    let id = read_backup(&args.backup)?;
+    let Given { id, dir } = read_backup(&args.backup)?;
+    args.dir = args.dir.or(dir);
     let OpenBucket { runtime, backups } = OpenBucket::open(&args.bucket)?;
     if args.extract {
         let metadata = runtime.block_on(backups.restorable(&id))?;
@@ -116,8 +117,14 @@ fn show(restored: &Restored, output: &Output) -> Result<(), Failure> {
     output.print_line(&format!("backup {id} of {dir} on {}", ready.mountpoint.display()))
 }
 
-/// The id in what the user typed: the id itself, a handle, or where one is.
-fn read_backup(text: &str) -> Result<BackupId, Failure> {
+/// What the user typed: which backup, and where it was made, if that is told.
+struct Given {
+    id: BackupId,
+    dir: Option<PathBuf>,
+}
+
+/// Reads an id, a handle, or where one of them is.
+fn read_backup(text: &str) -> Result<Given, Failure> {
     if text.trim_start().starts_with('{') {
         return parse_handle(text, "the handle");
     }
@@ -128,7 +135,7 @@ fn read_backup(text: &str) -> Result<BackupId, Failure> {
         return parse_handle(&handle, "standard input");
     }
     match text.parse() {
-        Ok(id) => Ok(id),
+        Ok(id) => Ok(Given { id, dir: None }),
         Err(failure) if !Path::new(text).exists() => Err(failure),
         Err(_) => {
             let mut handle = String::new();
@@ -141,13 +148,15 @@ fn read_backup(text: &str) -> Result<BackupId, Failure> {
 }
 
 /// A handle, or a bare id as people keep it in a file.
-fn parse_handle(text: &str, place: &str) -> Result<BackupId, Failure> {
+fn parse_handle(text: &str, place: &str) -> Result<Given, Failure> {
     let text = text.trim();
     if let Ok(id) = text.parse() {
-        return Ok(id);
+        return Ok(Given { id, dir: None });
     }
     let handle: Result<Handle, _> = serde_json::from_str(text);
-    handle.map(|handle| handle.id).map_err(|error| unreadable(place, &error.to_string()))
+    let handle = handle.map_err(|error| unreadable(place, &error.to_string()))?;
+    handle.check()?;
+    Ok(Given { id: handle.id, dir: Some(handle.dir.into()) })
 }
 
 fn unreadable(place: &str, reason: &str) -> Failure {

@@ -97,6 +97,8 @@ pub(super) fn clear(mountpoint: &Path) -> Result<Vec<PathBuf>, Failure> {
                     Some(_) => busy_until = None,
                     None => return Err(failure),
                 },
+                // Somebody else was faster.
+                Err(failure) if failure.code == Code::NotMounted => break,
                 other => break other?,
             }
         }
