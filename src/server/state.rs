@@ -17,6 +17,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use rustix::fs::IFlags;
 use serde::{Deserialize, Serialize};
 
 use crate::failure::Failure;
@@ -102,6 +103,9 @@ impl StateDir {
     /// # Errors
     /// When the state directory cannot be written.
     pub fn create_upper(&self, mount: &MountDir) -> io::Result<(PathBuf, PathBuf)> {
+        let uppers = self.root.join("uppers");
+        make_private(&uppers)?;
+        spread(&uppers);
         let base = self.upper_base(mount);
         make_private(&base)?;
         let (upper, work) = (base.join("upper"), base.join("work"));
@@ -276,6 +280,22 @@ pub fn lock_directory(dir: &Path, waiting: impl FnOnce()) -> Result<Lock, Failur
     })
 }
 
+/// Has ext4 place each directory in `path` in another part of the disk, as it does at the top of a file
+/// system. It gives inodes that were deleted in the last minutes to no new file, and passes over them
+/// one by one: an upper where another has just been thrown away takes ten times as long to write to.
+fn spread(path: &Path) {
+    let spread = File::open(path).and_then(|dir| {
+        let flags = rustix::fs::ioctl_getflags(&dir)?;
+        if !flags.contains(IFlags::TOPDIR) {
+            rustix::fs::ioctl_setflags(&dir, flags | IFlags::TOPDIR)?;
+        }
+        Ok(())
+    });
+    if let Err(error) = spread {
+        log::debug!("{} is not spread over the disk: {error}", path.display());
+    }
+}
+
 fn make_private(path: &Path) -> io::Result<()> {
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
 }
@@ -314,6 +334,20 @@ mod tests {
         assert!(!found.is_alive());
         found.remove().unwrap();
         assert!(state.read_mounts().unwrap().is_empty());
+    }
+
+    #[test]
+    fn uppers_are_spread_over_the_disk_where_it_can_be_told() {
+        let (_dir, state) = state();
+        let (mount, _lock) = state.create_mount().unwrap();
+        let (upper, _) = state.create_upper(&mount).unwrap();
+        let uppers = File::open(upper.parent().unwrap().parent().unwrap()).unwrap();
+        let Ok(flags) = rustix::fs::ioctl_getflags(&uppers) else {
+            eprintln!("SKIPPED: the temporary directory's file system has no such flags");
+            return;
+        };
+        let can_be_told = rustix::fs::ioctl_setflags(&uppers, flags | IFlags::TOPDIR).is_ok();
+        assert!(flags.contains(IFlags::TOPDIR) || !can_be_told);
     }
 
     #[test]
