@@ -295,6 +295,8 @@ fn report(record: &Record, opened: &OpenArchive, faults: &Faults) -> Report {
             gets: store.gets,
             bytes: store.bytes_in,
             retries: store.retries,
+            hedges: store.hedges,
+            hedges_won: store.hedges_won,
             errors: store.errors,
         },
         chunks: ChunkReport {
