@@ -1,0 +1,83 @@
+//! Backups where something is in the way: of the directory, the network, the user's patience.
+
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test fails by a panic")]
+
+mod support;
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::os::unix::fs::symlink;
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use support::mount::{can_mount, write_tree};
+use support::place::Place;
+use support::presigned::presign;
+use support::s3::Fault;
+
+/// Exit codes, as docs/CONFIGURATION.md lists them.
+const USAGE: i32 = 2;
+const CORRUPT: i32 = 6;
+const INVALID_CONFIG: i32 = 15;
+const CREATE_FAILED: i32 = 18;
+const RESTORE_FAILED: i32 = 19;
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+/// Backs up a small tree and gives the backup's id.
+fn create(place: &Place) -> String {
+    let tree = place.bench.directory("tree");
+    write_tree(&tree);
+    let (code, handle) = place.json(&["create", text(&tree)]);
+    assert_eq!(code, 0, "{handle:?}");
+    handle[0]["id"].as_str().unwrap().to_owned()
+}
+
+/// The failure that a command prints, after checking its exit code.
+fn failure(place: &Place, arguments: &[&str], code: i32) -> Value {
+    let (exit, mut documents) = place.json(arguments);
+    assert_eq!((exit, documents.len()), (code, 1), "{arguments:?}: {documents:?}");
+    documents.remove(0)
+}
+
+fn kill(pid: u32, signal: Signal) {
+    kill_process(Pid::from_raw(pid.try_into().unwrap()).unwrap(), signal).unwrap();
+}
+
+/// Restores, and kills the server.
+fn restore_and_kill(place: &Place, arguments: &[&str]) {
+    let (code, restored) = place.json(&[&["-q", "restore"], arguments].concat());
+    assert_eq!(code, 0, "{restored:?}");
+    let pid = u32::try_from(restored[0]["pid"].as_u64().unwrap()).unwrap();
+    kill(pid, Signal::KILL);
+    let mountpoint = restored[0]["mountpoint"].as_str().unwrap();
+    while fs::read_dir(mountpoint).is_ok() {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn an_upload_through_presigned_urls_that_fails_is_aborted() {
+    let place = Place::s3();
+    let server = place.server.as_ref().unwrap();
+    let tree = place.bench.directory("tree");
+    write_tree(&tree);
+    // Nothing was sent, or one part; the archive has one part only.
+    for (number, fault) in [(1, Fault::Refuse(400, "BadDigest")), (2, Fault::Refuse(403, "No"))] {
+        let id = format!("0000000{number}-1111-4222-8333-444444444444");
+        let file = place.bench.path("urls.json");
+        fs::write(&file, presign(&place, &id, 2, 5 << 20).to_string()).unwrap();
+        server.inject(fault, 1);
+        let arguments = ["create", text(&tree), "--presigned", text(&file)];
+        let failure = failure(&place, &arguments, CREATE_FAILED);
+        assert!(!failure.to_string().contains("prune"), "nothing is left: {failure}");
+        assert_eq!(fs::read_dir(place.bench.path("buckets/.uploads")).unwrap().count(), 0);
+        assert_eq!(place.keys(), Vec::<String>::new());
+    }
+}
