@@ -81,3 +81,62 @@ fn an_upload_through_presigned_urls_that_fails_is_aborted() {
         assert_eq!(place.keys(), Vec::<String>::new());
     }
 }
+
+#[test]
+fn a_backup_whose_handle_cannot_be_printed_is_named() {
+    let place = Place::local();
+    let tree = place.bench.directory("tree");
+    for more in [&[][..], &["--json"][..]] {
+        let full = fs::File::options().write(true).open("/dev/full").unwrap();
+        let mut command = place.thawfs();
+        let output = command.args(["-q", "create", text(&tree)]).args(more).stdout(full);
+        let output = output.stderr(Stdio::piped()).output().unwrap();
+        assert_eq!(output.status.code(), Some(1));
+        let said = String::from_utf8(output.stderr).unwrap();
+        let keys = place.keys();
+        let named = keys.iter().filter_map(|key| key.split('/').next()).any(|id| said.contains(id));
+        assert!(named, "{said} {keys:?}");
+    }
+}
+
+#[test]
+fn a_create_that_waits_for_its_turn_ends_at_the_first_signal() {
+    let place = Place::s3();
+    let tree = place.bench.directory("tree");
+    let create = || {
+        let mut command = place.thawfs();
+        command.args(["create", text(&tree)]).stdout(Stdio::null()).stderr(Stdio::piped());
+        command.spawn().unwrap()
+    };
+    place.server.as_ref().unwrap().inject(Fault::Delay(Duration::from_secs(2)), 1);
+    let mut first = create();
+    std::thread::sleep(Duration::from_millis(300));
+    let mut waiting = create();
+    let mut said = String::new();
+    BufReader::new(waiting.stderr.take().unwrap()).read_line(&mut said).unwrap();
+    assert!(said.contains("waiting for another"), "{said}");
+    kill(waiting.id(), Signal::TERM);
+    assert_eq!(waiting.wait().unwrap().signal(), Some(libc::SIGTERM));
+    assert!(first.try_wait().unwrap().is_none(), "the first one is done already");
+    assert!(first.wait().unwrap().success());
+}
+
+#[test]
+fn a_signal_does_not_hang_up_on_the_request_that_makes_the_object() {
+    let place = Place::s3();
+    let server = place.server.as_ref().unwrap();
+    let tree = place.bench.directory("tree");
+    server.inject(Fault::Delay(Duration::from_millis(700)), 1);
+    let mut command = place.thawfs();
+    let mut creating = command.args(["-q", "create", text(&tree)]).stderr(Stdio::null()).spawn();
+    let creating = creating.as_mut().unwrap();
+    while server.log().is_empty() {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    kill(creating.id(), Signal::INT);
+    assert_eq!(creating.wait().unwrap().code(), Some(CREATE_FAILED));
+    let log = server.log();
+    let deleted = log.iter().filter(|seen| seen.method == "DELETE").count();
+    assert_eq!((log[0].method.as_str(), log[0].status, deleted), ("PUT", 200, 2));
+    assert_eq!(place.keys(), Vec::<String>::new());
+}
