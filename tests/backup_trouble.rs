@@ -63,6 +63,58 @@ fn restore_and_kill(place: &Place, arguments: &[&str]) {
 }
 
 #[test]
+fn what_is_in_the_way_of_a_mount_is_said() {
+    if !can_mount("what_is_in_the_way_of_a_mount_is_said") {
+        return;
+    }
+    let place = Place::local();
+    let id = create(&place);
+    let file = place.bench.path("file");
+    fs::write(&file, "").unwrap();
+    let dangling = place.bench.path("dangling");
+    symlink("/nowhere/at/all", &dangling).unwrap();
+    let dead = place.bench.path("dead");
+    restore_and_kill(&place, &[&id, text(&dead)]);
+    let above = place.bench.path("");
+    for (target, reason) in [
+        (file.clone(), "is not a directory"),
+        (file.join("below"), "Not a directory"),
+        (dangling, "No such file or directory"),
+        (dead.join("below"), "whose server is dead"),
+        (above, "would hide the state directory"),
+        (place.bench.state_dir().join("mounts/.."), "would hide the state directory"),
+    ] {
+        let target = text(&target);
+        let failure = failure(&place, &["-q", "restore", &id, target], RESTORE_FAILED);
+        let said = failure.to_string();
+        assert!(said.contains(reason) && !said.contains("CAP_SYS_ADMIN"), "{target}: {said}");
+    }
+    let said = failure(&place, &["create", text(&dead)], INVALID_CONFIG).to_string();
+    assert!(said.contains("not connected"), "{said}");
+    place.bench.ok(&["unmount", text(&dead)]);
+}
+
+#[test]
+fn replacing_a_dead_mount_removes_its_upper_unless_that_was_to_be_kept() {
+    if !can_mount("replacing_a_dead_mount_removes_its_upper_unless_that_was_to_be_kept") {
+        return;
+    }
+    let place = Place::local();
+    let id = create(&place);
+    let target = place.bench.path("target");
+    let uppers = || fs::read_dir(place.bench.path("state/uppers")).unwrap().count();
+    for (more, left) in [(&[][..], 1), (&["--keep-upper"][..], 2)] {
+        restore_and_kill(&place, &[&[id.as_str(), text(&target)], more].concat());
+        place.bench.ok(&["-q", "unmount", text(&target)]);
+        restore_and_kill(&place, &[&[id.as_str(), text(&target)], more].concat());
+        let before = uppers();
+        let (code, _) = place.json(&["-q", "restore", &id, text(&target)]);
+        assert_eq!((code, uppers()), (0, before - 1 + left), "{more:?}");
+        place.bench.ok(&["unmount", text(&target)]);
+    }
+}
+
+#[test]
 fn an_upload_through_presigned_urls_that_fails_is_aborted() {
     let place = Place::s3();
     let server = place.server.as_ref().unwrap();

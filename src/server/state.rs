@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::IFlags;
 use serde::{Deserialize, Serialize};
 
-use crate::failure::Failure;
+use crate::failure::{Code, Failure};
 
 /// What a running server wrote down about itself. Holds no secret.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -271,13 +271,32 @@ impl EndWatch {
 /// Locks `dir` in the state directory of this user, as [`StateDir::lock_mountpoint`] does.
 ///
 /// # Errors
-/// [`FAILED`](crate::failure::Code::Failed) where the state directory cannot be written.
+/// [`FAILED`](Code::Failed) where the state directory cannot be written.
 pub fn lock_directory(dir: &Path, waiting: impl FnOnce()) -> Result<Lock, Failure> {
     let state = StateDir::locate();
     state.lock_mountpoint(dir, waiting).map_err(|error| {
         Failure::io("write the state directory", state.path(), &error)
             .hint("set THAWFS_STATE_DIR to a directory of yours")
     })
+}
+
+/// Refuses to mount over the state directory: what is recorded of the mount would be hidden by it.
+///
+/// # Errors
+/// [`MOUNTPOINT`](Code::Mountpoint) if `mountpoint` is the state directory or above it.
+pub(super) fn check_outside_state(mountpoint: &Path) -> Result<(), Failure> {
+    let state = StateDir::locate();
+    // It may not have been made yet, but what is above it has.
+    let real = state.path().ancestors().find_map(|path| path.canonicalize().ok());
+    if !real.is_some_and(|real| real.starts_with(mountpoint))
+        && !state.path().starts_with(mountpoint)
+    {
+        return Ok(());
+    }
+    let (mountpoint, state) = (mountpoint.display(), state.path().display());
+    let message = format!("a mount on {mountpoint} would hide the state directory, {state}");
+    Err(Failure::new(Code::Mountpoint, message)
+        .hint("set THAWFS_STATE_DIR to a directory outside of it"))
 }
 
 /// Has ext4 place each directory in `path` in another part of the disk, as it does at the top of a file
