@@ -115,6 +115,47 @@ fn replacing_a_dead_mount_removes_its_upper_unless_that_was_to_be_kept() {
 }
 
 #[test]
+fn a_restore_takes_no_options_that_it_would_not_follow() {
+    let place = Place::local();
+    let id = create(&place);
+    for option in
+        ["upper=/tmp/u", "workdir=/tmp/w", "endpoint=http://x", "offset=7", "ro,timeout=9"]
+    {
+        let target = place.bench.path("target");
+        let failure = failure(&place, &["restore", &id, text(&target), "-o", option], USAGE);
+        assert!(failure["message"].as_str().unwrap().contains("not for a restore"), "{failure}");
+        assert!(!target.exists());
+    }
+}
+
+#[test]
+fn metadata_that_cannot_be_had_fails_a_restore_as_an_archive_does() {
+    let place = Place::s3();
+    let id = create(&place);
+    let target = place.bench.path("target");
+    let server = place.server.as_ref().unwrap();
+    let restores = [
+        vec!["restore", &id, text(&target)],
+        vec!["restore", "--foreground", &id, text(&target)],
+        vec!["restore", "--extract", &id, text(&target)],
+    ];
+    for arguments in &restores {
+        server.inject(Fault::Refuse(403, "AccessDenied"), usize::MAX);
+        let failure = failure(&place, arguments, RESTORE_FAILED);
+        server.heal();
+        assert!(failure["message"].as_str().unwrap().contains("denied"), "{failure}");
+    }
+    let meta = place.object(&format!("{id}/meta.json"));
+    fs::write(&meta, [b' '; 70_000]).unwrap();
+    for arguments in &restores {
+        let failure = failure(&place, arguments, RESTORE_FAILED);
+        assert!(failure["message"].as_str().unwrap().contains("larger than"), "{failure}");
+    }
+    failure(&place, &["verify", &id], CORRUPT);
+    assert!(!target.exists());
+}
+
+#[test]
 fn an_upload_through_presigned_urls_that_fails_is_aborted() {
     let place = Place::s3();
     let server = place.server.as_ref().unwrap();
