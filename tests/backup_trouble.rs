@@ -6,8 +6,8 @@ mod support;
 
 use std::fs;
 use std::io::{BufRead, BufReader};
-use std::os::unix::fs::symlink;
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::fs::{PermissionsExt, chown, symlink};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
@@ -232,4 +232,32 @@ fn a_signal_does_not_hang_up_on_the_request_that_makes_the_object() {
     let deleted = log.iter().filter(|seen| seen.method == "DELETE").count();
     assert_eq!((log[0].method.as_str(), log[0].status, deleted), ("PUT", 200, 2));
     assert_eq!(place.keys(), Vec::<String>::new());
+}
+
+#[test]
+fn a_state_directory_in_the_hands_of_another_user_is_not_used() {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!(
+            "SKIPPED a_state_directory_in_the_hands_of_another_user_is_not_used: only root can be \
+             two other users"
+        );
+        return;
+    }
+    let place = Place::local();
+    let tree = place.bench.directory("tree");
+    let state = place.bench.directory("state");
+    for directory in [&state, &place.root] {
+        fs::set_permissions(directory, fs::Permissions::from_mode(0o1777)).unwrap();
+    }
+    for (owner, user, used) in [(65534, 12345, false), (65534, 65534, true), (0, 12345, true)] {
+        chown(&state, Some(owner), Some(owner)).unwrap();
+        for child in [&state, &place.root].into_iter().flat_map(|dir| fs::read_dir(dir).unwrap()) {
+            fs::remove_dir_all(child.unwrap().path()).unwrap();
+        }
+        let mut command = place.thawfs();
+        let output = command.args(["create", text(&tree)]).uid(user).gid(user).output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.success(), used, "{owner} {user}: {said}");
+        assert_eq!(said.contains("belongs to another user"), !used, "{owner} {user}: {said}");
+    }
 }

@@ -13,7 +13,7 @@ use std::fs::{File, OpenOptions};
 use std::hash::{Hash, Hasher};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -60,7 +60,8 @@ pub struct Lock {
 
 impl StateDir {
     /// `THAWFS_STATE_DIR`, or `/var/lib/thawfs` for root, or `$XDG_STATE_HOME/thawfs` (by default
-    /// `~/.local/state/thawfs`). It holds uppers, so it is not in a directory that lives in memory.
+    /// `~/.local/state/thawfs`, without a home `/tmp/thawfs-UID`). It holds uppers, so it is not in a
+    /// directory that lives in memory.
     pub fn locate() -> Self {
         let from = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
         let root = if let Some(path) = from("THAWFS_STATE_DIR") {
@@ -69,8 +70,11 @@ impl StateDir {
             PathBuf::from("/var/lib/thawfs")
         } else if let Some(path) = from("XDG_STATE_HOME") {
             Path::new(&path).join("thawfs")
+        } else if let Some(path) = from("HOME") {
+            Path::new(&path).join(".local/state/thawfs")
         } else {
-            Path::new(&from("HOME").unwrap_or_else(|| "/tmp".into())).join(".local/state/thawfs")
+            // Others cannot rename what lies in /tmp itself.
+            PathBuf::from(format!("/tmp/thawfs-{}", rustix::process::geteuid().as_raw()))
         };
         // A server changes its working directory, so a relative path would not last.
         Self { root: std::path::absolute(&root).unwrap_or(root) }
@@ -86,8 +90,7 @@ impl StateDir {
     /// # Errors
     /// When the state directory cannot be written.
     pub fn create_mount(&self) -> io::Result<(MountDir, Lock)> {
-        let mounts = self.root.join("mounts");
-        make_private(&mounts)?;
+        let mounts = self.make("mounts")?;
         let nanos = std::time::SystemTime::now()
             .duration_since(std::time::UNIX_EPOCH)
             .map_or(0, |since| since.as_nanos() as u64);
@@ -103,8 +106,7 @@ impl StateDir {
     /// # Errors
     /// When the state directory cannot be written.
     pub fn create_upper(&self, mount: &MountDir) -> io::Result<(PathBuf, PathBuf)> {
-        let uppers = self.root.join("uppers");
-        make_private(&uppers)?;
+        let uppers = self.make("uppers")?;
         spread(&uppers);
         let base = self.upper_base(mount);
         make_private(&base)?;
@@ -124,6 +126,20 @@ impl StateDir {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             done => done,
         }
+    }
+
+    /// Makes the directory `name` below the state directory, which must not be in the hands of another
+    /// user: who can swap an upper can see and change what is mounted.
+    fn make(&self, name: &str) -> io::Result<PathBuf> {
+        make_private(&self.root)?;
+        let owner = std::fs::metadata(&self.root)?.uid();
+        let user = rustix::process::geteuid();
+        if owner != 0 && owner != user.as_raw() && !user.is_root() {
+            return Err(io::Error::other("it belongs to another user"));
+        }
+        let path = self.root.join(name);
+        make_private(&path)?;
+        Ok(path)
     }
 
     fn upper_base(&self, mount: &MountDir) -> PathBuf {
@@ -166,8 +182,7 @@ impl StateDir {
     /// # Errors
     /// When the state directory cannot be written.
     pub fn lock_mountpoint(&self, mountpoint: &Path, waiting: impl FnOnce()) -> io::Result<Lock> {
-        let locks = self.root.join("locks");
-        make_private(&locks)?;
+        let locks = self.make("locks")?;
         let mut hasher = std::hash::DefaultHasher::new();
         mountpoint.as_os_str().as_bytes().hash(&mut hasher);
         let file = lock_file(&locks.join(format!("{:016x}", hasher.finish())))?;
