@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::control;
 use super::mounts::read_mount_at;
 use super::report::{ArchiveReport, BlockReport, ChunkReport, FaultReport, Report, StoreReport};
-use super::state::{MountDir, Record, StateDir};
+use super::state::{MountDir, Record, StateDir, check_outside_state};
 use crate::backup::{OpenArchive, SourceRequest};
 use crate::failure::{Code, Failure};
 use crate::fuse::{Faults, Mount, MountOptions, Unmounter};
@@ -110,6 +110,7 @@ pub fn serve(
     opened: OpenArchive,
     ready: impl FnOnce(Ready, &Path) -> io::Result<()>,
 ) -> Result<(), Failure> {
+    check_outside_state(&request.mountpoint)?;
     // Modes arrive whole from the kernel, or with the umask to apply.
     rustix::process::umask(rustix::fs::Mode::empty());
     raise_file_limit();
@@ -168,7 +169,7 @@ pub fn serve(
         source: opened.name.clone(),
         pid: std::process::id(),
         upper: upper_paths.as_ref().map(|(upper, _)| upper.clone()),
-        upper_is_ours: request.upper.is_none(),
+        upper_is_ours: request.upper.is_none() && !request.keep_upper,
         since: seconds_since_epoch(SystemTime::now()),
     };
     let told = publish(&mount_dir, &record, opened, faults)
