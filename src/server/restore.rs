@@ -149,9 +149,19 @@ fn open_server(source: &SourceRequest, shown: &Path) -> Result<Starting, Failure
 
 fn mount_in_place(server: Starting, request: RestoreRequest, dir: &Path) -> Result<Ready, Failure> {
     let place = Place::take(request, dir)?;
-    let ready = server.mount(&place.request)?;
-    place.keep();
-    Ok(ready)
+    match server.mount(&place.request) {
+        Ok(ready) => {
+            place.keep();
+            Ok(ready)
+        }
+        Err(failure) => {
+            // A server that did not get to say why it ended may have left a dead mount.
+            if let Err(error) = clear(&place.request.mountpoint) {
+                log::warn!("cleaning up: {error}");
+            }
+            Err(failure)
+        }
+    }
 }
 
 /// A directory that is ours to mount on, until this is dropped.
