@@ -751,3 +751,49 @@ fn the_library_has_the_same_verbs() {
     });
     assert_eq!(place.keys(), Vec::<String>::new());
 }
+
+#[test]
+fn a_server_that_is_killed_while_it_mounts_holds_nothing_up() {
+    use rustix::process::{Pid, Signal, kill_process};
+    if !can_mount("a_server_that_is_killed_while_it_mounts_holds_nothing_up") {
+        return;
+    }
+    let place = Place::local();
+    let tree = place.bench.directory("tree");
+    write_tree(&tree);
+    let handle = create(&place, &tree, &[]).to_string();
+    let target = place.bench.directory("target");
+    for _ in 0..10 {
+        let mut restore = place.thawfs();
+        let mut restore = restore
+            .args(["-q", "restore", &handle, text(&target)])
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let started = Instant::now();
+        let soon = |what: &str| assert!(started.elapsed() < Duration::from_secs(20), "{what}");
+        while place.bench.mounted().is_empty() {
+            soon("nothing is mounted");
+        }
+        loop {
+            let servers = place.bench.servers();
+            for server in &servers {
+                // It may have ended by now.
+                let _ = kill_process(Pid::from_raw(*server as i32).unwrap(), Signal::KILL);
+            }
+            if restore.try_wait().unwrap().is_some() && servers.is_empty() {
+                break;
+            }
+            soon("the restore or its server does not end");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        // What is left is a dead mount, or none.
+        place.bench.run(&["unmount", text(&target)]);
+        assert_eq!(place.bench.mounted(), Vec::<PathBuf>::new());
+    }
+    answer(&place, &["restore", &handle, text(&target)], 0);
+    same_tree(&tree, &target);
+    place.bench.ok(&["unmount", text(&target)]);
+    assert_eq!(place.bench.mounted(), Vec::<PathBuf>::new());
+    assert_eq!(place.bench.servers(), Vec::<u32>::new());
+}
