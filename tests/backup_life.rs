@@ -42,6 +42,13 @@ fn noise(len: usize) -> Vec<u8> {
     .collect()
 }
 
+/// The small tree, to be backed up.
+fn small_tree(place: &Place) -> PathBuf {
+    let tree = place.bench.directory("tree");
+    write_tree(&tree);
+    tree
+}
+
 /// Backs `tree` up and gives its handle.
 fn create(place: &Place, tree: &Path, more: &[&str]) -> Value {
     let arguments = [&["create", text(tree)], more].concat();
@@ -85,8 +92,7 @@ fn a_backup_is_what_the_contract_says_and_restores_to_the_same_tree() {
         return;
     }
     for place in Place::both() {
-        let tree = place.bench.directory("tree");
-        write_tree(&tree);
+        let tree = small_tree(&place);
         let handle = create(&place, &tree, &["--name", "first", "--ttl", "2h"]);
         assert_eq!(handle, json!({ "id": id(&handle), "dir": text(&tree) }));
 
@@ -123,8 +129,7 @@ fn a_handle_is_taken_in_every_form() {
         return;
     }
     let place = Place::local();
-    let tree = place.bench.directory("tree");
-    write_tree(&tree);
+    let tree = small_tree(&place);
     let handle = create(&place, &tree, &[]);
     let (id, line) = (id(&handle).to_owned(), handle.to_string());
     let file = place.bench.path("handle.json");
@@ -165,8 +170,7 @@ fn restoring_again_throws_changes_away_and_other_directories_are_forks() {
         return;
     }
     for place in Place::both() {
-        let tree = place.bench.directory("tree");
-        write_tree(&tree);
+        let tree = small_tree(&place);
         let handle = create(&place, &tree, &[]).to_string();
         let forks: Vec<PathBuf> = (0..4).map(|n| place.bench.path(&format!("fork{n}"))).collect();
         let restores: Vec<Child> = forks
@@ -209,8 +213,7 @@ fn restoring_a_parent_replaces_the_mounts_inside_it_and_says_so() {
         return;
     }
     let place = Place::local();
-    let tree = place.bench.directory("tree");
-    write_tree(&tree);
+    let tree = small_tree(&place);
     let handle = create(&place, &tree, &[]).to_string();
     let (outer, inner) = (place.bench.directory("outer"), place.bench.directory("outer/inner"));
     answer(&place, &["restore", &handle, text(&inner)], 0);
@@ -238,8 +241,7 @@ fn a_backup_that_cannot_be_restored_leaves_things_as_they_were() {
         return;
     }
     for place in Place::both() {
-        let tree = place.bench.directory("tree");
-        write_tree(&tree);
+        let tree = small_tree(&place);
         let good = create(&place, &tree, &[]);
         let target = place.bench.path("target");
         answer(&place, &["restore", id(&good), text(&target)], 0);
@@ -286,8 +288,7 @@ fn restores_of_one_directory_take_turns() {
         return;
     }
     let place = Place::local();
-    let tree = place.bench.directory("tree");
-    write_tree(&tree);
+    let tree = small_tree(&place);
     let handle = create(&place, &tree, &[]).to_string();
     let target = place.bench.directory("target");
     let spawn = || {
@@ -326,8 +327,7 @@ fn restores_of_one_directory_take_turns() {
 #[test]
 fn extracting_gives_ordinary_files_or_nothing() {
     for place in Place::both() {
-        let tree = place.bench.directory("tree");
-        write_tree(&tree);
+        let tree = small_tree(&place);
         let handle = create(&place, &tree, &[]);
         let target = place.bench.path("target");
         answer(&place, &["restore", "--extract", id(&handle), text(&target)], 0);
@@ -361,8 +361,7 @@ fn files_that_may_not_be_read_are_all_named_and_nothing_is_left() {
         return;
     }
     let place = Place::local();
-    let tree = place.bench.directory("tree");
-    write_tree(&tree);
+    let tree = small_tree(&place);
     for secret in ["hello", "sub/deeper"] {
         fs::set_permissions(tree.join(secret), fs::Permissions::from_mode(0o000)).unwrap();
     }
@@ -398,8 +397,7 @@ fn files_that_may_not_be_read_are_all_named_and_nothing_is_left() {
 #[test]
 fn what_a_backup_cannot_be_is_refused_before_anything_is_sent() {
     let place = Place::s3();
-    let tree = place.bench.directory("tree");
-    write_tree(&tree);
+    let tree = small_tree(&place);
     let long = "x".repeat(257);
     for (arguments, code) in [
         (vec!["create", "/no/such/directory"], INVALID_CONFIG),
@@ -433,8 +431,7 @@ fn write_large(tree: &Path) {
 #[test]
 fn a_large_archive_goes_in_equal_parts_the_first_one_last() {
     let place = Place::s3();
-    let tree = place.bench.directory("tree");
-    write_tree(&tree);
+    let tree = small_tree(&place);
     write_large(&tree);
     let handle = create(&place, &tree, &[]);
     let log = place.server.as_ref().unwrap().log();
@@ -628,8 +625,7 @@ fn a_backup_as_the_sdk_makes_it_is_restored() {
         return;
     }
     let place = Place::s3();
-    let tree = place.bench.directory("tree");
-    write_tree(&tree);
+    let tree = small_tree(&place);
     for (number, compressor) in [(1, "zstd"), (2, "lz4")] {
         let id = format!("0000000{number}-1111-4222-8333-444444444444");
         place.bench.directory(&format!("buckets/box/pre/backups/{id}"));
@@ -660,8 +656,7 @@ fn a_restore_that_is_killed_leaves_a_mount_that_works_or_none() {
         return;
     }
     let place = Place::s3();
-    let tree = place.bench.directory("tree");
-    write_tree(&tree);
+    let tree = small_tree(&place);
     let handle = create(&place, &tree, &[]).to_string();
     let target = place.bench.directory("target");
     let mut mounted = 0;
@@ -715,8 +710,7 @@ fn the_library_has_the_same_verbs() {
     use thawfs::squashfs::write::Compression;
 
     let place = Place::local();
-    let tree = place.bench.directory("tree");
-    write_tree(&tree);
+    let tree = small_tree(&place);
     let runtime = tokio::runtime::Runtime::new().unwrap();
     runtime.block_on(async {
         let backups = Backups::open(&BucketRequest::new(&place.url)).await.unwrap();
@@ -759,8 +753,7 @@ fn a_server_that_is_killed_while_it_mounts_holds_nothing_up() {
         return;
     }
     let place = Place::local();
-    let tree = place.bench.directory("tree");
-    write_tree(&tree);
+    let tree = small_tree(&place);
     let handle = create(&place, &tree, &[]).to_string();
     let target = place.bench.directory("target");
     for _ in 0..10 {

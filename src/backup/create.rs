@@ -353,13 +353,3 @@ fn measure(root: &Path, exclude: &write::Exclude<'_>, over: impl Fn() -> bool) -
     }
     tree
 }
-
-impl From<write::Error> for Failure {
-    fn from(error: write::Error) -> Self {
-        let code = match &error {
-            write::Error::Options(_) => Code::Usage,
-            _ => Code::BackupCreateFailed,
-        };
-        Self { code, message: error.to_string(), hint: error.hint() }
-    }
-}

@@ -29,7 +29,8 @@ pub type Notice = Arc<dyn Fn(&str) + Send + Sync>;
 pub struct RestoreRequest {
     /// Where to; `None`: where the backup was made. Made if it does not exist.
     pub dir: Option<PathBuf>,
-    /// How to mount. Source, mountpoint and upper are set by the restore.
+    /// How to mount. Source, mountpoint and upper are set by the restore; of the source, the memory for
+    /// caches counts.
     pub mount: MountRequest,
     /// Gets what a user would want to know meanwhile.
     pub notice: Notice,
