@@ -18,10 +18,12 @@ mod support;
 #[path = "stress/tree.rs"]
 mod tree;
 
+use std::fs::{self, File};
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use actor::{ACTORS, Actor};
+use actor::{ACTORS, Actor, Random};
 use support::mount::{Bench, can_mount};
 use tree::{Numbers, Tree, differences, look, write_start};
 
@@ -151,7 +153,7 @@ impl Stage {
                 panic!("seed {}, st_ino {when}: {differences}", self.seed);
             }
         };
-        std::fs::write("/proc/sys/vm/drop_caches", "2").unwrap();
+        fs::write("/proc/sys/vm/drop_caches", "2").unwrap();
         same_numbers("with nothing remembered");
         self.unmount();
         self.mount();
@@ -198,4 +200,47 @@ fn programs_that_fight_over_names_leave_one_tree() {
     }
     let (left, _) = look(&stage.mountpoint, true);
     stage.check_all(left);
+}
+
+/// Opens `path` as `>` and `dd` and editors do, over and over.
+fn overwrite(path: &Path, random: &mut Random) {
+    for _ in 0..40 {
+        match random.below(3) {
+            0 => fs::write(path, vec![b'x'; random.below(70_000) as usize]).unwrap(),
+            1 => {
+                let file = File::options().write(true).open(path).unwrap();
+                file.write_all_at(b"far", random.below(300_000)).unwrap();
+            }
+            _ => fs::set_permissions(path, PermissionsExt::from_mode(0o644)).unwrap(),
+        }
+    }
+}
+
+/// The kernel remembers sizes for as long as the mount lives, so it must never get a wrong one.
+#[test]
+fn a_file_that_programs_overwrite_at_once_has_the_size_it_has_on_the_disk() {
+    if !can_mount("a_file_that_programs_overwrite_at_once_has_the_size_it_has_on_the_disk") {
+        return;
+    }
+    for turn in [0, 1] {
+        let stage = Stage::new(turn);
+        for round in 0..40 {
+            // One of the archive's at first, a new one later.
+            let name = if round == 0 { "shared/big" } else { "made" };
+            let path = stage.mountpoint.join(name);
+            fs::write(&path, "start").unwrap();
+            std::thread::scope(|scope| {
+                for actor in 0..6 {
+                    let (path, mut random) = (&path, Random(stage.seed * 1000 + round * 6 + actor));
+                    scope.spawn(move || overwrite(path, &mut random));
+                }
+            });
+            let [seen, on_disk] =
+                [&path, &stage.upper.join(name)].map(|path| fs::metadata(path).unwrap().len());
+            assert_eq!(seen, on_disk, "turn {turn}, round {round}");
+            assert!(fs::read(&path).unwrap() == fs::read(stage.upper.join(name)).unwrap());
+            fs::remove_file(&path).unwrap();
+        }
+        stage.unmount();
+    }
 }

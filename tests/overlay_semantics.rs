@@ -17,7 +17,7 @@ use overlay_support::{
 use rustix::fs::{CWD, FileType, Mode, RenameFlags, XattrFlags};
 use rustix::io::Errno;
 use thawfs::overlay::{
-    Backing, Caller, Error, FallocateFlags, Options, Overlay, SeekFrom, SetAttr, Upper,
+    Backing, Caller, Error, FallocateFlags, Handle, Options, Overlay, SeekFrom, SetAttr, Upper,
 };
 use thawfs::types::{FileKind, Ino};
 
@@ -222,7 +222,8 @@ fn an_open_file_outlives_its_name() {
         assert_ne!(side.resolve(path(name)).unwrap().last(), ino);
         // Though nameless, it can be changed, opened and written.
         let change = SetAttr { mode: Some(0o604), size: Some(3), ..SetAttr::default() };
-        let attr = side.overlay.setattr(&ROOT, ino, Some(opened.handle), &change).unwrap();
+        let writable = (flags == libc::O_RDWR).then_some(opened.handle);
+        let attr = side.overlay.setattr(&ROOT, ino, writable, &change).unwrap();
         assert_eq!((attr.perm, attr.size, attr.nlink), (0o604, 3, 0));
         let again = side.overlay.open(ino, libc::O_RDWR).unwrap();
         side.overlay.write(again.handle, 3, b"more").unwrap();
@@ -241,6 +242,80 @@ fn an_open_file_outlives_its_name() {
         let work = dir.path().join("work/work");
         let left = std::fs::read_dir(work).unwrap().map(|entry| entry.unwrap().file_name());
         assert_eq!(left.filter(|name| name != "whiteout").count(), 0, "nothing in the workdir");
+    }
+}
+
+/// Opened for writing, a lower file is copied up by the first change of its data: until then it may
+/// have been changed, renamed or removed in any way.
+#[test]
+fn a_file_opened_for_writing_is_copied_when_it_is_written() {
+    type Before = (&'static str, fn(&mut Merged));
+    type Change = (&'static str, fn(&Overlay, Ino, Handle, &mut Vec<u8>));
+    let before: [Before; 6] = [
+        ("nothing", |_| {}),
+        ("chmod", |side| side.chmod(path("a/b/a"), 0o400).unwrap()),
+        ("rename", |side| side.rename(path("a/b"), path("moved"), RenameFlags::empty()).unwrap()),
+        ("link", |side| side.link(path("a/b/a"), path("again")).unwrap()),
+        ("unlink", |side| side.unlink(path("a/b/a")).unwrap()),
+        ("chmod and unlink", |side| {
+            side.chmod(path("a/b/a"), 0o600).unwrap();
+            side.unlink(path("a/b/a")).unwrap();
+        }),
+    ];
+    let changes: [Change; 5] = [
+        ("write", |overlay, _, handle, expected| {
+            assert_eq!(overlay.write(handle, 200_000, b"written").unwrap(), 7);
+            expected[200_000..200_007].copy_from_slice(b"written");
+        }),
+        ("append", |overlay, _, handle, expected| {
+            overlay.write(handle, expected.len() as u64, b"appended").unwrap();
+            expected.extend(b"appended");
+        }),
+        ("truncate", |overlay, ino, handle, expected| {
+            let change = SetAttr { size: Some(1000), ..SetAttr::default() };
+            let attr = overlay.setattr(&ROOT, ino, Some(handle), &change).unwrap();
+            assert_eq!(attr.size, 1000);
+            expected.truncate(1000);
+        }),
+        ("allocate", |overlay, _, handle, expected| {
+            overlay.fallocate(handle, FallocateFlags::empty(), 300_000, 1000).unwrap();
+            expected.resize(301_000, 0);
+        }),
+        ("copy_file_range", |overlay, ino, handle, expected| {
+            let from = overlay.open(ino, libc::O_RDONLY).unwrap().handle;
+            assert_eq!(overlay.copy_file_range(from, 0, handle, 100_000, 5000).unwrap(), 5000);
+            expected.copy_within(..5000, 100_000);
+            overlay.release(from);
+        }),
+    ];
+    for (first, prepare) in before {
+        for (what, change) in changes {
+            let dir = tempfile::tempdir().unwrap();
+            let mut side = merged(dir.path());
+            let mut chain = side.resolve(path("a/b/a")).unwrap();
+            let ino = chain.attrs.pop().unwrap().ino;
+            drop(chain);
+            let [reader, writer] = [libc::O_RDONLY, libc::O_RDWR]
+                .map(|flags| side.overlay.open(ino, flags).unwrap().handle);
+            prepare(&mut side);
+            assert!(!side.overlay.is_in_upper(writer), "{first}, {what}: copied too early");
+            let mut expected = bytes(1, 300_000);
+            change(&side.overlay, ino, writer, &mut expected);
+            assert!(side.overlay.is_in_upper(writer), "{first}, {what}: not copied");
+            for handle in [reader, writer] {
+                let seen = side.overlay.read(handle, 0, 1 << 20).unwrap();
+                assert!(seen == expected, "{first}, {what}: other data");
+                let size = side.overlay.getattr(ino, Some(handle)).unwrap().size;
+                assert_eq!(size, expected.len() as u64, "{first}, {what}");
+            }
+            let refused = side.overlay.write(reader, 0, b"x").map_err(|e| errno(&e));
+            assert_eq!(refused, Err(Errno::BADF), "{first}, {what}");
+            side.overlay.release(reader);
+            side.overlay.release(writer);
+            side.overlay.forget(ino, 1);
+            let named = side.tree().values().filter(|seen| seen.contents == expected).count();
+            assert_eq!(named > 0, !first.contains("unlink"), "{first}, {what}: by name");
+        }
     }
 }
 

@@ -34,8 +34,8 @@ const MAX_IO: u32 = 1 << 20;
 const MAX_BACKGROUND: u16 = 64;
 
 /// Open flags that mean something to the upper file. The kernel has acted on the others already
-/// (`O_APPEND` becomes an offset, `O_DIRECT` would demand alignment of our own buffers).
-const UPPER_FLAGS: i32 = libc::O_ACCMODE | libc::O_TRUNC | libc::O_SYNC | libc::O_DSYNC;
+/// (`O_APPEND` becomes an offset, `O_TRUNC` a change of size).
+const UPPER_FLAGS: i32 = libc::O_ACCMODE | libc::O_SYNC | libc::O_DSYNC | libc::O_DIRECT;
 
 /// The overlay as fuser serves it.
 pub(super) struct Adapter {
@@ -89,14 +89,8 @@ impl Adapter {
         Arc::clone(&self.shared.notifier)
     }
 
-    /// Runs `job` here, or on a thread that may wait. A panic ends the request (its reply, dropped,
-    /// tells the kernel EIO), not the mount.
+    /// Runs `job` here, or on a thread that may wait.
     fn run(&self, may_wait: bool, job: impl FnOnce(&Shared) + Send + 'static) {
-        fn guarded(shared: &Shared, job: impl FnOnce(&Shared)) {
-            if catch_unwind(AssertUnwindSafe(|| job(shared))).is_err() {
-                log::error!("a request failed on a bug of ours and was answered EIO");
-            }
-        }
         if may_wait {
             let shared = Arc::clone(&self.shared);
             self.pool.spawn(move || guarded(&shared, job));
@@ -107,6 +101,13 @@ impl Adapter {
 
     fn would_block(&self, ino: INodeNo) -> bool {
         self.shared.overlay.would_block(Ino(ino.0))
+    }
+}
+
+/// Runs `job`. A panic ends the request (its reply, dropped, tells the kernel EIO), not the mount.
+fn guarded(shared: &Shared, job: impl FnOnce(&Shared)) {
+    if catch_unwind(AssertUnwindSafe(|| job(shared))).is_err() {
+        log::error!("a request failed on a bug of ours and was answered EIO");
     }
 }
 
@@ -247,9 +248,10 @@ impl Shared {
 
 impl Filesystem for Adapter {
     fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        // Each is a feature the kernel may lack; what then happens is its older default.
+        // Each is a feature the kernel may lack; what then happens is its older default. Not among them
+        // is FUSE_ATOMIC_O_TRUNC: with it the kernel sets a size of 0 some time after the open that
+        // truncated, and forgets what others have written by then.
         for wanted in [
-            InitFlags::FUSE_ATOMIC_O_TRUNC,
             InitFlags::FUSE_DONT_MASK,
             InitFlags::FUSE_POSIX_ACL,
             InitFlags::FUSE_PARALLEL_DIROPS,
@@ -459,18 +461,15 @@ impl Filesystem for Adapter {
     fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let ino = Ino(ino.0);
         let is_root = request.uid() == 0;
-        let truncates = flags.0 & libc::O_TRUNC != 0 && !is_root;
         let flags = self.shared.upper_flags(flags.0);
-        // Opened for writing, a lower file is copied up.
         let writes = writes(flags);
-        self.run(writes || self.shared.overlay.would_block(ino), move |shared| {
+        // One whose writes go straight to the disk is copied up at once.
+        let copies = writes && flags & (libc::O_DSYNC | libc::O_DIRECT) != 0;
+        self.run(copies || self.shared.overlay.would_block(ino), move |shared| {
             let opened = match shared.overlay.open(ino, flags) {
                 Ok(opened) => opened,
                 Err(error) => return reply.error(shared.failed(&error)),
             };
-            if truncates {
-                shared.drop_setid(ino);
-            }
             let (mode, cache) =
                 shared.io_mode(ino, &opened, writes, is_root, |fd| reply.open_backing(fd));
             if shared.modes.changes_unseen(ino) {
@@ -534,10 +533,11 @@ impl Filesystem for Adapter {
         if let Some(data) = overlay.get(handle(fh), offset, size) {
             return reply.data(&data);
         }
-        let lower = overlay.upper_fd(handle(fh)).is_none();
-        self.run(lower, move |shared| match shared.overlay.read(handle(fh), offset, size) {
-            Ok(data) => reply.data(&data),
-            Err(error) => reply.error(shared.failed(&error)),
+        self.run(!overlay.is_in_upper(handle(fh)), move |shared| {
+            match shared.overlay.read(handle(fh), offset, size) {
+                Ok(data) => reply.data(&data),
+                Err(error) => reply.error(shared.failed(&error)),
+            }
         });
     }
 
@@ -553,17 +553,20 @@ impl Filesystem for Adapter {
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        // Here, not on the pool: the data lies in this thread's request buffer.
-        let result = catch_unwind(AssertUnwindSafe(|| {
-            let result = self.shared.overlay.write(handle(fh), offset, data);
-            if write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID) {
-                self.shared.drop_setid(Ino(ino.0));
+        let drops_setid = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
+        let write = move |shared: &Shared, data: &[u8]| {
+            let result = shared.overlay.write(handle(fh), offset, data);
+            if drops_setid {
+                shared.drop_setid(Ino(ino.0));
             }
-            result
-        }));
-        match result {
-            Ok(result) => self.shared.reply_written(result, reply),
-            Err(_) => reply.error(Errno::EIO),
+            shared.reply_written(result, reply);
+        };
+        if self.shared.overlay.is_in_upper(handle(fh)) {
+            // The data lies in this thread's request buffer.
+            guarded(&self.shared, |shared| write(shared, data));
+        } else {
+            let data = data.to_owned();
+            self.run(true, move |shared| write(shared, &data));
         }
     }
 

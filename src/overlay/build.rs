@@ -28,6 +28,8 @@ pub(super) const NULL_DEVICE_STAND_IN: (u32, u32) = (0, 0xfffff);
 /// A copy in the workdir.
 pub(super) struct Built<'a> {
     pub(super) draft: Draft<'a>,
+    /// Of a regular file whose data it has: to read and write it.
+    pub(super) fd: Option<Arc<OwnedFd>>,
     /// Its number in the upper.
     pub(super) st_ino: u64,
     pub(super) data: Data,
@@ -77,7 +79,7 @@ impl Overlay {
         if null_device {
             upper.marks.set(&address, Mark::NullDevice, b"")?;
         }
-        Ok(Built { draft, st_ino, data: Data::Upper, null_device })
+        Ok(Built { draft, fd: None, st_ino, data: Data::Upper, null_device })
     }
 
     fn build_file(
@@ -113,7 +115,8 @@ impl Overlay {
             // no fsync: the journal keeps them in order.
             rustix::fs::fsync(&fd).map_err(Error::sys("fsync", "a copy"))?;
         }
-        Ok(Built { draft, st_ino, data, null_device: false })
+        let fd = (data == Data::Upper).then_some(fd);
+        Ok(Built { draft, fd, st_ino, data, null_device: false })
     }
 
     /// Whether the data of a copy can stay in the lower. The copy's name says where it is, being the

@@ -120,6 +120,7 @@ impl Overlay {
         let lower = self.lower.inode_ref(ino).ok_or(Errno::STALE)?;
         let inode = self.lower.inode(lower)?;
         let built = self.build(ino, lower, &inode, want)?;
+        let copy = built.fd.clone();
         let _names = self.names.write();
         let node = self.nodes.get(ino)?;
         let mut state = UpperState {
@@ -156,7 +157,11 @@ impl Overlay {
             }
         }
         self.changed();
-        self.publish(ino, state)
+        self.nodes.publish(ino, state);
+        if let Some(copy) = copy {
+            self.handles.moved(ino, copy);
+        }
+        Ok(())
     }
 
     /// Whether the index has no other inode of this number, as a damaged archive may have it.
@@ -231,16 +236,7 @@ impl Overlay {
         self.upper()?.marks.clear(&pinned, Mark::Metacopy)?;
         self.changed();
         self.nodes.update(ino, |upper| upper.data = Data::Upper);
-        self.handles.moved(ino, || pinned.open(OFlags::RDONLY))
-    }
-
-    /// Shows `state` as what `ino` is from now on. Called with `names` held exclusively.
-    fn publish(&self, ino: Ino, state: UpperState) -> Result<()> {
-        let whole = state.kind == FileKind::Regular && state.data == Data::Upper;
-        self.nodes.publish(ino, state);
-        if whole {
-            self.handles.moved(ino, || self.address(ino)?.0.open(OFlags::RDONLY))?;
-        }
+        self.handles.moved(ino, fd);
         Ok(())
     }
 

@@ -20,7 +20,8 @@ pub struct Handle(pub u64);
 /// Where the data of an open file was when it was opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Backing {
-    /// In the archive. The file may be copied up while it is open; reads then see the copy.
+    /// In the archive. The file may be copied up while it is open, at the latest when it is written;
+    /// reads then see the copy.
     Lower,
     /// In the upper: [`super::Overlay::upper_fd`] has the descriptor.
     Upper,
@@ -38,8 +39,9 @@ pub struct Opened {
 /// A lower file that is open, shared by all its handles.
 #[derive(Debug)]
 pub(super) struct LowerOpen {
+    pub(super) ino: Ino,
     pub(super) inode: Inode,
-    /// The copy in the upper, once there is one.
+    /// The copy in the upper, open for reading and writing, once there is one.
     moved: OnceLock<Arc<OwnedFd>>,
 }
 
@@ -53,7 +55,7 @@ impl LowerOpen {
 #[derive(Debug)]
 pub(super) enum Open {
     Upper { fd: Arc<OwnedFd> },
-    Lower(Arc<LowerOpen>),
+    Lower { file: Arc<LowerOpen>, writes: bool },
     Directory { ino: Ino, listing: Mutex<Listing> },
 }
 
@@ -82,33 +84,36 @@ impl Handles {
         let _closed = self.open.write().remove(&handle);
     }
 
-    /// Opens lower file `ino`. Called with the overlay's `names` held, which keeps a copy-up from
-    /// being published before its handles are known here.
-    pub(super) fn add_lower(&self, ino: Ino, inode: Inode) -> Handle {
-        let shared = {
+    /// Opens lower file `ino`, for writing or not. Called with the overlay's `names` held, which keeps
+    /// a copy-up from being published before its handles are known here.
+    pub(super) fn add_lower(&self, ino: Ino, inode: Inode, writes: bool) -> Handle {
+        let file = {
             let mut lowers = self.lowers.lock();
             match lowers.get(&ino).and_then(Weak::upgrade) {
                 Some(shared) => shared,
                 None => {
-                    let shared = Arc::new(LowerOpen { inode, moved: OnceLock::new() });
+                    let shared = Arc::new(LowerOpen { ino, inode, moved: OnceLock::new() });
                     lowers.retain(|_, weak| weak.strong_count() > 0);
                     lowers.insert(ino, Arc::downgrade(&shared));
                     shared
                 }
             }
         };
-        self.add(Open::Lower(shared))
+        self.add(Open::Lower { file, writes })
     }
 
-    /// Leads the handles of lower file `ino` to the copy that `open` opens for reading. Called with
+    /// Whether `ino` is open on the archive.
+    pub(super) fn has_lower(&self, ino: Ino) -> bool {
+        self.lowers.lock().get(&ino).is_some_and(|weak| weak.strong_count() > 0)
+    }
+
+    /// Leads the handles of lower file `ino` to its copy, open for reading and writing. Called with
     /// `names` held exclusively.
-    pub(super) fn moved(&self, ino: Ino, open: impl FnOnce() -> Result<OwnedFd>) -> Result<()> {
+    pub(super) fn moved(&self, ino: Ino, copy: Arc<OwnedFd>) {
         let shared = self.lowers.lock().remove(&ino).and_then(|weak| weak.upgrade());
         if let Some(shared) = shared {
-            let fd = Arc::new(open()?);
             // A file is copied up once, so the cell was empty.
-            let _ = shared.moved.set(fd);
+            let _ = shared.moved.set(copy);
         }
-        Ok(())
     }
 }

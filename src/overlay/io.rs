@@ -1,6 +1,7 @@
 //! The data of open files.
 
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use rustix::buffer::spare_capacity;
@@ -8,6 +9,7 @@ use rustix::fs::{FallocateFlags, SeekFrom};
 use rustix::io::Errno;
 
 use super::Overlay;
+use super::copy_up::Want;
 use super::error::{Error, Result};
 use super::handles::{Handle, LowerOpen, Open};
 use crate::types::FileOffset;
@@ -20,10 +22,10 @@ impl Overlay {
     /// file. `None` means [`Self::read`], on a thread that may wait.
     pub fn get(&self, handle: Handle, at: u64, len: usize) -> Option<Bytes> {
         match &*self.handles.get(handle).ok()? {
-            Open::Lower(lower) if lower.moved().is_none() => {
-                self.lower.archive().get(&lower.inode, FileOffset(at), len)
+            Open::Lower { file, .. } if file.moved().is_none() => {
+                self.lower.archive().get(&file.inode, FileOffset(at), len)
             }
-            Open::Lower(_) | Open::Upper { .. } | Open::Directory { .. } => None,
+            Open::Lower { .. } | Open::Upper { .. } | Open::Directory { .. } => None,
         }
     }
 
@@ -34,25 +36,35 @@ impl Overlay {
     pub fn read(&self, handle: Handle, at: u64, len: usize) -> Result<Bytes> {
         match &*self.handles.get(handle)? {
             Open::Upper { fd } => read_fd(fd, at, len),
-            Open::Lower(lower) => match lower.moved() {
+            Open::Lower { file, .. } => match file.moved() {
                 Some(fd) => read_fd(fd, at, len),
-                None => Ok(self.lower.archive().read(&lower.inode, FileOffset(at), len)?),
+                None => Ok(self.lower.archive().read(&file.inode, FileOffset(at), len)?),
             },
             Open::Directory { .. } => Err(Errno::ISDIR.into()),
+        }
+    }
+
+    /// The descriptor to write an open file through. A lower file is copied up now.
+    pub(super) fn to_write(&self, open: &Open) -> Result<Arc<OwnedFd>> {
+        match open {
+            Open::Upper { fd } => Ok(Arc::clone(fd)),
+            Open::Lower { file, writes: true } => {
+                if file.moved().is_none() {
+                    self.copy_up(file.ino, Want::Data)?;
+                }
+                Ok(Arc::clone(file.moved().ok_or(Errno::STALE)?))
+            }
+            Open::Lower { writes: false, .. } | Open::Directory { .. } => Err(Errno::BADF.into()),
         }
     }
 
     /// Writes `data` at `at` and says how many bytes were written.
     ///
     /// # Errors
-    /// `EBADF` where the handle is not for writing, or what `pwrite` says.
+    /// `EBADF` where the handle is not for writing, or what copying up or `pwrite` says.
     pub fn write(&self, handle: Handle, at: u64, data: &[u8]) -> Result<usize> {
-        match &*self.handles.get(handle)? {
-            Open::Upper { fd } => {
-                rustix::io::pwrite(fd, data, at).map_err(Error::sys("pwrite", "an open file"))
-            }
-            Open::Lower(_) | Open::Directory { .. } => Err(Errno::BADF.into()),
-        }
+        let fd = self.to_write(&*self.handles.get(handle)?)?;
+        rustix::io::pwrite(fd, data, at).map_err(Error::sys("pwrite", "an open file"))
     }
 
     /// Brings an open file's data to the disk, and its attributes unless `datasync`.
@@ -63,7 +75,7 @@ impl Overlay {
         let open = self.handles.get(handle)?;
         let fd = match &*open {
             Open::Upper { fd } => fd,
-            Open::Lower(lower) => match lower.moved() {
+            Open::Lower { file, .. } => match file.moved() {
                 Some(fd) => fd,
                 None => return Ok(()),
             },
@@ -79,13 +91,10 @@ impl Overlay {
     /// `fallocate(2)` on an open file.
     ///
     /// # Errors
-    /// `EBADF` where the handle is not for writing, or what `fallocate` says.
+    /// `EBADF` where the handle is not for writing, or what copying up or `fallocate` says.
     pub fn fallocate(&self, handle: Handle, mode: FallocateFlags, at: u64, len: u64) -> Result<()> {
-        match &*self.handles.get(handle)? {
-            Open::Upper { fd } => rustix::fs::fallocate(fd, mode, at, len)
-                .map_err(Error::sys("fallocate", "an open file")),
-            Open::Lower(_) | Open::Directory { .. } => Err(Errno::BADF.into()),
-        }
+        let fd = self.to_write(&*self.handles.get(handle)?)?;
+        rustix::fs::fallocate(fd, mode, at, len).map_err(Error::sys("fallocate", "an open file"))
     }
 
     /// `lseek(2)` with `SEEK_DATA` or `SEEK_HOLE`: the new position.
@@ -102,19 +111,19 @@ impl Overlay {
             |fd: &OwnedFd| rustix::fs::seek(fd, to).map_err(Error::sys("lseek", "an open file"));
         match &*self.handles.get(handle)? {
             Open::Upper { fd } => seek(fd),
-            Open::Lower(lower) => match lower.moved() {
+            Open::Lower { file, .. } => match file.moved() {
                 Some(fd) => seek(fd),
-                None => self.seek_lower(lower, to),
+                None => self.seek_lower(file, to),
             },
             Open::Directory { .. } => Err(Errno::INVAL.into()),
         }
     }
 
-    fn seek_lower(&self, lower: &LowerOpen, to: SeekFrom) -> Result<u64> {
+    fn seek_lower(&self, file: &LowerOpen, to: SeekFrom) -> Result<u64> {
         let archive = self.lower.archive();
         let found = match to {
-            SeekFrom::Data(at) => archive.seek_data(&lower.inode, FileOffset(at))?,
-            SeekFrom::Hole(at) => archive.seek_hole(&lower.inode, FileOffset(at))?,
+            SeekFrom::Data(at) => archive.seek_data(&file.inode, FileOffset(at))?,
+            SeekFrom::Hole(at) => archive.seek_hole(&file.inode, FileOffset(at))?,
             _ => None,
         };
         Ok(found.ok_or(Errno::NXIO)?.0)
@@ -133,16 +142,15 @@ impl Overlay {
         mut to_at: u64,
         len: usize,
     ) -> Result<usize> {
-        let to = self.handles.get(to)?;
-        let Open::Upper { fd: to } = &*to else { return Err(Errno::BADF.into()) };
+        let to = self.to_write(&*self.handles.get(to)?)?;
         let from = self.handles.get(from)?;
         let from = match &*from {
             Open::Upper { fd } => fd,
-            Open::Lower(lower) => match lower.moved() {
+            Open::Lower { file, .. } => match file.moved() {
                 Some(fd) => fd,
                 None => {
                     let len = len.min(COPY_AT_ONCE);
-                    let data = self.lower.archive().read(&lower.inode, FileOffset(from_at), len)?;
+                    let data = self.lower.archive().read(&file.inode, FileOffset(from_at), len)?;
                     return rustix::io::pwrite(to, &data, to_at)
                         .map_err(Error::sys("pwrite", "an open file"));
                 }

@@ -27,20 +27,24 @@ pub(super) fn kept_flags(flags: i32) -> OFlags {
 }
 
 impl Overlay {
-    /// Opens regular file `ino` with the flags of `open(2)`. Opening for writing copies a lower
-    /// file up; with `O_TRUNC`, without its data.
+    /// Opens regular file `ino` with the flags of `open(2)`. A lower file is copied up when it is first
+    /// written, since many that are opened for writing are truncated next and need no data; with
+    /// `O_SYNC`, `O_DSYNC` or `O_DIRECT` at once.
     ///
     /// # Errors
     /// `EISDIR`, `EROFS`, or what copying up or opening says.
     pub fn open(&self, ino: Ino, flags: i32) -> Result<Opened> {
+        let direct = flags & libc::O_DIRECT != 0;
         let flags = kept_flags(flags);
         let writes = flags.intersects(OFlags::WRONLY | OFlags::RDWR | OFlags::TRUNC);
         if writes {
-            let want = match flags.contains(OFlags::TRUNC) {
-                true => Want::Truncated,
-                false => Want::Data,
-            };
-            self.copy_up(ino, want)?;
+            self.upper()?;
+        }
+        if flags.contains(OFlags::TRUNC) {
+            self.copy_up(ino, Want::Truncated)?;
+        } else if writes && (direct || flags.intersects(OFlags::SYNC | OFlags::DSYNC)) {
+            // Synchronous writes need a descriptor of their own, and direct ones the disk's rules.
+            self.copy_up(ino, Want::Data)?;
         }
         loop {
             let lower = match self.nodes.upper(ino)? {
@@ -67,7 +71,7 @@ impl Overlay {
                     return Ok(Opened { handle, backing: Backing::Upper });
                 }
                 (_, Some(inode)) => {
-                    let handle = self.handles.add_lower(ino, inode);
+                    let handle = self.handles.add_lower(ino, inode, writes);
                     return Ok(Opened { handle, backing: Backing::Lower });
                 }
                 // The file was truncated and replaced meanwhile; look again.
@@ -81,8 +85,18 @@ impl Overlay {
     pub fn upper_fd(&self, handle: Handle) -> Option<Arc<OwnedFd>> {
         match &*self.handles.get(handle).ok()? {
             Open::Upper { fd } => Some(Arc::clone(fd)),
-            Open::Lower(_) | Open::Directory { .. } => None,
+            Open::Lower { .. } | Open::Directory { .. } => None,
         }
+    }
+
+    /// Whether the data of an open file is in the upper: then reading or writing it waits for nothing
+    /// but the disk.
+    pub fn is_in_upper(&self, handle: Handle) -> bool {
+        self.handles.get(handle).is_ok_and(|open| match &*open {
+            Open::Upper { .. } => true,
+            Open::Lower { file, .. } => file.moved().is_some(),
+            Open::Directory { .. } => false,
+        })
     }
 
     /// Ends `handle`.

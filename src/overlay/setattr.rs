@@ -7,7 +7,7 @@ use super::Overlay;
 use super::attr::{Attr, Caller, SetAttr, SetTime};
 use super::copy_up::Want;
 use super::error::{Error, Result};
-use super::handles::{Handle, Open};
+use super::handles::Handle;
 use super::nodes::{Data, UpperState};
 use super::upper::Address;
 use crate::types::{FileKind, Ino};
@@ -40,6 +40,8 @@ impl Overlay {
         let want = match change.size {
             Some(0) => Want::Truncated,
             Some(_) => Want::Data,
+            // The copy has to be written through handles that are open, and must not refuse us then.
+            None if self.locks_us_out(change) && self.handles.has_lower(ino) => Want::Data,
             None => Want::Attributes,
         };
         self.copy_up(ino, want)?;
@@ -139,9 +141,8 @@ impl Overlay {
 
     fn truncate(&self, ino: Ino, handle: Option<Handle>, size: u64) -> Result<()> {
         // The caller's own descriptor may write where the permissions no longer allow to open one.
-        if let Some(handle) = handle
-            && let Open::Upper { fd } = &*self.handles.get(handle)?
-        {
+        if let Some(handle) = handle {
+            let fd = self.to_write(&*self.handles.get(handle)?)?;
             return rustix::fs::ftruncate(fd, size)
                 .map_err(Error::sys("ftruncate", "an open file"));
         }
@@ -155,6 +156,12 @@ impl Overlay {
             }
         };
         rustix::fs::ftruncate(&fd, size).map_err(Error::sys("ftruncate", "a file"))
+    }
+
+    /// Whether a server without privilege could not open a file for writing after `change`.
+    fn locks_us_out(&self, change: &SetAttr) -> bool {
+        let privileged = self.upper().is_ok_and(|upper| upper.privileged);
+        !privileged && change.mode.is_some_and(|mode| mode & 0o600 != 0o600)
     }
 
     /// Whether an ordinary user's `chown` asks for the owner there is.

@@ -458,7 +458,9 @@ impl Merged {
 impl Side for Merged {
     fn write(&mut self, path: &Path, at: u64, data: &[u8], flags: i32) -> Result<(), Errno> {
         let overlay = &self.overlay;
-        let opened = match self.resolve(path) {
+        // Looked up until it is released, as by the kernel.
+        let found = self.resolve(path);
+        let opened = match &found {
             Ok(_) if flags & libc::O_CREAT != 0 && flags & libc::O_EXCL != 0 => {
                 return Err(Errno::EXIST);
             }
@@ -476,7 +478,7 @@ impl Side for Merged {
                 overlay.forget(attr.ino, 1);
                 opened
             }
-            Err(errno) => return Err(errno),
+            Err(refused) => return Err(*refused),
         };
         let mut done = 0;
         while done < data.len() {
