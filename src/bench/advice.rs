@@ -8,6 +8,8 @@ use super::Requests;
 const FAR: f64 = 0.1;
 /// p99 beyond so many p50 is a tail that users notice.
 const LONG_TAIL: f64 = 5.0;
+/// No tail below this, in seconds, is worth a word.
+const NOTICEABLE: f64 = 0.05;
 /// A concurrency is enough if it reaches this share of the best throughput.
 const ENOUGH: f64 = 0.9;
 /// A quarter of the cache's memory may be on its way at a time: half of it holds chunks, and half of
@@ -40,7 +42,7 @@ pub fn advise(rows: &[Requests], cache_memory: u64) -> Vec<Advice> {
             ),
         );
     }
-    if first.seconds.p99 > LONG_TAIL * first.seconds.p50 {
+    if first.seconds.p99 > NOTICEABLE.max(LONG_TAIL * first.seconds.p50) {
         say(
             "tail",
             format!(

@@ -1,5 +1,5 @@
-//! What a bucket and an archive in it cost from here: [`requests`] times ranged GETs by size and
-//! concurrency, [`reading`] what a mount would do with them, [`advise`] says what follows.
+//! What a bucket and an archive in it cost from here: [`requests()`] times ranged GETs by size and
+//! concurrency, [`reading()`] what a mount would do with them, [`advise`] says what follows.
 //!
 //! All of it only reads, and is bounded: in bytes by [`planned_bytes`], in time by the caller.
 
@@ -13,7 +13,7 @@ pub use reading::{Reading, reading};
 pub use requests::{Requests, requests};
 pub use spread::Spread;
 
-/// Most bytes that [`requests`] and [`reading`] move together, in bytes; small archives take less.
+/// Most bytes that [`requests()`] and [`reading()`] move together, in bytes; small archives take less.
 pub fn planned_bytes() -> u64 {
     requests::planned_bytes() + reading::PLANNED_BYTES
 }
