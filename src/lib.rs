@@ -17,7 +17,7 @@
 //! ```
 //!
 //! From bottom to top: [`types`], [`store`], [`cache`], [`squashfs`], [`overlay`], [`failure`],
-//! [`backup`], [`bench`], [`fuse`], [`server`], [`cli`]. Everything from the cache upward is ordinary blocking
+//! [`backup`], [`mod@bench`], [`fuse`], [`server`], [`cli`]. Everything from the cache upward is ordinary blocking
 //! code; only the stores are asynchronous, and the calls on [`backup::Backups`], which are many small
 //! requests to them. There is no unsafe code.
 
