@@ -6,6 +6,7 @@
 //! ```text
 //! cli                    the command line: wires everything, owns no logic
 //! server                 the process behind a mount: its start, its state, its end
+//! bench                  what a bucket and its archives cost from here
 //! fuse        backup     adapters: the kernel's protocol | life of a backup in a bucket
 //! failure                what a user is told when something fails
 //! overlay                the merged tree: lower + upper, copy-up, whiteouts
@@ -16,11 +17,12 @@
 //! ```
 //!
 //! From bottom to top: [`types`], [`store`], [`cache`], [`squashfs`], [`overlay`], [`failure`],
-//! [`backup`], [`fuse`], [`server`], [`cli`]. Everything from the cache upward is ordinary blocking
+//! [`backup`], [`mod@bench`], [`fuse`], [`server`], [`cli`]. Everything from the cache upward is ordinary blocking
 //! code; only the stores are asynchronous, and the calls on [`backup::Backups`], which are many small
 //! requests to them. There is no unsafe code.
 
 pub mod backup;
+pub mod bench;
 pub mod cache;
 pub mod cli;
 pub mod failure;

@@ -101,7 +101,8 @@ impl SourceRequest {
         Ok(OpenArchive { archive: Arc::new(archive), name, remote, _runtime: runtime })
     }
 
-    fn store_options(&self) -> StoreOptions {
+    /// How the store is to be reached.
+    pub(crate) fn store_options(&self) -> StoreOptions {
         StoreOptions {
             endpoint: self.endpoint.clone(),
             region: self.region.clone(),

@@ -69,6 +69,8 @@ pub(crate) enum Command {
     Prune(PruneArgs),
     /// Read all of an archive, and say where it is damaged first.
     Verify(VerifyArgs),
+    /// Measure a bucket from here, and what reading an archive in it costs.
+    Bench(BenchArgs),
     /// Print shell completions.
     Completions {
         /// For which shell.
@@ -250,6 +252,16 @@ pub(crate) struct ExtractArgs {
 pub(crate) struct InspectArgs {
     #[command(flatten)]
     pub(crate) source: SourceArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BenchArgs {
+    #[command(flatten)]
+    pub(crate) source: SourceArgs,
+
+    /// How long to measure, about.
+    #[arg(long, value_name = "N", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub(crate) seconds: u64,
 }
 
 /// A number of bytes with an optional binary suffix: `65536`, `64K`, `16M`, `1G`, `16MiB`.

@@ -405,4 +405,31 @@ impl S3 for Buckets {
         output.common_prefixes = Some(prefixes);
         Ok(S3Response::new(output))
     }
+
+    /// The first version of the same, which s3fs speaks: a page's token is a marker there.
+    async fn list_objects(
+        &self,
+        request: S3Request<ListObjectsInput>,
+    ) -> S3Result<S3Response<ListObjectsOutput>> {
+        let marker = request.input.marker.clone();
+        let request = request.map_input(|input| ListObjectsV2Input {
+            bucket: input.bucket,
+            delimiter: input.delimiter,
+            prefix: input.prefix,
+            start_after: input.marker,
+            ..Default::default()
+        });
+        let listed = self.list_objects_v2(request).await?.output;
+        Ok(S3Response::new(ListObjectsOutput {
+            name: listed.name,
+            prefix: listed.prefix,
+            delimiter: listed.delimiter,
+            marker,
+            is_truncated: listed.is_truncated,
+            next_marker: listed.next_continuation_token,
+            contents: listed.contents,
+            common_prefixes: listed.common_prefixes,
+            ..Default::default()
+        }))
+    }
 }
