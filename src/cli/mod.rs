@@ -7,6 +7,7 @@ mod archive;
 mod args;
 mod backup_args;
 mod backups;
+mod cache;
 mod create;
 mod life_args;
 mod mount;
@@ -86,6 +87,7 @@ fn execute(command: Command, output: &Output) -> Result<(), Failure> {
         Command::Delete(args) => backups::delete(&args, output),
         Command::Prune(args) => backups::prune(&args, output),
         Command::Verify(args) => verify::verify(&args, output),
+        Command::Cache(args) => cache::cache(&args.command, output),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "thawfs", &mut std::io::stdout());
             Ok(())
