@@ -159,6 +159,15 @@ impl RemoteBlob {
     }
 }
 
+impl Drop for RemoteBlob {
+    /// Writes to disk what waits for it. Requests on their way can keep the rest alive for longer.
+    fn drop(&mut self) {
+        if let Some(disk) = &self.inner.disk {
+            disk.finish();
+        }
+    }
+}
+
 impl Blob for RemoteBlob {
     fn size(&self) -> u64 {
         self.inner.grid.size

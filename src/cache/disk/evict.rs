@@ -37,6 +37,9 @@ pub struct CachedArchive {
     pub last_used: u64,
     /// Whether a process has it open.
     pub in_use: bool,
+    /// Time since the epoch when it was last used.
+    #[serde(skip)]
+    used: Duration,
     #[serde(skip)]
     stem: String,
 }
@@ -73,7 +76,7 @@ impl CacheDir {
     pub fn usage(&self) -> io::Result<Usage> {
         let mut archives: Vec<_> =
             self.stems()?.into_iter().map(|stem| self.look_at(stem)).collect();
-        archives.sort_by_key(|archive| std::cmp::Reverse(archive.last_used));
+        archives.sort_by_key(|archive| std::cmp::Reverse(archive.used));
         let bytes = archives.iter().map(|archive| archive.bytes).sum();
         Ok(Usage { bytes, limit: self.limit(), archives })
     }
@@ -146,7 +149,7 @@ impl CacheDir {
             Some(about) => (Some(about.name), Some(about.etag), Some(about.size)),
             None => (None, None, None),
         };
-        CachedArchive { name, etag, size, bytes, last_used: used.as_secs(), in_use, stem }
+        CachedArchive { name, etag, size, bytes, last_used: used.as_secs(), in_use, used, stem }
     }
 
     /// Removes an archive, unless it is in use.
@@ -221,7 +224,7 @@ fn removable(archives: &[CachedArchive]) -> Vec<&CachedArchive> {
             (!newer.any(|newer| place(newer) == place(archive)), archive)
         })
         .collect();
-    removable.sort_by_key(|(is_newest, archive)| (*is_newest, archive.last_used));
+    removable.sort_by_key(|(is_newest, archive)| (*is_newest, archive.used));
     removable.into_iter().map(|(_, archive)| archive).collect()
 }
 
@@ -244,6 +247,7 @@ mod tests {
             bytes: 1,
             last_used,
             in_use,
+            used: Duration::from_secs(last_used),
             stem: stem.into(),
         };
         let archives = [

@@ -25,6 +25,7 @@ use bytes::Bytes;
 pub use dir::{CacheDir, DiskLimit};
 pub use evict::{CachedArchive, Cleared, Usage};
 
+use entry::Damaged;
 pub(super) use entry::{About, Entry};
 use writer::Writer;
 
@@ -75,19 +76,24 @@ impl Disk {
         self.entry.refresh(chunks)
     }
 
-    /// All of `chunks`, or nothing if one of them is not there any more or damaged.
+    /// All of `chunks`, or nothing if one of them is not there any more or damaged. Each is looked at
+    /// even so: only what is known to be damaged is written again once it was fetched.
     pub(super) fn read(&self, chunks: &Range<u64>) -> Option<Vec<Bytes>> {
         let mut found = Vec::new();
+        let mut damaged = 0;
         for chunk in chunks.clone() {
             match self.entry.read(chunk) {
-                Ok(bytes) => found.push(bytes?),
-                Err(_) => {
-                    self.damaged.fetch_add(1, Ordering::Relaxed);
-                    let name = &self.entry.about().name;
-                    log::info!("chunk {chunk} of {name} is damaged on disk; it is fetched again");
-                    return None;
-                }
+                Ok(bytes) => found.extend(bytes),
+                Err(Damaged) => damaged += 1,
             }
+        }
+        if damaged > 0 {
+            self.damaged.fetch_add(damaged, Ordering::Relaxed);
+            let name = &self.entry.about().name;
+            log::info!("{damaged} chunks of {name} are damaged on disk, and fetched again");
+        }
+        if found.len() as u64 != chunks.end - chunks.start {
+            return None;
         }
         let bytes: usize = found.iter().map(Bytes::len).sum();
         self.hits.fetch_add(found.len() as u64, Ordering::Relaxed);
@@ -100,6 +106,11 @@ impl Disk {
         if !self.entry.holds(chunk) {
             self.writer.keep(chunk, bytes.clone());
         }
+    }
+
+    /// Waits until everything is written, and writes nothing any more.
+    pub(super) fn finish(&self) {
+        self.writer.finish();
     }
 
     /// What it has done so far.

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use crossbeam_channel::{Receiver, Sender, bounded};
+use parking_lot::Mutex;
 
 use super::{CacheDir, Entry};
 
@@ -23,9 +24,12 @@ const PAUSE: Duration = Duration::from_secs(1);
 
 /// The thread, and the way to it. Dropped, it writes what waits and ends.
 #[derive(Debug)]
-pub(super) struct Writer {
-    queue: Option<Sender<(u64, Bytes)>>,
-    thread: Option<JoinHandle<()>>,
+pub(super) struct Writer(Mutex<Option<Running>>);
+
+#[derive(Debug)]
+struct Running {
+    queue: Sender<(u64, Bytes)>,
+    thread: JoinHandle<()>,
 }
 
 impl Writer {
@@ -42,25 +46,31 @@ impl Writer {
         let thread = std::thread::Builder::new()
             .name("thawfs-disk".into())
             .spawn(move || write(&dir, &entry, &waiting, &written))?;
-        Ok(Self { queue: Some(queue), thread: Some(thread) })
+        Ok(Self(Mutex::new(Some(Running { queue, thread }))))
     }
 
     /// Has a chunk written, unless too many wait or writing has failed before. Never blocks.
     pub(super) fn keep(&self, chunk: u64, bytes: Bytes) {
-        if let Some(queue) = &self.queue {
+        if let Some(running) = &*self.0.lock() {
             // A chunk that is not kept is fetched again.
-            let _ = queue.try_send((chunk, bytes));
+            let _ = running.queue.try_send((chunk, bytes));
+        }
+    }
+
+    /// Waits until everything is written, and ends; what comes later is dropped.
+    pub(super) fn finish(&self) {
+        let running = self.0.lock().take();
+        if let Some(Running { queue, thread }) = running {
+            drop(queue);
+            // It does not panic, and a cache has nothing to say at the end.
+            let _ = thread.join();
         }
     }
 }
 
 impl Drop for Writer {
     fn drop(&mut self) {
-        self.queue.take();
-        if let Some(thread) = self.thread.take() {
-            // It does not panic, and a cache has nothing to say at the end.
-            let _ = thread.join();
-        }
+        self.finish();
     }
 }
 
