@@ -183,6 +183,16 @@ impl From<squashfs::Error> for Failure {
     }
 }
 
+impl From<squashfs::write::Error> for Failure {
+    fn from(error: squashfs::write::Error) -> Self {
+        let code = match &error {
+            squashfs::write::Error::Options(_) => Code::Usage,
+            _ => Code::BackupCreateFailed,
+        };
+        Self { code, message: error.to_string(), hint: error.hint() }
+    }
+}
+
 impl From<overlay::Error> for Failure {
     fn from(error: overlay::Error) -> Self {
         match error {

@@ -11,12 +11,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use rusty_s3::S3Action;
-use rusty_s3::actions::{AbortMultipartUpload, CreateMultipartUpload};
 use serde_json::{Value, json};
 use support::mount::{can_mount, write_tree};
 use support::place::Place;
-use support::s3::{ACCESS_KEY, Fault, SECRET_KEY};
+use support::presigned::presign;
+use support::s3::Fault;
 
 /// Exit codes, as docs/CONFIGURATION.md lists them.
 const INVALID_CONFIG: i32 = 15;
@@ -41,6 +40,13 @@ fn noise(len: usize) -> Vec<u8> {
     .flatten()
     .take(len)
     .collect()
+}
+
+/// The small tree, to be backed up.
+fn small_tree(place: &Place) -> PathBuf {
+    let tree = place.bench.directory("tree");
+    write_tree(&tree);
+    tree
 }
 
 /// Backs `tree` up and gives its handle.
@@ -86,8 +92,7 @@ fn a_backup_is_what_the_contract_says_and_restores_to_the_same_tree() {
         return;
     }
     for place in Place::both() {
-        let tree = place.bench.directory("tree");
-        write_tree(&tree);
+        let tree = small_tree(&place);
         let handle = create(&place, &tree, &["--name", "first", "--ttl", "2h"]);
         assert_eq!(handle, json!({ "id": id(&handle), "dir": text(&tree) }));
 
@@ -124,8 +129,7 @@ fn a_handle_is_taken_in_every_form() {
         return;
     }
     let place = Place::local();
-    let tree = place.bench.directory("tree");
-    write_tree(&tree);
+    let tree = small_tree(&place);
     let handle = create(&place, &tree, &[]);
     let (id, line) = (id(&handle).to_owned(), handle.to_string());
     let file = place.bench.path("handle.json");
@@ -166,8 +170,7 @@ fn restoring_again_throws_changes_away_and_other_directories_are_forks() {
         return;
     }
     for place in Place::both() {
-        let tree = place.bench.directory("tree");
-        write_tree(&tree);
+        let tree = small_tree(&place);
         let handle = create(&place, &tree, &[]).to_string();
         let forks: Vec<PathBuf> = (0..4).map(|n| place.bench.path(&format!("fork{n}"))).collect();
         let restores: Vec<Child> = forks
@@ -210,8 +213,7 @@ fn restoring_a_parent_replaces_the_mounts_inside_it_and_says_so() {
         return;
     }
     let place = Place::local();
-    let tree = place.bench.directory("tree");
-    write_tree(&tree);
+    let tree = small_tree(&place);
     let handle = create(&place, &tree, &[]).to_string();
     let (outer, inner) = (place.bench.directory("outer"), place.bench.directory("outer/inner"));
     answer(&place, &["restore", &handle, text(&inner)], 0);
@@ -239,8 +241,7 @@ fn a_backup_that_cannot_be_restored_leaves_things_as_they_were() {
         return;
     }
     for place in Place::both() {
-        let tree = place.bench.directory("tree");
-        write_tree(&tree);
+        let tree = small_tree(&place);
         let good = create(&place, &tree, &[]);
         let target = place.bench.path("target");
         answer(&place, &["restore", id(&good), text(&target)], 0);
@@ -287,8 +288,7 @@ fn restores_of_one_directory_take_turns() {
         return;
     }
     let place = Place::local();
-    let tree = place.bench.directory("tree");
-    write_tree(&tree);
+    let tree = small_tree(&place);
     let handle = create(&place, &tree, &[]).to_string();
     let target = place.bench.directory("target");
     let spawn = || {
@@ -327,8 +327,7 @@ fn restores_of_one_directory_take_turns() {
 #[test]
 fn extracting_gives_ordinary_files_or_nothing() {
     for place in Place::both() {
-        let tree = place.bench.directory("tree");
-        write_tree(&tree);
+        let tree = small_tree(&place);
         let handle = create(&place, &tree, &[]);
         let target = place.bench.path("target");
         answer(&place, &["restore", "--extract", id(&handle), text(&target)], 0);
@@ -362,8 +361,7 @@ fn files_that_may_not_be_read_are_all_named_and_nothing_is_left() {
         return;
     }
     let place = Place::local();
-    let tree = place.bench.directory("tree");
-    write_tree(&tree);
+    let tree = small_tree(&place);
     for secret in ["hello", "sub/deeper"] {
         fs::set_permissions(tree.join(secret), fs::Permissions::from_mode(0o000)).unwrap();
     }
@@ -399,8 +397,7 @@ fn files_that_may_not_be_read_are_all_named_and_nothing_is_left() {
 #[test]
 fn what_a_backup_cannot_be_is_refused_before_anything_is_sent() {
     let place = Place::s3();
-    let tree = place.bench.directory("tree");
-    write_tree(&tree);
+    let tree = small_tree(&place);
     let long = "x".repeat(257);
     for (arguments, code) in [
         (vec!["create", "/no/such/directory"], INVALID_CONFIG),
@@ -411,7 +408,7 @@ fn what_a_backup_cannot_be_is_refused_before_anything_is_sent() {
         (vec!["create", text(&tree), "--ttl", "soon"], 2),
         (vec!["create", text(&tree), "--compression", "zstd:99"], 2),
         (vec!["create", text(&tree), "--exclude", "/etc"], 2),
-        (vec!["create", text(&tree), "--presigned", "/no/such/file"], 2),
+        (vec!["create", text(&tree), "--presigned", "/no/such/file"], INVALID_CONFIG),
     ] {
         let failure = answer(&place, &arguments, code);
         assert!(!failure["message"].as_str().unwrap().contains('\n'), "{failure}");
@@ -434,8 +431,7 @@ fn write_large(tree: &Path) {
 #[test]
 fn a_large_archive_goes_in_equal_parts_the_first_one_last() {
     let place = Place::s3();
-    let tree = place.bench.directory("tree");
-    write_tree(&tree);
+    let tree = small_tree(&place);
     write_large(&tree);
     let handle = create(&place, &tree, &[]);
     let log = place.server.as_ref().unwrap().log();
@@ -570,46 +566,6 @@ fn a_full_disk_leaves_no_backup() {
     assert!(left.is_empty(), "{left:?}");
 }
 
-/// A file of presigned URLs for one backup, as an orchestrator with credentials makes it.
-fn presign(place: &Place, id: &str, parts: u16, part_size: u64) -> Value {
-    let server = place.server.as_ref().unwrap().url();
-    let style = rusty_s3::UrlStyle::Path;
-    let bucket = rusty_s3::Bucket::new(server.parse().unwrap(), style, "box", "auto").unwrap();
-    let keys = rusty_s3::Credentials::new(ACCESS_KEY, SECRET_KEY);
-    let hour = Duration::from_secs(3600);
-    let (archive, meta) =
-        (format!("pre/backups/{id}/data.sqsh"), format!("pre/backups/{id}/meta.json"));
-    let start = CreateMultipartUpload::new(&bucket, Some(&keys), &archive).sign(hour);
-    let started = post(start.as_str());
-    let upload = started.split("<UploadId>").nth(1).unwrap().split('<').next().unwrap().to_owned();
-    let part =
-        |n: u16| bucket.upload_part(Some(&keys), &archive, n, &upload).sign(hour).to_string();
-    json!({
-        "id": id,
-        "partSize": part_size,
-        "parts": (1..=parts).map(part).collect::<Vec<_>>(),
-        "complete": bucket
-            .complete_multipart_upload(Some(&keys), &archive, &upload, [].into_iter())
-            .sign(hour),
-        "abort": AbortMultipartUpload::new(&bucket, Some(&keys), &archive, &upload).sign(hour),
-        "archive": bucket.get_object(Some(&keys), &archive).sign(hour),
-        "metadata": bucket.put_object(Some(&keys), &meta).sign(hour),
-    })
-}
-
-/// The body that an empty POST to `url` brings.
-fn post(url: &str) -> String {
-    let url: http::Uri = url.parse().unwrap();
-    let mut stream = std::net::TcpStream::connect(url.authority().unwrap().as_str()).unwrap();
-    let (path, host) = (url.path_and_query().unwrap(), url.authority().unwrap());
-    write!(
-        stream,
-        "POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
-    )
-    .unwrap();
-    BufReader::new(stream).lines().map(|line| line.unwrap()).collect()
-}
-
 #[test]
 fn a_machine_without_credentials_makes_and_restores_through_presigned_urls() {
     if !can_mount("a_machine_without_credentials_makes_and_restores_through_presigned_urls") {
@@ -669,8 +625,7 @@ fn a_backup_as_the_sdk_makes_it_is_restored() {
         return;
     }
     let place = Place::s3();
-    let tree = place.bench.directory("tree");
-    write_tree(&tree);
+    let tree = small_tree(&place);
     for (number, compressor) in [(1, "zstd"), (2, "lz4")] {
         let id = format!("0000000{number}-1111-4222-8333-444444444444");
         place.bench.directory(&format!("buckets/box/pre/backups/{id}"));
@@ -701,8 +656,7 @@ fn a_restore_that_is_killed_leaves_a_mount_that_works_or_none() {
         return;
     }
     let place = Place::s3();
-    let tree = place.bench.directory("tree");
-    write_tree(&tree);
+    let tree = small_tree(&place);
     let handle = create(&place, &tree, &[]).to_string();
     let target = place.bench.directory("target");
     let mut mounted = 0;
@@ -756,8 +710,7 @@ fn the_library_has_the_same_verbs() {
     use thawfs::squashfs::write::Compression;
 
     let place = Place::local();
-    let tree = place.bench.directory("tree");
-    write_tree(&tree);
+    let tree = small_tree(&place);
     let runtime = tokio::runtime::Runtime::new().unwrap();
     runtime.block_on(async {
         let backups = Backups::open(&BucketRequest::new(&place.url)).await.unwrap();
@@ -791,4 +744,49 @@ fn the_library_has_the_same_verbs() {
         assert_eq!(failure.code, Code::BackupNotFound);
     });
     assert_eq!(place.keys(), Vec::<String>::new());
+}
+
+#[test]
+fn a_server_that_is_killed_while_it_mounts_holds_nothing_up() {
+    use rustix::process::{Pid, Signal, kill_process};
+    if !can_mount("a_server_that_is_killed_while_it_mounts_holds_nothing_up") {
+        return;
+    }
+    let place = Place::local();
+    let tree = small_tree(&place);
+    let handle = create(&place, &tree, &[]).to_string();
+    let target = place.bench.directory("target");
+    for _ in 0..10 {
+        let mut restore = place.thawfs();
+        let mut restore = restore
+            .args(["-q", "restore", &handle, text(&target)])
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let started = Instant::now();
+        let soon = |what: &str| assert!(started.elapsed() < Duration::from_secs(20), "{what}");
+        while place.bench.mounted().is_empty() {
+            soon("nothing is mounted");
+        }
+        loop {
+            let servers = place.bench.servers();
+            for server in &servers {
+                // It may have ended by now.
+                let _ = kill_process(Pid::from_raw(*server as i32).unwrap(), Signal::KILL);
+            }
+            if restore.try_wait().unwrap().is_some() && servers.is_empty() {
+                break;
+            }
+            soon("the restore or its server does not end");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        // What is left is a dead mount, or none.
+        place.bench.run(&["unmount", text(&target)]);
+        assert_eq!(place.bench.mounted(), Vec::<PathBuf>::new());
+    }
+    answer(&place, &["restore", &handle, text(&target)], 0);
+    same_tree(&tree, &target);
+    place.bench.ok(&["unmount", text(&target)]);
+    assert_eq!(place.bench.mounted(), Vec::<PathBuf>::new());
+    assert_eq!(place.bench.servers(), Vec::<u32>::new());
 }

@@ -122,7 +122,8 @@ impl World {
             held: Vec::new(),
             numbers: HashMap::new(),
             options,
-            started: now.as_secs() as i64,
+            // The clock that files are stamped with lags behind this one by a tick.
+            started: now.as_secs() as i64 - 1,
         }
     }
 

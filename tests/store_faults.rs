@@ -15,7 +15,9 @@ use std::time::{Duration, Instant};
 
 use s3::{ACCESS_KEY, Config, Fault, S3Server, SECRET_KEY};
 use tempfile::TempDir;
-use thawfs::store::{ETag, Environment, Error, GetRange, Object, Ranged, Source, StoreOptions};
+use thawfs::store::{
+    ETag, Environment, Error, GetRange, Hedged, Object, Ranged, Source, Store, StoreOptions,
+};
 
 const SIZE: usize = 300_000;
 const NAME: &str = "s3://bucket/dir/data.sqsh";
@@ -354,4 +356,39 @@ async fn debug_output_shows_no_key() {
     let object = open(NAME, &options).await;
     let shown = format!("{options:?} {object:?} {:?}", Environment::of_process());
     assert!(!shown.contains(SECRET_KEY) && !shown.contains(ACCESS_KEY), "{shown}");
+}
+
+#[tokio::test]
+async fn what_takes_longer_than_usual_is_asked_again_but_not_often() {
+    let setup = Setup::new();
+    let object = open(NAME, &setup.good()).await;
+    let store = Hedged::new(object.store);
+    let content = content();
+    let get = async |at: usize| {
+        let range = GetRange::Between(at as u64..at as u64 + 1000);
+        let ranged = store.get_range(&object.key, range, None, 1000).await.unwrap();
+        assert!(ranged.pieces.concat() == content[at..at + 1000]);
+    };
+    for at in 0..100 {
+        get(at).await;
+    }
+    // None, unless this machine stalls.
+    let before = store.counters();
+    assert!(before.hedges < 5, "{before:?}");
+
+    // Longer than any answer takes here, and shorter than what would be tried again.
+    setup.server.inject(Fault::Delay(Duration::from_millis(250)), 1);
+    get(1000).await;
+    let after = store.counters();
+    assert_eq!(after.hedges, before.hedges + 1, "{after:?}");
+    assert_eq!(after.hedges_won, before.hedges_won + 1, "{after:?}");
+    assert_eq!(after.retries, 0, "{after:?}");
+
+    // A store that is slow altogether is not asked twice for everything.
+    setup.server.inject(Fault::Delay(Duration::from_millis(60)), 40);
+    for at in 0..20 {
+        get(at).await;
+    }
+    let hedges = store.counters().hedges;
+    assert!((1..=6).contains(&hedges), "{hedges} of 121");
 }

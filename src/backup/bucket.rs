@@ -305,6 +305,9 @@ impl Backups {
                     .hint("the archive beside it may be whole: mount it by its key")
             }),
             Err(store::Error::NotFound { .. }) => Err(self.contents(id).await?.missing(self)),
+            Err(error @ store::Error::TooLarge { .. }) => {
+                Err(Failure { code: Code::Corrupt, ..error.into() })
+            }
             Err(error) => Err(error.into()),
         }
     }

@@ -191,13 +191,18 @@ impl Backups {
         });
         let runtime = Runtime::current();
         let only = self.only.clone();
+        let cancel = Arc::clone(&progress.cancel);
         let work = move || {
             let mut warnings = selection.warnings().to_vec();
             warnings.extend(own.iter().map(|own| {
                 format!("{} is the bucket itself, and left out", root.join(own).display())
             }));
+            let cancelled = || cancel.load(Ordering::Relaxed);
+            // Called off, it need not go through the rest: the next write to the store fails.
             let exclude = |path: &Path, is_dir: bool| {
-                own.as_deref().is_some_and(|own| own == path) || selection.excludes(path, is_dir)
+                cancelled()
+                    || own.as_deref().is_some_and(|own| own == path)
+                    || selection.excludes(path, is_dir)
             };
             let sent = Arc::clone(&progress.sent);
             let (expect, expected) = crossbeam_channel::bounded(1);
@@ -207,7 +212,8 @@ impl Backups {
             let packed = std::thread::scope(|scope| {
                 // Meanwhile, since the first part has to be full before this needs to be known.
                 scope.spawn(|| {
-                    let tree = measure(&root, &exclude, &done);
+                    let over = || done.load(Ordering::Relaxed) || cancelled();
+                    let tree = measure(&root, &exclude, over);
                     progress.total.store(tree.bytes, Ordering::Relaxed);
                     let expected = match only {
                         Some((_, part_size)) => Expected { bytes: tree.estimate, part_size },
@@ -278,10 +284,15 @@ impl Backups {
 
 /// Adds to `failure` that cleaning up failed, too.
 fn left_behind(failure: Failure, error: &Failure) -> Failure {
+    const HINT: &str =
+        "parts of it may be left in the bucket: thawfs prune --orphans --uploads removes them";
     log::warn!("cleaning up: {error}");
-    failure.hint(
-        "parts of it may be left in the bucket: thawfs prune --orphans --uploads removes them",
-    )
+    let hint = match &failure.hint {
+        Some(hint) if hint.contains(HINT) => hint.clone(),
+        Some(hint) => format!("{hint}; {HINT}"),
+        None => HINT.to_owned(),
+    };
+    failure.hint(hint)
 }
 
 fn ended(error: &tokio::task::JoinError) -> Failure {
@@ -297,10 +308,10 @@ fn find_root(dir: &Path) -> Result<PathBuf, Failure> {
         )
         .hint("name an existing directory")
     };
-    let root = dir.canonicalize().map_err(|error| unusable(error.to_string()))?;
-    match root.is_dir() {
-        true => Ok(root),
-        false => Err(unusable("it is not a directory".into())),
+    let found = dir.canonicalize().and_then(|root| Ok((root.metadata()?.is_dir(), root)));
+    match found.map_err(|error| unusable(error.to_string()))? {
+        (true, root) => Ok(root),
+        (false, _) => Err(unusable("it is not a directory".into())),
     }
 }
 
@@ -313,13 +324,14 @@ struct Tree {
     estimate: u64,
 }
 
-/// Adds up the files below `root`, until `done`. What cannot be read is for the packing to report.
-fn measure(root: &Path, exclude: &write::Exclude<'_>, done: &AtomicBool) -> Tree {
+/// Adds up the files below `root`, until it is `over`. What cannot be read is for the packing to
+/// report.
+fn measure(root: &Path, exclude: &write::Exclude<'_>, over: impl Fn() -> bool) -> Tree {
     let mut tree = Tree::default();
     let mut several_names = HashSet::new();
     let mut left = vec![PathBuf::new()];
     while let Some(dir) = left.pop()
-        && !done.load(Ordering::Relaxed)
+        && !over()
     {
         let Ok(entries) = std::fs::read_dir(root.join(&dir)) else { continue };
         for entry in entries.flatten() {
@@ -340,14 +352,4 @@ fn measure(root: &Path, exclude: &write::Exclude<'_>, done: &AtomicBool) -> Tree
         }
     }
     tree
-}
-
-impl From<write::Error> for Failure {
-    fn from(error: write::Error) -> Self {
-        let code = match &error {
-            write::Error::Options(_) => Code::Usage,
-            _ => Code::BackupCreateFailed,
-        };
-        Self { code, message: error.to_string(), hint: error.hint() }
-    }
 }

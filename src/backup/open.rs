@@ -10,7 +10,7 @@ use tokio::runtime::{self, Runtime};
 use crate::cache::{self, Blob, CacheDir, DiskLimit, FileBlob, RemoteBlob};
 use crate::failure::{Code, Failure};
 use crate::squashfs::{self, Archive};
-use crate::store::{self, Object, Source, StoreOptions};
+use crate::store::{self, Hedged, Object, Source, StoreOptions};
 
 /// Where an archive is, how to reach it, and what memory its caches may take. Serialised only
 /// through a pipe: a presigned URL is a secret.
@@ -120,6 +120,7 @@ impl SourceRequest {
     /// Half of the memory goes to compressed chunks: it bounds what can be on its way at a time, and
     /// so the throughput of a distant store.
     fn open_remote(&self, object: Object, runtime: &Runtime) -> Result<RemoteBlob, Failure> {
+        let object = Object { store: Arc::new(Hedged::new(object.store)), key: object.key };
         let options = cache::OpenOptions {
             offset: self.offset,
             memory_bytes: self.cache_memory / 2,

@@ -33,6 +33,9 @@ const SPARE_PARTS: u64 = 500;
 /// How often a wait looks whether it has been called off.
 const LOOK: Duration = Duration::from_millis(100);
 
+/// How long the request that makes the object may go on after it has been called off.
+const GRACE: Duration = Duration::from_secs(5);
+
 /// What is known of an archive before it is packed.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Expected {
@@ -120,7 +123,7 @@ impl<'a> Uploader<'a> {
             let size = first.len() as u64;
             let object = self.object.clone();
             let put = async move { object.store.put(&object.key, first).await };
-            self.runtime.clone().block_on(cancellable(self.cancel, put))??;
+            self.runtime.clone().block_on(last_request(self.cancel, put))??;
             self.sent.fetch_add(size, Ordering::Relaxed);
             return Ok(size);
         }
@@ -136,7 +139,7 @@ impl<'a> Uploader<'a> {
                 self.parts.push(arrived(done)?);
             }
             let store = &self.object.store;
-            cancellable(self.cancel, store.complete_upload(&upload, &self.parts)).await??;
+            last_request(self.cancel, store.complete_upload(&upload, &self.parts)).await??;
             Ok(self.parts.iter().map(|part| part.size).sum())
         })
     }
@@ -297,6 +300,18 @@ async fn cancellable<T>(cancel: &AtomicBool, work: impl Future<Output = T>) -> R
             return Ok(done);
         }
     }
+}
+
+/// Waits for the request that makes the object. A store may do what it was asked after we have hung up,
+/// and after we have deleted what it then makes, so it gets a while to answer before that.
+async fn last_request<T>(cancel: &AtomicBool, work: impl Future<Output = T>) -> Result<T, Failure> {
+    let mut work = std::pin::pin!(work);
+    let done = cancellable(cancel, &mut work).await;
+    if done.is_err() {
+        // Whatever becomes of it, it is cleaned up.
+        let _ = timeout(GRACE, work).await;
+    }
+    done
 }
 
 fn cancelled() -> Failure {

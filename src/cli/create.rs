@@ -43,13 +43,14 @@ pub(super) fn create(args: CreateArgs, output: &Output) -> Result<(), Failure> {
         mkfs_time: source_date_epoch()?,
     };
     let progress = Arc::new(CreateProgress::default());
-    cancel_on_signal(&progress)?;
     // Whoever restores this directory replaces what is being read here, so one waits for the other. A
     // directory that does not exist is reported below.
     let _lock = match request.dir.canonicalize() {
         Ok(dir) => Some(lock(&dir, output)?),
         Err(_) => None,
     };
+    // Until here a signal ends the program as usual: there is nothing to clean up.
+    cancel_on_signal(&progress)?;
     let started = std::time::Instant::now();
     let created = runtime.block_on(async {
         tokio::select! {
@@ -60,7 +61,11 @@ pub(super) fn create(args: CreateArgs, output: &Output) -> Result<(), Failure> {
     for warning in &created.warnings {
         output.warn(warning);
     }
-    show(&created, started.elapsed(), output)
+    show(&created, started.elapsed(), output).map_err(|failure| {
+        let Metadata { id, dir, .. } = &created.metadata;
+        let message = format!("backup {id} of {dir} was made, but {}", failure.message);
+        Failure { message, ..failure }
+    })
 }
 
 /// The handle goes to standard output, for `restore`; what people like to know to standard error.

@@ -41,9 +41,10 @@ pub(crate) struct CreateArgs {
     #[arg(long, value_name = "N", help_heading = "Archive")]
     pub(crate) threads: Option<NonZeroUsize>,
 
-    /// Send to the presigned URLs in this file (- for standard input) rather than to a bucket.
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["bucket", "account_id"],
-          value_hint = ValueHint::FilePath)]
+    /// Send to the presigned URLs in this file (- for standard input) rather than to a bucket, even
+    /// where one is named.
+    // No conflict with --bucket: a bucket of the environment would be one, too.
+    #[arg(long, value_name = "FILE", conflicts_with = "account_id", value_hint = ValueHint::FilePath)]
     pub(crate) presigned: Option<PathBuf>,
 
     #[command(flatten)]

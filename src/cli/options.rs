@@ -81,6 +81,31 @@ impl MountOption {
         self.name == name
     }
 
+    /// Refuses what says where a mount's files come from or its changes go, for a restore, which knows
+    /// both.
+    pub(super) fn check_restorable(&self) -> Result<(), Failure> {
+        const SET_BY_RESTORE: &[&str] = &[
+            "upper",
+            "upperdir",
+            "workdir",
+            "offset",
+            "endpoint",
+            "region",
+            "profile",
+            "anonymous",
+            "virtual_host_style",
+            "timeout",
+        ];
+        if !SET_BY_RESTORE.contains(&self.name.as_str()) {
+            return Ok(());
+        }
+        let message = format!("the mount option {} is not for a restore", self.name);
+        Err(Failure::new(Code::Usage, message).hint(
+            "changes go to a new upper each time, and the bucket is named by options of its own; \
+             thawfs mount takes all of them",
+        ))
+    }
+
     fn value(&self) -> Result<&OsStr, Failure> {
         self.value.as_deref().ok_or_else(|| {
             Failure::new(Code::Usage, format!("the mount option {} needs a value", self.name))

@@ -34,9 +34,9 @@ pub(super) fn restore(mut args: RestoreArgs, output: &Output) -> Result<(), Fail
     args.dir = args.dir.or(dir);
     let OpenBucket { runtime, backups } = OpenBucket::open(&args.bucket)?;
     if args.extract {
-        let metadata = runtime.block_on(backups.restorable(&id))?;
-        let dir = args.dir.unwrap_or_else(|| PathBuf::from(&metadata.dir));
-        let extracted = backups.archive(&id).and_then(|mut source| {
+        let extracted = runtime.block_on(backups.restorable(&id)).and_then(|metadata| {
+            let dir = args.dir.unwrap_or_else(|| PathBuf::from(&metadata.dir));
+            let mut source = backups.archive(&id)?;
             source.disk_cache = args.disk.limit.unwrap_or_default();
             extract_opened(&source.open()?, &dir, &ExtractOptions::default(), output)
         });
@@ -96,6 +96,7 @@ fn restore_request(args: &RestoreArgs, output: &Output) -> Result<RestoreRequest
     request.mount.source.cache_memory = args.cache_memory;
     request.mount.source.disk_cache = args.disk.limit.unwrap_or_default();
     for option in args.options.iter().flat_map(|text| options::split(text)) {
+        option.check_restorable()?;
         option.apply(&mut request.mount)?;
     }
     Ok(request)

@@ -136,6 +136,10 @@ fn describe(mount: &Mounted) -> String {
             human_age(report.since)
         ),
     );
+    if report.store.hedges > 0 {
+        let store = &report.store;
+        line("slow", format!("{} GETs asked again, {} sooner so", store.hedges, store.hedges_won));
+    }
     if report.store.retries > 0 || report.store.errors > 0 {
         let store = &report.store;
         line("network", format!("{} retries, {} failures", store.retries, store.errors));

@@ -93,6 +93,7 @@ impl Starting {
         match self.read_answer()? {
             Answer::Ready(ready) => {
                 self.stdin = None;
+                check_answers(&ready.mountpoint)?;
                 Ok(ready)
             }
             // It has cleaned up by now or is about to; what comes next may rely on it, and so the drop
@@ -134,6 +135,20 @@ impl Drop for Starting {
             let _ = self.server.wait();
         }
     }
+}
+
+/// The mount is real once its root can be listed through the kernel. Asked from here, as a server that
+/// asks itself cannot be killed.
+fn check_answers(mountpoint: &Path) -> Result<(), Failure> {
+    let answer = std::fs::read_dir(mountpoint).and_then(|mut root| root.next().transpose());
+    answer.map(drop).map_err(|error| {
+        // Nobody is told of the mount: it goes.
+        if let Err(failure) = super::unmount(mountpoint, true) {
+            log::warn!("cleaning up: {failure}");
+        }
+        let shown = mountpoint.display();
+        Failure::new(Code::Failed, format!("{shown} was mounted but does not answer: {error}"))
+    })
 }
 
 fn cannot_start(error: io::Error) -> Failure {

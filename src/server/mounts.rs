@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 /// One line of mountinfo, as far as it matters here.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MountInfo {
+    /// Its device number, as `major:minor`.
+    pub device: String,
     /// Where it is mounted.
     pub mountpoint: PathBuf,
     /// The type with its subtype, `fuse.thawfs` for ours.
@@ -44,11 +46,12 @@ pub fn read_mount_at(mountpoint: &Path) -> io::Result<Option<MountInfo>> {
 /// number of fields before the dash varies.
 fn parse_line(line: &[u8]) -> Option<MountInfo> {
     let mut fields = line.split(|byte| *byte == b' ');
-    let mountpoint = unescape(fields.nth(4)?);
+    let device = String::from_utf8_lossy(fields.nth(2)?).into_owned();
+    let mountpoint = unescape(fields.nth(1)?);
     let mut after_dash = fields.skip_while(|field| field != b"-").skip(1);
     let fs_type = String::from_utf8_lossy(after_dash.next()?).into_owned();
     let source = String::from_utf8_lossy(&unescape(after_dash.next()?)).into_owned();
-    Some(MountInfo { mountpoint: OsString::from_vec(mountpoint).into(), fs_type, source })
+    Some(MountInfo { device, mountpoint: OsString::from_vec(mountpoint).into(), fs_type, source })
 }
 
 /// Undoes the kernel's `\ooo` for space, tab, newline and backslash.
@@ -82,6 +85,7 @@ mod tests {
         ] {
             let mount = parse_line(line.as_bytes()).unwrap();
             assert_eq!((mount.mountpoint.to_str(), &*mount.source), (Some(mountpoint), source));
+            assert_eq!(mount.device, "0:40");
             assert!(mount.is_ours());
         }
     }

@@ -60,6 +60,10 @@ pub struct StoreReport {
     pub retries: u64,
     /// Requests that failed for good.
     pub errors: u64,
+    /// GETs that were sent a second time because the first took long.
+    pub hedges: u64,
+    /// Those of them that were answered first.
+    pub hedges_won: u64,
 }
 
 /// The cache of compressed chunks.

@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use tokio::task::spawn_blocking;
 
-use super::state::{Lock, lock_directory};
+use super::state::{Lock, check_outside_state, lock_directory};
 use super::unmount::{clear, resolve_mountpoint};
 use super::{MountRequest, Ready, Starting, serve};
 use crate::backup::{BackupId, Backups, Metadata, SourceRequest};
@@ -29,7 +29,8 @@ pub type Notice = Arc<dyn Fn(&str) + Send + Sync>;
 pub struct RestoreRequest {
     /// Where to; `None`: where the backup was made. Made if it does not exist.
     pub dir: Option<PathBuf>,
-    /// How to mount. Source, mountpoint and upper are set by the restore.
+    /// How to mount. Source, mountpoint and upper are set by the restore; of the source, the memory for
+    /// caches counts.
     pub mount: MountRequest,
     /// Gets what a user would want to know meanwhile.
     pub notice: Notice,
@@ -67,7 +68,7 @@ pub async fn restore(
     let shown = request.dir.clone().unwrap_or_else(|| id.as_str().into());
     let opening = spawn_blocking(move || open_server(&source, &shown));
     // Where this fails, the server is dropped, and ends.
-    let metadata = backups.restorable(id).await?;
+    let metadata = restorable(backups, id).await?;
     let dir = request.dir.clone().unwrap_or_else(|| metadata.dir.clone().into());
     let restored = async {
         let server = opening.await.map_err(|error| ended(&error))??;
@@ -92,7 +93,7 @@ pub async fn restore_here(
     ready: impl FnOnce(Restored) + Send + 'static,
 ) -> Result<(), Failure> {
     let source = source_of(backups, id, &request)?;
-    let metadata = backups.restorable(id).await?;
+    let metadata = restorable(backups, id).await?;
     let work = move || {
         let opened = source.open()?;
         let dir = request.dir.clone().unwrap_or_else(|| metadata.dir.clone().into());
@@ -123,6 +124,13 @@ pub fn restore_archive(
     mount_in_place(open_server(source, dir)?, request, dir)
 }
 
+async fn restorable(backups: &Backups, id: &BackupId) -> Result<Metadata, Failure> {
+    match backups.restorable(id).await {
+        Err(failure) => Err(backups.restore_failed(id, failure).await),
+        metadata => metadata,
+    }
+}
+
 fn source_of(
     backups: &Backups,
     id: &BackupId,
@@ -143,9 +151,19 @@ fn open_server(source: &SourceRequest, shown: &Path) -> Result<Starting, Failure
 
 fn mount_in_place(server: Starting, request: RestoreRequest, dir: &Path) -> Result<Ready, Failure> {
     let place = Place::take(request, dir)?;
-    let ready = server.mount(&place.request)?;
-    place.keep();
-    Ok(ready)
+    match server.mount(&place.request) {
+        Ok(ready) => {
+            place.keep();
+            Ok(ready)
+        }
+        Err(failure) => {
+            // A server that did not get to say why it ended may have left a dead mount.
+            if let Err(error) = clear(&place.request.mountpoint) {
+                log::warn!("cleaning up: {error}");
+            }
+            Err(failure)
+        }
+    }
 }
 
 /// A directory that is ours to mount on, until this is dropped.
@@ -159,18 +177,23 @@ impl Place {
     /// Makes room in `dir`.
     fn take(request: RestoreRequest, dir: &Path) -> Result<Self, Failure> {
         let RestoreRequest { mut mount, notice, .. } = request;
-        let made = MadeDirs::make(dir)?;
+        let mut made = MadeDirs::default();
+        made.make(dir)?;
         let mountpoint = resolve_mountpoint(dir)?;
+        check_outside_state(&mountpoint)?;
         let shown = mountpoint.display();
         let lock = lock_directory(&mountpoint, || {
             notice(&format!("waiting for another thawfs that is busy with {shown}"));
         })?;
+        // Whoever had it locked may have made it, failed, and removed it.
+        made.make(&mountpoint)?;
         for cleared in clear(&mountpoint)? {
             notice(&match cleared == mountpoint {
                 true => format!("the mount on {shown} is replaced"),
                 false => format!("{} was mounted inside {shown}, and is gone", cleared.display()),
             });
         }
+        check_directory(&mountpoint)?;
         if std::fs::read_dir(&mountpoint).is_ok_and(|mut entries| entries.next().is_some()) {
             notice(&format!("{shown} is not empty; what is in it is hidden until the unmount"));
         }
@@ -184,26 +207,42 @@ impl Place {
     }
 }
 
+/// That it can be mounted on, now that nothing of ours is on it.
+fn check_directory(mountpoint: &Path) -> Result<(), Failure> {
+    let shown = mountpoint.display();
+    let failure = |message: String| Failure::new(Code::Mountpoint, message);
+    match std::fs::metadata(mountpoint) {
+        Ok(found) if found.is_dir() => Ok(()),
+        Ok(_) => Err(failure(format!("{shown} is not a directory"))),
+        Err(error) if error.raw_os_error() == Some(libc::ENOTCONN) => {
+            Err(failure(format!("{shown} lies in a mount whose server is dead"))
+                .hint("thawfs unmount takes that down"))
+        }
+        Err(error) => Err(failure(format!("{shown}: {error}"))),
+    }
+}
+
 /// Directories made for a mount, removed again unless it comes to be.
+#[derive(Default)]
 struct MadeDirs(Vec<PathBuf>);
 
 impl MadeDirs {
-    fn make(dir: &Path) -> Result<Self, Failure> {
+    /// Makes `dir`, and those above it, as far as they are missing.
+    fn make(&mut self, dir: &Path) -> Result<(), Failure> {
         let missing = dir.ancestors().take_while(|dir| {
             !dir.as_os_str().is_empty()
                 && matches!(dir.symlink_metadata(), Err(e) if e.kind() == std::io::ErrorKind::NotFound)
         });
-        let mut made = Self(missing.map(Path::to_owned).collect());
-        made.0.reverse();
-        for dir in &made.0 {
+        let missing: Vec<_> = missing.collect();
+        for dir in missing.into_iter().rev() {
             match std::fs::create_dir(dir) {
-                Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
-                    return Err(Failure::io("make", dir, &error));
-                }
-                _ => {}
+                Ok(()) => self.0.push(dir.to_owned()),
+                // By somebody who restores it, too.
+                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(Failure::io("make", dir, &error)),
             }
         }
-        Ok(made)
+        Ok(())
     }
 
     fn keep(mut self) {

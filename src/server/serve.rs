@@ -1,7 +1,6 @@
 //! A server's life: open, mount, answer, clean up.
 
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -13,7 +12,7 @@ use super::mounts::read_mount_at;
 use super::report::{
     ArchiveReport, BlockReport, ChunkReport, DiskReport, FaultReport, Report, StoreReport,
 };
-use super::state::{MountDir, Record, StateDir};
+use super::state::{MountDir, Record, StateDir, check_outside_state};
 use crate::backup::{OpenArchive, SourceRequest};
 use crate::failure::{Code, Failure};
 use crate::fuse::{Faults, Mount, MountOptions, Unmounter};
@@ -112,6 +111,7 @@ pub fn serve(
     opened: OpenArchive,
     ready: impl FnOnce(Ready, &Path) -> io::Result<()>,
 ) -> Result<(), Failure> {
+    check_outside_state(&request.mountpoint)?;
     // Modes arrive whole from the kernel, or with the umask to apply.
     rustix::process::umask(rustix::fs::Mode::empty());
     raise_file_limit();
@@ -170,22 +170,24 @@ pub fn serve(
         source: opened.name.clone(),
         pid: std::process::id(),
         upper: upper_paths.as_ref().map(|(upper, _)| upper.clone()),
-        upper_is_ours: request.upper.is_none(),
+        upper_is_ours: request.upper.is_none() && !request.keep_upper,
         since: seconds_since_epoch(SystemTime::now()),
     };
-    let told = publish(&mount_dir, &record, opened, faults)
-        .and_then(|()| check_answers(&request.mountpoint))
-        .and_then(|()| {
-            let Record { mountpoint, source, pid, upper, .. } = record;
-            ready(Ready { mountpoint, source, pid, upper }, &mount_dir.log_path())
-        });
+    raise_readahead(&request.mountpoint);
+    let told = publish(&mount_dir, &record, opened, faults).and_then(|()| {
+        let Record { mountpoint, source, pid, upper, .. } = record;
+        ready(Ready { mountpoint, source, pid, upper }, &mount_dir.log_path())
+    });
     if let Err(error) = told {
         // Nobody knows of the mount: take it down again.
         let _ = unmounter.unmount();
         let _ = serving.join();
         return Err(Failure::new(
             Code::Failed,
-            format!("{} was mounted but does not answer: {error}", request.mountpoint.display()),
+            format!(
+                "{} was mounted, but nobody could be told: {error}",
+                request.mountpoint.display()
+            ),
         ));
     }
 
@@ -244,21 +246,13 @@ fn unmount_on_signal(unmounter: Unmounter) -> io::Result<signal_hook::iterator::
     Ok(handle)
 }
 
-/// The mount is real once its root can be listed through the kernel.
-fn check_answers(mountpoint: &Path) -> io::Result<()> {
-    let root = std::fs::metadata(mountpoint)?;
-    if let Some(entry) = std::fs::read_dir(mountpoint)?.next() {
-        entry?;
-    }
-    raise_readahead(root.dev());
-    Ok(())
-}
-
 /// The kernel reads 128 KiB ahead by default, less than one round trip is worth. Only root may say
 /// otherwise, and sysfs may be read-only in a container: then the default stays.
-fn raise_readahead(device: u64) {
-    let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
-    let path = format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb");
+fn raise_readahead(mountpoint: &Path) {
+    // Not from a stat of the mount, which would wait for ourselves: killed meanwhile, a thread that
+    // does keeps the device open, and waits for ever.
+    let Ok(Some(mount)) = read_mount_at(mountpoint) else { return };
+    let path = format!("/sys/class/bdi/{}/read_ahead_kb", mount.device);
     if let Err(error) = std::fs::write(&path, "1024") {
         log::debug!("readahead stays at the kernel's default: {path}: {error}");
     }
@@ -297,6 +291,8 @@ fn report(record: &Record, opened: &OpenArchive, faults: &Faults) -> Report {
             gets: store.gets,
             bytes: store.bytes_in,
             retries: store.retries,
+            hedges: store.hedges,
+            hedges_won: store.hedges_won,
             errors: store.errors,
         },
         chunks: ChunkReport {

@@ -13,14 +13,14 @@ use std::fs::{File, OpenOptions};
 use std::hash::{Hash, Hasher};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::fs::IFlags;
 use serde::{Deserialize, Serialize};
 
-use crate::failure::Failure;
+use crate::failure::{Code, Failure};
 
 /// What a running server wrote down about itself. Holds no secret.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -60,7 +60,8 @@ pub struct Lock {
 
 impl StateDir {
     /// `THAWFS_STATE_DIR`, or `/var/lib/thawfs` for root, or `$XDG_STATE_HOME/thawfs` (by default
-    /// `~/.local/state/thawfs`). It holds uppers, so it is not in a directory that lives in memory.
+    /// `~/.local/state/thawfs`, without a home `/tmp/thawfs-UID`). It holds uppers, so it is not in a
+    /// directory that lives in memory.
     pub fn locate() -> Self {
         let from = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
         let root = if let Some(path) = from("THAWFS_STATE_DIR") {
@@ -69,8 +70,11 @@ impl StateDir {
             PathBuf::from("/var/lib/thawfs")
         } else if let Some(path) = from("XDG_STATE_HOME") {
             Path::new(&path).join("thawfs")
+        } else if let Some(path) = from("HOME") {
+            Path::new(&path).join(".local/state/thawfs")
         } else {
-            Path::new(&from("HOME").unwrap_or_else(|| "/tmp".into())).join(".local/state/thawfs")
+            // Others cannot rename what lies in /tmp itself.
+            PathBuf::from(format!("/tmp/thawfs-{}", rustix::process::geteuid().as_raw()))
         };
         // A server changes its working directory, so a relative path would not last.
         Self { root: std::path::absolute(&root).unwrap_or(root) }
@@ -86,8 +90,7 @@ impl StateDir {
     /// # Errors
     /// When the state directory cannot be written.
     pub fn create_mount(&self) -> io::Result<(MountDir, Lock)> {
-        let mounts = self.root.join("mounts");
-        make_private(&mounts)?;
+        let mounts = self.make("mounts")?;
         let nanos = std::time::SystemTime::now()
             .duration_since(std::time::UNIX_EPOCH)
             .map_or(0, |since| since.as_nanos() as u64);
@@ -103,8 +106,7 @@ impl StateDir {
     /// # Errors
     /// When the state directory cannot be written.
     pub fn create_upper(&self, mount: &MountDir) -> io::Result<(PathBuf, PathBuf)> {
-        let uppers = self.root.join("uppers");
-        make_private(&uppers)?;
+        let uppers = self.make("uppers")?;
         spread(&uppers);
         let base = self.upper_base(mount);
         make_private(&base)?;
@@ -124,6 +126,20 @@ impl StateDir {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             done => done,
         }
+    }
+
+    /// Makes the directory `name` below the state directory, which must not be in the hands of another
+    /// user: who can swap an upper can see and change what is mounted.
+    fn make(&self, name: &str) -> io::Result<PathBuf> {
+        make_private(&self.root)?;
+        let owner = std::fs::metadata(&self.root)?.uid();
+        let user = rustix::process::geteuid();
+        if owner != 0 && owner != user.as_raw() && !user.is_root() {
+            return Err(io::Error::other("it belongs to another user"));
+        }
+        let path = self.root.join(name);
+        make_private(&path)?;
+        Ok(path)
     }
 
     fn upper_base(&self, mount: &MountDir) -> PathBuf {
@@ -166,8 +182,7 @@ impl StateDir {
     /// # Errors
     /// When the state directory cannot be written.
     pub fn lock_mountpoint(&self, mountpoint: &Path, waiting: impl FnOnce()) -> io::Result<Lock> {
-        let locks = self.root.join("locks");
-        make_private(&locks)?;
+        let locks = self.make("locks")?;
         let mut hasher = std::hash::DefaultHasher::new();
         mountpoint.as_os_str().as_bytes().hash(&mut hasher);
         let file = lock_file(&locks.join(format!("{:016x}", hasher.finish())))?;
@@ -271,13 +286,32 @@ impl EndWatch {
 /// Locks `dir` in the state directory of this user, as [`StateDir::lock_mountpoint`] does.
 ///
 /// # Errors
-/// [`FAILED`](crate::failure::Code::Failed) where the state directory cannot be written.
+/// [`FAILED`](Code::Failed) where the state directory cannot be written.
 pub fn lock_directory(dir: &Path, waiting: impl FnOnce()) -> Result<Lock, Failure> {
     let state = StateDir::locate();
     state.lock_mountpoint(dir, waiting).map_err(|error| {
         Failure::io("write the state directory", state.path(), &error)
             .hint("set THAWFS_STATE_DIR to a directory of yours")
     })
+}
+
+/// Refuses to mount over the state directory: what is recorded of the mount would be hidden by it.
+///
+/// # Errors
+/// [`MOUNTPOINT`](Code::Mountpoint) if `mountpoint` is the state directory or above it.
+pub(super) fn check_outside_state(mountpoint: &Path) -> Result<(), Failure> {
+    let state = StateDir::locate();
+    // It may not have been made yet, but what is above it has.
+    let real = state.path().ancestors().find_map(|path| path.canonicalize().ok());
+    if !real.is_some_and(|real| real.starts_with(mountpoint))
+        && !state.path().starts_with(mountpoint)
+    {
+        return Ok(());
+    }
+    let (mountpoint, state) = (mountpoint.display(), state.path().display());
+    let message = format!("a mount on {mountpoint} would hide the state directory, {state}");
+    Err(Failure::new(Code::Mountpoint, message)
+        .hint("set THAWFS_STATE_DIR to a directory outside of it"))
 }
 
 /// Has ext4 place each directory in `path` in another part of the disk, as it does at the top of a file

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::mounts::{read_mount_at, read_mounts};
-use super::state::{EndWatch, MountDir, StateDir};
+use super::state::{EndWatch, MountDir, Record, StateDir};
 use crate::failure::{Code, Failure};
 use crate::fuse;
 
@@ -84,9 +84,11 @@ pub(super) fn clear(mountpoint: &Path) -> Result<Vec<PathBuf>, Failure> {
             Failure::new(Code::Mountpoint, message).hint("unmount it, or name another directory")
         );
     }
+    let state = StateDir::locate();
     // The last mount is on top of those before.
     let mut cleared = Vec::new();
     for mount in mounts.iter().rev() {
+        let recorded = state.read_mount_of(&mount.mountpoint).map_err(failed)?;
         let mut busy_until = Some(Instant::now() + DRAIN);
         loop {
             match unmount(&mount.mountpoint, busy_until.is_none()) {
@@ -101,6 +103,13 @@ pub(super) fn clear(mountpoint: &Path) -> Result<Vec<PathBuf>, Failure> {
                 Err(failure) if failure.code == Code::NotMounted => break,
                 other => break other?,
             }
+        }
+        // To replace a mount is to throw its changes away, which a server that was killed has left.
+        if let Some((ended, Record { upper_is_ours: true, .. })) = &recorded
+            && !ended.is_alive()
+            && let Err(error) = state.remove_upper(ended)
+        {
+            log::warn!("the upper of a dead mount was not removed whole: {error}");
         }
         cleared.push(mount.mountpoint.clone());
     }

@@ -17,6 +17,10 @@ pub struct Counters {
     pub retries: u64,
     /// Operations that failed for good.
     pub errors: u64,
+    /// GETs that were sent a second time because the first took long.
+    pub hedges: u64,
+    /// Those of them that were answered first.
+    pub hedges_won: u64,
 }
 
 /// The live side of [`Counters`].
@@ -39,6 +43,7 @@ impl Tally {
             bytes_out: self.bytes_out.load(Relaxed),
             retries: self.retries.load(Relaxed),
             errors: self.errors.load(Relaxed),
+            ..Counters::default()
         }
     }
 }

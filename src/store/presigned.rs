@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -53,7 +54,10 @@ impl PresignedUrls {
         self.check()?;
         let exchange =
             Exchange::new(tls::client(options, false)?, Auth::None, None, options.clone());
-        let store = Arc::new(PresignedStore { exchange, urls: self, archive, metadata });
+        let (completed, described) = <(AtomicBool, AtomicBool)>::default();
+        let urls = self;
+        let store = PresignedStore { exchange, urls, archive, metadata, completed, described };
+        let store = Arc::new(store);
         Ok(Folder { store, prefix: String::new() })
     }
 
@@ -87,6 +91,9 @@ struct PresignedStore {
     urls: PresignedUrls,
     archive: String,
     metadata: String,
+    /// Whether there may be an archive by now, and metadata.
+    completed: AtomicBool,
+    described: AtomicBool,
 }
 
 impl PresignedStore {
@@ -138,6 +145,7 @@ impl Store for PresignedStore {
             let part = self.put_part(&upload, 0, body).await?;
             return self.complete_upload(&upload, &[part]).await;
         }
+        self.described.store(true, Ordering::Relaxed);
         let mut call = self.call(Method::PUT, &self.urls.metadata);
         call.body = body;
         self.exchange.send(&call).await.map(drop)
@@ -169,6 +177,7 @@ impl Store for PresignedStore {
     }
 
     async fn complete_upload(&self, upload: &Upload, parts: &[Part]) -> Result<()> {
+        self.completed.store(true, Ordering::Relaxed);
         let call = self.call(Method::POST, &self.urls.complete);
         multipart::complete(&self.exchange, call, None, upload, parts).await
     }
@@ -188,8 +197,19 @@ impl Store for PresignedStore {
         self.without_url(prefix, "listing")
     }
 
+    /// Of an archive that is not complete, all there is are the parts, and aborting frees those.
     async fn delete(&self, key: &str) -> Result<()> {
-        self.without_url(key, "deleting")
+        let exists = match key == self.archive {
+            true => {
+                self.abort_upload(&self.upload()).await?;
+                &self.completed
+            }
+            false => &self.described,
+        };
+        match exists.load(Ordering::Relaxed) {
+            true => self.without_url(key, "deleting"),
+            false => Ok(()),
+        }
     }
 
     fn counters(&self) -> Counters {

@@ -4,4 +4,5 @@
 
 pub mod mount;
 pub mod place;
+pub mod presigned;
 pub mod s3;
