@@ -445,7 +445,8 @@ proptest! {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().unwrap();
         let source: Source = root.path().to_str().unwrap().parse().unwrap();
         let object = runtime.block_on(source.archive(&StoreOptions::default())).unwrap();
-        let options = OpenOptions { offset, memory_bytes, chunk_size: 512, tail_bytes };
+        let options =
+            OpenOptions { offset, memory_bytes, chunk_size: 512, tail_bytes, disk: None };
         let blob = RemoteBlob::open(object, runtime.handle().clone(), options).unwrap();
         let expected = |start: u64, len: u64| {
             let start = (start + offset) as usize;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tokio::runtime::{self, Runtime};
 
-use crate::cache::{self, Blob, FileBlob, RemoteBlob};
+use crate::cache::{self, Blob, CacheDir, DiskLimit, FileBlob, RemoteBlob};
 use crate::failure::{Code, Failure};
 use crate::squashfs::{self, Archive};
 use crate::store::{self, Hedged, Object, Source, StoreOptions};
@@ -34,6 +34,8 @@ pub struct SourceRequest {
     pub offset: u64,
     /// Memory for compressed chunks and decoded blocks together, in bytes.
     pub cache_memory: u64,
+    /// How much the disk cache may hold, which all archives of this user share.
+    pub disk_cache: DiskLimit,
 }
 
 /// An open archive, with what it takes to keep it open.
@@ -65,6 +67,7 @@ impl SourceRequest {
             deadline: StoreOptions::DEFAULT_DEADLINE,
             offset: 0,
             cache_memory: Self::DEFAULT_CACHE_MEMORY,
+            disk_cache: DiskLimit::Auto,
         }
     }
 
@@ -78,7 +81,8 @@ impl SourceRequest {
         }
     }
 
-    /// Opens the archive. From a store that takes two GETs, sent in parallel.
+    /// Opens the archive. From a store that takes two GETs, sent in parallel; a short one if what
+    /// they would bring is in the disk cache.
     ///
     /// # Errors
     /// When the object cannot be read, or is no archive that can be.
@@ -121,6 +125,7 @@ impl SourceRequest {
         let options = cache::OpenOptions {
             offset: self.offset,
             memory_bytes: self.cache_memory / 2,
+            disk: open_cache(self.disk_cache),
             ..cache::OpenOptions::default()
         };
         Ok(RemoteBlob::open(object, runtime.handle().clone(), options)?)
@@ -142,6 +147,15 @@ impl SourceRequest {
             failure
         })
     }
+}
+
+/// The disk cache. Archives are read without one where it cannot be had.
+fn open_cache(limit: DiskLimit) -> Option<CacheDir> {
+    let path = CacheDir::locate()?;
+    CacheDir::open(&path, limit).unwrap_or_else(|error| {
+        log::warn!("no disk cache in {}: {error}", path.display());
+        None
+    })
 }
 
 /// Opens a file, or `data.sqsh` in a directory; gives its name, too.

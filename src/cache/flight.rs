@@ -1,4 +1,4 @@
-//! One request on its way, and those who wait for it.
+//! Chunks on their way, and those who wait for them.
 
 use std::ops::Range;
 
@@ -7,17 +7,31 @@ use parking_lot::{Condvar, Mutex};
 
 use super::Error;
 
-/// A run of chunks that one request brings. Any number of threads can wait for it.
+/// Where chunks come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Origin {
+    /// From the store, by a request.
+    Store,
+    /// From the disk cache.
+    Disk,
+}
+
+/// A run of chunks that are brought together. Any number of threads can wait for it.
 #[derive(Debug)]
 pub(super) struct Flight {
     pub(super) chunks: Range<u64>,
+    /// Where they are to come from.
+    pub(super) origin: Origin,
+    /// Whether somebody waited from the beginning.
+    pub(super) awaited: bool,
     landed: Mutex<Option<Result<Vec<Bytes>, Error>>>,
     arrival: Condvar,
 }
 
 impl Flight {
-    pub(super) fn new(chunks: Range<u64>) -> Self {
-        Self { chunks, landed: Mutex::new(None), arrival: Condvar::new() }
+    pub(super) fn new(chunks: Range<u64>, origin: Origin, awaited: bool) -> Self {
+        let (landed, arrival) = (Mutex::new(None), Condvar::new());
+        Self { chunks, origin, awaited, landed, arrival }
     }
 
     /// Ends the flight, once.

@@ -2,13 +2,15 @@
 //!
 //! [`Blob`] is the seam between the archive reader above and the bytes below it. Its verbs tell
 //! their cost: [`Blob::get`] looks in memory and never blocks, [`Blob::fetch`] may go to the
-//! network.
+//! disk and to the network. A [`CacheDir`] keeps what was fetched beyond this process.
 
 mod counters;
+mod disk;
 mod file;
 mod flight;
 mod joint;
 mod memory;
+mod opening;
 mod plan;
 mod readahead;
 mod remote;
@@ -16,6 +18,7 @@ mod remote;
 use bytes::Bytes;
 
 pub use counters::Counters;
+pub use disk::{CacheDir, CachedArchive, Cleared, DiskLimit, Usage};
 pub use file::{FileBlob, MemoryBlob};
 pub use remote::{OpenOptions, RemoteBlob};
 

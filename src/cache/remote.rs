@@ -2,15 +2,17 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::ops::Range;
-use std::sync::{Arc, mpsc};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 
-use super::flight::Flight;
+use super::disk::{CacheDir, Disk};
+use super::flight::{Flight, Origin};
 use super::joint::{Joint, copy_out};
 use super::memory::Memory;
+use super::opening::{self, Opening};
 use super::plan::{Grid, runs, spans};
 use super::readahead::{Readahead, SKIP};
 use super::{Blob, Counters, Error};
@@ -27,7 +29,7 @@ const LONGEST_REQUEST: u64 = 1 << 20;
 const LARGEST_WINDOW: u64 = 16 << 20;
 
 /// How to open a [`RemoteBlob`].
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct OpenOptions {
     /// Where in the object the archive begins, in bytes.
     pub offset: u64,
@@ -38,6 +40,8 @@ pub struct OpenOptions {
     /// How much of the object's end is fetched on opening, in bytes: an archive's metadata is
     /// there.
     pub tail_bytes: u64,
+    /// Where chunks are kept on disk. What has no version, or only a weak one, is not.
+    pub disk: Option<CacheDir>,
 }
 
 impl Default for OpenOptions {
@@ -50,6 +54,7 @@ impl Default for OpenOptions {
             chunk_size: 64 << 10,
             // Holds the metadata of 60,000 inodes (32 bytes each).
             tail_bytes: 2 << 20,
+            disk: None,
         }
     }
 }
@@ -69,6 +74,7 @@ struct Inner {
     grid: Grid,
     budget: u64,
     runtime: Handle,
+    disk: Option<Disk>,
     state: Mutex<State>,
 }
 
@@ -90,45 +96,29 @@ struct Flying {
 
 impl RemoteBlob {
     /// Opens an object with two parallel requests, for its first chunk and for its end. What they
-    /// bring is in memory afterwards.
+    /// bring is in memory afterwards. If both are on disk, a short request finds out whether that is
+    /// still the object's version.
     ///
     /// # Errors
     /// [`store::Error::Changed`] if the two saw different objects, [`store::Error::OutOfRange`] if
     /// the object is empty or ends before the offset.
     pub fn open(object: Object, runtime: Handle, options: OpenOptions) -> Result<Self, Error> {
         let chunk = options.chunk_size.max(512);
-        let piece = usize::try_from(chunk).unwrap_or(usize::MAX);
         // The end is not aligned to chunks; one more keeps the whole of it after alignment.
         let tail_len = options.tail_bytes.saturating_add(chunk);
-        let head_end = options.offset.saturating_add(chunk);
-        let (sender, receiver) = mpsc::channel();
-        let asked = object.clone();
-        runtime.spawn(async move {
-            let Object { store, key } = asked;
-            let head =
-                store.get_range(&key, GetRange::Between(options.offset..head_end), None, piece);
-            // One piece: it is cut at chunk boundaries once the size is known.
-            let tail = store.get_range(&key, GetRange::Last(tail_len), None, usize::MAX);
-            // Nobody listens only if the opener is gone.
-            let _ = sender.send(futures::future::try_join(head, tail).await);
-        });
-        let (head, tail) = receiver
-            .recv()
-            .unwrap_or_else(|_| Err(store::Error::ShutDown { object: object.name() }))
-            .map_err(Arc::new)?;
-        if head.etag != tail.etag || head.size != tail.size {
-            return Err(Arc::new(store::Error::Changed { object: object.name() }).into());
-        }
-        let grid = Grid { chunk, size: head.size.saturating_sub(options.offset) };
+        let Opening { etag, size, brought, disk } =
+            opening::open(&object, &runtime, &options, chunk, tail_len)?;
+        let grid = Grid { chunk, size: size.saturating_sub(options.offset) };
         let budget = options.memory_bytes.max(tail_len + 2 * chunk);
         let window = LARGEST_WINDOW.min(budget / 2);
         let inner = Inner {
             object,
-            etag: head.etag.clone(),
+            etag,
             offset: options.offset,
             grid,
             budget,
             runtime,
+            disk,
             state: Mutex::new(State {
                 memory: Memory::new(budget),
                 flights: HashMap::new(),
@@ -137,8 +127,9 @@ impl RemoteBlob {
                 counters: Counters::default(),
             }),
         };
-        inner.seed(&head);
-        inner.seed(&tail);
+        for ranged in &brought {
+            inner.seed(ranged);
+        }
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -154,11 +145,25 @@ impl RemoteBlob {
 
     /// What the cache has done so far.
     pub fn counters(&self) -> Counters {
+        let disk = self.inner.disk.as_ref().map(Disk::counters).unwrap_or_default();
         let state = self.inner.state.lock();
         Counters {
             prefetched_wasted_bytes: state.memory.wasted(),
             memory_bytes: state.memory.total(),
+            disk_hits: disk.hits,
+            disk_bytes: disk.bytes,
+            disk_written_bytes: disk.written_bytes,
+            disk_damaged: disk.damaged,
             ..state.counters
+        }
+    }
+}
+
+impl Drop for RemoteBlob {
+    /// Writes to disk what waits for it. Requests on their way can keep the rest alive for longer.
+    fn drop(&mut self) {
+        if let Some(disk) = &self.inner.disk {
+            disk.finish();
         }
     }
 }
@@ -245,6 +250,9 @@ impl Inner {
             let at = skipped + (bytes.start - start)..skipped + (bytes.end - start);
             let Some(copied) = copy_out(&ranged.pieces, at) else { break };
             state.counters.fetched_bytes += copied.len() as u64;
+            if let Some(disk) = &self.disk {
+                disk.keep(chunk, &copied);
+            }
             state.memory.insert(chunk, copied, false);
         }
     }
@@ -271,9 +279,9 @@ impl Inner {
                 }
             }
             let missed = !missing.is_empty();
-            state.counters.misses += missing.len() as u64;
-            for run in self.runs(&state, &missing) {
-                let flight = self.book(&mut state, run, |chunk| missing.contains(&chunk));
+            for (origin, run) in self.runs(&state, &missing) {
+                let demanded = |chunk| missing.contains(&chunk);
+                let flight = self.book(&mut state, run, origin, demanded);
                 waiting.extend(
                     missing
                         .iter()
@@ -286,7 +294,8 @@ impl Inner {
                 self.look_ahead(&mut state, read, missed, &mut launches);
             }
         }
-        // Readers' requests come first in the list, and so on the wire.
+        // Readers' requests come first in the list, and so on the wire; what is on disk is read
+        // here, while they are on their way.
         self.launch(launches);
         for (chunk, flight) in waiting {
             found.push((chunk, flight.wait(chunk)?));
@@ -316,8 +325,8 @@ impl Inner {
         let allowed = usize::try_from(allowed).unwrap_or(usize::MAX);
         let missing: Vec<u64> =
             chunks.filter(|chunk| state.is_absent(*chunk)).take(allowed).collect();
-        for run in self.runs(state, &missing) {
-            launches.push(self.book(state, run, |_| false));
+        for (origin, run) in self.runs(state, &missing) {
+            launches.push(self.book(state, run, origin, |_| false));
         }
     }
 
@@ -327,9 +336,17 @@ impl Inner {
         (self.budget / 2).saturating_sub(state.memory.unused() + state.flying_ahead)
     }
 
-    fn runs(&self, state: &State, missing: &[u64]) -> Vec<Range<u64>> {
+    /// Groups missing chunks, which are sorted, by where they come from, and into runs.
+    fn runs(&self, state: &State, missing: &[u64]) -> Vec<(Origin, Range<u64>)> {
         let longest = (LONGEST_REQUEST / self.grid.chunk).max(1);
-        runs(missing, longest, |chunk| state.is_absent(chunk))
+        let on_disk = |chunk: u64| self.disk.as_ref().is_some_and(|disk| disk.holds(chunk));
+        let (kept, missing): (Vec<u64>, Vec<u64>) =
+            missing.iter().partition(|chunk| on_disk(**chunk));
+        let is_absent = |chunk| state.is_absent(chunk) && !on_disk(chunk);
+        let fetched = runs(&missing, longest, is_absent).into_iter();
+        let read = runs(&kept, longest, |_| false).into_iter();
+        let fetched = fetched.map(|run| (Origin::Store, run));
+        fetched.chain(read.map(|run| (Origin::Disk, run))).collect()
     }
 
     /// Enters a run of chunks as on its way. Those that are not `demanded` are fetched ahead.
@@ -337,9 +354,11 @@ impl Inner {
         &self,
         state: &mut State,
         chunks: Range<u64>,
+        origin: Origin,
         demanded: impl Fn(u64) -> bool,
     ) -> Arc<Flight> {
-        let flight = Arc::new(Flight::new(chunks.clone()));
+        let awaited = chunks.clone().any(&demanded);
+        let flight = Arc::new(Flight::new(chunks.clone(), origin, awaited));
         state.memory.reserve(self.grid.len(&chunks));
         for chunk in chunks {
             let ahead = !demanded(chunk);
@@ -347,20 +366,30 @@ impl Inner {
                 let len = self.grid.len(&(chunk..chunk + 1));
                 state.flying_ahead += len;
                 state.counters.prefetched_bytes += len;
+            } else if origin == Origin::Store {
+                state.counters.misses += 1;
             }
             state.flights.insert(chunk, Flying { flight: flight.clone(), ahead });
         }
         flight
     }
 
-    /// Sends the requests of flights that are entered.
+    /// Sends the requests of flights that are entered, and reads here what somebody waits for and is
+    /// on disk.
     fn launch(self: &Arc<Self>, flights: Vec<Arc<Flight>>) {
+        let mut here = Vec::new();
         for flight in flights {
             let landing = Landing { inner: self.clone(), flight };
-            self.runtime.spawn(async move {
-                let result = landing.inner.request(&landing.flight.chunks).await;
-                landing.inner.land(&landing.flight, result);
-            });
+            match (landing.origin(), landing.flight.awaited) {
+                (Origin::Store, _) => landing.send(),
+                (Origin::Disk, true) => here.push(landing),
+                (Origin::Disk, false) => {
+                    self.runtime.spawn_blocking(move || landing.read());
+                }
+            }
+        }
+        for landing in here {
+            landing.read();
         }
     }
 
@@ -378,7 +407,7 @@ impl Inner {
     }
 
     /// Ends a flight: keeps what it brought, and wakes those who wait.
-    fn land(&self, flight: &Flight, result: Result<Vec<Bytes>, Error>) {
+    fn land(&self, flight: &Flight, from: Origin, result: Result<Vec<Bytes>, Error>) {
         {
             let mut state = self.state.lock();
             state.memory.release(self.grid.len(&flight.chunks));
@@ -394,9 +423,16 @@ impl Inner {
                     state.flying_ahead -= self.grid.len(&(chunk..chunk + 1));
                 }
                 if let Some(bytes) = brought.next() {
-                    state.counters.fetched_bytes += bytes.len() as u64;
+                    if from == Origin::Store {
+                        state.counters.fetched_bytes += bytes.len() as u64;
+                    }
                     state.memory.insert(chunk, bytes.clone(), ahead);
                 }
+            }
+        }
+        if let (Some(disk), Origin::Store, Ok(brought)) = (&self.disk, from, &result) {
+            for (chunk, bytes) in flight.chunks.clone().zip(brought) {
+                disk.keep(chunk, bytes);
             }
         }
         flight.land(result);
@@ -431,10 +467,39 @@ impl State {
     }
 }
 
-/// Ends a flight whose task was dropped with the runtime, so that nobody waits for ever.
+/// A flight that somebody works on. Ends it when the work is dropped with the runtime, so that
+/// nobody waits for ever.
 struct Landing {
     inner: Arc<Inner>,
     flight: Arc<Flight>,
+}
+
+impl Landing {
+    /// Where the chunks are by now: another process may have brought them to disk since it was
+    /// planned to fetch them.
+    fn origin(&self) -> Origin {
+        match (&self.inner.disk, self.flight.origin) {
+            (Some(disk), Origin::Store) if disk.refresh(&self.flight.chunks) => Origin::Disk,
+            (_, origin) => origin,
+        }
+    }
+
+    /// Reads the chunks from disk, or fetches them if they are not there after all.
+    fn read(self) {
+        let disk = self.inner.disk.as_ref();
+        match disk.and_then(|disk| disk.read(&self.flight.chunks)) {
+            Some(chunks) => self.inner.land(&self.flight, Origin::Disk, Ok(chunks)),
+            None => self.send(),
+        }
+    }
+
+    /// Sends the request, and leaves the rest to the runtime.
+    fn send(self) {
+        self.inner.clone().runtime.spawn(async move {
+            let result = self.inner.request(&self.flight.chunks).await;
+            self.inner.land(&self.flight, Origin::Store, result);
+        });
+    }
 }
 
 impl Drop for Landing {
@@ -442,7 +507,7 @@ impl Drop for Landing {
         if !self.flight.has_landed() {
             let object = self.inner.object.name();
             let error = Arc::new(store::Error::ShutDown { object });
-            self.inner.land(&self.flight, Err(error.into()));
+            self.inner.land(&self.flight, Origin::Store, Err(error.into()));
         }
     }
 }

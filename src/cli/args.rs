@@ -2,11 +2,13 @@
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueHint};
 
-use super::backup_args::{DeleteArgs, ListArgs, PruneArgs, ShowArgs, VerifyArgs};
+use super::backup_args::{DeleteArgs, ListArgs, PruneArgs, ShowArgs, VerifyArgs, parse_duration};
 use super::life_args::{CreateArgs, RestoreArgs};
+use crate::cache::DiskLimit;
 
 /// What `-h` ends with.
 const EXAMPLES: &str = "\
@@ -71,6 +73,8 @@ pub(crate) enum Command {
     Verify(VerifyArgs),
     /// Measure a bucket from here, and what reading an archive in it costs.
     Bench(BenchArgs),
+    /// Show or clear the disk cache of archives in buckets.
+    Cache(CacheArgs),
     /// Print shell completions.
     Completions {
         /// For which shell.
@@ -98,6 +102,9 @@ pub(crate) struct SourceArgs {
 
     #[command(flatten)]
     pub(crate) reading: ReadingArgs,
+
+    #[command(flatten)]
+    pub(crate) disk: DiskArgs,
 }
 
 /// How to reach a store.
@@ -140,6 +147,35 @@ pub(crate) struct ReadingArgs {
     /// Memory for cached data; suffixes K, M, G.
     #[arg(long, value_name = "BYTES", default_value = "24M", value_parser = parse_bytes)]
     pub(crate) cache_memory: u64,
+}
+
+/// How much to keep on disk.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Store")]
+pub(crate) struct DiskArgs {
+    /// Most that the disk cache may hold, or off; suffixes K, M, G [default: 10% of the file system,
+    /// at most 10G].
+    #[arg(long = "disk-cache", value_name = "BYTES|off", env = "THAWFS_DISK_CACHE",
+          value_parser = parse_disk_limit)]
+    pub(crate) limit: Option<DiskLimit>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CacheArgs {
+    #[command(subcommand)]
+    pub(crate) command: CacheCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum CacheCommand {
+    /// Show what is cached, and how much room it takes.
+    Status(DiskArgs),
+    /// Remove what no mount has in use.
+    Clear {
+        /// Only what was not used for so long: 12h, 30d.
+        #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+        older_than: Option<Duration>,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -262,6 +298,15 @@ pub(crate) struct BenchArgs {
     /// How long to measure, about.
     #[arg(long, value_name = "N", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=3600))]
     pub(crate) seconds: u64,
+}
+
+/// A limit of the disk cache: a number of bytes, or `off`.
+pub(crate) fn parse_disk_limit(text: &str) -> Result<DiskLimit, String> {
+    match text {
+        "off" => Ok(DiskLimit::Off),
+        "auto" => Ok(DiskLimit::Auto),
+        bytes => parse_bytes(bytes).map(DiskLimit::Bytes),
+    }
 }
 
 /// A number of bytes with an optional binary suffix: `65536`, `64K`, `16M`, `1G`, `16MiB`.

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Args, ValueHint};
 
-use super::args::parse_bytes;
+use super::args::{DiskArgs, parse_bytes};
 use super::backup_args::{BucketArgs, parse_duration};
 use crate::squashfs::write::Compression;
 
@@ -86,6 +86,9 @@ pub(crate) struct RestoreArgs {
     #[arg(long, value_name = "BYTES", default_value = "24M", help_heading = "Mount",
           value_parser = parse_bytes)]
     pub(crate) cache_memory: u64,
+
+    #[command(flatten)]
+    pub(crate) disk: DiskArgs,
 
     #[command(flatten)]
     pub(crate) bucket: BucketArgs,

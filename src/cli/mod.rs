@@ -8,6 +8,7 @@ mod args;
 mod backup_args;
 mod backups;
 mod bench;
+mod cache;
 mod create;
 mod life_args;
 mod mount;
@@ -88,6 +89,7 @@ fn execute(command: Command, output: &Output) -> Result<(), Failure> {
         Command::Prune(args) => backups::prune(&args, output),
         Command::Verify(args) => verify::verify(&args, output),
         Command::Bench(args) => bench::bench(&args, output),
+        Command::Cache(args) => cache::cache(&args.command, output),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "thawfs", &mut std::io::stdout());
             Ok(())

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use super::args::{MountArgs, ReadingArgs, SourceArgs, StoreArgs};
 use super::{options, output::Output};
 use crate::backup::SourceRequest;
+use crate::cache::DiskLimit;
 use crate::failure::{Code, Failure};
 use crate::server::state::{Lock, lock_directory};
 use crate::server::{MountRequest, Ready, check_free, restart_limited, serve, start_detached};
@@ -78,10 +79,14 @@ pub(super) fn show(ready: &Ready, output: &Output) -> Result<(), Failure> {
 
 /// What to open, from the command line.
 pub(super) fn source_request(args: &SourceArgs) -> SourceRequest {
-    request_for(&args.source, &args.store, &args.reading)
+    SourceRequest {
+        disk_cache: args.disk.limit.unwrap_or_default(),
+        ..request_for(&args.source, &args.store, &args.reading)
+    }
 }
 
-/// The same for a command that takes several sources.
+/// The same without the disk cache, for a command that takes several sources, or reads them to the
+/// end.
 pub(super) fn request_for(source: &str, store: &StoreArgs, reading: &ReadingArgs) -> SourceRequest {
     SourceRequest {
         source: source.to_owned(),
@@ -93,6 +98,7 @@ pub(super) fn request_for(source: &str, store: &StoreArgs, reading: &ReadingArgs
         deadline: std::time::Duration::from_secs(store.timeout),
         offset: reading.offset,
         cache_memory: reading.cache_memory,
+        disk_cache: DiskLimit::Off,
     }
 }
 

@@ -5,7 +5,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::args::parse_bytes;
+use super::args::{parse_bytes, parse_disk_limit};
 use crate::failure::{Code, Failure};
 use crate::server::MountRequest;
 
@@ -141,6 +141,11 @@ impl MountOption {
             "attr_ttl" => request.attr_ttl = Some(Duration::from_secs(self.number()?)),
             "offset" => request.source.offset = self.number()?,
             "cache_memory" => request.source.cache_memory = self.number()?,
+            "disk_cache" => {
+                request.source.disk_cache = parse_disk_limit(&self.text()?).map_err(|error| {
+                    Failure::new(Code::Usage, format!("the mount option {}: {error}", self.name))
+                })?;
+            }
             "endpoint" => request.source.endpoint = Some(self.text()?),
             "region" => request.source.region = Some(self.text()?),
             "profile" => request.source.profile = Some(self.text()?),

@@ -36,7 +36,8 @@ pub(super) fn restore(mut args: RestoreArgs, output: &Output) -> Result<(), Fail
     if args.extract {
         let extracted = runtime.block_on(backups.restorable(&id)).and_then(|metadata| {
             let dir = args.dir.unwrap_or_else(|| PathBuf::from(&metadata.dir));
-            let source = backups.archive(&id)?;
+            let mut source = backups.archive(&id)?;
+            source.disk_cache = args.disk.limit.unwrap_or_default();
             extract_opened(&source.open()?, &dir, &ExtractOptions::default(), output)
         });
         return match extracted {
@@ -68,6 +69,7 @@ fn restore_url(args: RestoreArgs, output: &Output) -> Result<(), Failure> {
     let source = SourceRequest {
         deadline: Duration::from_secs(args.bucket.store.timeout),
         cache_memory: args.cache_memory,
+        disk_cache: args.disk.limit.unwrap_or_default(),
         ..SourceRequest::new(args.backup.clone())
     };
     if args.extract {
@@ -92,6 +94,7 @@ fn restore_request(args: &RestoreArgs, output: &Output) -> Result<RestoreRequest
     request.mount.read_only = args.read_only;
     request.mount.keep_upper = args.keep_upper;
     request.mount.source.cache_memory = args.cache_memory;
+    request.mount.source.disk_cache = args.disk.limit.unwrap_or_default();
     for option in args.options.iter().flat_map(|text| options::split(text)) {
         option.check_restorable()?;
         option.apply(&mut request.mount)?;

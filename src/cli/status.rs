@@ -122,6 +122,11 @@ fn describe(mount: &Mounted) -> String {
             report.blocks.decoded
         ),
     );
+    let disk = &report.disk;
+    if (disk.bytes, disk.written_bytes) != (0, 0) {
+        let [read, written] = [disk.bytes, disk.written_bytes].map(human_bytes);
+        line("disk", format!("{read} read, {written} written, {} chunks damaged", disk.damaged));
+    }
     line(
         "server",
         format!(

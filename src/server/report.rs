@@ -24,6 +24,8 @@ pub struct Report {
     pub store: StoreReport,
     /// The cache of compressed chunks; all zero for an archive on this machine.
     pub chunks: ChunkReport,
+    /// The disk cache of compressed chunks; all zero where there is none.
+    pub disk: DiskReport,
     /// The cache of decoded blocks.
     pub blocks: BlockReport,
     /// Requests that failed for want of the archive or the network.
@@ -76,10 +78,24 @@ pub struct ChunkReport {
     pub joined: u64,
     /// Bytes held now.
     pub resident_bytes: u64,
-    /// Bytes fetched ahead of demand.
+    /// Bytes brought ahead of demand, from the store or from disk.
     pub prefetched_bytes: u64,
     /// Of these, what was read later.
     pub prefetched_used_bytes: u64,
+}
+
+/// The disk cache of compressed chunks.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DiskReport {
+    /// Chunks read from it.
+    pub hits: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Bytes of chunks written to it.
+    pub written_bytes: u64,
+    /// Chunks that were not what had been written, and were fetched again.
+    pub damaged: u64,
 }
 
 /// The cache of decoded blocks.

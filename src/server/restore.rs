@@ -138,6 +138,7 @@ fn source_of(
 ) -> Result<SourceRequest, Failure> {
     let mut source = backups.archive(id)?;
     source.cache_memory = request.mount.source.cache_memory;
+    source.disk_cache = request.mount.source.disk_cache;
     Ok(source)
 }
 

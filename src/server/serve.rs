@@ -9,7 +9,9 @@ use serde::{Deserialize, Serialize};
 
 use super::control;
 use super::mounts::read_mount_at;
-use super::report::{ArchiveReport, BlockReport, ChunkReport, FaultReport, Report, StoreReport};
+use super::report::{
+    ArchiveReport, BlockReport, ChunkReport, DiskReport, FaultReport, Report, StoreReport,
+};
 use super::state::{MountDir, Record, StateDir, check_outside_state};
 use crate::backup::{OpenArchive, SourceRequest};
 use crate::failure::{Code, Failure};
@@ -300,6 +302,12 @@ fn report(record: &Record, opened: &OpenArchive, faults: &Faults) -> Report {
             resident_bytes: chunks.memory_bytes,
             prefetched_bytes: chunks.prefetched_bytes,
             prefetched_used_bytes: chunks.prefetched_used_bytes,
+        },
+        disk: DiskReport {
+            hits: chunks.disk_hits,
+            bytes: chunks.disk_bytes,
+            written_bytes: chunks.disk_written_bytes,
+            damaged: chunks.disk_damaged,
         },
         blocks: BlockReport { hits: blocks.hits, decoded: blocks.decodes },
         faults: FaultReport {

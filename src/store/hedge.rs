@@ -134,6 +134,10 @@ impl Store for Hedged {
         self.inner.name(key)
     }
 
+    fn place(&self, key: &str) -> String {
+        self.inner.place(key)
+    }
+
     async fn get_range(
         &self,
         key: &str,

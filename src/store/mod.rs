@@ -174,6 +174,11 @@ pub trait Store: fmt::Debug + Send + Sync {
     /// The object's full name for messages, such as `s3://bucket/key`; holds no secret.
     fn name(&self, key: &str) -> String;
 
+    /// The same, told apart from an object of that name on another server.
+    fn place(&self, key: &str) -> String {
+        self.name(key)
+    }
+
     /// Gets bytes of an object, in pieces of `piece` bytes (not 0). With `expect`, only of that
     /// version.
     ///

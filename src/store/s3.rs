@@ -98,6 +98,10 @@ impl Store for S3Store {
         format!("s3://{}/{key}", self.bucket)
     }
 
+    fn place(&self, key: &str) -> String {
+        format!("{}/{key}", self.base)
+    }
+
     async fn get_range(
         &self,
         key: &str,

@@ -34,6 +34,10 @@ impl Bench {
         self.path("state")
     }
 
+    pub(crate) fn cache_dir(&self) -> PathBuf {
+        self.path("cache")
+    }
+
     /// Packs `tree` with the real mksquashfs.
     pub(crate) fn archive(&self, tree: &Path, name: &str, flags: &[&str]) -> PathBuf {
         let archive = self.path(name);
@@ -52,10 +56,14 @@ impl Bench {
     pub(crate) fn thawfs(&self) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_thawfs"));
         command.env("THAWFS_STATE_DIR", self.state_dir());
+        command.env("THAWFS_CACHE_DIR", self.cache_dir());
         command.env("HOME", self.dir.path());
         for name in std::env::vars_os().map(|(name, _)| name) {
             let shown = name.to_string_lossy();
-            if ["AWS_", "XDG_", "THAWFS_BUCKET"].iter().any(|start| shown.starts_with(start)) {
+            if ["AWS_", "XDG_", "THAWFS_BUCKET", "THAWFS_DISK_CACHE"]
+                .iter()
+                .any(|start| shown.starts_with(start))
+            {
                 command.env_remove(name);
             }
         }

@@ -21,6 +21,8 @@ use serde::Serialize;
 use super::bucket::Backups;
 use super::id::BackupId;
 use super::list::BackupState;
+use super::open::SourceRequest;
+use crate::cache::DiskLimit;
 use crate::failure::{Code, Failure};
 use crate::squashfs::{self, Archive};
 use crate::types::{ArchiveOffset, InodeRef};
@@ -157,7 +159,8 @@ impl Backups {
             BackupState::DamagedMetadata => return self.metadata(id).await.and(Err(gone(id))),
             _ => return Err(self.contents(id).await?.missing(self)),
         }
-        let source = self.archive(id)?;
+        // What is verified is what the bucket holds.
+        let source = SourceRequest { disk_cache: DiskLimit::Off, ..self.archive(id)? };
         let shown = id.to_string();
         let work = move || {
             let verified = verify(&source.open()?.archive, jobs, &progress);

@@ -1,0 +1,214 @@
+//! One archive on disk: what it is, and its chunks.
+//!
+//! An archive has three files: `STEM.about` says in JSON what is cached, is locked by everybody who
+//! uses it and was modified when it was last used; `STEM.index` has a record for each chunk;
+//! `STEM.data` has the chunks where the archive has them, and holes elsewhere.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::ops::Range;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use rustix::fs::{Mode, OFlags};
+use serde::{Deserialize, Serialize};
+use twox_hash::XxHash3_128;
+
+use super::index::{self, Presence, Record, checksum};
+use crate::cache::plan::Grid;
+
+/// Most chunks of an archive. A larger one (2 TiB) is not cached: its bits would take more memory
+/// than 4 MiB.
+const MOST_CHUNKS: u64 = 1 << 25;
+
+/// Most bytes of a description.
+const ABOUT_LIMIT: u64 = 64 << 10;
+
+/// How often an archive that is just being removed is looked at again, and after what time.
+const PATIENCE: (u32, Duration) = (20, Duration::from_millis(5));
+
+/// The endings of an archive's files. The description comes last: it is removed last, so that what
+/// is left by a process that was killed still has one.
+pub(super) const ENDINGS: [&str; 3] = ["data", "index", "about"];
+
+/// What is cached: one version of one object.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(in crate::cache) struct About {
+    /// The object's name as it may be shown.
+    pub(in crate::cache) name: String,
+    /// Its version.
+    pub(in crate::cache) etag: String,
+    /// Its size in bytes.
+    pub(in crate::cache) size: u64,
+    /// Where in it the blob begins, in bytes.
+    pub(in crate::cache) offset: u64,
+    /// Size of a chunk in bytes.
+    pub(in crate::cache) chunk: u64,
+}
+
+impl About {
+    /// The description in a file that [`open_file`] opened; `None` for garbage.
+    pub(super) fn read(file: &File) -> Option<Self> {
+        let mut bytes =
+            vec![0; usize::try_from(file.metadata().ok()?.len().min(ABOUT_LIMIT)).ok()?];
+        file.read_exact_at(&mut bytes, 0).ok()?;
+        serde_json::from_slice(&bytes).ok()
+    }
+
+    /// How the blob is cut; `None` if that makes no sense.
+    pub(in crate::cache) fn grid(&self) -> Option<Grid> {
+        let size = self.size.checked_sub(self.offset)?;
+        (self.chunk > 0).then_some(Grid { chunk: self.chunk, size })
+    }
+}
+
+/// The first half of a stem: the same for every version of what is read at `offset` of an object.
+/// `place` tells apart objects of one name on different servers.
+pub(super) fn place_stem(place: &str, offset: u64, chunk: u64) -> String {
+    let text = format!("{offset} {chunk} {place}");
+    format!("{:032x}", XxHash3_128::oneshot(text.as_bytes()))
+}
+
+/// Opens one of the files of an archive, never through a symlink.
+pub(super) fn open_file(dir: &OwnedFd, stem: &str, ending: &str, make: bool) -> io::Result<File> {
+    let name = format!("{stem}.{ending}");
+    let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let flags = if make { flags | OFlags::CREATE } else { flags };
+    let file = rustix::fs::openat(dir.as_fd(), name, flags, Mode::RUSR | Mode::WUSR)?;
+    Ok(File::from(file))
+}
+
+/// One archive's files, open and locked against removal.
+#[derive(Debug)]
+pub(in crate::cache) struct Entry {
+    about: About,
+    grid: Grid,
+    seed: u64,
+    lock: File,
+    index: File,
+    data: File,
+    presence: Presence,
+}
+
+impl Entry {
+    /// Opens what is cached of `about`, made if there is nothing.
+    ///
+    /// # Errors
+    /// When a file cannot be opened or written, or `about` cannot be cached.
+    pub(super) fn open(dir: &OwnedFd, place: &str, about: About) -> io::Result<Self> {
+        let grid = about.grid().ok_or(io::ErrorKind::InvalidInput)?;
+        let count = grid.size.div_ceil(grid.chunk);
+        if count > MOST_CHUNKS {
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
+        let text = serde_json::to_vec(&about)?;
+        let version = XxHash3_128::oneshot(&text);
+        let stem = format!("{}-{version:032x}", place_stem(place, about.offset, about.chunk));
+        let lock = lock(dir, &stem)?;
+        match About::read(&lock) {
+            Some(found) if found == about => {}
+            // Two archives of one hash, of which there are none.
+            Some(_) => return Err(io::ErrorKind::AlreadyExists.into()),
+            // Made just now, or garbage. Whoever else is here writes the same.
+            None => {
+                lock.set_len(text.len() as u64)?;
+                lock.write_all_at(&text, 0)?;
+            }
+        }
+        let index = open_file(dir, &stem, "index", true)?;
+        let data = open_file(dir, &stem, "data", true)?;
+        let presence = Presence::new(count);
+        index::for_each(&index, count, |chunk, _| presence.set(chunk, true))?;
+        let seed = XxHash3_128::oneshot(stem.as_bytes()) as u64;
+        Ok(Self { about, grid, seed, lock, index, data, presence })
+    }
+
+    /// What is cached here.
+    pub(in crate::cache) fn about(&self) -> &About {
+        &self.about
+    }
+
+    /// Whether a chunk is believed to be here.
+    pub(in crate::cache) fn holds(&self, chunk: u64) -> bool {
+        self.presence.holds(chunk)
+    }
+
+    /// Looks whether others have brought all of `chunks` meanwhile: one system call, which costs
+    /// little beside the request that it can save.
+    pub(super) fn refresh(&self, chunks: &Range<u64>) -> bool {
+        let Ok(records) = index::read(&self.index, chunks.clone()) else { return false };
+        let mut all = records.len() as u64 == chunks.end - chunks.start;
+        for (chunk, record) in chunks.clone().zip(&records) {
+            let there = record.is_present();
+            self.presence.set(chunk, there);
+            all &= there;
+        }
+        all
+    }
+
+    /// A chunk, if it is here and as it was written. What is damaged is forgotten, and the error
+    /// says so.
+    pub(in crate::cache) fn read(&self, chunk: u64) -> Result<Option<Bytes>, Damaged> {
+        let record = index::read(&self.index, chunk..chunk + 1);
+        let record = record.ok().and_then(|records| records.first().copied());
+        let Some(record) = record.filter(Record::is_present) else {
+            self.presence.set(chunk, false);
+            return Ok(None);
+        };
+        let at = self.grid.bytes(&(chunk..chunk + 1));
+        let mut bytes = vec![0; usize::try_from(at.end - at.start).unwrap_or(0)];
+        let read = self.data.read_exact_at(&mut bytes, at.start);
+        if read.is_ok() && record.fits(checksum(self.seed, chunk, &bytes)) {
+            return Ok(Some(bytes.into()));
+        }
+        self.presence.set(chunk, false);
+        // If that fails, the next reader finds the damage again.
+        let _ = index::write(&self.index, chunk, None);
+        Err(Damaged)
+    }
+
+    /// Writes a chunk, and then its record.
+    pub(super) fn write(&self, chunk: u64, bytes: &[u8]) -> io::Result<()> {
+        let at = self.grid.bytes(&(chunk..chunk + 1));
+        if bytes.len() as u64 != at.end - at.start {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        self.data.write_all_at(bytes, at.start)?;
+        let record = Record::new(checksum(self.seed, chunk, bytes));
+        index::write(&self.index, chunk, Some(record))?;
+        self.presence.set(chunk, true);
+        Ok(())
+    }
+
+    /// Notes that it is used now.
+    pub(super) fn touch(&self) {
+        // It would only be evicted a little earlier.
+        let _ = self.lock.set_modified(SystemTime::now());
+    }
+}
+
+/// A chunk on disk was not what had been written.
+#[derive(Debug)]
+pub(in crate::cache) struct Damaged;
+
+/// Opens an archive's description and locks it, so that nobody removes the archive.
+fn lock(dir: &OwnedFd, stem: &str) -> io::Result<File> {
+    let (tries, pause) = PATIENCE;
+    for _ in 0..tries {
+        let mut file = open_file(dir, stem, "about", true)?;
+        match file.try_lock_shared() {
+            // Removed before it was locked: the name may be another file's by now.
+            Ok(()) if file.metadata()?.nlink() > 0 => {
+                // Reads nothing, and finds out whether this is a file at all.
+                let _ = file.read(&mut [])?;
+                return Ok(file);
+            }
+            Ok(()) | Err(std::fs::TryLockError::WouldBlock) => {}
+            Err(std::fs::TryLockError::Error(error)) => return Err(error),
+        }
+        std::thread::sleep(pause);
+    }
+    Err(io::ErrorKind::ResourceBusy.into())
+}

@@ -1,0 +1,125 @@
+//! Chunks on this machine's disk, shared by all mounts of a user and kept between them.
+//!
+//! A [`CacheDir`] holds archives, each one version of one object. Nothing in it is trusted: a chunk is
+//! returned if it has the checksum that was written behind it, and else fetched again. That makes
+//! everything else simple. Writes are not synced, processes do not coordinate beyond a lock that
+//! keeps archives in use from being removed, and what is lost to a crash or a race costs a request.
+//! The checksums are no defence against attackers; the directory's mode, 0700, is.
+//!
+//! Reading is what a demand waits for, and happens on the thread that asks. Writing and eviction
+//! happen on a thread of their own.
+
+mod dir;
+mod entry;
+mod evict;
+mod index;
+mod writer;
+
+use std::io;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::Bytes;
+
+pub use dir::{CacheDir, DiskLimit};
+pub use evict::{CachedArchive, Cleared, Usage};
+
+use entry::Damaged;
+pub(super) use entry::{About, Entry};
+use writer::Writer;
+
+/// What a disk cache has done for one blob.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct DiskCounters {
+    /// Chunks read from disk.
+    pub(super) hits: u64,
+    /// Their bytes.
+    pub(super) bytes: u64,
+    /// Bytes of chunks written.
+    pub(super) written_bytes: u64,
+    /// Chunks that were not what had been written.
+    pub(super) damaged: u64,
+}
+
+/// The disk cache of one blob.
+#[derive(Debug)]
+pub(super) struct Disk {
+    entry: Arc<Entry>,
+    writer: Writer,
+    hits: AtomicU64,
+    bytes: AtomicU64,
+    damaged: AtomicU64,
+    written: Arc<AtomicU64>,
+}
+
+impl Disk {
+    /// Reads and writes `entry` of `dir`.
+    ///
+    /// # Errors
+    /// When there can be no more threads.
+    pub(super) fn start(dir: CacheDir, entry: Entry) -> io::Result<Self> {
+        let entry = Arc::new(entry);
+        let written = Arc::new(AtomicU64::new(0));
+        let writer = Writer::start(dir, Arc::clone(&entry), Arc::clone(&written))?;
+        let (hits, bytes, damaged) = Default::default();
+        Ok(Self { entry, writer, hits, bytes, damaged, written })
+    }
+
+    /// Whether a chunk is believed to be on disk. No system call.
+    pub(super) fn holds(&self, chunk: u64) -> bool {
+        self.entry.holds(chunk)
+    }
+
+    /// Whether all of `chunks` have come to be on disk, through another process. One system call.
+    pub(super) fn refresh(&self, chunks: &Range<u64>) -> bool {
+        self.entry.refresh(chunks)
+    }
+
+    /// All of `chunks`, or nothing if one of them is not there any more or damaged. Each is looked at
+    /// even so: only what is known to be damaged is written again once it was fetched.
+    pub(super) fn read(&self, chunks: &Range<u64>) -> Option<Vec<Bytes>> {
+        let mut found = Vec::new();
+        let mut damaged = 0;
+        for chunk in chunks.clone() {
+            match self.entry.read(chunk) {
+                Ok(bytes) => found.extend(bytes),
+                Err(Damaged) => damaged += 1,
+            }
+        }
+        if damaged > 0 {
+            self.damaged.fetch_add(damaged, Ordering::Relaxed);
+            let name = &self.entry.about().name;
+            log::info!("{damaged} chunks of {name} are damaged on disk, and fetched again");
+        }
+        if found.len() as u64 != chunks.end - chunks.start {
+            return None;
+        }
+        let bytes: usize = found.iter().map(Bytes::len).sum();
+        self.hits.fetch_add(found.len() as u64, Ordering::Relaxed);
+        self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+        Some(found)
+    }
+
+    /// Has a chunk written, unless it is there. Never blocks.
+    pub(super) fn keep(&self, chunk: u64, bytes: &Bytes) {
+        if !self.entry.holds(chunk) {
+            self.writer.keep(chunk, bytes.clone());
+        }
+    }
+
+    /// Waits until everything is written, and writes nothing any more.
+    pub(super) fn finish(&self) {
+        self.writer.finish();
+    }
+
+    /// What it has done so far.
+    pub(super) fn counters(&self) -> DiskCounters {
+        DiskCounters {
+            hits: self.hits.load(Ordering::Relaxed),
+            bytes: self.bytes.load(Ordering::Relaxed),
+            written_bytes: self.written.load(Ordering::Relaxed),
+            damaged: self.damaged.load(Ordering::Relaxed),
+        }
+    }
+}

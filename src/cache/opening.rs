@@ -1,0 +1,119 @@
+//! What happens before a blob can be read: its size and version are learnt, its ends fetched.
+
+use std::sync::{Arc, mpsc};
+
+use futures::future::try_join;
+use tokio::runtime::Handle;
+
+use super::disk::{About, Disk, Entry};
+use super::{Error, OpenOptions};
+use crate::store::{self, ETag, GetRange, Object, Ranged};
+
+/// Length of the request that asks no more than which version there is, in bytes. It brings the
+/// superblock of an archive, which has to be the one on disk.
+const PROBE: u64 = 96;
+
+/// What is known of an object once it is open.
+pub(super) struct Opening {
+    pub(super) etag: Option<ETag>,
+    /// Size of the object in bytes.
+    pub(super) size: u64,
+    /// What was fetched on the way.
+    pub(super) brought: Vec<Ranged>,
+    pub(super) disk: Option<Disk>,
+}
+
+/// Opens an object: with a short request if both its ends are on disk, in chunks of `chunk` bytes,
+/// and else with two parallel requests, for its first chunk and for its last `tail_len` bytes.
+pub(super) fn open(
+    object: &Object,
+    runtime: &Handle,
+    options: &OpenOptions,
+    chunk: u64,
+    tail_len: u64,
+) -> Result<Opening, Error> {
+    let place = object.store.place(&object.key);
+    if let Some(dir) = &options.disk
+        && let Some(entry) = dir.open_latest(&place, options.offset, chunk)
+        && holds_ends(&entry, tail_len)
+        && is_current(&entry, object, runtime)?
+        && let about = entry.about()
+        && let (etag, size) = (Some(ETag(about.etag.clone())), about.size)
+        && let Ok(disk) = Disk::start(dir.clone(), entry)
+    {
+        return Ok(Opening { etag, size, brought: Vec::new(), disk: Some(disk) });
+    }
+    let Object { store, key } = object.clone();
+    let (offset, piece) = (options.offset, usize::try_from(chunk).unwrap_or(usize::MAX));
+    let (head, tail) = wait(object, runtime, async move {
+        let head = GetRange::Between(offset..offset.saturating_add(chunk));
+        let head = store.get_range(&key, head, None, piece);
+        // One piece: it is cut at chunk boundaries once the size is known.
+        let tail = store.get_range(&key, GetRange::Last(tail_len), None, usize::MAX);
+        try_join(head, tail).await
+    })?;
+    if head.etag != tail.etag || head.size != tail.size {
+        return Err(Arc::new(store::Error::Changed { object: object.name() }).into());
+    }
+    let (etag, size) = (head.etag.clone(), head.size);
+    let disk = etag.as_ref().and_then(|etag| open_disk(object, &place, options, etag, size, chunk));
+    Ok(Opening { etag, size, brought: vec![head, tail], disk })
+}
+
+/// The disk cache of this version. That there is none is no reason not to read.
+fn open_disk(
+    object: &Object,
+    place: &str,
+    options: &OpenOptions,
+    etag: &ETag,
+    size: u64,
+    chunk: u64,
+) -> Option<Disk> {
+    let dir = options.disk.as_ref().filter(|_| !etag.is_weak())?;
+    let name = object.name();
+    let about = About { name, etag: etag.0.clone(), size, offset: options.offset, chunk };
+    let entry = dir.open_entry(place, about);
+    match entry.and_then(|entry| Disk::start(dir.clone(), entry)) {
+        Ok(disk) => Some(disk),
+        Err(error) => {
+            log::warn!("no disk cache in {}: {error}", dir.path().display());
+            None
+        }
+    }
+}
+
+/// Whether the chunks are on disk that opening would fetch.
+fn holds_ends(entry: &Entry, tail_len: u64) -> bool {
+    let Some(grid) = entry.about().grid() else { return false };
+    let count = grid.size.div_ceil(grid.chunk);
+    let tail = grid.size.saturating_sub(tail_len).div_ceil(grid.chunk)..count;
+    count > 0 && entry.holds(0) && tail.into_iter().all(|chunk| entry.holds(chunk))
+}
+
+/// Whether the store still has the version that is on disk.
+fn is_current(entry: &Entry, object: &Object, runtime: &Handle) -> Result<bool, Error> {
+    let about = entry.about();
+    let Object { store, key } = object.clone();
+    let probe = GetRange::Between(about.offset..about.offset.saturating_add(PROBE));
+    let fetched =
+        wait(object, runtime, async move { store.get_range(&key, probe, None, usize::MAX).await })?;
+    let same = fetched.etag.is_some_and(|etag| etag.0 == about.etag) && fetched.size == about.size;
+    let start = entry.read(0).ok().flatten().unwrap_or_default();
+    Ok(same && fetched.pieces.first().is_some_and(|fetched| start.starts_with(fetched)))
+}
+
+/// Runs a request, and waits for it on this thread, which is not the runtime's.
+fn wait<T: Send + 'static>(
+    object: &Object,
+    runtime: &Handle,
+    request: impl Future<Output = store::Result<T>> + Send + 'static,
+) -> Result<T, Error> {
+    let (sender, receiver) = mpsc::channel();
+    runtime.spawn(async move {
+        // Nobody listens only if the opener is gone.
+        let _ = sender.send(request.await);
+    });
+    let answer =
+        receiver.recv().unwrap_or_else(|_| Err(store::Error::ShutDown { object: object.name() }));
+    Ok(answer.map_err(Arc::new)?)
+}
