@@ -27,6 +27,9 @@ pub struct Counters {
     pub disk_written_bytes: u64,
     /// Chunks in the disk cache that were not what had been written, and were fetched again.
     pub disk_damaged: u64,
+    /// Chunks that were fetched but could not be written to the disk cache: they came faster than the
+    /// disk takes them, there was no room, or it failed.
+    pub disk_dropped: u64,
     /// Requests that failed.
     pub failures: u64,
 }

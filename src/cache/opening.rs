@@ -2,15 +2,16 @@
 
 use std::sync::{Arc, mpsc};
 
+use bytes::Bytes;
 use futures::future::try_join;
 use tokio::runtime::Handle;
 
-use super::disk::{About, Disk, Entry};
+use super::disk::{About, CacheDir, Disk, Entry};
 use super::{Error, OpenOptions};
 use crate::store::{self, ETag, GetRange, Object, Ranged};
 
 /// Length of the request that asks no more than which version there is, in bytes. It brings the
-/// superblock of an archive, which has to be the one on disk.
+/// superblock of an archive, which has to be that of the one on disk.
 const PROBE: u64 = 96;
 
 /// What is known of an object once it is open.
@@ -56,22 +57,17 @@ pub(super) fn open(
         return Err(Arc::new(store::Error::Changed { object: object.name() }).into());
     }
     let (etag, size) = (head.etag.clone(), head.size);
-    let disk = etag.as_ref().and_then(|etag| open_disk(object, &place, options, etag, size, chunk));
+    let disk = options.disk.as_ref().zip(etag.as_ref().filter(|etag| !etag.is_weak()));
+    let disk = disk.and_then(|(dir, etag)| {
+        let (name, etag, offset) = (object.name(), etag.0.clone(), options.offset);
+        let start = start_of(&head.pieces);
+        open_disk(dir, &place, About { name, etag, size, offset, chunk, start })
+    });
     Ok(Opening { etag, size, brought: vec![head, tail], disk })
 }
 
-/// The disk cache of this version. That there is none is no reason not to read.
-fn open_disk(
-    object: &Object,
-    place: &str,
-    options: &OpenOptions,
-    etag: &ETag,
-    size: u64,
-    chunk: u64,
-) -> Option<Disk> {
-    let dir = options.disk.as_ref().filter(|_| !etag.is_weak())?;
-    let name = object.name();
-    let about = About { name, etag: etag.0.clone(), size, offset: options.offset, chunk };
+/// The disk cache of one version. That there is none is no reason not to read.
+fn open_disk(dir: &CacheDir, place: &str, about: About) -> Option<Disk> {
     let entry = dir.open_entry(place, about);
     match entry.and_then(|entry| Disk::start(dir.clone(), entry)) {
         Ok(disk) => Some(disk),
@@ -98,8 +94,13 @@ fn is_current(entry: &Entry, object: &Object, runtime: &Handle) -> Result<bool, 
     let fetched =
         wait(object, runtime, async move { store.get_range(&key, probe, None, usize::MAX).await })?;
     let same = fetched.etag.is_some_and(|etag| etag.0 == about.etag) && fetched.size == about.size;
-    let start = entry.read(0).ok().flatten().unwrap_or_default();
-    Ok(same && fetched.pieces.first().is_some_and(|fetched| start.starts_with(fetched)))
+    Ok(same && start_of(&fetched.pieces) == about.start)
+}
+
+/// The first bytes of a blob, in hexadecimal.
+fn start_of(pieces: &[Bytes]) -> String {
+    let bytes = pieces.iter().flatten().take(PROBE as usize);
+    bytes.fold(String::new(), |text, byte| text + &format!("{byte:02x}"))
 }
 
 /// Runs a request, and waits for it on this thread, which is not the runtime's.

@@ -154,6 +154,7 @@ impl RemoteBlob {
             disk_bytes: disk.bytes,
             disk_written_bytes: disk.written_bytes,
             disk_damaged: disk.damaged,
+            disk_dropped: disk.dropped,
             ..state.counters
         }
     }

@@ -300,12 +300,21 @@ pub(crate) struct BenchArgs {
     pub(crate) seconds: u64,
 }
 
+/// Least limit of the disk cache in bytes; below, there would hardly be room for an archive's metadata.
+const LEAST_DISK_LIMIT: u64 = 16 << 20;
+
 /// A limit of the disk cache: a number of bytes, or `off`.
 pub(crate) fn parse_disk_limit(text: &str) -> Result<DiskLimit, String> {
     match text {
         "off" => Ok(DiskLimit::Off),
         "auto" => Ok(DiskLimit::Auto),
-        bytes => parse_bytes(bytes).map(DiskLimit::Bytes),
+        text => match parse_bytes(text)? {
+            0 => Ok(DiskLimit::Off),
+            bytes if bytes < LEAST_DISK_LIMIT => {
+                Err(format!("{text} is too little for a disk cache; give 16M or more, or off"))
+            }
+            bytes => Ok(DiskLimit::Bytes(bytes)),
+        },
     }
 }
 

@@ -125,7 +125,9 @@ fn describe(mount: &Mounted) -> String {
     let disk = &report.disk;
     if (disk.bytes, disk.written_bytes) != (0, 0) {
         let [read, written] = [disk.bytes, disk.written_bytes].map(human_bytes);
-        line("disk", format!("{read} read, {written} written, {} chunks damaged", disk.damaged));
+        let (damaged, dropped) = (disk.damaged, disk.dropped);
+        let troubles = format!("{damaged} chunks damaged, {dropped} not written");
+        line("disk", format!("{read} read, {written} written, {troubles}"));
     }
     line(
         "server",

@@ -96,6 +96,9 @@ pub struct DiskReport {
     pub written_bytes: u64,
     /// Chunks that were not what had been written, and were fetched again.
     pub damaged: u64,
+    /// Chunks that were fetched but not written.
+    #[serde(default)]
+    pub dropped: u64,
 }
 
 /// The cache of decoded blocks.

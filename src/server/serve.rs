@@ -308,6 +308,7 @@ fn report(record: &Record, opened: &OpenArchive, faults: &Faults) -> Report {
             bytes: chunks.disk_bytes,
             written_bytes: chunks.disk_written_bytes,
             damaged: chunks.disk_damaged,
+            dropped: chunks.disk_dropped,
         },
         blocks: BlockReport { hits: blocks.hits, decoded: blocks.decodes },
         faults: FaultReport {

@@ -66,7 +66,7 @@ impl CacheDir {
         } else if let Some(path) = from("XDG_CACHE_HOME").filter(|path| path.is_absolute()) {
             path.join("thawfs")
         } else {
-            from("HOME")?.join(".cache/thawfs")
+            from("HOME").filter(|path| path.is_absolute())?.join(".cache/thawfs")
         };
         std::path::absolute(path).ok()
     }

@@ -46,6 +46,9 @@ pub(in crate::cache) struct About {
     pub(in crate::cache) offset: u64,
     /// Size of a chunk in bytes.
     pub(in crate::cache) chunk: u64,
+    /// The first bytes of the blob in hexadecimal, of an archive its superblock: what two URLs that
+    /// differ in their query name may have the same version by chance.
+    pub(in crate::cache) start: String,
 }
 
 impl About {

@@ -40,6 +40,8 @@ pub(super) struct DiskCounters {
     pub(super) written_bytes: u64,
     /// Chunks that were not what had been written.
     pub(super) damaged: u64,
+    /// Chunks that were fetched but could not be written.
+    pub(super) dropped: u64,
 }
 
 /// The disk cache of one blob.
@@ -50,7 +52,6 @@ pub(super) struct Disk {
     hits: AtomicU64,
     bytes: AtomicU64,
     damaged: AtomicU64,
-    written: Arc<AtomicU64>,
 }
 
 impl Disk {
@@ -60,10 +61,9 @@ impl Disk {
     /// When there can be no more threads.
     pub(super) fn start(dir: CacheDir, entry: Entry) -> io::Result<Self> {
         let entry = Arc::new(entry);
-        let written = Arc::new(AtomicU64::new(0));
-        let writer = Writer::start(dir, Arc::clone(&entry), Arc::clone(&written))?;
+        let writer = Writer::start(dir, Arc::clone(&entry))?;
         let (hits, bytes, damaged) = Default::default();
-        Ok(Self { entry, writer, hits, bytes, damaged, written })
+        Ok(Self { entry, writer, hits, bytes, damaged })
     }
 
     /// Whether a chunk is believed to be on disk. No system call.
@@ -118,7 +118,8 @@ impl Disk {
         DiskCounters {
             hits: self.hits.load(Ordering::Relaxed),
             bytes: self.bytes.load(Ordering::Relaxed),
-            written_bytes: self.written.load(Ordering::Relaxed),
+            written_bytes: self.writer.outcome().written.load(Ordering::Relaxed),
+            dropped: self.writer.outcome().dropped.load(Ordering::Relaxed),
             damaged: self.damaged.load(Ordering::Relaxed),
         }
     }
