@@ -24,6 +24,13 @@ struct Remote {
 
 impl Remote {
     /// `flags` are mksquashfs's.
+    /// How many requests there were for bytes of the archive.
+    fn archive_gets(&self) -> usize {
+        let is_archive =
+            |seen: &&support::s3::Seen| seen.is_object_get() && seen.path.ends_with("data.sqsh");
+        self.server.log().iter().filter(is_archive).count()
+    }
+
     fn new(flags: &[&str]) -> Self {
         let bench = Bench::new();
         write_tree(&bench.directory("tree"));
@@ -105,9 +112,9 @@ fn mounting_and_listing_takes_two_gets() {
     assert_eq!(entries, 67);
     let walked = Command::new("find").arg(&remote.mountpoint).arg("-ls").output().unwrap();
     assert!(walked.status.success());
-    assert_eq!(remote.server.gets(), 2, "{:?}", remote.server.log());
+    assert_eq!(remote.archive_gets(), 2, "{:?}", remote.server.log());
     let moved = remote.server.get_bytes();
-    assert!(moved <= (2 << 20) + (128 << 10), "{moved}");
+    assert!(moved <= (2 << 20) + (132 << 10), "{moved}");
 
     // One small file that is not in memory: one GET of at most half a MiB.
     remote.server.clear_log();
@@ -115,10 +122,12 @@ fn mounting_and_listing_takes_two_gets() {
     let mut start = [0; 4096];
     file.read_exact_at(&mut start, 0).unwrap();
     assert_eq!(start[..], std::fs::read(remote.bench.path("tree/noise00")).unwrap()[..4096]);
-    assert_eq!(remote.server.gets(), 1, "{:?}", remote.server.log());
+    assert_eq!(remote.archive_gets(), 1, "{:?}", remote.server.log());
     assert!(remote.server.get_bytes() <= 512 << 10, "{}", remote.server.get_bytes());
     drop(file);
-    assert_eq!(remote.status()["store"]["gets"], 3);
+    // With the one for a trace, which nobody waits for, if that has been sent by now.
+    let gets = remote.status()["store"]["gets"].as_u64().unwrap();
+    assert!((3..=4).contains(&gets), "{gets}");
     remote.unmount();
 }
 
@@ -139,7 +148,8 @@ fn every_byte_is_the_archive_s() {
     assert!(compared.status.success(), "{}", String::from_utf8_lossy(&compared.stdout));
     // If-Match goes with every GET but the two that open.
     let log = remote.server.log();
-    let unconditional = log.iter().filter(|seen| seen.if_match.is_none()).count();
+    let of_archive = log.iter().filter(|seen| seen.path.ends_with("data.sqsh"));
+    let unconditional = of_archive.filter(|seen| seen.if_match.is_none()).count();
     assert_eq!(unconditional, 2, "{log:?}");
     remote.unmount();
 }

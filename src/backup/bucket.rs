@@ -204,6 +204,8 @@ impl Backups {
     pub const ARCHIVE: &str = "data.sqsh";
     /// Name of a backup's metadata below its prefix.
     pub const METADATA: &str = "meta.json";
+    /// What was read first of a backup, for those who will read it next: an object of ours.
+    pub const TRACE: &str = "trace.json";
 
     /// Opens a bucket. Finds credentials, which may ask a metadata service; the bucket itself is
     /// not asked anything, and a local directory need not exist.

@@ -19,6 +19,7 @@ mod restore;
 mod select;
 mod upload;
 mod verify;
+mod warm;
 
 pub use bucket::{Backups, BucketRequest, Jurisdiction, Presigned};
 pub use config::Config;
@@ -33,3 +34,4 @@ pub use open::{OpenArchive, SourceRequest};
 pub use prune::{PruneRules, PruneSummary, Pruned};
 pub use select::Selection;
 pub use verify::{Verified, VerifyProgress, verify};
+pub use warm::Warmed;

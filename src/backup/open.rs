@@ -7,6 +7,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tokio::runtime::{self, Runtime};
 
+use super::bucket::Backups;
+use super::id::BackupId;
 use crate::cache::{self, Blob, CacheDir, DiskLimit, FileBlob, RemoteBlob};
 use crate::failure::{Code, Failure};
 use crate::squashfs::{self, Archive};
@@ -46,6 +48,8 @@ pub struct OpenArchive {
     pub name: String,
     /// The chunk cache; none for a file on this machine.
     pub remote: Option<Arc<RemoteBlob>>,
+    /// Where in the bucket its trace is, if it is the archive of a backup.
+    pub trace: Option<Object>,
     /// Does the requests of `remote`; they end with it.
     _runtime: Option<Runtime>,
 }
@@ -88,6 +92,7 @@ impl SourceRequest {
     /// When the object cannot be read, or is no archive that can be.
     pub fn open(&self) -> Result<OpenArchive, Failure> {
         let source: Source = self.source.parse()?;
+        let mut trace = None;
         let (archive, name, remote, runtime) = match &source {
             Source::Local(path) => {
                 let (blob, name) = open_file(path, self.offset)?;
@@ -97,12 +102,13 @@ impl SourceRequest {
                 let runtime = start_runtime()?;
                 let object = runtime.block_on(source.archive(&self.store_options()))?;
                 let name = object.name();
+                trace = trace_of(&source, &object);
                 let blob = Arc::new(self.open_remote(object, &runtime)?);
                 let archive = self.open_blob(Arc::clone(&blob) as Arc<dyn Blob>, &name)?;
                 (archive, name, Some(blob), Some(runtime))
             }
         };
-        Ok(OpenArchive { archive: Arc::new(archive), name, remote, _runtime: runtime })
+        Ok(OpenArchive { archive: Arc::new(archive), name, remote, trace, _runtime: runtime })
     }
 
     /// How the store is to be reached.
@@ -147,6 +153,15 @@ impl SourceRequest {
             failure
         })
     }
+}
+
+/// The object beside the archive of a backup that says what was read of it first.
+fn trace_of(source: &Source, archive: &Object) -> Option<Object> {
+    let is_in_bucket = matches!(source, Source::S3 { .. });
+    let folder = archive.key.strip_suffix(Backups::ARCHIVE).filter(|_| is_in_bucket)?;
+    let is_backup = folder.strip_suffix('/')?.rsplit('/').next()?.parse::<BackupId>().is_ok();
+    let key = format!("{folder}{}", Backups::TRACE);
+    is_backup.then(|| Object { store: Arc::clone(&archive.store), key })
 }
 
 /// The disk cache. Archives are read without one where it cannot be had.

@@ -9,18 +9,25 @@ mod disk;
 mod file;
 mod flight;
 mod joint;
+mod landing;
 mod memory;
 mod opening;
 mod plan;
 mod readahead;
 mod remote;
+mod state;
+mod trace;
+mod warm;
 
 use bytes::Bytes;
 
 pub use counters::Counters;
 pub use disk::{CacheDir, CachedArchive, Cleared, DiskLimit, Usage};
 pub use file::{FileBlob, MemoryBlob};
-pub use remote::{OpenOptions, RemoteBlob};
+pub use opening::OpenOptions;
+pub use remote::RemoteBlob;
+pub use trace::Trace;
+pub use warm::{Warm, Warming};
 
 use crate::types::ByteRange;
 

@@ -6,13 +6,44 @@ use bytes::Bytes;
 use futures::future::try_join;
 use tokio::runtime::Handle;
 
+use super::Error;
 use super::disk::{About, CacheDir, Disk, Entry};
-use super::{Error, OpenOptions};
 use crate::store::{self, ETag, GetRange, Object, Ranged};
 
 /// Length of the request that asks no more than which version there is, in bytes. It brings the
 /// superblock of an archive, which has to be that of the one on disk.
 const PROBE: u64 = 96;
+
+/// How to open a [`RemoteBlob`].
+#[derive(Clone, Debug)]
+pub struct OpenOptions {
+    /// Where in the object the archive begins, in bytes.
+    pub offset: u64,
+    /// Budget for chunks in memory and on their way, in bytes. Raised to what opening brings.
+    pub memory_bytes: u64,
+    /// Size of a chunk in bytes, at least 512.
+    pub chunk_size: u64,
+    /// How much of the object's end is fetched on opening, in bytes: an archive's metadata is
+    /// there.
+    pub tail_bytes: u64,
+    /// Where chunks are kept on disk. What has no version, or only a weak one, is not.
+    pub disk: Option<CacheDir>,
+}
+
+impl Default for OpenOptions {
+    fn default() -> Self {
+        Self {
+            offset: 0,
+            memory_bytes: 24 << 20,
+            // A block of 128 KiB, compressed to half, touches two of these; a larger chunk moves
+            // bytes nobody asked for, a smaller one costs more requests where it is on its own.
+            chunk_size: 64 << 10,
+            // Holds the metadata of 60,000 inodes (32 bytes each).
+            tail_bytes: 2 << 20,
+            disk: None,
+        }
+    }
+}
 
 /// What is known of an object once it is open.
 pub(super) struct Opening {

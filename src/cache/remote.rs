@@ -8,13 +8,16 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 
-use super::disk::{CacheDir, Disk};
+use super::disk::Disk;
 use super::flight::{Flight, Origin};
 use super::joint::{Joint, copy_out};
+use super::landing::Landing;
 use super::memory::Memory;
-use super::opening::{self, Opening};
+use super::opening::{self, OpenOptions, Opening};
 use super::plan::{Grid, runs, spans};
 use super::readahead::{Readahead, SKIP};
+use super::state::{State, Wanted};
+use super::trace::{Recorder, Trace};
 use super::{Blob, Counters, Error};
 use crate::store::{self, ETag, GetRange, Object, Ranged};
 use crate::types::ByteRange;
@@ -28,70 +31,24 @@ const LONGEST_REQUEST: u64 = 1 << 20;
 /// connection make 550 MB/s.
 const LARGEST_WINDOW: u64 = 16 << 20;
 
-/// How to open a [`RemoteBlob`].
-#[derive(Clone, Debug)]
-pub struct OpenOptions {
-    /// Where in the object the archive begins, in bytes.
-    pub offset: u64,
-    /// Budget for chunks in memory and on their way, in bytes. Raised to what opening brings.
-    pub memory_bytes: u64,
-    /// Size of a chunk in bytes, at least 512.
-    pub chunk_size: u64,
-    /// How much of the object's end is fetched on opening, in bytes: an archive's metadata is
-    /// there.
-    pub tail_bytes: u64,
-    /// Where chunks are kept on disk. What has no version, or only a weak one, is not.
-    pub disk: Option<CacheDir>,
-}
-
-impl Default for OpenOptions {
-    fn default() -> Self {
-        Self {
-            offset: 0,
-            memory_bytes: 24 << 20,
-            // A block of 128 KiB, compressed to half, touches two of these; a larger chunk moves
-            // bytes nobody asked for, a smaller one costs more requests where it is on its own.
-            chunk_size: 64 << 10,
-            // Holds the metadata of 60,000 inodes (32 bytes each).
-            tail_bytes: 2 << 20,
-            disk: None,
-        }
-    }
-}
-
 /// An object, or what follows an offset in it, that is read through a cache of chunks.
 ///
 /// Its methods block the calling thread, which must not be one of the async runtime's.
 pub struct RemoteBlob {
-    inner: Arc<Inner>,
+    pub(super) inner: Arc<Inner>,
 }
 
-struct Inner {
-    object: Object,
+/// What requests share with the blob that they are for.
+pub(super) struct Inner {
+    pub(super) object: Object,
     etag: Option<ETag>,
     /// Where in the object the blob begins.
     offset: u64,
-    grid: Grid,
+    pub(super) grid: Grid,
     budget: u64,
-    runtime: Handle,
-    disk: Option<Disk>,
-    state: Mutex<State>,
-}
-
-struct State {
-    memory: Memory,
-    /// Requests on their way, by chunk.
-    flights: HashMap<u64, Flying>,
-    /// Bytes on their way that nobody waits for.
-    flying_ahead: u64,
-    readahead: Readahead,
-    counters: Counters,
-}
-
-struct Flying {
-    flight: Arc<Flight>,
-    /// Whether nobody has asked for this chunk so far.
-    ahead: bool,
+    pub(super) runtime: Handle,
+    pub(super) disk: Option<Disk>,
+    pub(super) state: Mutex<State>,
 }
 
 impl RemoteBlob {
@@ -111,6 +68,7 @@ impl RemoteBlob {
         let grid = Grid { chunk, size: size.saturating_sub(options.offset) };
         let budget = options.memory_bytes.max(tail_len + 2 * chunk);
         let window = LARGEST_WINDOW.min(budget / 2);
+        let recorder = disk.is_some().then(Recorder::new);
         let inner = Inner {
             object,
             etag,
@@ -123,8 +81,10 @@ impl RemoteBlob {
                 memory: Memory::new(budget),
                 flights: HashMap::new(),
                 flying_ahead: 0,
+                awaited: 0,
                 readahead: Readahead::new(window, LONGEST_REQUEST, grid.size),
                 counters: Counters::default(),
+                recorder,
             }),
         };
         for ranged in &brought {
@@ -138,9 +98,36 @@ impl RemoteBlob {
         self.inner.etag.as_ref()
     }
 
+    /// Runs a request of its store, and waits for it.
+    pub fn wait_for<T>(&self, request: impl Future<Output = T>) -> T {
+        self.inner.runtime.block_on(request)
+    }
+
     /// The object this reads from.
     pub fn object(&self) -> &Object {
         &self.inner.object
+    }
+
+    /// What has been read first since it was opened; `None` without a disk cache, or if nothing was.
+    pub fn trace(&self) -> Option<Trace> {
+        let about = self.inner.disk.as_ref()?.about();
+        let runs = self.inner.state.lock().recorder.as_ref()?.runs();
+        let (etag, size, offset, chunk) =
+            (about.etag.clone(), about.size, about.offset, about.chunk);
+        (!runs.is_empty()).then_some(Trace { etag, size, offset, chunk, runs })
+    }
+
+    /// The trace that was kept of an earlier time.
+    pub fn kept_trace(&self) -> Option<Trace> {
+        self.inner.disk.as_ref()?.load_trace()
+    }
+
+    /// Keeps a trace for the next time; without a disk cache, nowhere.
+    ///
+    /// # Errors
+    /// What writing it says.
+    pub fn keep_trace(&self, trace: &Trace) -> std::io::Result<()> {
+        self.inner.disk.as_ref().map_or(Ok(()), |disk| disk.save_trace(trace))
     }
 
     /// What the cache has done so far.
@@ -187,6 +174,7 @@ impl Blob for RemoteBlob {
             }
             let mut found = Vec::new();
             for chunk in chunks {
+                state.note(chunk);
                 found.push((chunk, state.take(chunk)?));
             }
             let read = range.start().0..range.end().0;
@@ -271,6 +259,7 @@ impl Inner {
             let mut state = self.state.lock();
             let mut missing = Vec::new();
             for &chunk in batch {
+                state.note(chunk);
                 if let Some(bytes) = state.take(chunk) {
                     found.push((chunk, bytes));
                 } else if let Some(flight) = state.join(chunk, self.grid) {
@@ -281,8 +270,11 @@ impl Inner {
             }
             let missed = !missing.is_empty();
             for (origin, run) in self.runs(&state, &missing) {
-                let demanded = |chunk| missing.contains(&chunk);
-                let flight = self.book(&mut state, run, origin, demanded);
+                let wanted = |chunk| match missing.contains(&chunk) {
+                    true => Wanted::Now,
+                    false => Wanted::Ahead,
+                };
+                let flight = state.book(self.grid, Flight::new(run, origin, true), wanted);
                 waiting.extend(
                     missing
                         .iter()
@@ -327,7 +319,8 @@ impl Inner {
         let missing: Vec<u64> =
             chunks.filter(|chunk| state.is_absent(*chunk)).take(allowed).collect();
         for (origin, run) in self.runs(state, &missing) {
-            launches.push(self.book(state, run, origin, |_| false));
+            let flight = Flight::new(run, origin, false);
+            launches.push(state.book(self.grid, flight, |_| Wanted::Ahead));
         }
     }
 
@@ -338,7 +331,7 @@ impl Inner {
     }
 
     /// Groups missing chunks, which are sorted, by where they come from, and into runs.
-    fn runs(&self, state: &State, missing: &[u64]) -> Vec<(Origin, Range<u64>)> {
+    pub(super) fn runs(&self, state: &State, missing: &[u64]) -> Vec<(Origin, Range<u64>)> {
         let longest = (LONGEST_REQUEST / self.grid.chunk).max(1);
         let on_disk = |chunk: u64| self.disk.as_ref().is_some_and(|disk| disk.holds(chunk));
         let (kept, missing): (Vec<u64>, Vec<u64>) =
@@ -348,31 +341,6 @@ impl Inner {
         let read = runs(&kept, longest, |_| false).into_iter();
         let fetched = fetched.map(|run| (Origin::Store, run));
         fetched.chain(read.map(|run| (Origin::Disk, run))).collect()
-    }
-
-    /// Enters a run of chunks as on its way. Those that are not `demanded` are fetched ahead.
-    fn book(
-        &self,
-        state: &mut State,
-        chunks: Range<u64>,
-        origin: Origin,
-        demanded: impl Fn(u64) -> bool,
-    ) -> Arc<Flight> {
-        let awaited = chunks.clone().any(&demanded);
-        let flight = Arc::new(Flight::new(chunks.clone(), origin, awaited));
-        state.memory.reserve(self.grid.len(&chunks));
-        for chunk in chunks {
-            let ahead = !demanded(chunk);
-            if ahead {
-                let len = self.grid.len(&(chunk..chunk + 1));
-                state.flying_ahead += len;
-                state.counters.prefetched_bytes += len;
-            } else if origin == Origin::Store {
-                state.counters.misses += 1;
-            }
-            state.flights.insert(chunk, Flying { flight: flight.clone(), ahead });
-        }
-        flight
     }
 
     /// Sends the requests of flights that are entered, and reads here what somebody waits for and is
@@ -394,7 +362,7 @@ impl Inner {
         }
     }
 
-    async fn request(&self, chunks: &Range<u64>) -> Result<Vec<Bytes>, Error> {
+    pub(super) async fn request(&self, chunks: &Range<u64>) -> Result<Vec<Bytes>, Error> {
         let bytes = self.grid.bytes(chunks);
         let range = GetRange::Between(bytes.start + self.offset..bytes.end + self.offset);
         let piece = usize::try_from(self.grid.chunk).unwrap_or(usize::MAX);
@@ -408,107 +376,13 @@ impl Inner {
     }
 
     /// Ends a flight: keeps what it brought, and wakes those who wait.
-    fn land(&self, flight: &Flight, from: Origin, result: Result<Vec<Bytes>, Error>) {
-        {
-            let mut state = self.state.lock();
-            state.memory.release(self.grid.len(&flight.chunks));
-            let brought = result.as_deref().unwrap_or_default();
-            if result.is_err() {
-                state.counters.failures += 1;
-            }
-            let mut brought = brought.iter();
-            for chunk in flight.chunks.clone() {
-                let flying = state.flights.remove(&chunk);
-                let ahead = flying.is_some_and(|flying| flying.ahead);
-                if ahead {
-                    state.flying_ahead -= self.grid.len(&(chunk..chunk + 1));
-                }
-                if let Some(bytes) = brought.next() {
-                    if from == Origin::Store {
-                        state.counters.fetched_bytes += bytes.len() as u64;
-                    }
-                    state.memory.insert(chunk, bytes.clone(), ahead);
-                }
-            }
-        }
+    pub(super) fn land(&self, flight: &Flight, from: Origin, result: Result<Vec<Bytes>, Error>) {
+        self.state.lock().land(self.grid, flight, from, result.as_deref());
         if let (Some(disk), Origin::Store, Ok(brought)) = (&self.disk, from, &result) {
             for (chunk, bytes) in flight.chunks.clone().zip(brought) {
                 disk.keep(chunk, bytes);
             }
         }
         flight.land(result);
-    }
-}
-
-impl State {
-    /// A chunk in memory, for a reader.
-    fn take(&mut self, chunk: u64) -> Option<Bytes> {
-        let (bytes, first_use) = self.memory.get(chunk)?;
-        self.counters.hits += 1;
-        if first_use {
-            self.counters.prefetched_used_bytes += bytes.len() as u64;
-        }
-        Some(bytes)
-    }
-
-    /// The flight that brings a chunk, for a reader.
-    fn join(&mut self, chunk: u64, grid: Grid) -> Option<Arc<Flight>> {
-        let flying = self.flights.get_mut(&chunk)?;
-        self.counters.joined += 1;
-        if std::mem::take(&mut flying.ahead) {
-            let len = grid.len(&(chunk..chunk + 1));
-            self.flying_ahead -= len;
-            self.counters.prefetched_used_bytes += len;
-        }
-        Some(flying.flight.clone())
-    }
-
-    fn is_absent(&self, chunk: u64) -> bool {
-        !self.memory.contains(chunk) && !self.flights.contains_key(&chunk)
-    }
-}
-
-/// A flight that somebody works on. Ends it when the work is dropped with the runtime, so that
-/// nobody waits for ever.
-struct Landing {
-    inner: Arc<Inner>,
-    flight: Arc<Flight>,
-}
-
-impl Landing {
-    /// Where the chunks are by now: another process may have brought them to disk since it was
-    /// planned to fetch them.
-    fn origin(&self) -> Origin {
-        match (&self.inner.disk, self.flight.origin) {
-            (Some(disk), Origin::Store) if disk.refresh(&self.flight.chunks) => Origin::Disk,
-            (_, origin) => origin,
-        }
-    }
-
-    /// Reads the chunks from disk, or fetches them if they are not there after all.
-    fn read(self) {
-        let disk = self.inner.disk.as_ref();
-        match disk.and_then(|disk| disk.read(&self.flight.chunks)) {
-            Some(chunks) => self.inner.land(&self.flight, Origin::Disk, Ok(chunks)),
-            None => self.send(),
-        }
-    }
-
-    /// Sends the request, and leaves the rest to the runtime.
-    fn send(self) {
-        self.inner.clone().runtime.spawn(async move {
-            let result = self.inner.request(&self.flight.chunks).await;
-            self.inner.land(&self.flight, Origin::Store, result);
-        });
-    }
-}
-
-impl Drop for Landing {
-    fn drop(&mut self) {
-        if !self.flight.has_landed() {
-            let object = self.inner.object.name();
-            let error = Arc::new(store::Error::ShutDown { object });
-            self.inner.land(&self.flight, Origin::Store, Err(error.into()));
-        }
     }
 }

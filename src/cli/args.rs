@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueHint};
 
-use super::backup_args::{DeleteArgs, ListArgs, PruneArgs, ShowArgs, VerifyArgs, parse_duration};
+use super::backup_args::{
+    DeleteArgs, ListArgs, PruneArgs, ShowArgs, VerifyArgs, WarmArgs, parse_duration,
+};
 use super::life_args::{CreateArgs, RestoreArgs};
 use crate::cache::DiskLimit;
 
@@ -71,6 +73,8 @@ pub(crate) enum Command {
     Prune(PruneArgs),
     /// Read all of an archive, and say where it is damaged first.
     Verify(VerifyArgs),
+    /// Fetch an archive, or part of it, into the disk cache.
+    Warm(WarmArgs),
     /// Measure a bucket from here, and what reading an archive in it costs.
     Bench(BenchArgs),
     /// Show or clear the disk cache of archives in buckets.
@@ -160,6 +164,22 @@ pub(crate) struct DiskArgs {
     pub(crate) limit: Option<DiskLimit>,
 }
 
+/// What to fetch before it is asked for. Needs the disk cache.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Store")]
+pub(crate) struct AheadArgs {
+    /// Put the order in which programs read into the bucket, so that the next mount fetches ahead on
+    /// any machine [default: on this machine alone].
+    #[arg(long)]
+    pub(crate) share_trace: bool,
+
+    /// Fetch all of the archive meanwhile, at so many bytes per second; suffixes K, M, G [default
+    /// rate: what there can be].
+    #[arg(long, value_name = "RATE", num_args = 0..=1, require_equals = true,
+          default_missing_value = "0", value_parser = parse_bytes)]
+    pub(crate) fill: Option<u64>,
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct CacheArgs {
     #[command(subcommand)]
@@ -182,6 +202,9 @@ pub(crate) enum CacheCommand {
 pub(crate) struct MountArgs {
     #[command(flatten)]
     pub(crate) source: SourceArgs,
+
+    #[command(flatten)]
+    pub(crate) ahead: AheadArgs,
 
     /// Where to mount.
     #[arg(value_name = "DIR", value_hint = ValueHint::DirPath)]

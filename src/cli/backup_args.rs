@@ -1,11 +1,12 @@
 //! The command line of what works on a bucket of backups.
 
+use std::ffi::OsString;
 use std::num::NonZeroU32;
 use std::time::Duration;
 
 use clap::Args;
 
-use super::args::{ReadingArgs, StoreArgs};
+use super::args::{DiskArgs, ReadingArgs, StoreArgs, parse_bytes};
 use crate::backup::{BucketRequest, Jurisdiction};
 
 /// Which bucket, and how to get at it.
@@ -131,6 +132,31 @@ pub(crate) struct VerifyArgs {
 
     #[command(flatten)]
     pub(crate) reading: ReadingArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct WarmArgs {
+    /// Id of a backup, or an archive as for mount: s3://BUCKET/KEY or https://….
+    #[arg(value_name = "ID|SOURCE")]
+    pub(crate) target: String,
+
+    /// What to fetch, with all that is below [default: everything].
+    #[arg(value_name = "PATH")]
+    pub(crate) paths: Vec<OsString>,
+
+    /// Most bytes per second; suffixes K, M, G [default: what there can be].
+    #[arg(long, value_name = "RATE", default_value = "0", hide_default_value = true,
+          value_parser = parse_bytes)]
+    pub(crate) rate: u64,
+
+    #[command(flatten)]
+    pub(crate) bucket: BucketArgs,
+
+    #[command(flatten)]
+    pub(crate) reading: ReadingArgs,
+
+    #[command(flatten)]
+    pub(crate) disk: DiskArgs,
 }
 
 /// A time span: a number with one of the suffixes s, m, h, d and w.

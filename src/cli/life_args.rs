@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Args, ValueHint};
 
-use super::args::{DiskArgs, parse_bytes};
+use super::args::{AheadArgs, DiskArgs, parse_bytes};
 use super::backup_args::{BucketArgs, parse_duration};
 use crate::squashfs::write::Compression;
 
@@ -89,6 +89,9 @@ pub(crate) struct RestoreArgs {
 
     #[command(flatten)]
     pub(crate) disk: DiskArgs,
+
+    #[command(flatten)]
+    pub(crate) ahead: AheadArgs,
 
     #[command(flatten)]
     pub(crate) bucket: BucketArgs,

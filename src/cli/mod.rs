@@ -19,6 +19,7 @@ mod restore;
 mod status;
 mod unmount;
 mod verify;
+mod warm;
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -88,6 +89,7 @@ fn execute(command: Command, output: &Output) -> Result<(), Failure> {
         Command::Delete(args) => backups::delete(&args, output),
         Command::Prune(args) => backups::prune(&args, output),
         Command::Verify(args) => verify::verify(&args, output),
+        Command::Warm(args) => warm::warm(&args, output),
         Command::Bench(args) => bench::bench(&args, output),
         Command::Cache(args) => cache::cache(&args.command, output),
         Command::Completions { shell } => {

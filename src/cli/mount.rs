@@ -23,6 +23,8 @@ pub(super) fn mount(args: MountArgs, output: &Output) -> Result<(), Failure> {
         keep_upper: args.keep_upper,
         read_only: args.read_only,
         fsname: args.fsname,
+        share_trace: args.ahead.share_trace,
+        fill: args.ahead.fill,
         ..MountRequest::new(source_request(&args.source), mountpoint)
     };
     for option in args.options.iter().flat_map(|text| options::split(text)) {

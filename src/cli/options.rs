@@ -146,6 +146,8 @@ impl MountOption {
                     Failure::new(Code::Usage, format!("the mount option {}: {error}", self.name))
                 })?;
             }
+            "share_trace" => request.share_trace = true,
+            "fill" => request.fill = Some(self.number()?),
             "endpoint" => request.source.endpoint = Some(self.text()?),
             "region" => request.source.region = Some(self.text()?),
             "profile" => request.source.profile = Some(self.text()?),

@@ -95,6 +95,8 @@ fn restore_request(args: &RestoreArgs, output: &Output) -> Result<RestoreRequest
     request.mount.keep_upper = args.keep_upper;
     request.mount.source.cache_memory = args.cache_memory;
     request.mount.source.disk_cache = args.disk.limit.unwrap_or_default();
+    request.mount.share_trace = args.ahead.share_trace;
+    request.mount.fill = args.ahead.fill;
     for option in args.options.iter().flat_map(|text| options::split(text)) {
         option.check_restorable()?;
         option.apply(&mut request.mount)?;

@@ -11,6 +11,7 @@ pub mod report;
 mod restore;
 mod serve;
 pub mod state;
+mod traces;
 mod unmount;
 
 pub use control::fetch_report;

@@ -13,6 +13,7 @@ use super::report::{
     ArchiveReport, BlockReport, ChunkReport, DiskReport, FaultReport, Report, StoreReport,
 };
 use super::state::{MountDir, Record, StateDir, check_outside_state};
+use super::traces::Traces;
 use crate::backup::{OpenArchive, SourceRequest};
 use crate::failure::{Code, Failure};
 use crate::fuse::{Faults, Mount, MountOptions, Unmounter};
@@ -45,6 +46,11 @@ pub struct MountRequest {
     pub entry_ttl: Option<Duration>,
     /// See [`MountOptions::attr_ttl`].
     pub attr_ttl: Option<Duration>,
+    /// Put what is read first into the bucket, so that mounts on other machines fetch it ahead.
+    pub share_trace: bool,
+    /// Fetch all of the archive into the disk cache meanwhile, at so many bytes per second; 0 for as
+    /// many as there can be.
+    pub fill: Option<u64>,
 }
 
 impl MountRequest {
@@ -63,6 +69,8 @@ impl MountRequest {
             passthrough: true,
             entry_ttl: None,
             attr_ttl: None,
+            share_trace: false,
+            fill: None,
         }
     }
 }
@@ -174,6 +182,11 @@ pub fn serve(
         since: seconds_since_epoch(SystemTime::now()),
     };
     raise_readahead(&request.mountpoint);
+    let traces =
+        Traces::start(&opened, request.share_trace, request.fill).unwrap_or_else(|error| {
+            log::warn!("nothing is fetched ahead: {error}");
+            None
+        });
     let told = publish(&mount_dir, &record, opened, faults).and_then(|()| {
         let Record { mountpoint, source, pid, upper, .. } = record;
         ready(Ready { mountpoint, source, pid, upper }, &mount_dir.log_path())
@@ -182,6 +195,7 @@ pub fn serve(
         // Nobody knows of the mount: take it down again.
         let _ = unmounter.unmount();
         let _ = serving.join();
+        traces.map(Traces::finish).unwrap_or_default();
         return Err(Failure::new(
             Code::Failed,
             format!(
@@ -194,6 +208,7 @@ pub fn serve(
     let ended = serving.join();
     signals.close();
     drop(place);
+    traces.map(Traces::finish).unwrap_or_default();
     match ended {
         Ok(Ok(())) => Ok(()),
         Ok(Err(error)) => Err(Failure::new(Code::Fuse, format!("the FUSE device failed: {error}"))),

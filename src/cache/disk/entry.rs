@@ -87,6 +87,7 @@ pub(super) fn open_file(dir: &OwnedFd, stem: &str, ending: &str, make: bool) -> 
 #[derive(Debug)]
 pub(in crate::cache) struct Entry {
     about: About,
+    stem: String,
     grid: Grid,
     seed: u64,
     lock: File,
@@ -125,12 +126,17 @@ impl Entry {
         let presence = Presence::new(count);
         index::for_each(&index, count, |chunk, _| presence.set(chunk, true))?;
         let seed = XxHash3_128::oneshot(stem.as_bytes()) as u64;
-        Ok(Self { about, grid, seed, lock, index, data, presence })
+        Ok(Self { about, stem, grid, seed, lock, index, data, presence })
     }
 
     /// What is cached here.
     pub(in crate::cache) fn about(&self) -> &About {
         &self.about
+    }
+
+    /// What the names of its files begin with.
+    pub(super) fn stem(&self) -> &str {
+        &self.stem
     }
 
     /// Whether a chunk is believed to be here.

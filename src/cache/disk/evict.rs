@@ -81,7 +81,7 @@ impl CacheDir {
         Ok(Usage { bytes, limit: self.limit(), archives })
     }
 
-    /// Removes the archives that were not used for so long, except those in use.
+    /// Removes the archives that were not used for so long, except those in use, and traces.
     ///
     /// # Errors
     /// When the directory cannot be read, or a file not be removed.
@@ -100,6 +100,7 @@ impl CacheDir {
                 cleared.in_use += 1;
             }
         }
+        self.remove_traces(before)?;
         Ok(cleared)
     }
 

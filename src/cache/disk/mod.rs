@@ -13,6 +13,7 @@ mod dir;
 mod entry;
 mod evict;
 mod index;
+mod traces;
 mod writer;
 
 use std::io;
@@ -47,6 +48,7 @@ pub(super) struct DiskCounters {
 /// The disk cache of one blob.
 #[derive(Debug)]
 pub(super) struct Disk {
+    dir: CacheDir,
     entry: Arc<Entry>,
     writer: Writer,
     hits: AtomicU64,
@@ -61,9 +63,9 @@ impl Disk {
     /// When there can be no more threads.
     pub(super) fn start(dir: CacheDir, entry: Entry) -> io::Result<Self> {
         let entry = Arc::new(entry);
-        let writer = Writer::start(dir, Arc::clone(&entry))?;
+        let writer = Writer::start(dir.clone(), Arc::clone(&entry))?;
         let (hits, bytes, damaged) = Default::default();
-        Ok(Self { entry, writer, hits, bytes, damaged })
+        Ok(Self { dir, entry, writer, hits, bytes, damaged })
     }
 
     /// Whether a chunk is believed to be on disk. No system call.
@@ -106,6 +108,19 @@ impl Disk {
         if !self.entry.holds(chunk) {
             self.writer.keep(chunk, bytes.clone());
         }
+    }
+
+    /// Writes a chunk on this thread.
+    ///
+    /// # Errors
+    /// When there is no room, or the disk fails.
+    pub(super) fn write(&self, chunk: u64, bytes: &Bytes) -> io::Result<()> {
+        self.writer.write(chunk, bytes)
+    }
+
+    /// What is cached here.
+    pub(super) fn about(&self) -> &About {
+        self.entry.about()
     }
 
     /// Waits until everything is written, and writes nothing any more.

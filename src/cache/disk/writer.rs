@@ -31,11 +31,28 @@ pub(super) struct Outcome {
     pub(super) dropped: AtomicU64,
 }
 
+/// Where chunks go.
+#[derive(Debug)]
+struct Shelf {
+    dir: CacheDir,
+    entry: Arc<Entry>,
+    room: Mutex<Room>,
+    outcome: Outcome,
+}
+
+/// How much may be written before it is measured again.
+#[derive(Debug)]
+struct Room {
+    bytes: u64,
+    /// When there was none, not to look again before.
+    look_again: Instant,
+}
+
 /// The thread, and the way to it. Dropped, it writes what waits and ends.
 #[derive(Debug)]
 pub(super) struct Writer {
     running: Mutex<Option<Running>>,
-    outcome: Arc<Outcome>,
+    shelf: Arc<Shelf>,
 }
 
 #[derive(Debug)]
@@ -50,25 +67,37 @@ impl Writer {
     /// # Errors
     /// When there can be no more threads.
     pub(super) fn start(dir: CacheDir, entry: Arc<Entry>) -> io::Result<Self> {
-        let outcome = Arc::new(Outcome::default());
-        let told = Arc::clone(&outcome);
+        let room = Mutex::new(Room { bytes: 0, look_again: Instant::now() });
+        let shelf = Arc::new(Shelf { dir, entry, room, outcome: Outcome::default() });
         let (queue, waiting) = bounded(QUEUE);
+        let to = Arc::clone(&shelf);
         let thread = std::thread::Builder::new()
             .name("thawfs-disk".into())
-            .spawn(move || write(&dir, &entry, &waiting, &told))?;
-        Ok(Self { running: Mutex::new(Some(Running { queue, thread })), outcome })
+            .spawn(move || write_all(&to, &waiting))?;
+        Ok(Self { running: Mutex::new(Some(Running { queue, thread })), shelf })
     }
 
     /// What came of it so far.
     pub(super) fn outcome(&self) -> &Outcome {
-        &self.outcome
+        &self.shelf.outcome
+    }
+
+    /// Writes a chunk on this thread.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::StorageFull`] when there is no room, or what the disk says.
+    pub(super) fn write(&self, chunk: u64, bytes: &Bytes) -> io::Result<()> {
+        match self.shelf.put(chunk, bytes)? {
+            true => Ok(()),
+            false => Err(io::ErrorKind::StorageFull.into()),
+        }
     }
 
     /// Has a chunk written, unless too many wait or writing has failed before. Never blocks.
     pub(super) fn keep(&self, chunk: u64, bytes: Bytes) {
         let running = self.running.lock();
         if running.as_ref().is_none_or(|running| running.queue.try_send((chunk, bytes)).is_err()) {
-            self.outcome.dropped.fetch_add(1, Ordering::Relaxed);
+            self.shelf.outcome.dropped.fetch_add(1, Ordering::Relaxed);
         }
     }
 
@@ -89,37 +118,48 @@ impl Drop for Writer {
     }
 }
 
-/// Writes what comes until nothing can any more, or the disk fails.
-fn write(dir: &CacheDir, entry: &Entry, waiting: &Receiver<(u64, Bytes)>, outcome: &Outcome) {
-    entry.touch();
-    let mut room = 0;
-    let mut look_again = Instant::now();
-    for (chunk, bytes) in waiting {
-        if entry.holds(chunk) {
-            continue;
+impl Shelf {
+    /// Writes a chunk if there is room for it, or it is there already; says whether it is there now.
+    fn put(&self, chunk: u64, bytes: &Bytes) -> io::Result<bool> {
+        if self.entry.holds(chunk) {
+            return Ok(true);
         }
         let cost = bytes.len() as u64 + OVERHEAD;
-        let done = (|| {
-            if room < cost && Instant::now() >= look_again {
-                room = dir.make_room()?;
-                entry.touch();
-                look_again = Instant::now() + if room < cost { PAUSE } else { Duration::ZERO };
+        {
+            let mut room = self.room.lock();
+            if room.bytes < cost && Instant::now() >= room.look_again {
+                room.bytes = self.dir.make_room()?;
+                self.entry.touch();
+                let pause = if room.bytes < cost { PAUSE } else { Duration::ZERO };
+                room.look_again = Instant::now() + pause;
             }
-            if room >= cost {
-                entry.write(chunk, &bytes)?;
-                room -= cost;
-                outcome.written.fetch_add(bytes.len() as u64, Ordering::Relaxed);
-            } else {
-                outcome.dropped.fetch_add(1, Ordering::Relaxed);
+            if room.bytes < cost {
+                return Ok(false);
             }
-            io::Result::Ok(())
-        })();
-        if let Err(error) = done {
-            outcome.dropped.fetch_add(1 + waiting.len() as u64, Ordering::Relaxed);
-            let path = dir.path().display();
-            log::warn!("nothing more is written to the disk cache in {path}: {error}");
-            return;
+            room.bytes -= cost;
+        }
+        self.entry.write(chunk, bytes)?;
+        self.outcome.written.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        Ok(true)
+    }
+}
+
+/// Writes what comes until nothing can any more, or the disk fails.
+fn write_all(shelf: &Shelf, waiting: &Receiver<(u64, Bytes)>) {
+    shelf.entry.touch();
+    for (chunk, bytes) in waiting {
+        match shelf.put(chunk, &bytes) {
+            Ok(true) => {}
+            Ok(false) => {
+                shelf.outcome.dropped.fetch_add(1, Ordering::Relaxed);
+            }
+            Err(error) => {
+                shelf.outcome.dropped.fetch_add(1 + waiting.len() as u64, Ordering::Relaxed);
+                let path = shelf.dir.path().display();
+                log::warn!("nothing more is written to the disk cache in {path}: {error}");
+                return;
+            }
         }
     }
-    entry.touch();
+    shelf.entry.touch();
 }

@@ -1,0 +1,78 @@
+//! Traces of archives, kept beside them: they outlive what is evicted, and are small.
+
+use std::fs::{self, DirBuilder, File};
+use std::io::{self, Read};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use super::{CacheDir, Disk};
+use crate::cache::trace::Trace;
+
+/// Most traces; beyond, the one that was used least recently goes.
+const MOST: usize = 256;
+
+impl CacheDir {
+    /// The directory of traces.
+    fn traces(&self) -> PathBuf {
+        self.path().with_file_name("traces")
+    }
+
+    /// Removes traces that were last used before a time in seconds since the epoch.
+    pub(super) fn remove_traces(&self, before: u64) -> io::Result<()> {
+        for (used, path) in listed(&self.traces())? {
+            if used <= before {
+                fs::remove_file(path)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Disk {
+    fn trace_path(&self) -> PathBuf {
+        self.dir.traces().join(format!("{}.json", self.entry.stem()))
+    }
+
+    /// What was read first the last time, if that is known.
+    pub(in crate::cache) fn load_trace(&self) -> Option<Trace> {
+        let mut json = Vec::new();
+        let file = File::open(self.trace_path()).ok()?;
+        (&file).take(Trace::LIMIT).read_to_end(&mut json).ok()?;
+        // It would only be removed a little earlier.
+        let _ = file.set_modified(SystemTime::now());
+        Trace::from_json(&json)
+    }
+
+    /// Keeps a trace for the next time.
+    pub(in crate::cache) fn save_trace(&self, trace: &Trace) -> io::Result<()> {
+        let dir = self.dir.traces();
+        DirBuilder::new().recursive(true).mode(0o700).create(&dir)?;
+        let mut file = tempfile::NamedTempFile::new_in(&dir)?;
+        serde_json::to_writer(&mut file, trace)?;
+        file.persist(self.trace_path())?;
+        let mut all = listed(&dir)?;
+        all.sort();
+        let excess = all.len().saturating_sub(MOST);
+        for (_, path) in all.into_iter().take(excess) {
+            fs::remove_file(path)?;
+        }
+        Ok(())
+    }
+}
+
+/// All files of a directory that need not exist, with the time of their last use.
+fn listed(dir: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
+    let entries = match fs::read_dir(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries?,
+    };
+    let mut files = Vec::new();
+    for entry in entries {
+        let entry = entry?;
+        // Another process may have removed it.
+        let Ok(stat) = entry.metadata() else { continue };
+        files.push((u64::try_from(stat.mtime()).unwrap_or(0), entry.path()));
+    }
+    Ok(files)
+}

@@ -1,0 +1,52 @@
+//! The work on a flight: reading its chunks from disk, or fetching them.
+
+use std::sync::Arc;
+
+use super::flight::{Flight, Origin};
+use super::remote::Inner;
+use crate::store;
+
+/// A flight that somebody works on. Ends it when the work is dropped with the runtime, so that
+/// nobody waits for ever.
+pub(super) struct Landing {
+    pub(super) inner: Arc<Inner>,
+    pub(super) flight: Arc<Flight>,
+}
+
+impl Landing {
+    /// Where the chunks are by now: another process may have brought them to disk since it was
+    /// planned to fetch them.
+    pub(super) fn origin(&self) -> Origin {
+        match (&self.inner.disk, self.flight.origin) {
+            (Some(disk), Origin::Store) if disk.refresh(&self.flight.chunks) => Origin::Disk,
+            (_, origin) => origin,
+        }
+    }
+
+    /// Reads the chunks from disk, or fetches them if they are not there after all.
+    pub(super) fn read(self) {
+        let disk = self.inner.disk.as_ref();
+        match disk.and_then(|disk| disk.read(&self.flight.chunks)) {
+            Some(chunks) => self.inner.land(&self.flight, Origin::Disk, Ok(chunks)),
+            None => self.send(),
+        }
+    }
+
+    /// Sends the request, and leaves the rest to the runtime.
+    pub(super) fn send(self) {
+        self.inner.clone().runtime.spawn(async move {
+            let result = self.inner.request(&self.flight.chunks).await;
+            self.inner.land(&self.flight, Origin::Store, result);
+        });
+    }
+}
+
+impl Drop for Landing {
+    fn drop(&mut self) {
+        if !self.flight.has_landed() {
+            let object = self.inner.object.name();
+            let error = Arc::new(store::Error::ShutDown { object });
+            self.inner.land(&self.flight, Origin::Store, Err(error.into()));
+        }
+    }
+}
