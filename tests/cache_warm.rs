@@ -135,6 +135,13 @@ fn what_one_mount_read_the_next_fetches_ahead_on_any_machine() {
     world.unmount("first");
     assert!(!world.trace().exists(), "shared though nobody said so");
 
+    // A visit that reads next to nothing changes nothing, but can share what is known.
+    world.restore("first", &["--share-trace"]);
+    std::fs::read(World::file(&world.mountpoint, 1)).unwrap();
+    world.unmount("first");
+    assert!(world.trace().exists());
+
+    std::fs::remove_file(world.trace()).unwrap();
     world.restore("second", &["--share-trace"]);
     world.start_program();
     world.unmount("second");

@@ -9,6 +9,7 @@ use tokio::runtime::{self, Runtime};
 
 use super::bucket::Backups;
 use super::id::BackupId;
+use super::memory::default_cache_memory;
 use crate::cache::{self, Blob, CacheDir, DiskLimit, FileBlob, RemoteBlob};
 use crate::failure::{Code, Failure};
 use crate::squashfs::{self, Archive};
@@ -55,10 +56,6 @@ pub struct OpenArchive {
 }
 
 impl SourceRequest {
-    /// 24 MiB: with the server itself, up to 8 MiB of stored metadata and the kernel's requests in
-    /// flight that stays below 64 MiB.
-    pub const DEFAULT_CACHE_MEMORY: u64 = 24 << 20;
-
     /// `source` with everything else default.
     pub fn new(source: impl Into<String>) -> Self {
         Self {
@@ -70,7 +67,7 @@ impl SourceRequest {
             virtual_host_style: false,
             deadline: StoreOptions::DEFAULT_DEADLINE,
             offset: 0,
-            cache_memory: Self::DEFAULT_CACHE_MEMORY,
+            cache_memory: default_cache_memory(),
             disk_cache: DiskLimit::Auto,
         }
     }

@@ -11,6 +11,7 @@ mod flight;
 mod joint;
 mod landing;
 mod memory;
+mod nearby;
 mod opening;
 mod plan;
 mod readahead;

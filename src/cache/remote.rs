@@ -13,6 +13,7 @@ use super::flight::{Flight, Origin};
 use super::joint::{Joint, copy_out};
 use super::landing::Landing;
 use super::memory::Memory;
+use super::nearby::Nearby;
 use super::opening::{self, OpenOptions, Opening};
 use super::plan::{Grid, runs, spans};
 use super::readahead::{Readahead, SKIP};
@@ -30,6 +31,9 @@ const LONGEST_REQUEST: u64 = 1 << 20;
 /// Largest window of readahead in bytes: 16 requests on their way, which at 20 ms and 100 MB/s a
 /// connection make 550 MB/s.
 const LARGEST_WINDOW: u64 = 16 << 20;
+
+/// Most chunks of a read that may be one of many small ones.
+const FEW: usize = 4;
 
 /// An object, or what follows an offset in it, that is read through a cache of chunks.
 ///
@@ -82,6 +86,7 @@ impl RemoteBlob {
                 flights: HashMap::new(),
                 flying_ahead: 0,
                 awaited: 0,
+                nearby: Nearby::new(chunk),
                 readahead: Readahead::new(window, LONGEST_REQUEST, grid.size),
                 counters: Counters::default(),
                 recorder,
@@ -286,6 +291,9 @@ impl Inner {
             for read in reads {
                 self.look_ahead(&mut state, read, missed, &mut launches);
             }
+            if batch.len() <= FEW {
+                self.look_around(&mut state, batch, &missing, &mut launches);
+            }
         }
         // Readers' requests come first in the list, and so on the wire; what is on disk is read
         // here, while they are on their way.
@@ -312,6 +320,38 @@ impl Inner {
         }
     }
 
+    /// Plans to fetch what lies around a read of few chunks, where that is worth it. `missing` are those
+    /// of them that nobody had in memory.
+    fn look_around(
+        &self,
+        state: &mut State,
+        read: &[u64],
+        missing: &[u64],
+        launches: &mut Vec<Arc<Flight>>,
+    ) {
+        let count = self.grid.size.div_ceil(self.grid.chunk);
+        let is_miss = |chunk: &&u64| missing.contains(*chunk) && !self.is_on_disk(**chunk);
+        let Some(chunk) = read.iter().find(is_miss).or(read.first()) else { return };
+        let missed = is_miss(&chunk);
+        let Some(region) = state.nearby.access(*chunk, missed) else { return };
+        let absent: Vec<u64> = (region.start..region.end.min(count))
+            .filter(|chunk| state.is_absent(*chunk) && !self.is_on_disk(*chunk))
+            .collect();
+        // What readers wait for is not pushed out of memory by what they may never want.
+        let flying = (state.flights.len() + absent.len()) as u64 * self.grid.chunk;
+        if flying > self.budget / 2 {
+            return;
+        }
+        for (origin, run) in self.runs(state, &absent) {
+            let flight = Flight::new(run, origin, false);
+            launches.push(state.book(self.grid, flight, |_| Wanted::Nearby));
+        }
+    }
+
+    fn is_on_disk(&self, chunk: u64) -> bool {
+        self.disk.as_ref().is_some_and(|disk| disk.holds(chunk))
+    }
+
     /// Plans requests for what is missing of `chunks`, as far as the budget allows.
     fn plan_ahead(&self, state: &mut State, chunks: Range<u64>, launches: &mut Vec<Arc<Flight>>) {
         let allowed = self.allowed_ahead(state) / self.grid.chunk;
@@ -333,7 +373,7 @@ impl Inner {
     /// Groups missing chunks, which are sorted, by where they come from, and into runs.
     pub(super) fn runs(&self, state: &State, missing: &[u64]) -> Vec<(Origin, Range<u64>)> {
         let longest = (LONGEST_REQUEST / self.grid.chunk).max(1);
-        let on_disk = |chunk: u64| self.disk.as_ref().is_some_and(|disk| disk.holds(chunk));
+        let on_disk = |chunk: u64| self.is_on_disk(chunk);
         let (kept, missing): (Vec<u64>, Vec<u64>) =
             missing.iter().partition(|chunk| on_disk(**chunk));
         let is_absent = |chunk| state.is_absent(chunk) && !on_disk(chunk);

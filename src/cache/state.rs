@@ -8,6 +8,7 @@ use bytes::Bytes;
 use super::Counters;
 use super::flight::{Flight, Origin};
 use super::memory::Memory;
+use super::nearby::Nearby;
 use super::plan::Grid;
 use super::readahead::Readahead;
 use super::trace::Recorder;
@@ -22,6 +23,7 @@ pub(super) struct State {
     /// Requests that somebody waits for.
     pub(super) awaited: usize,
     pub(super) readahead: Readahead,
+    pub(super) nearby: Nearby,
     pub(super) counters: Counters,
     /// Notes what is read, if there is a place to keep that.
     pub(super) recorder: Option<Recorder>,
@@ -34,6 +36,8 @@ pub(super) enum Wanted {
     Now,
     /// Readers, soon.
     Ahead,
+    /// Readers, perhaps: it lies where they have read.
+    Nearby,
     /// The disk.
     OnDisk,
 }
@@ -97,6 +101,9 @@ impl State {
                     let len = grid.len(&(chunk..chunk + 1));
                     self.flying_ahead += len;
                     self.counters.prefetched_bytes += len;
+                }
+                Wanted::Nearby => {
+                    self.counters.prefetched_bytes += grid.len(&(chunk..chunk + 1));
                 }
                 Wanted::Now if flight.origin == Origin::Store => self.counters.misses += 1,
                 Wanted::Now | Wanted::OnDisk => {}

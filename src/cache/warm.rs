@@ -1,5 +1,6 @@
 //! Bringing chunks to the disk cache before anybody asks for them, and in nobody's way.
 
+use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -77,6 +78,32 @@ impl Warming {
 /// Chunks to look at together, sorted.
 type Batches = Box<dyn Iterator<Item = Vec<u64>> + Send>;
 
+/// What is to be fetched, in order: all threads work on one batch before they go on to the next.
+struct Queue {
+    batches: Batches,
+    /// Runs of the last batch that was looked at, with how many bytes of each are wanted.
+    runs: VecDeque<(Range<u64>, u64)>,
+}
+
+impl Queue {
+    fn next(&mut self, inner: &Inner, warming: &Warming) -> Option<(Range<u64>, u64)> {
+        while self.runs.is_empty() {
+            let batch = self.batches.next()?;
+            let bytes_of = |chunks: &mut dyn Iterator<Item = &u64>| -> u64 {
+                chunks.map(|chunk| inner.grid.len(&(*chunk..chunk + 1))).sum()
+            };
+            let mut there = bytes_of(&mut batch.iter());
+            for run in inner.missing_on_disk(&batch) {
+                let wanted = bytes_of(&mut batch.iter().filter(|chunk| run.contains(chunk)));
+                there -= wanted;
+                self.runs.push_back((run, wanted));
+            }
+            warming.done.fetch_add(there, Ordering::Relaxed);
+        }
+        self.runs.pop_front()
+    }
+}
+
 impl RemoteBlob {
     /// Whether there is a disk cache for it.
     pub fn has_disk(&self) -> bool {
@@ -91,45 +118,46 @@ impl RemoteBlob {
     pub fn warm(&self, what: &Warm, warming: &Warming) -> Result<(), Error> {
         let Some((total, batches)) = self.batches(what) else { return Ok(()) };
         warming.total.fetch_add(total, Ordering::Relaxed);
-        let batches = Mutex::new(batches);
+        let queue = Mutex::new(Queue { batches, runs: VecDeque::new() });
         let (requests, fetched, started) = (AtomicUsize::new(0), AtomicU64::new(0), Instant::now());
         let failed = Mutex::new(None);
         let next = || {
             let is_over = warming.stop.load(Ordering::Relaxed) || failed.lock().is_some();
-            if is_over { None } else { batches.lock().next() }
+            if is_over { None } else { queue.lock().next(&self.inner, warming) }
         };
         let work = || {
-            while let Some(batch) = next() {
-                for run in self.inner.missing_on_disk(&batch) {
-                    while self.inner.state.lock().awaited > 0
-                        && requests.load(Ordering::Relaxed) >= BESIDE_READERS
-                        && !warming.stop.load(Ordering::Relaxed)
-                    {
-                        std::thread::sleep(LOOK_AGAIN);
+            while let Some((run, wanted)) = next() {
+                while self.inner.state.lock().awaited > 0
+                    && requests.load(Ordering::Relaxed) >= BESIDE_READERS
+                    && !warming.stop.load(Ordering::Relaxed)
+                {
+                    std::thread::sleep(LOOK_AGAIN);
+                }
+                requests.fetch_add(1, Ordering::Relaxed);
+                let result = self.inner.bring_to_disk(run, warming);
+                requests.fetch_sub(1, Ordering::Relaxed);
+                match result {
+                    Ok(bytes) => {
+                        warming.done.fetch_add(wanted, Ordering::Relaxed);
+                        warming.fetched.fetch_add(bytes, Ordering::Relaxed);
+                        let now = fetched.fetch_add(bytes, Ordering::Relaxed) + bytes;
+                        keep_pace(warming, now, started);
                     }
-                    requests.fetch_add(1, Ordering::Relaxed);
-                    let result = self.inner.bring_to_disk(run, warming);
-                    requests.fetch_sub(1, Ordering::Relaxed);
-                    match result {
-                        Ok(bytes) => {
-                            warming.fetched.fetch_add(bytes, Ordering::Relaxed);
-                            let now = fetched.fetch_add(bytes, Ordering::Relaxed) + bytes;
-                            keep_pace(warming, now, started);
-                        }
-                        Err(error) => {
-                            *failed.lock() = Some(error);
-                            return;
-                        }
+                    Err(error) => {
+                        *failed.lock() = Some(error);
+                        return;
                     }
                 }
-                let bytes = |chunk| self.inner.grid.len(&(chunk..chunk + 1));
-                warming.done.fetch_add(batch.into_iter().map(bytes).sum(), Ordering::Relaxed);
             }
         };
         std::thread::scope(|scope| {
-            for _ in 0..AT_ONCE {
-                scope.spawn(work);
+            for _ in 1..AT_ONCE {
+                // With fewer threads it takes longer.
+                if std::thread::Builder::new().spawn_scoped(scope, work).is_err() {
+                    break;
+                }
             }
+            work();
         });
         failed.into_inner().map_or(Ok(()), Err)
     }

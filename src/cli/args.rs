@@ -10,6 +10,7 @@ use super::backup_args::{
     DeleteArgs, ListArgs, PruneArgs, ShowArgs, VerifyArgs, WarmArgs, parse_duration,
 };
 use super::life_args::{CreateArgs, RestoreArgs};
+use crate::backup::default_cache_memory;
 use crate::cache::DiskLimit;
 
 /// What `-h` ends with.
@@ -148,8 +149,9 @@ pub(crate) struct ReadingArgs {
     #[arg(long, value_name = "BYTES", default_value_t = 0)]
     pub(crate) offset: u64,
 
-    /// Memory for cached data; suffixes K, M, G.
-    #[arg(long, value_name = "BYTES", default_value = "24M", value_parser = parse_bytes)]
+    /// Memory for cached data; suffixes K, M, G [default: 24M, or a tenth of what there is].
+    #[arg(long, value_name = "BYTES", default_value_t = default_cache_memory(),
+          hide_default_value = true, value_parser = parse_bytes)]
     pub(crate) cache_memory: u64,
 }
 

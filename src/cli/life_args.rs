@@ -8,6 +8,7 @@ use clap::{ArgAction, Args, ValueHint};
 
 use super::args::{AheadArgs, DiskArgs, parse_bytes};
 use super::backup_args::{BucketArgs, parse_duration};
+use crate::backup::default_cache_memory;
 use crate::squashfs::write::Compression;
 
 #[derive(Debug, Args)]
@@ -82,9 +83,9 @@ pub(crate) struct RestoreArgs {
     #[arg(short = 'o', value_name = "OPTIONS", help_heading = "Mount", action = ArgAction::Append)]
     pub(crate) options: Vec<OsString>,
 
-    /// Memory for cached data; suffixes K, M, G.
-    #[arg(long, value_name = "BYTES", default_value = "24M", help_heading = "Mount",
-          value_parser = parse_bytes)]
+    /// Memory for cached data; suffixes K, M, G [default: 24M, or a tenth of what there is].
+    #[arg(long, value_name = "BYTES", default_value_t = default_cache_memory(),
+          hide_default_value = true, help_heading = "Mount", value_parser = parse_bytes)]
     pub(crate) cache_memory: u64,
 
     #[command(flatten)]

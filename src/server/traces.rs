@@ -38,6 +38,13 @@ struct Work {
     fill: Option<u64>,
 }
 
+/// The best trace there is.
+struct Known {
+    trace: Option<Trace>,
+    /// Whether the bucket has it.
+    in_bucket: bool,
+}
+
 impl Traces {
     /// Starts fetching what was read first the last time, and then, if `fill` says how many bytes per
     /// second (0 for any), all the rest. With `share`, what is recorded goes into the bucket, too.
@@ -75,28 +82,32 @@ impl Traces {
 impl Work {
     fn run(&self, ended: &Receiver<()>) {
         let started = Instant::now();
-        let mut known = self.remote.kept_trace();
-        let is_shared = known.is_some();
-        if known.is_none() {
-            known = self.shared.as_ref().and_then(|object| self.download(object));
+        let mut known = Known { trace: self.remote.kept_trace(), in_bucket: false };
+        if known.trace.is_none()
+            && let Some(trace) = self.shared.as_ref().and_then(|object| self.download(object))
+        {
+            // For a mount that will not reach the bucket.
+            self.keep(&trace);
+            known = Known { trace: Some(trace), in_bucket: true };
         }
-        if let Some(trace) = &known {
+        if let Some(trace) = &known.trace {
             self.warm(&Warm::Trace(trace.clone()), "what was read first the last time", 0);
         }
-        if let Some(rate) = self.fill {
-            self.warm(&Warm::All, "the rest of the archive", rate);
-        }
-        if !is_shared && let Some(trace) = &known {
-            // For a mount that will not reach the bucket.
-            self.keep(trace);
-        }
-        let left = KEPT_AFTER.saturating_sub(started.elapsed());
-        if ended.recv_timeout(left) == Err(RecvTimeoutError::Timeout) {
-            known = self.save(known);
-            // Nothing is sent: this ends when the sender is dropped.
-            let _ = ended.recv();
-        }
-        self.save(known);
+        std::thread::scope(|scope| {
+            if let Some(rate) = self.fill {
+                let fill = move || self.warm(&Warm::All, "the rest of the archive", rate);
+                if let Err(error) = std::thread::Builder::new().spawn_scoped(scope, fill) {
+                    log::warn!("the rest of the archive is not fetched ahead: {error}");
+                }
+            }
+            let left = KEPT_AFTER.saturating_sub(started.elapsed());
+            if ended.recv_timeout(left) == Err(RecvTimeoutError::Timeout) {
+                self.save(&mut known);
+                // Nothing is sent: this ends when the sender is dropped.
+                let _ = ended.recv();
+            }
+            self.save(&mut known);
+        });
     }
 
     fn warm(&self, what: &Warm, shown: &str, rate: u64) {
@@ -106,25 +117,29 @@ impl Work {
         let bytes = self.warming.fetched.load(Ordering::Relaxed) - before;
         match result {
             Ok(()) => log::info!("fetched ahead: {shown}, {bytes} bytes"),
+            Err(_) if self.warming.stop.load(Ordering::Relaxed) => {}
             Err(error) => log::warn!("cannot fetch ahead {shown}: {error}"),
         }
     }
 
-    /// Keeps what was read so far, unless it says less than what is `known`: a mount that only looked
-    /// at a file or two is not what the next one will be like. Says what is known from now on.
-    fn save(&self, known: Option<Trace>) -> Option<Trace> {
-        let Some(seen) = self.remote.trace() else { return known };
-        if known
-            .as_ref()
-            .is_some_and(|known| *known == seen || seen.chunks().saturating_mul(2) < known.chunks())
+    /// Keeps what was read so far, unless it says less than what is known: a mount that only looked at
+    /// a file or two is not what the next one will be like.
+    fn save(&self, known: &mut Known) {
+        let seen = self.remote.trace().filter(|seen| match &known.trace {
+            Some(known) => known != seen && seen.chunks().saturating_mul(2) >= known.chunks(),
+            None => true,
+        });
+        if let Some(seen) = seen {
+            self.keep(&seen);
+            *known = Known { trace: Some(seen), in_bucket: false };
+        }
+        if self.share
+            && !known.in_bucket
+            && let (Some(object), Some(trace)) = (&self.shared, &known.trace)
         {
-            return known;
+            self.upload(object, trace);
+            known.in_bucket = true;
         }
-        self.keep(&seen);
-        if let Some(object) = self.shared.as_ref().filter(|_| self.share) {
-            self.upload(object, &seen);
-        }
-        Some(seen)
     }
 
     fn keep(&self, trace: &Trace) {

@@ -1,0 +1,125 @@
+//! Recognizes readers of many small things that lie together: files of a directory, objects of a
+//! repository. No read follows the one before, but most are near an earlier one, and each costs a round
+//! trip of its own: what lies around them costs little more than that.
+
+use std::num::NonZeroUsize;
+use std::ops::Range;
+
+use lru::LruCache;
+
+/// Size of a region in bytes: on the wire, half a round trip of 20 ms at 100 MB/s.
+const REGION: u64 = 512 << 10;
+
+/// Regions that are remembered: at 512 KiB each, 4 GiB of archive.
+const REMEMBERED: NonZeroUsize = NonZeroUsize::MIN.saturating_add(8191);
+
+/// How many regions have to be fetched before it counts how many of them were of use.
+const FIRST_TRIES: u32 = 4;
+
+/// After how many regions the older ones count half.
+const FORGET_AFTER: u32 = 64;
+
+/// What is known of a region.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Region {
+    /// One read has missed in it.
+    Missed,
+    /// All of it was fetched.
+    Fetched,
+    /// And then read.
+    Used,
+}
+
+/// The regions of one blob that were read.
+#[derive(Debug)]
+pub(super) struct Nearby {
+    regions: LruCache<u64, Region>,
+    /// Chunks of a region.
+    chunks: u64,
+    /// Regions fetched, and how many of them were read afterwards. The older count less.
+    tries: u32,
+    uses: u32,
+}
+
+impl Nearby {
+    /// For a blob in chunks of `chunk` bytes.
+    pub(super) fn new(chunk: u64) -> Self {
+        let chunks = (REGION / chunk).max(1);
+        Self { regions: LruCache::new(REMEMBERED), chunks, tries: 0, uses: 0 }
+    }
+
+    /// Notes that a chunk is read, and whether that is a miss. Returns the chunks to fetch with it:
+    /// the region in which it is the second miss, or the first, if most regions that were fetched so
+    /// far were read again.
+    pub(super) fn access(&mut self, chunk: u64, missed: bool) -> Option<Range<u64>> {
+        let number = chunk / self.chunks;
+        let first_is_enough = self.tries >= FIRST_TRIES && self.uses * 2 >= self.tries;
+        match self.regions.get_mut(&number) {
+            Some(region @ Region::Fetched) if !missed => {
+                *region = Region::Used;
+                self.uses += 1;
+                return None;
+            }
+            Some(Region::Fetched | Region::Used) => return None,
+            _ if !missed => return None,
+            Some(region @ Region::Missed) => *region = Region::Fetched,
+            None if first_is_enough => {
+                self.regions.put(number, Region::Fetched);
+            }
+            None => {
+                self.regions.put(number, Region::Missed);
+                return None;
+            }
+        }
+        self.tries += 1;
+        if self.tries > FORGET_AFTER {
+            (self.tries, self.uses) = (self.tries / 2, self.uses / 2);
+        }
+        Some(number * self.chunks..(number + 1) * self.chunks)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CHUNK: u64 = 64 << 10;
+
+    #[test]
+    fn the_second_miss_in_a_region_brings_the_rest_of_it() {
+        let mut nearby = Nearby::new(CHUNK);
+        assert_eq!(nearby.access(17, true), None);
+        assert_eq!(nearby.access(99, true), None);
+        assert_eq!(nearby.access(18, false), None);
+        assert_eq!(nearby.access(20, true), Some(16..24));
+        assert_eq!(nearby.access(23, true), None, "it is on its way already");
+    }
+
+    #[test]
+    fn once_regions_prove_of_use_the_first_miss_is_enough() {
+        let mut nearby = Nearby::new(CHUNK);
+        let mut fetched = Vec::new();
+        for region in 0..10 {
+            for chunk in [3, 5, 1] {
+                // What was fetched is no miss.
+                let missed = fetched.last() != Some(&(region * 8..region * 8 + 8));
+                fetched.extend(nearby.access(region * 8 + chunk, missed));
+            }
+        }
+        assert_eq!(fetched.len(), 10);
+        assert_eq!(nearby.access(800, true), Some(800..808));
+        // And when they are not read any more, the second miss it is again.
+        for region in 200..300 {
+            nearby.access(region * 8, true);
+        }
+        assert_eq!(nearby.access(8000, true), None);
+    }
+
+    #[test]
+    fn scattered_reads_bring_nothing() {
+        let mut nearby = Nearby::new(CHUNK);
+        let fetched: Vec<_> =
+            (0..500).filter_map(|n| nearby.access(n * 7919 % 1_000_003, true)).collect();
+        assert!(fetched.len() < 5, "{fetched:?}");
+    }
+}
