@@ -14,7 +14,7 @@ use crate::store::{self, ETag, GetRange, Object, Ranged};
 /// superblock of an archive, which has to be that of the one on disk.
 const PROBE: u64 = 96;
 
-/// How to open a [`RemoteBlob`].
+/// How to open a [`RemoteBlob`](super::RemoteBlob).
 #[derive(Clone, Debug)]
 pub struct OpenOptions {
     /// Where in the object the archive begins, in bytes.
