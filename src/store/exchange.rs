@@ -94,7 +94,15 @@ impl Exchange {
     pub(super) fn attempts<'a>(&'a self, object: &'a str, bytes: u64) -> Attempts<'a> {
         let now = Instant::now();
         let longest = self.options.deadline + Duration::from_secs(bytes / SLOWEST);
-        Attempts { exchange: self, object, started: now, progress: now, longest, tries: 0 }
+        Attempts {
+            exchange: self,
+            object,
+            started: now,
+            progress: now,
+            longest,
+            tries: 0,
+            earlier: None,
+        }
     }
 
     /// Sends a request once, twice where fresh credentials make the difference. Returns an answer
@@ -223,6 +231,8 @@ pub(super) struct Attempts<'a> {
     progress: Instant,
     longest: Duration,
     tries: u32,
+    /// Why the attempt before this one failed.
+    earlier: Option<Error>,
 }
 
 impl Attempts<'_> {
@@ -269,18 +279,25 @@ impl Attempts<'_> {
         let pause = backoff(self.tries);
         if unreachable || Instant::now() + pause >= self.end() {
             add(&tally.errors, 1);
+            // An attempt that our own deadline cut short says less than the one before it.
+            let was_cut = matches!(error, Error::Stalled { .. }) && Instant::now() >= self.end();
+            let last = match self.earlier.take().filter(|_| was_cut) {
+                Some(earlier) => earlier,
+                None => error,
+            };
             return Err(if unreachable {
-                error
+                last
             } else {
                 Error::Timeout {
                     object: self.object.to_owned(),
                     after: self.started.elapsed(),
-                    last: Box::new(error),
+                    last: Box::new(last),
                 }
             });
         }
         add(&tally.retries, 1);
         log::info!("{error}; trying again");
+        self.earlier = Some(error);
         tokio::time::sleep(pause).await;
         Ok(())
     }
