@@ -63,6 +63,15 @@ impl HttpStore {
     }
 }
 
+/// Whether a parameter of a presigned URL belongs to its signature, and so differs from one signing to
+/// the next: those of S3 in both versions, CloudFront and Google.
+fn is_signature(name: &str) -> bool {
+    const NAMES: [&str; 6] =
+        ["signature", "expires", "awsaccesskeyid", "googleaccessid", "key-pair-id", "policy"];
+    let name = name.to_ascii_lowercase();
+    name.starts_with("x-amz-") || name.starts_with("x-goog-") || NAMES.contains(&name.as_str())
+}
+
 #[async_trait]
 impl Store for HttpStore {
     fn name(&self, key: &str) -> String {
@@ -71,6 +80,13 @@ impl Store for HttpStore {
             Some(directory) => format!("{directory}{key}"),
             None => url,
         }
+    }
+
+    /// With what the query says of which object is meant, and without who may read it for how long.
+    fn place(&self, key: &str) -> String {
+        let meant: Vec<_> =
+            self.url.query_pairs().filter(|(name, _)| !is_signature(name)).collect();
+        format!("{} {meant:?}", self.name(key))
     }
 
     async fn get_range(
@@ -148,4 +164,30 @@ fn basic(url: &Url) -> Result<Option<HeaderValue>> {
     })?;
     value.set_sensitive(true);
     Ok(Some(value))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_is_the_same_for_every_signature_and_another_for_every_object() {
+        let place = |query: &str| {
+            let url = format!("https://user:secret@host/dir/a.sqsh{query}").parse().unwrap();
+            let store = HttpStore::open(&url, &StoreOptions::default()).unwrap();
+            store.place(store.key())
+        };
+        let plain = place("");
+        for signed in
+            ["?X-Amz-Signature=1&X-Amz-Date=2&X-Amz-Security-Token=3", "?Expires=1&Signature=2"]
+        {
+            assert_eq!(place(signed), plain);
+        }
+        let others =
+            [plain, place("?id=1"), place("?id=2&X-Amz-Signature=1"), place("?versionId=1")];
+        for (n, other) in others.iter().enumerate() {
+            assert!(!others[..n].contains(other), "{other}");
+        }
+        assert_eq!(place("?id=2"), others[2]);
+    }
 }
