@@ -10,20 +10,21 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use fuser::{
-    AccessFlags, BackingId, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem,
-    FopenFlags, Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, Notifier,
-    OpenFlags, PollEvents, PollFlags, PollNotifier, RenameFlags, ReplyAttr, ReplyBmap, ReplyCreate,
-    ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek,
-    ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags,
+    Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, Notifier, OpenFlags,
+    PollEvents, PollFlags, PollNotifier, RenameFlags, ReplyAttr, ReplyBmap, ReplyCreate, ReplyData,
+    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen,
+    ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
 use super::attr::{bare, file_attr, file_type, negative_entry, set_time, user_device};
-use super::callers::{Groups, without_fsetid};
+use super::callers::Groups;
 use super::errno::errno;
 use super::faults::Faults;
 use super::io_mode::{IoMode, IoModes};
 use super::pool::Pool;
-use crate::overlay::{self, Attr, Backing, Caller, Handle, Opened, Overlay, SetAttr};
+use super::shared::Shared;
+use crate::overlay::{self, Caller, Handle, Overlay, SetAttr};
 use crate::types::Ino;
 
 /// Largest read or write request. The kernel's own limit at its default `max_pages_limit` of 256.
@@ -33,29 +34,10 @@ const MAX_IO: u32 = 1 << 20;
 /// tens of milliseconds to the first byte idle most of the time.
 const MAX_BACKGROUND: u16 = 64;
 
-/// Open flags that mean something to the upper file. The kernel has acted on the others already
-/// (`O_APPEND` becomes an offset, `O_TRUNC` a change of size).
-const UPPER_FLAGS: i32 = libc::O_ACCMODE | libc::O_SYNC | libc::O_DSYNC | libc::O_DIRECT;
-
 /// The overlay as fuser serves it.
 pub(super) struct Adapter {
     pool: Pool,
     shared: Arc<Shared>,
-}
-
-/// What a request needs, on whatever thread it runs.
-struct Shared {
-    overlay: Arc<Overlay>,
-    modes: IoModes,
-    entry_ttl: Duration,
-    attr_ttl: Duration,
-    /// Whether the kernel reads and writes upper files by itself.
-    passthrough: AtomicBool,
-    /// Whether the kernel holds written data back, and so reads through write-only handles.
-    writeback: AtomicBool,
-    stack_depth: u32,
-    notifier: Arc<OnceLock<Notifier>>,
-    faults: Arc<Faults>,
 }
 
 impl Adapter {
@@ -122,128 +104,6 @@ fn writes(flags: i32) -> bool {
 
 fn handle(handle: FileHandle) -> Handle {
     Handle(handle.0)
-}
-
-impl Shared {
-    /// The errno of `error`; one that comes from the archive or the network is also put on record,
-    /// since the program that gets EIO cannot say why.
-    fn failed(&self, error: &overlay::Error) -> Errno {
-        if let overlay::Error::Lower(reason) = error {
-            self.faults.record(reason);
-        }
-        errno(error)
-    }
-
-    /// How long the kernel may remember what it is about to be told of `ino`.
-    fn attr_ttl_of(&self, ino: Ino) -> Duration {
-        if self.modes.changes_unseen(ino) { Duration::ZERO } else { self.attr_ttl }
-    }
-
-    fn reply_entry(&self, result: overlay::Result<Attr>, reply: ReplyEntry) {
-        match result {
-            Ok(attr) => reply.entry_with_ttls(
-                &self.attr_ttl_of(attr.ino),
-                &self.entry_ttl,
-                &file_attr(&attr),
-                Generation(attr.generation),
-            ),
-            Err(error) => reply.error(self.failed(&error)),
-        }
-    }
-
-    fn reply_attr(&self, result: overlay::Result<Attr>, reply: ReplyAttr) {
-        match result {
-            Ok(attr) => reply.attr(&self.attr_ttl_of(attr.ino), &file_attr(&attr)),
-            Err(error) => reply.error(self.failed(&error)),
-        }
-    }
-
-    /// The flags to open an upper file with, for a caller who opened it with `flags`.
-    fn upper_flags(&self, flags: i32) -> i32 {
-        let flags = flags & UPPER_FLAGS;
-        if self.writeback.load(Ordering::Relaxed) && flags & libc::O_ACCMODE == libc::O_WRONLY {
-            // The kernel fills the page around a short write by reading through this handle.
-            return (flags & !libc::O_ACCMODE) | libc::O_RDWR;
-        }
-        flags
-    }
-
-    /// Drops setuid bits after a write by a caller who may not keep them, and tells the kernel.
-    fn drop_setid(&self, ino: Ino) {
-        match self.overlay.drop_setid(ino) {
-            Ok(false) => {}
-            Ok(true) => self.forget_attributes(ino),
-            // The write is done and cannot be taken back.
-            Err(error) => log::warn!("setuid bits of inode {ino} stay after a write: {error}"),
-        }
-    }
-
-    /// Has the kernel ask for the attributes of `ino` again.
-    fn forget_attributes(&self, ino: Ino) {
-        if let Some(notifier) = self.notifier.get() {
-            // A negative offset drops the attributes alone. It fails where the kernel has forgotten
-            // the inode already, which is as good.
-            let _ = notifier.inval_inode(INodeNo(ino.0), -1, 0);
-        }
-    }
-
-    /// Decides how the kernel does the I/O of a handle just opened, and with which cache flags.
-    /// `privileged` says whether it was opened by who may leave setuid bits on what they write.
-    fn io_mode(
-        &self,
-        ino: Ino,
-        opened: &Opened,
-        writes: bool,
-        privileged: bool,
-        register: impl FnOnce(&rustix::fd::OwnedFd) -> io::Result<BackingId>,
-    ) -> (IoMode, FopenFlags) {
-        let upper = match opened.backing {
-            Backing::Upper if self.passthrough.load(Ordering::Relaxed) => {
-                self.overlay.upper_fd(opened.handle)
-            }
-            Backing::Upper | Backing::Lower => None,
-        };
-        // A write that the kernel does by itself drops no setuid bit: these have to reach us.
-        let upper = upper.filter(|fd| {
-            rustix::fs::fstat(fd).is_ok_and(|stat| overlay::setid_bits(stat.st_mode) == 0)
-        });
-        // Nor would it drop one that is set later, if it wrote for an ordinary user as we may.
-        let register = upper.map(|fd| {
-            move || if privileged { register(&fd) } else { without_fsetid(|| register(&fd)) }
-        });
-        let mode = self.modes.opened(ino, writes, register);
-        // Lower data never changes, and without passthrough every change of upper data goes
-        // through the page cache. With it, pages from before may be stale.
-        let keep =
-            matches!(opened.backing, Backing::Lower) || self.writeback.load(Ordering::Relaxed);
-        let flags = if keep { FopenFlags::FOPEN_KEEP_CACHE } else { FopenFlags::empty() };
-        (mode, flags)
-    }
-
-    fn reply_empty(&self, result: overlay::Result<()>, reply: ReplyEmpty) {
-        match result {
-            Ok(()) => reply.ok(),
-            Err(error) => reply.error(self.failed(&error)),
-        }
-    }
-
-    fn reply_written(&self, result: overlay::Result<usize>, reply: ReplyWrite) {
-        match result {
-            Ok(bytes) => reply.written(u32::try_from(bytes).unwrap_or(u32::MAX)),
-            Err(error) => reply.error(self.failed(&error)),
-        }
-    }
-
-    fn reply_xattr(&self, result: overlay::Result<Vec<u8>>, size: u32, reply: ReplyXattr) {
-        match result {
-            Err(error) => reply.error(self.failed(&error)),
-            Ok(value) => match u32::try_from(value.len()) {
-                Ok(len) if size == 0 => reply.size(len),
-                Ok(len) if len <= size => reply.data(&value),
-                _ => reply.error(Errno::ERANGE),
-            },
-        }
-    }
 }
 
 impl Filesystem for Adapter {

@@ -15,6 +15,7 @@ mod mount;
 mod options;
 mod pool;
 mod session;
+mod shared;
 
 pub use faults::{Fault, Faults};
 pub use mount::{detach, unmount};

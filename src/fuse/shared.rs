@@ -1,0 +1,165 @@
+//! What all requests share: the overlay, what the kernel was promised, and how it is answered.
+
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use fuser::{
+    BackingId, Errno, FopenFlags, Generation, INodeNo, Notifier, ReplyAttr, ReplyEmpty, ReplyEntry,
+    ReplyWrite, ReplyXattr,
+};
+
+use super::attr::file_attr;
+use super::callers::without_fsetid;
+use super::errno::errno;
+use super::faults::Faults;
+use super::io_mode::{IoMode, IoModes};
+use crate::overlay::{self, Attr, Backing, Opened, Overlay};
+use crate::types::Ino;
+
+/// Open flags that mean something to the upper file. The kernel has acted on the others already
+/// (`O_APPEND` becomes an offset, `O_TRUNC` a change of size).
+const UPPER_FLAGS: i32 = libc::O_ACCMODE | libc::O_SYNC | libc::O_DSYNC | libc::O_DIRECT;
+
+/// What a request needs, on whatever thread it runs.
+pub(super) struct Shared {
+    pub(super) overlay: Arc<Overlay>,
+    pub(super) modes: IoModes,
+    pub(super) entry_ttl: Duration,
+    pub(super) attr_ttl: Duration,
+    /// Whether the kernel reads and writes upper files by itself.
+    pub(super) passthrough: AtomicBool,
+    /// Whether the kernel holds written data back, and so reads through write-only handles.
+    pub(super) writeback: AtomicBool,
+    pub(super) stack_depth: u32,
+    pub(super) notifier: Arc<OnceLock<Notifier>>,
+    pub(super) faults: Arc<Faults>,
+}
+
+impl Shared {
+    /// The errno of `error`; one that comes from the archive or the network is also put on record,
+    /// since the program that gets EIO cannot say why.
+    pub(super) fn failed(&self, error: &overlay::Error) -> Errno {
+        if let overlay::Error::Lower(reason) = error {
+            self.faults.record(reason);
+        }
+        errno(error)
+    }
+
+    /// How long the kernel may remember what it is about to be told of `ino`.
+    pub(super) fn attr_ttl_of(&self, ino: Ino) -> Duration {
+        if self.modes.changes_unseen(ino) { Duration::ZERO } else { self.attr_ttl }
+    }
+
+    pub(super) fn reply_entry(&self, result: overlay::Result<Attr>, reply: ReplyEntry) {
+        match result {
+            Ok(attr) => reply.entry_with_ttls(
+                &self.attr_ttl_of(attr.ino),
+                &self.entry_ttl,
+                &file_attr(&attr),
+                Generation(attr.generation),
+            ),
+            Err(error) => reply.error(self.failed(&error)),
+        }
+    }
+
+    pub(super) fn reply_attr(&self, result: overlay::Result<Attr>, reply: ReplyAttr) {
+        match result {
+            Ok(attr) => reply.attr(&self.attr_ttl_of(attr.ino), &file_attr(&attr)),
+            Err(error) => reply.error(self.failed(&error)),
+        }
+    }
+
+    /// The flags to open an upper file with, for a caller who opened it with `flags`.
+    pub(super) fn upper_flags(&self, flags: i32) -> i32 {
+        let flags = flags & UPPER_FLAGS;
+        if self.writeback.load(Ordering::Relaxed) && flags & libc::O_ACCMODE == libc::O_WRONLY {
+            // The kernel fills the page around a short write by reading through this handle.
+            return (flags & !libc::O_ACCMODE) | libc::O_RDWR;
+        }
+        flags
+    }
+
+    /// Drops setuid bits after a write by a caller who may not keep them, and tells the kernel.
+    pub(super) fn drop_setid(&self, ino: Ino) {
+        match self.overlay.drop_setid(ino) {
+            Ok(false) => {}
+            Ok(true) => self.forget_attributes(ino),
+            // The write is done and cannot be taken back.
+            Err(error) => log::warn!("setuid bits of inode {ino} stay after a write: {error}"),
+        }
+    }
+
+    /// Has the kernel ask for the attributes of `ino` again.
+    pub(super) fn forget_attributes(&self, ino: Ino) {
+        if let Some(notifier) = self.notifier.get() {
+            // A negative offset drops the attributes alone. It fails where the kernel has forgotten
+            // the inode already, which is as good.
+            let _ = notifier.inval_inode(INodeNo(ino.0), -1, 0);
+        }
+    }
+
+    /// Decides how the kernel does the I/O of a handle just opened, and with which cache flags.
+    /// `privileged` says whether it was opened by who may leave setuid bits on what they write.
+    pub(super) fn io_mode(
+        &self,
+        ino: Ino,
+        opened: &Opened,
+        writes: bool,
+        privileged: bool,
+        register: impl FnOnce(&rustix::fd::OwnedFd) -> io::Result<BackingId>,
+    ) -> (IoMode, FopenFlags) {
+        let upper = match opened.backing {
+            Backing::Upper if self.passthrough.load(Ordering::Relaxed) => {
+                self.overlay.upper_fd(opened.handle)
+            }
+            Backing::Upper | Backing::Lower => None,
+        };
+        // A write that the kernel does by itself drops no setuid bit: these have to reach us.
+        let upper = upper.filter(|fd| {
+            rustix::fs::fstat(fd).is_ok_and(|stat| overlay::setid_bits(stat.st_mode) == 0)
+        });
+        // Nor would it drop one that is set later, if it wrote for an ordinary user as we may.
+        let register = upper.map(|fd| {
+            move || if privileged { register(&fd) } else { without_fsetid(|| register(&fd)) }
+        });
+        let mode = self.modes.opened(ino, writes, register);
+        // Lower data never changes, and without passthrough every change of upper data goes
+        // through the page cache. With it, pages from before may be stale.
+        let keep =
+            matches!(opened.backing, Backing::Lower) || self.writeback.load(Ordering::Relaxed);
+        let flags = if keep { FopenFlags::FOPEN_KEEP_CACHE } else { FopenFlags::empty() };
+        (mode, flags)
+    }
+
+    pub(super) fn reply_empty(&self, result: overlay::Result<()>, reply: ReplyEmpty) {
+        match result {
+            Ok(()) => reply.ok(),
+            Err(error) => reply.error(self.failed(&error)),
+        }
+    }
+
+    pub(super) fn reply_written(&self, result: overlay::Result<usize>, reply: ReplyWrite) {
+        match result {
+            Ok(bytes) => reply.written(u32::try_from(bytes).unwrap_or(u32::MAX)),
+            Err(error) => reply.error(self.failed(&error)),
+        }
+    }
+
+    pub(super) fn reply_xattr(
+        &self,
+        result: overlay::Result<Vec<u8>>,
+        size: u32,
+        reply: ReplyXattr,
+    ) {
+        match result {
+            Err(error) => reply.error(self.failed(&error)),
+            Ok(value) => match u32::try_from(value.len()) {
+                Ok(len) if size == 0 => reply.size(len),
+                Ok(len) if len <= size => reply.data(&value),
+                _ => reply.error(Errno::ERANGE),
+            },
+        }
+    }
+}
