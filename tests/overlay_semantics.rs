@@ -541,12 +541,11 @@ fn a_listing_can_be_removed_while_it_is_read() {
             let made = overlay.mknod(&ROOT, many, &name, libc::S_IFREG | 0o644, 0).unwrap();
             overlay.forget(made.ino, 1);
         }
-        let handle = overlay.opendir(many).unwrap();
         let (mut from, mut seen) = (0, BTreeSet::new());
         loop {
             let mut names = Vec::new();
             overlay
-                .readdir(handle, from, plus, &mut |entry| {
+                .readdir(many, from, plus, &mut |entry| {
                     if names.len() == 7 {
                         return ControlFlow::Break(());
                     }
@@ -566,7 +565,6 @@ fn a_listing_can_be_removed_while_it_is_read() {
                 assert!(seen.insert(name.clone()), "{name:?} came twice");
             }
         }
-        overlay.releasedir(handle);
         assert_eq!(seen.len(), 1000);
         overlay.rmdir(Ino::ROOT, OsStr::new("many")).unwrap();
         let again = overlay.lookup(Ino::ROOT, OsStr::new("many")).unwrap_err();
@@ -711,15 +709,13 @@ fn threads_that_rename_make_and_list_do_not_stop_each_other() {
                         overlay.forget(moved.ino, 1);
                         overlay.rename(&ROOT, made.ino, a, Ino::ROOT, a, none).unwrap();
                     }
-                    let handle = overlay.opendir(Ino::ROOT).unwrap();
                     let mut accept = |entry: &thawfs::overlay::DirEntry<'_>| {
                         if let Some(attr) = entry.attr {
                             overlay.forget(attr.ino, 1);
                         }
                         ControlFlow::Continue(())
                     };
-                    overlay.readdir(handle, 0, true, &mut accept).unwrap();
-                    overlay.releasedir(handle);
+                    overlay.readdir(Ino::ROOT, 0, true, &mut accept).unwrap();
                     overlay.rmdir(Ino::ROOT, &own).unwrap();
                     overlay.forget(made.ino, 1);
                 }
@@ -730,6 +726,86 @@ fn threads_that_rename_make_and_list_do_not_stop_each_other() {
     let mut side = Merged { overlay: Arc::into_inner(overlay).unwrap(), plus: true };
     let names = |tree: overlay_support::Tree| tree.into_keys().collect::<Vec<_>>();
     assert_eq!(names(side.tree()), names(Plain(source().tree.clone()).tree()));
+}
+
+/// One listing goes on while another begins anew, and names are copied up, made and removed meanwhile.
+#[test]
+fn a_listing_shows_what_was_there_all_the_while_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let tree = dir.path().join("tree");
+    std::fs::create_dir_all(tree.join("many")).unwrap();
+    for i in 0..60 {
+        std::fs::write(tree.join(format!("many/lower{i}")), b"").unwrap();
+    }
+    let archive = dir.path().join("archive");
+    pack(&tree, &archive);
+    for (plus, parts) in [false, true].into_iter().flat_map(|plus| [(plus, 5), (plus, 17)]) {
+        let dir = tempfile::tempdir().unwrap();
+        let overlay = open_overlay(dir.path(), &archive, Options::default());
+        let many = overlay.lookup(Ino::ROOT, OsStr::new("many")).unwrap().ino;
+        let make = |name: String| {
+            let made = overlay.mknod(&ROOT, many, OsStr::new(&name), libc::S_IFREG | 0o644, 0);
+            overlay.forget(made.unwrap().ino, 1);
+        };
+        (0..30).for_each(|i| make(format!("upper{i}")));
+        // A part of the listing: where it ends, and its names.
+        let part = |from: u64| {
+            let (mut next, mut names) = (from, Vec::new());
+            let mut sink = |entry: &thawfs::overlay::DirEntry<'_>| {
+                if names.len() == parts {
+                    return ControlFlow::Break(());
+                }
+                next = entry.next_cookie;
+                names.push(entry.name.to_str().unwrap().to_owned());
+                if let Some(attr) = entry.attr {
+                    overlay.forget(attr.ino, 1);
+                }
+                ControlFlow::Continue(())
+            };
+            overlay.readdir(many, from, plus, &mut sink).unwrap();
+            (next, names)
+        };
+        let mut seen: BTreeMap<String, usize> = BTreeMap::new();
+        let (mut from, mut round) = (0, 0);
+        loop {
+            let (next, names) = part(from);
+            if names.is_empty() {
+                break;
+            }
+            names.into_iter().for_each(|name| *seen.entry(name).or_default() += 1);
+            from = next;
+            // Copied up, from either end.
+            for i in [round, 59 - round] {
+                let name = format!("lower{i}");
+                // Unless it was removed before.
+                let Ok(file) = overlay.lookup(many, OsStr::new(&name)) else { continue };
+                let file = file.ino;
+                let change = SetAttr { mode: Some(0o600), ..SetAttr::default() };
+                overlay.setattr(&ROOT, file, None, &change).unwrap();
+                overlay.forget(file, 1);
+            }
+            make(format!("made{round}"));
+            if round % 2 == 0 {
+                overlay.unlink(many, OsStr::new(&format!("upper{}", 29 - round))).unwrap();
+                overlay.unlink(many, OsStr::new(&format!("lower{}", 30 + round))).unwrap();
+            }
+            // What another program lists is what the first goes on with.
+            part(0);
+            round += 1;
+        }
+        let stays = |kind: &str, i: i32| {
+            let gone = kind == "upper" && 29 - i < round && (29 - i) % 2 == 0
+                || kind == "lower" && (0..round).any(|at| at % 2 == 0 && i == 30 + at);
+            (!gone).then(|| format!("{kind}{i}"))
+        };
+        let stayed = (0..30)
+            .filter_map(|i| stays("upper", i))
+            .chain((0..60).filter_map(|i| stays("lower", i)));
+        for name in stayed.chain([".".into(), "..".into()]) {
+            assert_eq!(seen.get(&name), Some(&1), "{name} after {round} rounds");
+        }
+        assert!(seen.values().all(|count| *count == 1), "{seen:?}");
+    }
 }
 
 /// Set in the child that runs as an ordinary user.

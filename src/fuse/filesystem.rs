@@ -59,6 +59,7 @@ impl Adapter {
                 attr_ttl,
                 passthrough: AtomicBool::new(stack_depth.is_some()),
                 writeback: AtomicBool::new(false),
+                no_opendir: AtomicBool::new(false),
                 stack_depth: stack_depth.unwrap_or(0),
                 notifier: Arc::new(OnceLock::new()),
                 faults,
@@ -137,6 +138,8 @@ impl Filesystem for Adapter {
             && config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok()
             && config.set_max_stack_depth(shared.stack_depth + 1).is_ok();
         shared.passthrough.store(passthrough, Ordering::Relaxed);
+        let no_opendir = config.add_capabilities(InitFlags::FUSE_NO_OPENDIR_SUPPORT).is_ok();
+        shared.no_opendir.store(no_opendir, Ordering::Relaxed);
         // The kernel does not combine the two.
         let writeback =
             !passthrough && config.add_capabilities(InitFlags::FUSE_WRITEBACK_CACHE).is_ok();
@@ -476,26 +479,26 @@ impl Filesystem for Adapter {
         });
     }
 
-    fn opendir(&self, _request: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        self.run(self.would_block(ino), move |shared| match shared.overlay.opendir(Ino(ino.0)) {
-            Ok(opened) => reply.opened(
-                FileHandle(opened.0),
-                FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE,
-            ),
-            Err(error) => reply.error(shared.failed(&error)),
-        });
+    fn opendir(&self, _request: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        if self.shared.no_opendir.load(Ordering::Relaxed) {
+            // Listings need no handle. Told so once, the kernel stops asking, and keeps what it lists
+            // as if it had been told the flags below.
+            return reply.error(Errno::ENOSYS);
+        }
+        let flags = FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE;
+        reply.opened(FileHandle(0), flags);
     }
 
     fn readdir(
         &self,
         _request: &Request,
         ino: INodeNo,
-        fh: FileHandle,
+        _fh: FileHandle,
         offset: u64,
         mut reply: ReplyDirectory,
     ) {
         self.run(self.would_block(ino), move |shared| {
-            let result = shared.overlay.readdir(handle(fh), offset, false, &mut |entry| {
+            let result = shared.overlay.readdir(Ino(ino.0), offset, false, &mut |entry| {
                 let full = reply.add(
                     INodeNo(entry.ino.0),
                     entry.next_cookie,
@@ -515,13 +518,13 @@ impl Filesystem for Adapter {
         &self,
         _request: &Request,
         ino: INodeNo,
-        fh: FileHandle,
+        _fh: FileHandle,
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
         self.run(self.would_block(ino), move |shared| {
             // One TTL serves name and attributes here; the protocol has two, fuser passes one.
-            let result = shared.overlay.readdir(handle(fh), offset, true, &mut |entry| {
+            let result = shared.overlay.readdir(Ino(ino.0), offset, true, &mut |entry| {
                 // `.` and `..` have none, and are not looked up by being listed.
                 let (attr, generation) = match &entry.attr {
                     Some(attr) => (file_attr(attr), attr.generation),
@@ -549,24 +552,23 @@ impl Filesystem for Adapter {
         &self,
         _request: &Request,
         _ino: INodeNo,
-        fh: FileHandle,
+        _fh: FileHandle,
         _flags: OpenFlags,
         reply: ReplyEmpty,
     ) {
-        self.shared.overlay.releasedir(handle(fh));
         reply.ok();
     }
 
     fn fsyncdir(
         &self,
         _request: &Request,
-        _ino: INodeNo,
-        fh: FileHandle,
+        ino: INodeNo,
+        _fh: FileHandle,
         datasync: bool,
         reply: ReplyEmpty,
     ) {
         self.run(true, move |shared| {
-            shared.reply_empty(shared.overlay.fsyncdir(handle(fh), datasync), reply);
+            shared.reply_empty(shared.overlay.fsyncdir(Ino(ino.0), datasync), reply);
         });
     }
 

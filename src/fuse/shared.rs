@@ -32,6 +32,8 @@ pub(super) struct Shared {
     pub(super) passthrough: AtomicBool,
     /// Whether the kernel holds written data back, and so reads through write-only handles.
     pub(super) writeback: AtomicBool,
+    /// Whether the kernel reads directories without opening them.
+    pub(super) no_opendir: AtomicBool,
     pub(super) stack_depth: u32,
     pub(super) notifier: Arc<OnceLock<Notifier>>,
     pub(super) faults: Arc<Faults>,

@@ -1,4 +1,4 @@
-//! Open files and directories.
+//! Open files.
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
@@ -9,11 +9,10 @@ use parking_lot::{Mutex, RwLock};
 use rustix::io::Errno;
 
 use super::error::Result;
-use super::readdir::Listing;
 use crate::squashfs::Inode;
 use crate::types::Ino;
 
-/// Names one open file or directory until it is released.
+/// Names one open file until it is released.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Handle(pub u64);
 
@@ -56,10 +55,9 @@ impl LowerOpen {
 pub(super) enum Open {
     Upper { fd: Arc<OwnedFd> },
     Lower { file: Arc<LowerOpen>, writes: bool },
-    Directory { ino: Ino, listing: Mutex<Listing> },
 }
 
-/// All open files and directories.
+/// All open files.
 #[derive(Debug, Default)]
 pub(super) struct Handles {
     next: AtomicU64,

@@ -25,7 +25,7 @@ impl Overlay {
             Open::Lower { file, .. } if file.moved().is_none() => {
                 self.lower.archive().get(&file.inode, FileOffset(at), len)
             }
-            Open::Lower { .. } | Open::Upper { .. } | Open::Directory { .. } => None,
+            Open::Lower { .. } | Open::Upper { .. } => None,
         }
     }
 
@@ -40,7 +40,6 @@ impl Overlay {
                 Some(fd) => read_fd(fd, at, len),
                 None => Ok(self.lower.archive().read(&file.inode, FileOffset(at), len)?),
             },
-            Open::Directory { .. } => Err(Errno::ISDIR.into()),
         }
     }
 
@@ -54,7 +53,7 @@ impl Overlay {
                 }
                 Ok(Arc::clone(file.moved().ok_or(Errno::STALE)?))
             }
-            Open::Lower { writes: false, .. } | Open::Directory { .. } => Err(Errno::BADF.into()),
+            Open::Lower { writes: false, .. } => Err(Errno::BADF.into()),
         }
     }
 
@@ -79,7 +78,6 @@ impl Overlay {
                 Some(fd) => fd,
                 None => return Ok(()),
             },
-            Open::Directory { .. } => return self.fsyncdir(handle, datasync),
         };
         match datasync {
             true => rustix::fs::fdatasync(fd),
@@ -115,7 +113,6 @@ impl Overlay {
                 Some(fd) => seek(fd),
                 None => self.seek_lower(file, to),
             },
-            Open::Directory { .. } => Err(Errno::INVAL.into()),
         }
     }
 
@@ -155,7 +152,6 @@ impl Overlay {
                         .map_err(Error::sys("pwrite", "an open file"));
                 }
             },
-            Open::Directory { .. } => return Err(Errno::ISDIR.into()),
         };
         rustix::fs::copy_file_range(from, Some(&mut from_at), to, Some(&mut to_at), len)
             .map_err(Error::sys("copy_file_range", "an open file"))

@@ -95,6 +95,7 @@ pub struct Overlay {
     index: Index,
     handles: Handles,
     flights: copy_up::Flights,
+    listings: readdir::Listings,
     /// See the module's documentation.
     names: RwLock<()>,
     /// Counts changes of names and copy-ups, so that a listing knows whether it is still true.
@@ -130,6 +131,7 @@ impl Overlay {
             index,
             handles: Handles::default(),
             flights: copy_up::Flights::default(),
+            listings: readdir::Listings::default(),
             names: RwLock::new(()),
             changes: AtomicU64::new(0),
         };

@@ -85,7 +85,7 @@ impl Overlay {
     pub fn upper_fd(&self, handle: Handle) -> Option<Arc<OwnedFd>> {
         match &*self.handles.get(handle).ok()? {
             Open::Upper { fd } => Some(Arc::clone(fd)),
-            Open::Lower { .. } | Open::Directory { .. } => None,
+            Open::Lower { .. } => None,
         }
     }
 
@@ -95,7 +95,6 @@ impl Overlay {
         self.handles.get(handle).is_ok_and(|open| match &*open {
             Open::Upper { .. } => true,
             Open::Lower { file, .. } => file.moved().is_some(),
-            Open::Directory { .. } => false,
         })
     }
 

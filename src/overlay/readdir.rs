@@ -1,16 +1,25 @@
 //! Listing directories.
 //!
-//! The upper half is listed once, when reading begins, and kept sorted; the lower half is streamed
-//! from the archive, names that the upper has passed over. So a listing costs memory by what the
-//! upper holds, and positions in it stay right until reading begins anew.
+//! There are no open directories: a position in a listing, its cookie, says all there is to know, and
+//! stays right whatever changes meanwhile. Names that the lower half has keep their place there,
+//! streamed from the archive, even if the upper has something else under them or nothing; names of the
+//! upper alone are sorted by their hash. So a copy-up moves no name from one half to the other, no
+//! removal shifts what comes behind it, and whoever reads on sees each name that was there all the
+//! while, once.
+//!
+//! The upper half is listed when reading begins, and kept until the end is reached, or another
+//! directory needs the room: so a listing costs memory by what the upper holds.
 
 use std::ffi::OsStr;
+use std::hash::{DefaultHasher, Hasher};
+use std::num::NonZeroUsize;
 use std::ops::ControlFlow;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use lru::LruCache;
 use parking_lot::Mutex;
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
@@ -19,7 +28,6 @@ use super::Overlay;
 use super::attr::Attr;
 use super::dirs::os_str;
 use super::error::{Error, Result};
-use super::handles::{Handle, Open};
 use super::ino;
 use super::lookup::Held;
 use super::lower::Child;
@@ -30,8 +38,12 @@ use crate::types::{FileKind, Ino, InodeRef};
 
 /// Positions from here on are in the lower half, the archive's cursor added.
 const LOWER_HALF: u64 = 1 << 62;
-/// Positions of the upper half: `.` is 0, `..` is 1.
+/// Positions of names of the upper alone begin here: `.` is 0, `..` is 1.
 const UPPER_HALF: u64 = 2;
+
+/// Directories whose listing is under way, and how many names of theirs are kept.
+const LISTINGS: NonZeroUsize = NonZeroUsize::new(64).unwrap();
+const LISTED_NAMES: usize = 1 << 16;
 
 /// One name in a directory.
 #[derive(Clone, Copy, Debug)]
@@ -48,17 +60,15 @@ pub struct DirEntry<'a> {
     pub attr: Option<Attr>,
 }
 
-/// Where the listing of an open directory stands.
-#[derive(Debug, Default)]
-pub(super) struct Listing(Option<Arc<Halves>>);
-
 /// Both halves of a directory, at the moment reading began.
 #[derive(Debug)]
 struct Halves {
     /// [`Overlay::changes`] at that moment.
     changes: u64,
-    /// Everything in the upper half, whiteouts too, sorted by name.
-    upper: Vec<UpperName>,
+    /// What the upper alone has, sorted by position.
+    added: Vec<(u64, UpperName)>,
+    /// What the upper has under names of the lower half, sorted by name.
+    covering: Vec<UpperName>,
     lower: Option<InodeRef>,
 }
 
@@ -70,28 +80,78 @@ struct UpperName {
 }
 
 impl Halves {
-    fn hides(&self, name: &[u8]) -> bool {
-        self.upper.binary_search_by(|entry| (*entry.name).cmp(name)).is_ok()
+    fn new(
+        changes: u64,
+        lower: Option<InodeRef>,
+        added: Vec<UpperName>,
+        mut covering: Vec<UpperName>,
+    ) -> Self {
+        covering.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+        let mut added: Vec<_> =
+            added.into_iter().map(|entry| (position_of(&entry.name), entry)).collect();
+        added.sort_unstable_by(|(a, one), (b, other)| (a, &one.name).cmp(&(b, &other.name)));
+        // Should two names have one hash, the second is as good as behind it.
+        let mut free = UPPER_HALF;
+        for (position, _) in &mut added {
+            *position = free.max(*position);
+            free = *position + 1;
+        }
+        Self { changes, added, covering, lower }
+    }
+
+    fn covers(&self, name: &[u8]) -> Option<&UpperName> {
+        let found = self.covering.binary_search_by(|entry| (*entry.name).cmp(name)).ok()?;
+        self.covering.get(found)
+    }
+
+    fn len(&self) -> usize {
+        self.added.len() + self.covering.len()
+    }
+}
+
+/// Where a name that only the upper has comes in a listing, with room for collisions at the end.
+fn position_of(name: &[u8]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    hasher.write(name);
+    (hasher.finish() >> 3).max(UPPER_HALF)
+}
+
+/// The listings that are under way: what is kept spares listing the upper half again for each part.
+#[derive(Debug)]
+pub(super) struct Listings(Mutex<LruCache<Ino, Arc<Halves>>>);
+
+impl Default for Listings {
+    fn default() -> Self {
+        Self(Mutex::new(LruCache::new(LISTINGS)))
+    }
+}
+
+impl Listings {
+    fn get(&self, ino: Ino) -> Option<Arc<Halves>> {
+        self.0.lock().get(&ino).cloned()
+    }
+
+    fn put(&self, ino: Ino, halves: &Arc<Halves>) {
+        if halves.len() == 0 {
+            // Nothing that would take time to list again.
+            return self.remove(ino);
+        }
+        let mut listings = self.0.lock();
+        listings.put(ino, Arc::clone(halves));
+        let mut names: usize = listings.iter().map(|(_, halves)| halves.len()).sum();
+        while names > LISTED_NAMES && listings.len() > 1 {
+            names -= listings.pop_lru().map_or(0, |(_, halves)| halves.len());
+        }
+    }
+
+    fn remove(&self, ino: Ino) {
+        self.0.lock().pop(&ino);
     }
 }
 
 type Sink<'a> = dyn FnMut(&DirEntry<'_>) -> ControlFlow<()> + 'a;
 
 impl Overlay {
-    /// Opens directory `ino` for listing.
-    ///
-    /// # Errors
-    /// `ESTALE` where `ino` is not known.
-    pub fn opendir(&self, ino: Ino) -> Result<Handle> {
-        self.nodes.upper(ino)?;
-        Ok(self.handles.add(Open::Directory { ino, listing: Mutex::default() }))
-    }
-
-    /// Ends `handle`.
-    pub fn releasedir(&self, handle: Handle) {
-        self.handles.remove(handle);
-    }
-
     /// Gives `sink` the entries from cookie `from` on (0 begins anew) until it breaks, `.` and `..`
     /// among them. With `plus` entries come with attributes, and a lookup is counted of each that
     /// `sink` accepts by continuing, `.` and `..` apart.
@@ -100,44 +160,57 @@ impl Overlay {
     /// What reading either half says; entries before it have been given.
     pub fn readdir(
         &self,
-        handle: Handle,
+        ino: Ino,
         from: u64,
         plus: bool,
         sink: &mut dyn FnMut(&DirEntry<'_>) -> ControlFlow<()>,
     ) -> Result<()> {
-        let open = self.handles.get(handle)?;
-        let Open::Directory { ino, listing } = &*open else { return Err(Errno::NOTDIR.into()) };
-        let known = listing.lock().0.clone();
+        let known = if from == 0 { None } else { self.listings.get(ino) };
         let halves = match known {
-            Some(halves) if from != 0 => halves,
-            Some(_) | None => {
-                let halves = Arc::new(self.list_halves(*ino)?);
-                listing.lock().0 = Some(Arc::clone(&halves));
+            Some(halves) => halves,
+            None => {
+                let halves = Arc::new(self.list_halves(ino)?);
+                self.listings.put(ino, &halves);
                 halves
             }
         };
-        if from < UPPER_HALF && self.give_dots(*ino, from, sink)?.is_break() {
-            return Ok(());
+        let mut given = false;
+        let flow = self.give(ino, &halves, from, plus, &mut |entry| {
+            given = true;
+            sink(entry)
+        })?;
+        if flow.is_continue() && !given {
+            // The reader is told that it has reached the end.
+            self.listings.remove(ino);
         }
-        if from < LOWER_HALF {
-            let skip = from.max(UPPER_HALF) - UPPER_HALF;
-            if self.give_upper(*ino, &halves, skip, plus, sink)?.is_break() {
-                return Ok(());
-            }
-        }
-        self.give_lower(*ino, &halves, from.max(LOWER_HALF) - LOWER_HALF, plus, sink)
+        Ok(())
     }
 
-    /// Brings the names in an open directory to the disk.
+    fn give(
+        &self,
+        ino: Ino,
+        halves: &Halves,
+        from: u64,
+        plus: bool,
+        sink: &mut Sink<'_>,
+    ) -> Result<ControlFlow<()>> {
+        if from < UPPER_HALF && self.give_dots(ino, from, sink)?.is_break() {
+            return Ok(ControlFlow::Break(()));
+        }
+        if from < LOWER_HALF && self.give_added(ino, halves, from, plus, sink)?.is_break() {
+            return Ok(ControlFlow::Break(()));
+        }
+        self.give_lower(ino, halves, from.max(LOWER_HALF) - LOWER_HALF, plus, sink)
+    }
+
+    /// Brings the names in directory `ino` to the disk.
     ///
     /// # Errors
     /// What `fsync` says.
-    pub fn fsyncdir(&self, handle: Handle, datasync: bool) -> Result<()> {
-        let open = self.handles.get(handle)?;
-        let Open::Directory { ino, .. } = &*open else { return Err(Errno::NOTDIR.into()) };
+    pub fn fsyncdir(&self, ino: Ino, datasync: bool) -> Result<()> {
         let fd = {
             let _names = self.names.read();
-            self.dir_view(*ino)?.fd
+            self.dir_view(ino)?.fd
         };
         let Some(fd) = fd else { return Ok(()) };
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -155,7 +228,7 @@ impl Overlay {
         let node = self.nodes.get(ino)?;
         if node.upper.is_none() && node.place == Place::Nowhere && ino != Ino::ROOT {
             // A removed directory.
-            return Ok(Halves { changes, upper: Vec::new(), lower: None });
+            return Ok(Halves::new(changes, None, Vec::new(), Vec::new()));
         }
         let (dir, mixed) = {
             let _names = self.names.read();
@@ -166,15 +239,19 @@ impl Overlay {
             };
             (dir, mixed)
         };
-        let mut upper = Vec::new();
+        let (mut added, mut covering) = (Vec::new(), Vec::new());
         if let Some(fd) = &dir.fd {
             for (name, st_ino, kind) in list(fd)? {
                 let shown = self.name_in_upper(ino, fd, &name, (st_ino, kind), mixed)?;
-                upper.push(UpperName { name: name.as_bytes().into(), shown });
+                let covers = match dir.lower {
+                    Some(lower) => self.lower.child(lower, name.as_bytes())?.is_some(),
+                    None => false,
+                };
+                let entry = UpperName { name: name.as_bytes().into(), shown };
+                if covers { &mut covering } else { &mut added }.push(entry);
             }
-            upper.sort_unstable_by(|a, b| a.name.cmp(&b.name));
         }
-        Ok(Halves { changes, upper, lower: dir.lower })
+        Ok(Halves::new(changes, dir.lower, added, covering))
     }
 
     /// What a name in the upper half shows; `None` for a whiteout. `mixed` says that it may be an
@@ -223,33 +300,40 @@ impl Overlay {
         Ok(ControlFlow::Continue(()))
     }
 
-    fn give_upper(
+    fn give_added(
         &self,
         dir: Ino,
         halves: &Halves,
-        skip: u64,
+        from: u64,
         plus: bool,
         sink: &mut Sink<'_>,
     ) -> Result<ControlFlow<()>> {
-        let skip = usize::try_from(skip).unwrap_or(usize::MAX);
-        for (position, entry) in halves.upper.iter().enumerate().skip(skip) {
-            let Some((ino, kind)) = entry.shown else { continue };
-            let name = os_str(&entry.name);
-            let next_cookie = position as u64 + 1 + UPPER_HALF;
-            let flow = match plus {
-                false => sink(&DirEntry { ino, name, kind, next_cookie, attr: None }),
-                true => match self.hold(dir, name) {
-                    Ok(held) => self.give_held(held, name, next_cookie, sink)?,
-                    // Removed since reading began.
-                    Err(error) if error.is(Errno::NOENT) => continue,
-                    Err(error) => return Err(error),
-                },
-            };
+        let start = halves.added.partition_point(|(position, _)| *position < from);
+        for (position, entry) in halves.added.iter().skip(start) {
+            let Some(shown) = entry.shown else { continue };
+            let flow =
+                self.give_upper(dir, os_str(&entry.name), shown, position + 1, plus, sink)?;
             if flow.is_break() {
                 return Ok(flow);
             }
         }
         Ok(ControlFlow::Continue(()))
+    }
+
+    /// Gives a name for which the upper has something.
+    fn give_upper(
+        &self,
+        dir: Ino,
+        name: &OsStr,
+        (ino, kind): (Ino, FileKind),
+        next_cookie: u64,
+        plus: bool,
+        sink: &mut Sink<'_>,
+    ) -> Result<ControlFlow<()>> {
+        if !plus {
+            return Ok(sink(&DirEntry { ino, name, kind, next_cookie, attr: None }));
+        }
+        self.give_held(self.hold(dir, name), name, next_cookie, sink)
     }
 
     fn give_lower(
@@ -259,33 +343,33 @@ impl Overlay {
         from: u64,
         plus: bool,
         sink: &mut Sink<'_>,
-    ) -> Result<()> {
-        let Some(lower) = halves.lower else { return Ok(()) };
+    ) -> Result<ControlFlow<()>> {
+        let Some(lower) = halves.lower else { return Ok(ControlFlow::Continue(())) };
         let directory = self.lower.directory(lower)?;
         for entry in self.lower.archive().read_dir(&directory, DirCursor(from))? {
             let entry = entry?;
-            if halves.hides(&entry.name) {
-                continue;
-            }
             let name = os_str(&entry.name);
             let next_cookie = LOWER_HALF + entry.next.0;
             let child = Child { inode: entry.inode, kind: entry.kind };
-            let flow = match plus {
-                false => {
+            let flow = match (halves.covers(&entry.name), plus) {
+                (Some(UpperName { shown: None, .. }), _) => continue,
+                (Some(UpperName { shown: Some(shown), .. }), _) => {
+                    self.give_upper(dir, name, *shown, next_cookie, plus, sink)?
+                }
+                (None, false) => {
                     let ino = self.lower.ino(child.inode)?;
                     sink(&DirEntry { ino, name, kind: child.kind, next_cookie, attr: None })
                 }
-                true => match self.hold_lower(dir, halves, name, child) {
-                    Ok(held) => self.give_held(held, name, next_cookie, sink)?,
-                    Err(error) if error.is(Errno::NOENT) => continue,
-                    Err(error) => return Err(error),
-                },
+                (None, true) => {
+                    let held = self.hold_lower(dir, halves, name, child);
+                    self.give_held(held, name, next_cookie, sink)?
+                }
             };
             if flow.is_break() {
-                return Ok(());
+                return Ok(flow);
             }
         }
-        Ok(())
+        Ok(ControlFlow::Continue(()))
     }
 
     /// As [`Self::hold`], for a name known from listing the lower half: while nothing has changed,
@@ -306,13 +390,19 @@ impl Overlay {
         self.enter(dir, name, found)
     }
 
+    /// Gives a name with its attributes, and leaves the lookup counted if it is accepted. One that was
+    /// removed since reading began is passed over.
     fn give_held(
         &self,
-        held: Held<'_>,
+        held: Result<Held<'_>>,
         name: &OsStr,
         next_cookie: u64,
         sink: &mut Sink<'_>,
     ) -> Result<ControlFlow<()>> {
+        let held = match held {
+            Err(error) if error.is(Errno::NOENT) => return Ok(ControlFlow::Continue(())),
+            held => held?,
+        };
         let attr = self.getattr(held.ino, None)?;
         let flow =
             sink(&DirEntry { ino: held.ino, name, kind: held.kind, next_cookie, attr: Some(attr) });

@@ -372,7 +372,6 @@ impl Merged {
 
     /// The names in a directory with their numbers and kinds, without `.` and `..`.
     pub fn list(&self, ino: Ino) -> Vec<(OsString, Ino, FileKind)> {
-        let handle = self.overlay.opendir(ino).unwrap();
         let mut names = Vec::new();
         let mut from = 0;
         loop {
@@ -391,12 +390,11 @@ impl Merged {
                 names.push((entry.name.to_owned(), entry.ino, entry.kind));
                 ControlFlow::Continue(())
             };
-            self.overlay.readdir(handle, before, self.plus, &mut sink).unwrap();
+            self.overlay.readdir(ino, before, self.plus, &mut sink).unwrap();
             if from == before {
                 break;
             }
         }
-        self.overlay.releasedir(handle);
         assert_eq!(names[0].0, ".");
         assert_eq!(names[0].1, ino);
         assert_eq!(names[1].0, "..");
