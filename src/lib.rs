@@ -23,6 +23,7 @@
 
 pub mod backup;
 pub mod bench;
+mod buffers;
 pub mod cache;
 pub mod cli;
 pub mod failure;

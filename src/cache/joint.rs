@@ -5,6 +5,7 @@ use std::ops::Range;
 use bytes::Bytes;
 
 use super::plan::Grid;
+use crate::buffers;
 use crate::types::ByteRange;
 
 /// The bytes of one range, put together from chunks that come in ascending order.
@@ -32,14 +33,14 @@ impl Joint {
             return;
         }
         if self.parts.is_empty() {
-            self.parts.reserve_exact(usize::try_from(self.range.len()).unwrap_or(0));
+            self.parts = buffers::take(usize::try_from(self.range.len()).unwrap_or(0));
         }
         self.parts.extend_from_slice(&bytes);
     }
 
     /// The bytes, once every chunk was added.
     pub(super) fn finish(self) -> Bytes {
-        if self.parts.is_empty() { self.whole } else { self.parts.into() }
+        if self.parts.is_empty() { self.whole } else { buffers::share(self.parts) }
     }
 }
 

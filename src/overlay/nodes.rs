@@ -4,7 +4,7 @@
 //! A node is kept while the kernel counts lookups of it, or while another is placed below it, so
 //! that the way from any node up to the root is always known.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ffi::{OsStr, OsString};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
@@ -119,7 +119,8 @@ pub(super) struct Nodes(Mutex<Table>);
 
 #[derive(Debug)]
 struct Table {
-    nodes: HashMap<Ino, Node>,
+    /// Not a hash table: that doubles at once, which takes time and memory for all the others.
+    nodes: BTreeMap<Ino, Node>,
     /// Inode number in the upper → node, for nodes that keep a lower number.
     copied: HashMap<u64, Ino>,
 }
@@ -129,7 +130,7 @@ impl Nodes {
     pub(super) fn new(root: Option<UpperState>) -> Self {
         let root =
             Node { lookups: 1, children: 0, place: Place::Nowhere, upper: root.map(Box::new) };
-        let nodes = HashMap::from([(Ino::ROOT, root)]);
+        let nodes = BTreeMap::from([(Ino::ROOT, root)]);
         Self(Mutex::new(Table { nodes, copied: HashMap::new() }))
     }
 

@@ -2,6 +2,8 @@
 
 use bytes::Bytes;
 
+use crate::buffers;
+
 /// A body cut into pieces. Frames of the network are copied once, into memory that is as large as
 /// the piece: a cached piece must not keep a whole response alive.
 pub(super) struct Pieces {
@@ -26,15 +28,15 @@ impl Pieces {
     pub(super) fn push(&mut self, mut bytes: &[u8]) {
         while self.left > 0 && !bytes.is_empty() {
             if self.current.capacity() == 0 {
-                self.current = Vec::with_capacity(self.piece.min(self.left));
+                self.current = buffers::take(self.piece.min(self.left));
             }
-            let room = (self.current.capacity() - self.current.len()).min(self.left);
+            let room = (self.piece - self.current.len()).min(self.left);
             let (taken, rest) = bytes.split_at(room.min(bytes.len()));
             self.current.extend_from_slice(taken);
             self.left -= taken.len();
             bytes = rest;
             if self.current.len() == self.piece || self.left == 0 {
-                self.done.push(Bytes::from(std::mem::take(&mut self.current)));
+                self.done.push(buffers::share(std::mem::take(&mut self.current)));
             }
         }
     }

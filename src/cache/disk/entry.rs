@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use twox_hash::XxHash3_128;
 
 use super::index::{self, Presence, Record, checksum};
+use crate::buffers;
 use crate::cache::plan::Grid;
 
 /// Most chunks of an archive. A larger one (2 TiB) is not cached: its bits would take more memory
@@ -167,10 +168,12 @@ impl Entry {
             return Ok(None);
         };
         let at = self.grid.bytes(&(chunk..chunk + 1));
-        let mut bytes = vec![0; usize::try_from(at.end - at.start).unwrap_or(0)];
+        let len = usize::try_from(at.end - at.start).unwrap_or(0);
+        let mut bytes = buffers::take(len);
+        bytes.resize(len, 0);
         let read = self.data.read_exact_at(&mut bytes, at.start);
         if read.is_ok() && record.fits(checksum(self.seed, chunk, &bytes)) {
-            return Ok(Some(bytes.into()));
+            return Ok(Some(buffers::share(bytes)));
         }
         self.presence.set(chunk, false);
         // If that fails, the next reader finds the damage again.
