@@ -238,6 +238,43 @@ fn warm_fetches_what_is_named_and_no_more() {
 }
 
 #[test]
+fn a_program_that_reads_files_all_over_finds_most_of_the_rest_on_disk() {
+    if !can_mount("a_program_that_reads_files_all_over_finds_most_of_the_rest_on_disk") {
+        return;
+    }
+    let world = World::new(Duration::ZERO);
+    // Every file once, in an order that has nothing to do with where they are.
+    let scattered = |n: u64| n * 37 % FILES;
+    let read = |numbers: std::ops::Range<u64>| {
+        for n in numbers.map(scattered) {
+            let read = std::fs::read(World::file(&world.mountpoint, n)).unwrap();
+            assert!(read == noise(n, 256 * KIB));
+        }
+    };
+    world.restore("a", &[]);
+    read(0..7);
+    world.settle();
+    let few = world.written("a");
+    assert!(few < (7 * 512 * KIB as u64) + (3 << 20), "{few} bytes for a handful of files");
+    let rest = || {
+        read(7..30);
+        world.settle();
+        world.server.clear_log();
+        read(30..FILES);
+        world.server.gets()
+    };
+    let found = rest();
+    world.unmount("a");
+
+    // Without a disk there is no place for it.
+    world.restore("a", &["--disk-cache=off"]);
+    read(0..7);
+    let fetched = rest();
+    world.unmount("a");
+    assert!(found * 3 < fetched, "{found} GETs, and {fetched} without");
+}
+
+#[test]
 fn a_mount_fills_the_cache_with_the_rest_and_can_be_ended_meanwhile() {
     if !can_mount("a_mount_fills_the_cache_with_the_rest_and_can_be_ended_meanwhile") {
         return;

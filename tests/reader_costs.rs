@@ -21,17 +21,24 @@ use thawfs::types::{ByteRange, FileKind, FileOffset};
 const OPTIONS: OpenOptions =
     OpenOptions { decoded_bytes: 4 << 20, metadata_bytes: 1 << 20, resident_bytes: 1 << 20 };
 
-/// A blob that keeps nothing in memory, counts what it is asked for, and fails on demand.
+/// A blob that has only its end in memory, counts what it is asked for, and fails on demand.
 struct Remote {
     bytes: MemoryBlob,
+    /// How much of the end is in memory.
+    tail: u64,
     fetches: Mutex<Vec<Vec<ByteRange>>>,
     failing: AtomicBool,
 }
 
 impl Remote {
     fn new(archive: Vec<u8>) -> Arc<Self> {
+        Self::with_tail(archive, 0)
+    }
+
+    fn with_tail(archive: Vec<u8>, tail: u64) -> Arc<Self> {
         Arc::new(Self {
             bytes: MemoryBlob(archive.into()),
+            tail,
             fetches: Mutex::new(Vec::new()),
             failing: AtomicBool::new(false),
         })
@@ -47,8 +54,8 @@ impl Blob for Remote {
         self.bytes.size()
     }
 
-    fn get(&self, _: ByteRange) -> Option<Bytes> {
-        None
+    fn get(&self, range: ByteRange) -> Option<Bytes> {
+        (range.start().0 + self.tail >= self.size()).then(|| self.bytes.get(range)).flatten()
     }
 
     fn fetch(&self, ranges: &[ByteRange]) -> Result<Vec<Bytes>, BlobError> {
@@ -85,10 +92,11 @@ fn find(archive: &Archive, name: &str) -> Inode {
 }
 
 #[test]
-fn opening_fetches_twice_and_then_no_metadata() {
+fn with_all_metadata_at_hand_opening_fetches_what_comes_first_and_then_none() {
     let (remote, _) = packed();
+    let remote = Remote::with_tail(remote.bytes.0.to_vec(), 8 << 10);
     let archive = Archive::open(remote.clone(), OPTIONS).unwrap();
-    assert_eq!(remote.taken().len(), 2, "the superblock, then all metadata");
+    assert_eq!(remote.taken().len(), 2, "the superblock, and lz4's options behind it");
     assert!(archive.metadata_resident());
     for entry in archive.walk() {
         let inode = entry.unwrap().inode;
@@ -98,6 +106,49 @@ fn opening_fetches_twice_and_then_no_metadata() {
             assert_eq!(archive.read_dir(&inode, DirCursor::START).unwrap().count(), 101);
         }
     }
+    assert_eq!(remote.taken(), Vec::<Vec<ByteRange>>::new());
+}
+
+/// An archive of 10,000 files, whose metadata is some 340 KB.
+fn packed_many() -> Vec<u8> {
+    let dir = tempfile::tempdir().unwrap();
+    for file in 0..10_000 {
+        fs::write(dir.path().join(format!("{file}")), format!("{file}")).unwrap();
+    }
+    let packed = pack(dir.path(), &["-comp", "lz4", "-noI"]);
+    fs::read(packed.path()).unwrap()
+}
+
+#[test]
+fn metadata_that_is_not_at_hand_is_fetched_once_and_whole() {
+    let bytes = packed_many();
+    // All but the start of the inode table.
+    let remote = Remote::with_tail(bytes, 270 << 10);
+    let archive = Archive::open(remote.clone(), OPTIONS).unwrap();
+    assert!(!archive.metadata_resident());
+    let root = archive.inode(archive.root()).unwrap();
+    assert_eq!(archive.read_dir(&root, DirCursor::START).unwrap().count(), 10_000);
+    let opening = remote.taken();
+    assert!(!archive.metadata_resident(), "listing the root needs none of what is missing");
+
+    remote.failing.store(true, Ordering::Relaxed);
+    assert!(archive.hold_metadata().is_err());
+    assert!(archive.walk().any(|entry| entry.is_err()));
+    remote.failing.store(false, Ordering::Relaxed);
+    remote.taken();
+
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| assert_eq!(archive.walk().filter(Result::is_ok).count(), 10_001));
+        }
+    });
+    assert!(archive.metadata_resident());
+    let whole = |range: &ByteRange| range.len() > 270 << 10;
+    let fetched: Vec<ByteRange> = remote.taken().into_iter().flatten().collect();
+    assert_eq!(fetched.iter().filter(|range| whole(range)).count(), 1, "{fetched:?}");
+    assert!(!opening.iter().flatten().any(whole), "{opening:?}");
+    archive.hold_metadata().unwrap();
+    assert_eq!(archive.walk().filter(Result::is_ok).count(), 10_001);
     assert_eq!(remote.taken(), Vec::<Vec<ByteRange>>::new());
 }
 

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -83,7 +84,8 @@ impl SourceRequest {
     }
 
     /// Opens the archive. From a store that takes two GETs, sent in parallel; a short one if what
-    /// they would bring is in the disk cache.
+    /// they would bring is in the disk cache. Metadata that they did not bring is then fetched without
+    /// anyone waiting for it.
     ///
     /// # Errors
     /// When the object cannot be read, or is no archive that can be.
@@ -105,7 +107,11 @@ impl SourceRequest {
                 (archive, name, Some(blob), Some(runtime))
             }
         };
-        Ok(OpenArchive { archive: Arc::new(archive), name, remote, trace, _runtime: runtime })
+        let archive = Arc::new(archive);
+        if !archive.metadata_resident() {
+            hold_metadata(Arc::clone(&archive));
+        }
+        Ok(OpenArchive { archive, name, remote, trace, _runtime: runtime })
     }
 
     /// How the store is to be reached.
@@ -121,23 +127,22 @@ impl SourceRequest {
         }
     }
 
-    /// Half of the memory goes to compressed chunks: it bounds what can be on its way at a time, and
+    /// Two thirds of the memory go to compressed chunks: they bound what can be on its way at a time, and
     /// so the throughput of a distant store.
     fn open_remote(&self, object: Object, runtime: &Runtime) -> Result<RemoteBlob, Failure> {
         let object = Object { store: Arc::new(Hedged::new(object.store)), key: object.key };
         let options = cache::OpenOptions {
             offset: self.offset,
-            memory_bytes: self.cache_memory / 2,
+            memory_bytes: self.cache_memory / 3 * 2,
             disk: open_cache(self.disk_cache),
             ..cache::OpenOptions::default()
         };
         Ok(RemoteBlob::open(object, runtime.handle().clone(), options)?)
     }
 
-    /// The other half keeps what is decoded; metadata gets up to 6 MiB of it, which is a walk of
-    /// 200,000 files.
+    /// The rest keeps what is decoded, a third of it metadata, up to 6 MiB: a walk of 200,000 files.
     fn open_blob(&self, blob: Arc<dyn Blob>, name: &str) -> Result<Archive, Failure> {
-        let memory = usize::try_from(self.cache_memory / 2).unwrap_or(usize::MAX);
+        let memory = usize::try_from(self.cache_memory / 3).unwrap_or(usize::MAX);
         let metadata_bytes = (memory / 3).min(6 << 20);
         let options = squashfs::OpenOptions {
             decoded_bytes: memory - metadata_bytes,
@@ -149,6 +154,19 @@ impl SourceRequest {
             failure.message = format!("{name}: {}", failure.message);
             failure
         })
+    }
+}
+
+/// Fetches what metadata opening did not bring, while whoever opened goes on.
+fn hold_metadata(archive: Arc<Archive>) {
+    let hold = move || {
+        if let Err(error) = archive.hold_metadata() {
+            log::warn!("metadata could not be fetched ahead: {error}");
+        }
+    };
+    // Without a thread, the first who needs it fetches it.
+    if let Err(error) = thread::Builder::new().name("thawfs-metadata".into()).spawn(hold) {
+        log::debug!("no thread to fetch metadata: {error}");
     }
 }
 

@@ -12,9 +12,9 @@ const LONG_TAIL: f64 = 5.0;
 const NOTICEABLE: f64 = 0.05;
 /// A concurrency is enough if it reaches this share of the best throughput.
 const ENOUGH: f64 = 0.9;
-/// A quarter of the cache's memory may be on its way at a time: half of it holds chunks, and half of
-/// those are the readahead's.
-const MEMORY_PER_FLIGHT: f64 = 4.0;
+/// Half of the cache's memory may be on its way at a time: two thirds of it hold chunks, and three
+/// quarters of those are the readahead's. Its requests last half as long again as their first byte.
+const MEMORY_PER_FLIGHT: f64 = 3.0;
 /// Most memory that is ever advised, in bytes.
 const MOST_MEMORY: u64 = 256 << 20;
 
@@ -98,7 +98,7 @@ mod tests {
             (0.001, 0.002, 100e6, &["concurrency"][..]),
             (0.2, 0.3, 10e6, &["region", "concurrency"]),
             (0.02, 0.3, 10e6, &["tail", "concurrency"]),
-            (0.02, 0.03, 400e6, &["cacheMemory", "concurrency"]),
+            (0.02, 0.03, 800e6, &["cacheMemory", "concurrency"]),
         ] {
             let rows = [
                 row(4096, 1, p50, p99, 1e3),
@@ -115,9 +115,9 @@ mod tests {
 
     #[test]
     fn memory_covers_what_is_on_its_way() {
-        let rows = [row(4096, 1, 0.02, 0.02, 400e6)];
+        let rows = [row(4096, 1, 0.02, 0.02, 800e6)];
         let text = &advise(&rows, 24 << 20)[0].text;
-        // 400 MB/s × 20 ms = 8 MB on its way, a quarter of 32 MB.
-        assert!(text.ends_with("--cache-memory 32M"), "{text}");
+        // 800 MB/s × 20 ms = 16 MB on its way, a third of 48 MB.
+        assert!(text.ends_with("--cache-memory 48M"), "{text}");
     }
 }

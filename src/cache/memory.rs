@@ -3,47 +3,62 @@
 use bytes::Bytes;
 use lru::LruCache;
 
-/// A chunk, and whether it was fetched ahead and nobody has read it so far.
-struct Held {
+/// A chunk that was fetched ahead, and that nobody has read so far.
+struct Ahead {
     bytes: Bytes,
-    unused: bool,
+    /// How many bytes had come before it.
+    since: u64,
 }
 
-/// Chunks by number. The least recently used go first when the budget is exceeded; room for
-/// chunks on their way can be taken from it in advance.
+/// Chunks by number. When the budget is exceeded, those that were read go first, the least recently
+/// used before the others: what was fetched ahead is about to be read, and what was read is decoded. A
+/// quarter of the budget is theirs even so, and what was fetched ahead and is not read while four
+/// budgets pass by goes before them. Room for chunks on their way can be taken from it in advance.
 pub(super) struct Memory {
-    chunks: LruCache<u64, Held>,
+    read: LruCache<u64, Bytes>,
+    ahead: LruCache<u64, Ahead>,
     budget: u64,
-    held: u64,
+    /// Bytes in `read` and in `ahead`.
+    used: u64,
+    unused: u64,
     /// Taken for chunks on their way.
     reserved: u64,
-    /// Of `held`, fetched ahead and not read so far.
-    unused: u64,
+    /// Bytes that ever came.
+    came: u64,
     /// Fetched ahead, and dropped before anybody read it.
     wasted: u64,
 }
 
 impl Memory {
     pub(super) fn new(budget: u64) -> Self {
-        let chunks = LruCache::unbounded();
-        Self { chunks, budget, held: 0, reserved: 0, unused: 0, wasted: 0 }
+        Self {
+            read: LruCache::unbounded(),
+            ahead: LruCache::unbounded(),
+            budget,
+            used: 0,
+            unused: 0,
+            reserved: 0,
+            came: 0,
+            wasted: 0,
+        }
     }
 
     /// A chunk for somebody who reads it. The flag says whether it was fetched ahead and this is
     /// its first use.
     pub(super) fn get(&mut self, chunk: u64) -> Option<(Bytes, bool)> {
-        let held = self.chunks.get_mut(&chunk)?;
-        let first_use = std::mem::take(&mut held.unused);
-        let bytes = held.bytes.clone();
-        if first_use {
-            self.unused -= bytes.len() as u64;
+        if let Some(bytes) = self.read.get(&chunk) {
+            return Some((bytes.clone(), false));
         }
-        Some((bytes, first_use))
+        let Ahead { bytes, .. } = self.ahead.pop(&chunk)?;
+        self.unused -= bytes.len() as u64;
+        self.used += bytes.len() as u64;
+        self.read.put(chunk, bytes.clone());
+        Some((bytes, true))
     }
 
     /// Whether a chunk is held; does not count as using it.
     pub(super) fn contains(&self, chunk: u64) -> bool {
-        self.chunks.contains(&chunk)
+        self.read.contains(&chunk) || self.ahead.contains(&chunk)
     }
 
     /// Takes room for `bytes` bytes that are on their way. They may exceed the budget alone: a
@@ -61,17 +76,31 @@ impl Memory {
     /// Keeps a chunk, as long as there is room.
     pub(super) fn insert(&mut self, chunk: u64, bytes: Bytes, unused: bool) {
         let len = bytes.len() as u64;
-        self.held += len;
-        self.unused += if unused { len } else { 0 };
-        if let Some(old) = self.chunks.put(chunk, Held { bytes, unused }) {
-            self.forget(&old);
+        self.came += len;
+        // Nobody enters a chunk twice, but if so, the later one counts.
+        if let Some(old) = self.read.pop(&chunk) {
+            self.used -= old.len() as u64;
+        } else if let Some(old) = self.ahead.pop(&chunk) {
+            self.unused -= old.bytes.len() as u64;
+        }
+        if unused {
+            self.unused += len;
+            self.ahead.put(chunk, Ahead { bytes, since: self.came });
+        } else {
+            self.used += len;
+            self.read.put(chunk, bytes);
         }
         self.shrink();
     }
 
     /// Bytes held and on their way.
     pub(super) fn total(&self) -> u64 {
-        self.held + self.reserved
+        self.used + self.unused + self.reserved
+    }
+
+    /// Bytes on their way.
+    pub(super) fn reserved(&self) -> u64 {
+        self.reserved
     }
 
     /// Bytes fetched ahead that wait for their reader.
@@ -86,18 +115,28 @@ impl Memory {
 
     fn shrink(&mut self) {
         while self.total() > self.budget {
-            let Some((_, dropped)) = self.chunks.pop_lru() else { break };
-            self.forget(&dropped);
+            let stale = self.came.saturating_sub(self.budget.saturating_mul(4));
+            let is_stale = self.ahead.peek_lru().is_some_and(|(_, oldest)| oldest.since < stale);
+            let ahead_first = is_stale || self.used <= self.budget / 4;
+            let dropped = ahead_first && self.drop_ahead() || self.drop_read() || self.drop_ahead();
+            if !dropped {
+                break;
+            }
         }
     }
 
-    fn forget(&mut self, dropped: &Held) {
-        let len = dropped.bytes.len() as u64;
-        self.held -= len;
-        if dropped.unused {
-            self.unused -= len;
-            self.wasted += len;
-        }
+    fn drop_read(&mut self) -> bool {
+        let dropped = self.read.pop_lru();
+        self.used -= dropped.as_ref().map_or(0, |(_, bytes)| bytes.len() as u64);
+        dropped.is_some()
+    }
+
+    fn drop_ahead(&mut self) -> bool {
+        let dropped = self.ahead.pop_lru();
+        let len = dropped.as_ref().map_or(0, |(_, ahead)| ahead.bytes.len() as u64);
+        self.unused -= len;
+        self.wasted += len;
+        dropped.is_some()
     }
 }
 
@@ -137,8 +176,37 @@ mod tests {
         assert_eq!(memory.get(0).map(|(_, first)| first), Some(true));
         assert_eq!(memory.get(0).map(|(_, first)| first), Some(false));
         memory.insert(2, chunk(), false);
-        assert_eq!((memory.unused(), memory.wasted()), (0, 10));
+        assert_eq!((memory.total(), memory.unused(), memory.wasted()), (20, 10, 0));
         memory.insert(2, chunk(), true);
-        assert_eq!((memory.total(), memory.unused()), (20, 10));
+        assert_eq!((memory.total(), memory.unused(), memory.wasted()), (20, 20, 0));
+        memory.insert(3, chunk(), true);
+        assert_eq!((memory.total(), memory.unused(), memory.wasted()), (20, 20, 10));
+    }
+
+    #[test]
+    fn what_is_ahead_outlives_what_was_read_until_it_is_stale() {
+        let mut memory = Memory::new(80);
+        for n in 0..6 {
+            memory.insert(n, chunk(), true);
+        }
+        for n in 100..127 {
+            memory.insert(n, chunk(), false);
+            let held = (0..6).filter(|n| memory.contains(*n)).count();
+            assert_eq!(held, 6, "after {n}");
+            assert_eq!(memory.total(), 80.min(60 + (n - 99) * 10));
+        }
+        for n in 127..140 {
+            memory.insert(n, chunk(), false);
+        }
+        assert_eq!((memory.unused(), memory.wasted(), memory.total()), (0, 60, 80));
+    }
+
+    #[test]
+    fn a_quarter_is_left_to_what_was_read() {
+        let mut memory = Memory::new(80);
+        (0..8).for_each(|n| memory.insert(n, chunk(), false));
+        (10..30).for_each(|n| memory.insert(n, chunk(), true));
+        assert_eq!((memory.total(), memory.unused()), (80, 60));
+        assert!(memory.contains(6) && memory.contains(7) && !memory.contains(5));
     }
 }

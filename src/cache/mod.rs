@@ -17,6 +17,7 @@ mod plan;
 mod readahead;
 mod remote;
 mod state;
+mod surroundings;
 mod trace;
 mod warm;
 
@@ -65,4 +66,8 @@ pub trait Blob: Send + Sync {
 
     /// Says that `range` will be wanted soon. Does not block; failures show when it is fetched.
     fn prefetch(&self, range: ByteRange);
+
+    /// Says that a small file is about to be read, whose first bytes are `range`. Others beside it may
+    /// be next. Does not block.
+    fn note_small_file(&self, _range: ByteRange) {}
 }

@@ -54,8 +54,10 @@ impl Readahead {
         missed: bool,
         allowed: u64,
     ) -> Option<Range<u64>> {
+        // What was fetched for a stream is read by it: of several requests of the kernel, the last
+        // can come first.
         let near = |stream: &Stream| {
-            read.start <= stream.position.saturating_add(SKIP)
+            read.start <= stream.position.saturating_add(SKIP).max(stream.ahead)
                 && read.start.saturating_add(BACK) >= stream.position
         };
         let Some(found) = self.streams.iter().position(near) else {

@@ -18,6 +18,7 @@ use super::opening::{self, OpenOptions, Opening};
 use super::plan::{Grid, runs, spans};
 use super::readahead::{Readahead, SKIP};
 use super::state::{State, Wanted};
+use super::surroundings::Surroundings;
 use super::trace::{Recorder, Trace};
 use super::{Blob, Counters, Error};
 use crate::store::{self, ETag, GetRange, Object, Ranged};
@@ -35,6 +36,12 @@ const LARGEST_WINDOW: u64 = 16 << 20;
 /// Most chunks of a read that may be one of many small ones.
 const FEW: usize = 4;
 
+/// What of a budget may wait for its reader or be on its way to it; the rest belongs to what readers
+/// asked for.
+fn most_ahead(budget: u64) -> u64 {
+    budget / 4 * 3
+}
+
 /// An object, or what follows an offset in it, that is read through a cache of chunks.
 ///
 /// Its methods block the calling thread, which must not be one of the async runtime's.
@@ -49,7 +56,7 @@ pub(super) struct Inner {
     /// Where in the object the blob begins.
     offset: u64,
     pub(super) grid: Grid,
-    budget: u64,
+    pub(super) budget: u64,
     pub(super) runtime: Handle,
     pub(super) disk: Option<Disk>,
     pub(super) state: Mutex<State>,
@@ -71,7 +78,7 @@ impl RemoteBlob {
             opening::open(&object, &runtime, &options, chunk, tail_len)?;
         let grid = Grid { chunk, size: size.saturating_sub(options.offset) };
         let budget = options.memory_bytes.max(tail_len + 2 * chunk);
-        let window = LARGEST_WINDOW.min(budget / 2);
+        let window = LARGEST_WINDOW.min(most_ahead(budget));
         let recorder = disk.is_some().then(Recorder::new);
         let inner = Inner {
             object,
@@ -84,9 +91,9 @@ impl RemoteBlob {
             state: Mutex::new(State {
                 memory: Memory::new(budget),
                 flights: HashMap::new(),
-                flying_ahead: 0,
                 awaited: 0,
                 nearby: Nearby::new(chunk),
+                surroundings: Surroundings::new(chunk),
                 readahead: Readahead::new(window, LONGEST_REQUEST, grid.size),
                 counters: Counters::default(),
                 recorder,
@@ -226,6 +233,12 @@ impl Blob for RemoteBlob {
         self.inner.plan_ahead(&mut self.inner.state.lock(), chunks, &mut launches);
         self.inner.launch(launches);
     }
+
+    fn note_small_file(&self, range: ByteRange) {
+        if range.end().0 <= self.inner.grid.size {
+            self.inner.bring_surroundings(range);
+        }
+    }
 }
 
 impl Inner {
@@ -364,10 +377,10 @@ impl Inner {
         }
     }
 
-    /// Bytes that may be fetched ahead now. What waits for a reader gets half of the budget; the
-    /// other half belongs to what readers asked for.
+    /// Bytes that may be fetched ahead now. All that is on its way counts, whoever wants it: when it
+    /// comes, it needs room.
     fn allowed_ahead(&self, state: &State) -> u64 {
-        (self.budget / 2).saturating_sub(state.memory.unused() + state.flying_ahead)
+        most_ahead(self.budget).saturating_sub(state.memory.unused() + state.memory.reserved())
     }
 
     /// Groups missing chunks, which are sorted, by where they come from, and into runs.

@@ -11,6 +11,7 @@ use super::memory::Memory;
 use super::nearby::Nearby;
 use super::plan::Grid;
 use super::readahead::Readahead;
+use super::surroundings::Surroundings;
 use super::trace::Recorder;
 
 /// What changes of a blob, under one lock.
@@ -18,12 +19,11 @@ pub(super) struct State {
     pub(super) memory: Memory,
     /// Chunks on their way.
     pub(super) flights: HashMap<u64, Flying>,
-    /// Bytes on their way to memory that nobody waits for.
-    pub(super) flying_ahead: u64,
     /// Requests that somebody waits for.
     pub(super) awaited: usize,
     pub(super) readahead: Readahead,
     pub(super) nearby: Nearby,
+    pub(super) surroundings: Surroundings,
     pub(super) counters: Counters,
     /// Notes what is read, if there is a place to keep that.
     pub(super) recorder: Option<Recorder>,
@@ -64,9 +64,7 @@ impl State {
         let flying = self.flights.get_mut(&chunk)?;
         self.counters.joined += 1;
         if std::mem::replace(&mut flying.wanted, Wanted::Now) == Wanted::Ahead {
-            let len = grid.len(&(chunk..chunk + 1));
-            self.flying_ahead -= len;
-            self.counters.prefetched_used_bytes += len;
+            self.counters.prefetched_used_bytes += grid.len(&(chunk..chunk + 1));
         }
         Some(flying.flight.clone())
     }
@@ -97,12 +95,7 @@ impl State {
         for chunk in flight.chunks.clone() {
             let wanted = wanted(chunk);
             match wanted {
-                Wanted::Ahead => {
-                    let len = grid.len(&(chunk..chunk + 1));
-                    self.flying_ahead += len;
-                    self.counters.prefetched_bytes += len;
-                }
-                Wanted::Nearby => {
+                Wanted::Ahead | Wanted::Nearby => {
                     self.counters.prefetched_bytes += grid.len(&(chunk..chunk + 1));
                 }
                 Wanted::Now if flight.origin == Origin::Store => self.counters.misses += 1,
@@ -132,9 +125,6 @@ impl State {
         for chunk in flight.chunks.clone() {
             let flying = self.flights.remove(&chunk);
             let wanted = flying.map_or(Wanted::Now, |flying| flying.wanted);
-            if wanted == Wanted::Ahead {
-                self.flying_ahead -= grid.len(&(chunk..chunk + 1));
-            }
             if let Some(bytes) = brought.next() {
                 if from == Origin::Store {
                     self.counters.fetched_bytes += bytes.len() as u64;

@@ -3,12 +3,13 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 
 use super::Error;
 use super::codec::Codec;
 use super::decoded::{CacheCounters, Claim, DecodedCache, Weigh};
 use super::plan::{Extent, StoredBlock};
+use crate::buffers;
 use crate::cache::Blob;
 use crate::types::{ArchiveOffset, ByteRange};
 
@@ -57,8 +58,9 @@ impl DataBlocks {
     }
 
     /// The bytes of `extents`: one fetch for all that are missing, then one decode each, shared
-    /// with whoever wants the same block meanwhile.
-    pub(super) fn read(&self, extents: &[Extent]) -> Result<Bytes, Error> {
+    /// with whoever wants the same block meanwhile. `begins_small` says that they are the first of a
+    /// small file.
+    pub(super) fn read(&self, extents: &[Extent], begins_small: bool) -> Result<Bytes, Error> {
         let mut parts: Vec<Option<Bytes>> = vec![None; extents.len()];
         let mut wanted: Vec<ByteRange> = Vec::new();
         // Indexes into `parts`, of blocks to use as they come and of blocks to decode.
@@ -83,6 +85,9 @@ impl DataBlocks {
                 }
                 Claim::Wait(flight) => flights.push((index, block, flight)),
             }
+        }
+        if let (true, [first, ..]) = (begins_small, wanted.as_slice()) {
+            self.blob.note_small_file(*first);
         }
         let fetched = if wanted.is_empty() { Ok(Vec::new()) } else { self.blob.fetch(&wanted) };
         let stored = |position: usize| match &fetched {
@@ -141,7 +146,7 @@ impl DataBlocks {
 
     fn decode(&self, block: StoredBlock, stored: &[u8]) -> Result<Bytes, Error> {
         let decoded = self.codec.decode(stored, self.block_size as usize);
-        decoded.map(Bytes::from).map_err(|reason| block.corrupt(reason))
+        decoded.map_err(|reason| block.corrupt(reason))
     }
 }
 
@@ -159,17 +164,17 @@ fn join(extents: &[Extent], parts: Vec<Option<Bytes>>) -> Result<Bytes, Error> {
     {
         return Ok(part.slice(taken(block, extent, part)?));
     }
-    let mut joined = BytesMut::zeroed(extents.iter().map(|extent| extent.len).sum());
-    let mut rest: &mut [u8] = &mut joined;
+    let mut joined = buffers::take(extents.iter().map(|extent| extent.len).sum());
     for (extent, part) in extents.iter().zip(&parts) {
-        let (target, behind) = rest.split_at_mut(extent.len);
-        rest = behind;
+        let end = joined.len() + extent.len;
         if let (Some(block), Some(part)) = (extent.source, part) {
             let source = taken(block, extent, part)?;
-            target.copy_from_slice(part.get(source).unwrap_or_default());
+            joined.extend_from_slice(part.get(source).unwrap_or_default());
         }
+        // A hole.
+        joined.resize(end, 0);
     }
-    Ok(joined.freeze())
+    Ok(buffers::share(joined))
 }
 
 /// Where in its decoded source an extent is. A source that is too short is an error even if it

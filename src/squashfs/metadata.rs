@@ -1,8 +1,9 @@
 //! Metadata blocks: inodes, listings and tables, packed into blocks of 8 KiB.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::Error;
@@ -53,41 +54,72 @@ pub(super) struct Metadata {
     codec: Codec,
     /// One past the archive's last byte.
     end: ArchiveOffset,
-    /// The stored bytes of all metadata, where they are few enough to keep.
-    resident: Option<Resident>,
+    held: Option<Held>,
     decoded: DecodedCache<ArchiveOffset, MetaBlock>,
 }
 
-/// A run of the archive kept in memory.
-pub(super) struct Resident {
-    pub(super) range: ByteRange,
-    pub(super) bytes: Bytes,
+/// All stored metadata, kept in memory once it is there. Where an archive has more of it than is to
+/// be kept, there is no such thing, and each block is fetched when asked for.
+struct Held {
+    range: ByteRange,
+    bytes: OnceLock<Bytes>,
+    /// Held by who fetches all of it.
+    fetching: Mutex<()>,
 }
 
-impl Resident {
+impl Held {
     fn get(&self, range: ByteRange) -> Option<Bytes> {
+        let bytes = self.bytes.get()?;
         if !self.range.contains(range) {
             return None;
         }
         let start = usize::try_from(range.start().0 - self.range.start().0).ok()?;
         let end = start.checked_add(usize::try_from(range.len()).ok()?)?;
-        (end <= self.bytes.len()).then(|| self.bytes.slice(start..end))
+        (end <= bytes.len()).then(|| bytes.slice(start..end))
     }
 }
 
 impl Metadata {
+    /// Metadata up to `end`. All that is stored in `range` will be held in memory, and is from now on
+    /// if the blob has it at hand; `budget` is for what is decoded, in bytes.
     pub(super) fn new(
         blob: Arc<dyn Blob>,
         codec: Codec,
         end: ArchiveOffset,
-        resident: Option<Resident>,
+        range: Option<ByteRange>,
         budget: usize,
     ) -> Self {
-        Self { blob, codec, end, resident, decoded: DecodedCache::new(budget) }
+        let held = range.map(|range| {
+            let bytes = blob.get(range).map(OnceLock::from).unwrap_or_default();
+            Held { range, bytes, fetching: Mutex::new(()) }
+        });
+        Self { blob, codec, end, held, decoded: DecodedCache::new(budget) }
     }
 
     pub(super) fn is_resident(&self) -> bool {
-        self.resident.is_some()
+        self.held.as_ref().is_some_and(|held| held.bytes.get().is_some())
+    }
+
+    /// Fetches all that is to be held, if that has not happened.
+    pub(super) fn hold(&self) -> Result<(), Error> {
+        match &self.held {
+            Some(held) => {
+                let _turn = held.fetching.lock();
+                self.fetch_all(held)
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Called with `fetching` held.
+    fn fetch_all(&self, held: &Held) -> Result<(), Error> {
+        if held.bytes.get().is_none()
+            && let Some(bytes) = self.blob.fetch(&[held.range])?.pop()
+        {
+            // Empty still: only who fetches sets it.
+            let _ = held.bytes.set(bytes);
+        }
+        Ok(())
     }
 
     pub(super) fn counters(&self) -> CacheCounters {
@@ -96,11 +128,28 @@ impl Metadata {
 
     /// The stored bytes of `ranges`, which the caller has checked to be inside the archive.
     pub(super) fn stored(&self, ranges: &[ByteRange]) -> Result<Vec<Bytes>, Error> {
-        let here = |&range: &ByteRange| self.resident.as_ref()?.get(range);
+        let here = |&range: &ByteRange| self.held.as_ref()?.get(range);
         match ranges.iter().map(here).collect() {
             Some(bytes) => Ok(bytes),
             None => Ok(self.blob.fetch(ranges)?),
         }
+    }
+
+    /// The stored bytes around one block. The first of which any has to be fetched brings all that is
+    /// to be held, since a program that goes through a tree needs the rest, too.
+    fn stored_block(&self, range: ByteRange) -> Result<Bytes, Error> {
+        if let Some(held) = &self.held
+            && held.range.contains(range)
+        {
+            if let Some(bytes) = held.get(range).or_else(|| self.blob.get(range)) {
+                return Ok(bytes);
+            }
+            // Others wait for no more than their block, which may well be on its way.
+            if let Some(_turn) = held.fetching.try_lock() {
+                self.fetch_all(held)?;
+            }
+        }
+        Ok(self.stored(&[range])?.pop().unwrap_or_default())
     }
 
     /// Starts reading `structure` (which errors name) at `position`.
@@ -130,7 +179,7 @@ impl Metadata {
         let most = METADATA_HEADER_LEN + METADATA_LEN as u64;
         let left = self.end.0.checked_sub(at.0).ok_or_else(past_end)?;
         let range = ByteRange::new(at, left.min(most)).ok_or_else(past_end)?;
-        let bytes = self.stored(&[range])?.pop().unwrap_or_default();
+        let bytes = self.stored_block(range)?;
         let Some((&[low, high], _)) = bytes.split_first_chunk() else { return Err(past_end()) };
         let header = u16::from_le_bytes([low, high]);
         // The kernel reads a length of zero as 32,768, which is then too long.
@@ -148,7 +197,7 @@ impl Metadata {
             Bytes::copy_from_slice(stored)
         } else {
             let decoded = self.codec.decode(stored, METADATA_LEN);
-            Bytes::from(decoded.map_err(|reason| Error::corrupt(structure, at, reason))?)
+            decoded.map_err(|reason| Error::corrupt(structure, at, reason))?
         };
         let next = ArchiveOffset(at.0 + METADATA_HEADER_LEN + len as u64);
         Ok(MetaBlock { bytes: decoded, next })

@@ -57,12 +57,16 @@ use data::DataBlocks;
 use dir_index::DirIndexes;
 use format::SUPERBLOCK_LEN;
 use inode::InodeParser;
-use metadata::{Metadata, Resident};
+use metadata::Metadata;
 use tables::Tables;
 use xattr::XattrReader;
 
 /// Most bytes that one [`Archive::read`] or [`Archive::get`] answers: 16 MiB.
 pub const MAX_READ: usize = 16 << 20;
+
+/// Size up to which a file counts as one of many small ones, in bytes. A larger one that is read here
+/// and there says nothing about its neighbours.
+const SMALL_FILE: u64 = 1 << 20;
 
 /// How much memory an archive may use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,9 +108,10 @@ pub struct Archive {
 }
 
 impl Archive {
-    /// Opens the archive that is `blob`, from its first byte on. Fetches twice: the
-    /// superblock, and then all metadata (or, where that is more than is to be held, the compressor's
-    /// options, if any, and then the indexes of the tables).
+    /// Opens the archive that is `blob`, from its first byte on. Fetches the superblock, the
+    /// compressor's options, if any, the indexes of the tables, and the root's inode: the archive's
+    /// two ends. Metadata that is to be held and that the blob has at hand is held from now on, and the
+    /// rest when the first of it is asked for, or by [`Archive::hold_metadata`].
     pub fn open(blob: Arc<dyn Blob>, options: OpenOptions) -> Result<Self, Error> {
         let size = blob.size();
         let head = ByteRange::between(ArchiveOffset(0), ArchiveOffset(size.min(SUPERBLOCK_LEN)));
@@ -115,17 +120,15 @@ impl Archive {
         let end = superblock.end();
 
         let compressor_options = superblock.compressor_options();
+        let fetched = match compressor_options {
+            Some(range) => blob.fetch(&[range])?.pop(),
+            None => None,
+        };
+        let codec = Codec::new(&superblock, fetched)?;
         let all_metadata = ByteRange::between(superblock.inode_table, end)
             .filter(|metadata| metadata.len() <= options.resident_bytes as u64);
-        let wanted: Vec<_> = compressor_options.into_iter().chain(all_metadata).collect();
-        let fetched = if wanted.is_empty() { Vec::new() } else { blob.fetch(&wanted)? };
-        let mut fetched = fetched.into_iter();
-        let codec = Codec::new(&superblock, compressor_options.and_then(|_| fetched.next()))?;
-        let resident = all_metadata.zip(fetched.next());
-        let resident = resident.map(|(range, bytes)| Resident { range, bytes });
-
         let metadata =
-            Metadata::new(Arc::clone(&blob), codec, end, resident, options.metadata_bytes);
+            Metadata::new(Arc::clone(&blob), codec, end, all_metadata, options.metadata_bytes);
         let tables = Tables::open(&superblock, &metadata)?;
         let block_size = superblock.block_size;
         let archive = Self {
@@ -147,6 +150,15 @@ impl Archive {
     /// The superblock.
     pub fn superblock(&self) -> &Superblock {
         &self.superblock
+    }
+
+    /// Fetches what is missing of the metadata that is to be held in memory. Nobody has to: but who
+    /// calls it in time has nobody wait for it.
+    ///
+    /// # Errors
+    /// What fetching says. What needs metadata tries again.
+    pub fn hold_metadata(&self) -> Result<(), Error> {
+        self.metadata.hold()
     }
 
     /// Whether all metadata is in memory, so that only [`Archive::read`] needs the blob. (An
@@ -241,7 +253,7 @@ impl Archive {
     /// [`MAX_READ`]. May fetch, and may wait for a block that another thread decodes.
     pub fn read(&self, file: &Inode, at: FileOffset, len: usize) -> Result<Bytes, Error> {
         match self.plan(Some(&self.metadata), file, at, len)? {
-            Some(extents) => self.data.read(&extents),
+            Some(extents) => self.data.read(&extents, at.0 == 0 && file.size <= SMALL_FILE),
             None => Ok(Bytes::new()),
         }
     }

@@ -1,0 +1,279 @@
+//! Recognizes programs that read small files all over an archive, and says what else to bring.
+//!
+//! Such a program waits for one round trip after another, while the link has nothing to do. So each
+//! miss also brings what lies nearest to it and is not here yet, to the disk: the more of it, the
+//! longer that goes well, until after some dozens of misses an archive of common size is all there.
+//!
+//! It has to be worth it: if next to nothing that was brought is read, it ends. And it has to
+//! be in nobody's way: if requests take longer than they did, the link is full, and fewer are made.
+
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use lru::LruCache;
+
+use super::Error;
+use super::flight::{Flight, Origin};
+use super::landing::Landing;
+use super::plan::runs;
+use super::remote::Inner;
+use super::state::{State, Wanted};
+use crate::types::ByteRange;
+
+/// Size of a region in bytes, each a request of its own: a connection brings one in a quarter of a
+/// round trip of 20 ms, and many connections are faster than one.
+const REGION: u64 = 512 << 10;
+
+/// Misses before anything is brought: who reads a handful of files wants no more.
+const FIRST_MISSES: u32 = 8;
+
+/// Most regions that one miss brings.
+const MOST: u64 = 12;
+
+/// What a request may take longer than usual at any rate: nobody notices.
+const UNNOTICED: Duration = Duration::from_millis(5);
+
+/// How many regions on either side are looked at.
+const FARTHEST: u64 = 1024;
+
+/// Regions that are remembered.
+const REMEMBERED: NonZeroUsize = NonZeroUsize::MIN.saturating_add(8191);
+
+/// After how many regions it has to be worth it, and how many misses there may be for each file that
+/// was found in one.
+const TRIAL: u64 = 128;
+const WORTH: u32 = 16;
+
+/// After how many reads the older ones count half.
+const FORGET_AFTER: u32 = 1024;
+
+/// What is known of the small files of one blob.
+#[derive(Debug)]
+pub(super) struct Surroundings {
+    /// Regions that were brought.
+    brought: LruCache<u64, ()>,
+    regions_brought: u64,
+    /// Chunks of a region.
+    chunks: u64,
+    /// How many regions the next miss brings.
+    reach: u64,
+    /// Reads that had to wait for the store, and that would have, were it not for a region brought.
+    /// The older count less.
+    missed: u32,
+    found: u32,
+    /// How long a request takes while the link is not full. Grows slowly, since networks change.
+    usual: Option<Duration>,
+    ended: bool,
+}
+
+impl Surroundings {
+    /// For a blob in chunks of `chunk` bytes.
+    pub(super) fn new(chunk: u64) -> Self {
+        Self {
+            brought: LruCache::new(REMEMBERED),
+            regions_brought: 0,
+            chunks: (REGION / chunk).max(1),
+            reach: 1,
+            missed: 0,
+            found: 0,
+            usual: None,
+            ended: false,
+        }
+    }
+
+    /// Notes that a small file is read that begins in `chunk`, and whether that is nowhere here. Gives
+    /// the regions to bring, the nearest first: those of the blob's `count` that `lacks` says have
+    /// something to bring.
+    fn read(
+        &mut self,
+        chunk: u64,
+        missed: bool,
+        count: u64,
+        lacks: impl Fn(u64) -> bool,
+    ) -> Vec<u64> {
+        let here = chunk / self.chunks;
+        if missed {
+            self.missed += 1;
+        } else if self.brought.contains(&here) {
+            self.found += 1;
+        }
+        if self.missed + self.found > FORGET_AFTER {
+            (self.missed, self.found) = (self.missed / 2, self.found / 2);
+        }
+        let is_worth = self.regions_brought < TRIAL || (self.found + 1) * WORTH >= self.missed;
+        self.ended |= !is_worth;
+        if !missed || self.missed <= FIRST_MISSES || self.ended {
+            return Vec::new();
+        }
+        let around = (1..FARTHEST).flat_map(|far| [here.checked_sub(far), here.checked_add(far)]);
+        let regions: Vec<u64> = [Some(here)]
+            .into_iter()
+            .chain(around)
+            .flatten()
+            .filter(|region| *region < count && !self.brought.contains(region) && lacks(*region))
+            .take(usize::try_from(self.reach).unwrap_or(usize::MAX))
+            .collect();
+        for region in &regions {
+            self.brought.put(*region, ());
+        }
+        self.regions_brought += regions.len() as u64;
+        regions
+    }
+
+    /// Notes how long a region was on its way.
+    fn landed(&mut self, took: Duration) {
+        let usual = self.usual.map_or(took, |usual| took.min(usual + usual / 64));
+        self.usual = Some(usual);
+        self.reach = match took <= usual + (usual / 2).max(UNNOTICED) {
+            true => (self.reach + 1).min(MOST),
+            false => (self.reach / 2).max(1),
+        };
+    }
+
+    /// Ends it: the store or the disk fails.
+    fn end(&mut self) {
+        self.ended = true;
+    }
+}
+
+impl Inner {
+    /// Notes that a small file which begins in `range` is about to be read, and brings to disk what
+    /// lies around it, if that is worth it.
+    pub(super) fn bring_surroundings(self: &Arc<Self>, range: ByteRange) {
+        let (Some(disk), grid) = (&self.disk, self.grid) else { return };
+        let read = grid.chunks(range);
+        let mut launches = Vec::new();
+        {
+            let mut state = self.state.lock();
+            let State { surroundings, memory, flights, .. } = &mut *state;
+            let is_absent = |chunk: &u64| {
+                !memory.contains(*chunk) && !flights.contains_key(chunk) && !disk.holds(*chunk)
+            };
+            let chunks = surroundings.chunks;
+            let count = grid.size.div_ceil(grid.chunk);
+            let missing = |region: u64| {
+                let region = region * chunks..((region + 1) * chunks).min(count);
+                region.filter(|chunk| !read.contains(chunk) && is_absent(chunk))
+            };
+            let missed = read.clone().any(|chunk| is_absent(&chunk));
+            let lacks = |region| missing(region).next().is_some();
+            let regions = surroundings.read(read.start, missed, count.div_ceil(chunks), lacks);
+            // What readers wait for is not pushed out of memory by what they may never want.
+            let room = (self.budget / 2).saturating_sub(flights.len() as u64 * grid.chunk);
+            let most = usize::try_from(room / (chunks * grid.chunk)).unwrap_or(usize::MAX);
+            let wanted: Vec<Vec<u64>> =
+                regions.into_iter().take(most).map(|region| missing(region).collect()).collect();
+            for run in wanted.iter().flat_map(|missing| runs(missing, chunks, |_| false)) {
+                let flight = Flight::new(run, Origin::Store, false);
+                launches.push(state.book(grid, flight, |_| Wanted::OnDisk));
+            }
+        }
+        for flight in launches {
+            Landing { inner: Arc::clone(self), flight }.send_to_disk();
+        }
+    }
+}
+
+impl Landing {
+    /// Sends the request, and leaves it to the runtime to write to disk what it brings.
+    fn send_to_disk(self) {
+        let runtime = self.inner.runtime.clone();
+        self.inner.runtime.clone().spawn(async move {
+            let started = Instant::now();
+            let result = self.inner.request(&self.flight.chunks).await;
+            match &result {
+                Ok(_) => self.inner.state.lock().surroundings.landed(started.elapsed()),
+                Err(_) => self.inner.state.lock().surroundings.end(),
+            }
+            runtime.spawn_blocking(move || self.write(result));
+        });
+    }
+
+    fn write(self, result: Result<Vec<Bytes>, Error>) {
+        if let (Some(disk), Ok(brought)) = (&self.inner.disk, &result) {
+            // Before it lands: from then on readers look on the disk.
+            for (chunk, bytes) in self.flight.chunks.clone().zip(brought) {
+                if let Err(error) = disk.write(chunk, bytes) {
+                    log::debug!("nothing more is brought around what is read: {error}");
+                    self.inner.state.lock().surroundings.end();
+                    break;
+                }
+            }
+        }
+        self.inner.land(&self.flight, Origin::Store, result);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::hash::{DefaultHasher, Hasher};
+
+    use super::*;
+
+    const CHUNK: u64 = 64 << 10;
+    const MS: Duration = Duration::from_millis(1);
+
+    /// Reads a file in each of `regions` that is missed unless it was brought; all that is brought
+    /// arrives after `took`. Gives how many regions were brought in all.
+    fn program(
+        surroundings: &mut Surroundings,
+        regions: impl Iterator<Item = u64>,
+        count: u64,
+        took: impl Fn(usize) -> Duration,
+    ) -> usize {
+        let mut brought = 0;
+        for region in regions {
+            let missed = !surroundings.brought.contains(&region);
+            let fetched = surroundings.read(region * 8 + 3, missed, count, |_| true);
+            fetched.iter().for_each(|_| surroundings.landed(took(fetched.len())));
+            brought += fetched.len();
+        }
+        brought
+    }
+
+    /// Numbers without an order.
+    fn scattered(n: u64) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        hasher.write_u64(n);
+        hasher.finish()
+    }
+
+    #[test]
+    fn a_few_files_bring_nothing_and_many_bring_almost_all() {
+        let mut surroundings = Surroundings::new(CHUNK);
+        let scattered = |n| scattered(n) % 1000;
+        assert_eq!(program(&mut surroundings, (0..8).map(scattered), 1000, |_| 25 * MS), 0);
+        let brought = program(&mut surroundings, (8..400).map(scattered), 1000, |_| 25 * MS);
+        assert!(brought > 900, "{brought}");
+    }
+
+    #[test]
+    fn the_nearest_come_first() {
+        let mut surroundings = Surroundings::new(CHUNK);
+        program(&mut surroundings, (0..8).map(|n| n * 100), 1000, |_| 25 * MS);
+        assert_eq!(surroundings.read(500 * 8, true, 1000, |_| true), [500]);
+        surroundings.landed(25 * MS);
+        surroundings.landed(25 * MS);
+        assert_eq!(surroundings.read(500 * 8, true, 1000, |at| at != 501), [499, 498, 502]);
+        assert_eq!(surroundings.read(0, true, 2, |_| true), [0, 1]);
+    }
+
+    #[test]
+    fn a_full_link_gets_fewer() {
+        let mut surroundings = Surroundings::new(CHUNK);
+        // Twelve at a time take twelve times as long as one.
+        let regions = (0..100).map(|n| n * 50);
+        program(&mut surroundings, regions, 5000, |at_once| 20 * MS + at_once as u32 * 50 * MS);
+        assert!(surroundings.reach <= 4, "{surroundings:?}");
+    }
+
+    #[test]
+    fn what_is_not_read_is_not_brought_for_long() {
+        let mut surroundings = Surroundings::new(CHUNK);
+        let scattered = (0..10_000).map(|n| scattered(n) % 10_000_000);
+        let brought = program(&mut surroundings, scattered, 10_000_000, |_| 25 * MS);
+        assert!(brought < 300, "{brought}");
+    }
+}
