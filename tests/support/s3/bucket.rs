@@ -14,7 +14,7 @@ use futures::StreamExt;
 use s3s::dto::*;
 use s3s::{S3, S3Request, S3Response, S3Result, s3_error};
 
-use super::Config;
+use super::{Config, Tags};
 
 /// Bytes per read of a file.
 const READ: usize = 256 << 10;
@@ -42,13 +42,15 @@ pub(super) struct Buckets {
     root: PathBuf,
     min_part: u64,
     page: usize,
+    tags: Tags,
     serial: AtomicU64,
 }
 
 impl Buckets {
     pub(super) fn new(config: &Config) -> Self {
         let serial = AtomicU64::new(0);
-        Self { root: config.root.clone(), min_part: config.min_part, page: config.page, serial }
+        let Config { root, min_part, page, tags, .. } = config.clone();
+        Self { root, min_part, page, tags, serial }
     }
 
     fn bucket(&self, bucket: &str) -> S3Result<PathBuf> {
@@ -149,9 +151,14 @@ impl S3 for Buckets {
     ) -> S3Result<S3Response<GetObjectOutput>> {
         let input = request.input;
         let (file, meta) = open(&self.path(&input.bucket, &input.key)?)?;
-        let tag = etag(&meta);
+        let tag = match self.tags {
+            Tags::Strong => Some(etag(&meta)),
+            Tags::Weak => Some(ETag::Weak(etag(&meta).into_value())),
+            Tags::Absent => None,
+            Tags::Same => Some(ETag::Strong("same".into())),
+        };
         if let Some(ETagCondition::ETag(expected)) = input.if_match
-            && !expected.strong_cmp(&tag)
+            && !tag.as_ref().is_some_and(|tag| expected.strong_cmp(tag))
         {
             return Err(s3_error!(PreconditionFailed));
         }
@@ -170,7 +177,7 @@ impl S3 for Buckets {
             content_length: Some(length(range.end - range.start)),
             body: Some(stream(file, range)),
             content_range,
-            e_tag: Some(tag),
+            e_tag: tag,
             last_modified: meta.modified().ok().map(Timestamp::from),
             accept_ranges: Some("bytes".into()),
             ..Default::default()

@@ -45,6 +45,21 @@ pub struct Config {
     pub min_part: u64,
     /// Most keys in a page of a listing.
     pub page: usize,
+    /// What versions are told apart by.
+    pub tags: Tags,
+}
+
+/// The ETags of objects that are read.
+#[derive(Clone, Debug)]
+pub enum Tags {
+    /// Another one for every version of every object.
+    Strong,
+    /// Weak ones, as some proxies make them.
+    Weak,
+    /// None at all.
+    Absent,
+    /// The same strong one for everything.
+    Same,
 }
 
 impl Config {
@@ -59,6 +74,7 @@ impl Config {
             total_rate: None,
             min_part: 5 << 20,
             page: 1000,
+            tags: Tags::Strong,
         }
     }
 }
