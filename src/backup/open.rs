@@ -161,7 +161,8 @@ impl SourceRequest {
 fn hold_metadata(archive: Arc<Archive>) {
     let hold = move || {
         if let Err(error) = archive.hold_metadata() {
-            log::warn!("metadata could not be fetched ahead: {error}");
+            // Who needs it fails with the same. A command that has ended needs it no more.
+            log::debug!("metadata could not be fetched ahead: {error}");
         }
     };
     // Without a thread, the first who needs it fetches it.

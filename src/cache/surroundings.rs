@@ -132,7 +132,12 @@ impl Surroundings {
         };
     }
 
-    /// Ends it: the store or the disk fails.
+    /// Notes that a region could not be had: one at a time is enough until others can.
+    fn failed(&mut self) {
+        self.reach = 1;
+    }
+
+    /// Ends it: the disk takes no more.
     fn end(&mut self) {
         self.ended = true;
     }
@@ -185,7 +190,7 @@ impl Landing {
             let result = self.inner.request(&self.flight.chunks).await;
             match &result {
                 Ok(_) => self.inner.state.lock().surroundings.landed(started.elapsed()),
-                Err(_) => self.inner.state.lock().surroundings.end(),
+                Err(_) => self.inner.state.lock().surroundings.failed(),
             }
             runtime.spawn_blocking(move || self.write(result));
         });
