@@ -84,12 +84,13 @@ impl Surroundings {
     }
 
     /// Notes that a small file is read that begins in `chunk`, and whether that is nowhere here. Gives
-    /// the regions to bring, the nearest first: those of the blob's `count` that `lacks` says have
-    /// something to bring.
+    /// the regions to bring, the nearest first, at most `room`: those of the blob's `count` that `lacks`
+    /// says have something to bring.
     fn read(
         &mut self,
         chunk: u64,
         missed: bool,
+        room: u64,
         count: u64,
         lacks: impl Fn(u64) -> bool,
     ) -> Vec<u64> {
@@ -113,7 +114,7 @@ impl Surroundings {
             .chain(around)
             .flatten()
             .filter(|region| *region < count && !self.brought.contains(region) && lacks(*region))
-            .take(usize::try_from(self.reach).unwrap_or(usize::MAX))
+            .take(usize::try_from(self.reach.min(room)).unwrap_or(usize::MAX))
             .collect();
         for region in &regions {
             self.brought.put(*region, ());
@@ -164,12 +165,13 @@ impl Inner {
             };
             let missed = read.clone().any(|chunk| is_absent(&chunk));
             let lacks = |region| missing(region).next().is_some();
-            let regions = surroundings.read(read.start, missed, count.div_ceil(chunks), lacks);
             // What readers wait for is not pushed out of memory by what they may never want.
             let room = (self.budget / 2).saturating_sub(flights.len() as u64 * grid.chunk);
-            let most = usize::try_from(room / (chunks * grid.chunk)).unwrap_or(usize::MAX);
+            let room = room / (chunks * grid.chunk);
+            let regions =
+                surroundings.read(read.start, missed, room, count.div_ceil(chunks), lacks);
             let wanted: Vec<Vec<u64>> =
-                regions.into_iter().take(most).map(|region| missing(region).collect()).collect();
+                regions.into_iter().map(|region| missing(region).collect()).collect();
             for run in wanted.iter().flat_map(|missing| runs(missing, chunks, |_| false)) {
                 let flight = Flight::new(run, Origin::Store, false);
                 launches.push(state.book(grid, flight, |_| Wanted::OnDisk));
@@ -231,7 +233,7 @@ mod tests {
         let mut brought = 0;
         for region in regions {
             let missed = !surroundings.brought.contains(&region);
-            let fetched = surroundings.read(region * 8 + 3, missed, count, |_| true);
+            let fetched = surroundings.read(region * 8 + 3, missed, u64::MAX, count, |_| true);
             fetched.iter().for_each(|_| surroundings.landed(took(fetched.len())));
             brought += fetched.len();
         }
@@ -258,11 +260,13 @@ mod tests {
     fn the_nearest_come_first() {
         let mut surroundings = Surroundings::new(CHUNK);
         program(&mut surroundings, (0..8).map(|n| n * 100), 1000, |_| 25 * MS);
-        assert_eq!(surroundings.read(500 * 8, true, 1000, |_| true), [500]);
+        let all = u64::MAX;
+        assert_eq!(surroundings.read(500 * 8, true, 0, 1000, |_| true), [0; 0]);
+        assert_eq!(surroundings.read(500 * 8, true, all, 1000, |_| true), [500]);
         surroundings.landed(25 * MS);
         surroundings.landed(25 * MS);
-        assert_eq!(surroundings.read(500 * 8, true, 1000, |at| at != 501), [499, 498, 502]);
-        assert_eq!(surroundings.read(0, true, 2, |_| true), [0, 1]);
+        assert_eq!(surroundings.read(500 * 8, true, all, 1000, |at| at != 501), [499, 498, 502]);
+        assert_eq!(surroundings.read(0, true, all, 2, |_| true), [0, 1]);
     }
 
     #[test]
