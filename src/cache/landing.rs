@@ -1,6 +1,7 @@
 //! The work on a flight: reading its chunks from disk, or fetching them.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::flight::{Flight, Origin};
 use super::remote::Inner;
@@ -35,7 +36,11 @@ impl Landing {
     /// Sends the request, and leaves the rest to the runtime.
     pub(super) fn send(self) {
         self.inner.clone().runtime.spawn(async move {
+            let started = Instant::now();
             let result = self.inner.request(&self.flight.chunks).await;
+            if self.flight.awaited && result.is_ok() {
+                self.inner.state.lock().surroundings.waited(started.elapsed());
+            }
             self.inner.land(&self.flight, Origin::Store, result);
         });
     }

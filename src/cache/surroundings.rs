@@ -5,7 +5,8 @@
 //! longer that goes well, until after some dozens of misses an archive of common size is all there.
 //!
 //! It has to be worth it: if next to nothing that was brought is read, it ends. And it has to
-//! be in nobody's way: if requests take longer than they did, the link is full, and fewer are made.
+//! be in nobody's way: if a region takes much longer than what readers wait for, the link is narrow or
+//! full, and fewer are brought, or none.
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -32,8 +33,11 @@ const FIRST_MISSES: u32 = 8;
 /// Most regions that one miss brings.
 const MOST: u64 = 12;
 
-/// What a request may take longer than usual at any rate: nobody notices.
+/// What a region may take longer than twice what readers wait: nobody notices.
 const UNNOTICED: Duration = Duration::from_millis(5);
+
+/// Where none are brought, every so many misses bring one, to see whether the link is still narrow.
+const PROBE: u32 = 16;
 
 /// How many regions on either side are looked at.
 const FARTHEST: u64 = 1024;
@@ -63,8 +67,12 @@ pub(super) struct Surroundings {
     /// The older count less.
     missed: u32,
     found: u32,
-    /// How long a request takes while the link is not full. Grows slowly, since networks change.
-    usual: Option<Duration>,
+    /// How long readers wait for a request at the least. Grows slowly, since networks change.
+    wait: Duration,
+    /// Misses since one brought anything.
+    idle: u32,
+    /// Whether a region has been slow since then: what was sent together is slow together.
+    slowed: bool,
     ended: bool,
 }
 
@@ -78,7 +86,9 @@ impl Surroundings {
             reach: 1,
             missed: 0,
             found: 0,
-            usual: None,
+            wait: Duration::ZERO,
+            idle: 0,
+            slowed: false,
             ended: false,
         }
     }
@@ -108,34 +118,45 @@ impl Surroundings {
         if !missed || self.missed <= FIRST_MISSES || self.ended {
             return Vec::new();
         }
+        self.idle += 1;
+        let reach = if self.idle >= PROBE { self.reach.max(1) } else { self.reach };
+        if reach == 0 {
+            return Vec::new();
+        }
         let around = (1..FARTHEST).flat_map(|far| [here.checked_sub(far), here.checked_add(far)]);
         let regions: Vec<u64> = [Some(here)]
             .into_iter()
             .chain(around)
             .flatten()
             .filter(|region| *region < count && !self.brought.contains(region) && lacks(*region))
-            .take(usize::try_from(self.reach.min(room)).unwrap_or(usize::MAX))
+            .take(usize::try_from(reach.min(room)).unwrap_or(usize::MAX))
             .collect();
         for region in &regions {
             self.brought.put(*region, ());
+            (self.idle, self.slowed) = (0, false);
         }
         self.regions_brought += regions.len() as u64;
         regions
     }
 
+    /// Notes how long a reader waited for a request of its own.
+    pub(super) fn waited(&mut self, took: Duration) {
+        let longest = if self.wait.is_zero() { took } else { self.wait + self.wait / 16 };
+        self.wait = took.min(longest);
+    }
+
     /// Notes how long a region was on its way.
     fn landed(&mut self, took: Duration) {
-        let usual = self.usual.map_or(took, |usual| took.min(usual + usual / 64));
-        self.usual = Some(usual);
-        self.reach = match took <= usual + (usual / 2).max(UNNOTICED) {
-            true => (self.reach + 1).min(MOST),
-            false => (self.reach / 2).max(1),
-        };
+        if self.slowed {
+            return;
+        }
+        self.slowed = took > 2 * self.wait + UNNOTICED;
+        self.reach = if self.slowed { self.reach / 2 } else { (self.reach + 1).min(MOST) };
     }
 
     /// Notes that a region could not be had: one at a time is enough until others can.
     fn failed(&mut self) {
-        self.reach = 1;
+        self.reach = 0;
     }
 
     /// Ends it: the disk takes no more.
@@ -233,6 +254,9 @@ mod tests {
         let mut brought = 0;
         for region in regions {
             let missed = !surroundings.brought.contains(&region);
+            if missed {
+                surroundings.waited(23 * MS);
+            }
             let fetched = surroundings.read(region * 8 + 3, missed, u64::MAX, count, |_| true);
             fetched.iter().for_each(|_| surroundings.landed(took(fetched.len())));
             brought += fetched.len();
@@ -270,12 +294,17 @@ mod tests {
     }
 
     #[test]
-    fn a_full_link_gets_fewer() {
+    fn a_full_link_gets_fewer_and_a_narrow_one_next_to_none() {
+        let regions = || (0..100).map(|n| n * 50);
         let mut surroundings = Surroundings::new(CHUNK);
-        // Twelve at a time take twelve times as long as one.
-        let regions = (0..100).map(|n| n * 50);
-        program(&mut surroundings, regions, 5000, |at_once| 20 * MS + at_once as u32 * 50 * MS);
-        assert!(surroundings.reach <= 4, "{surroundings:?}");
+        // Each of those on their way takes 10 ms of the others' time.
+        program(&mut surroundings, regions(), 5000, |at_once| 20 * MS + at_once as u32 * 10 * MS);
+        assert!((1..=6).contains(&surroundings.reach), "{surroundings:?}");
+
+        // One alone takes the link for longer than a reader waits.
+        let mut surroundings = Surroundings::new(CHUNK);
+        let brought = program(&mut surroundings, regions(), 5000, |_| 90 * MS);
+        assert!((2..10).contains(&brought), "{brought}");
     }
 
     #[test]
