@@ -13,10 +13,10 @@
 //! squashfs               the archive format
 //! cache                  chunks of a remote object: memory, single flight, readahead
 //! store                  object stores behind one narrow trait
-//! types                  numbers with units, no I/O
+//! types       buffers    numbers with units, no I/O | large buffers that are used again
 //! ```
 //!
-//! From bottom to top: [`types`], [`store`], [`cache`], [`squashfs`], [`overlay`], [`failure`],
+//! From bottom to top: [`types`] and `buffers`, [`store`], [`cache`], [`squashfs`], [`overlay`], [`failure`],
 //! [`backup`], [`mod@bench`], [`fuse`], [`server`], [`cli`]. Everything from the cache upward is ordinary blocking
 //! code; only the stores are asynchronous, and the calls on [`backup::Backups`], which are many small
 //! requests to them. There is no unsafe code.

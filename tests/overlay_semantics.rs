@@ -522,16 +522,22 @@ fn a_name_of_255_bytes_works_and_a_longer_one_is_too_long() {
     }
 }
 
+/// An archive with a directory `many` of so many files.
+fn packed_many(dir: &Path, count: usize) -> PathBuf {
+    let tree = dir.join("tree");
+    std::fs::create_dir_all(tree.join("many")).unwrap();
+    for i in 0..count {
+        std::fs::write(tree.join(format!("many/lower{i}")), b"").unwrap();
+    }
+    let archive = dir.join("archive");
+    pack(&tree, &archive);
+    archive
+}
+
 #[test]
 fn a_listing_can_be_removed_while_it_is_read() {
     let dir = tempfile::tempdir().unwrap();
-    let tree = dir.path().join("tree");
-    std::fs::create_dir_all(tree.join("many")).unwrap();
-    for i in 0..500 {
-        std::fs::write(tree.join(format!("many/lower{i}")), b"").unwrap();
-    }
-    let archive = dir.path().join("archive");
-    pack(&tree, &archive);
+    let archive = packed_many(dir.path(), 500);
     for plus in [false, true] {
         let dir = tempfile::tempdir().unwrap();
         let overlay = open_overlay(dir.path(), &archive, Options::default());
@@ -732,13 +738,7 @@ fn threads_that_rename_make_and_list_do_not_stop_each_other() {
 #[test]
 fn a_listing_shows_what_was_there_all_the_while_once() {
     let dir = tempfile::tempdir().unwrap();
-    let tree = dir.path().join("tree");
-    std::fs::create_dir_all(tree.join("many")).unwrap();
-    for i in 0..60 {
-        std::fs::write(tree.join(format!("many/lower{i}")), b"").unwrap();
-    }
-    let archive = dir.path().join("archive");
-    pack(&tree, &archive);
+    let archive = packed_many(dir.path(), 60);
     for (plus, parts) in [false, true].into_iter().flat_map(|plus| [(plus, 5), (plus, 17)]) {
         let dir = tempfile::tempdir().unwrap();
         let overlay = open_overlay(dir.path(), &archive, Options::default());

@@ -8,10 +8,10 @@ use std::ops::Range;
 use lru::LruCache;
 
 /// Size of a region in bytes: on the wire, half a round trip of 20 ms at 100 MB/s.
-const REGION: u64 = 512 << 10;
+pub(super) const REGION: u64 = 512 << 10;
 
 /// Regions that are remembered: at 512 KiB each, 4 GiB of archive.
-const REMEMBERED: NonZeroUsize = NonZeroUsize::MIN.saturating_add(8191);
+pub(super) const REMEMBERED: NonZeroUsize = NonZeroUsize::MIN.saturating_add(8191);
 
 /// How many regions have to be fetched before it counts how many of them were of use.
 const FIRST_TRIES: u32 = 4;

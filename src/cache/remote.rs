@@ -428,6 +428,20 @@ impl Inner {
         Ok(ranged.pieces)
     }
 
+    /// Writes to disk what a flight from the store brought, and then ends it: from then on readers look
+    /// there.
+    pub(super) fn land_on_disk(
+        &self,
+        disk: &Disk,
+        flight: &Flight,
+        result: Result<Vec<Bytes>, Error>,
+    ) -> std::io::Result<()> {
+        let mut brought = flight.chunks.clone().zip(result.iter().flatten());
+        let written = brought.try_for_each(|(chunk, bytes)| disk.write(chunk, bytes));
+        self.land(flight, Origin::Store, result);
+        written
+    }
+
     /// Ends a flight: keeps what it brought, and wakes those who wait.
     pub(super) fn land(&self, flight: &Flight, from: Origin, result: Result<Vec<Bytes>, Error>) {
         self.state.lock().land(self.grid, flight, from, result.as_deref());

@@ -8,7 +8,6 @@
 //! be in nobody's way: if a region takes much longer than what readers wait for, the link is narrow or
 //! full, and fewer are brought, or none.
 
-use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -18,14 +17,11 @@ use lru::LruCache;
 use super::Error;
 use super::flight::{Flight, Origin};
 use super::landing::Landing;
+use super::nearby::{REGION, REMEMBERED};
 use super::plan::runs;
 use super::remote::Inner;
 use super::state::{State, Wanted};
 use crate::types::ByteRange;
-
-/// Size of a region in bytes, each a request of its own: a connection brings one in a quarter of a
-/// round trip of 20 ms, and many connections are faster than one.
-const REGION: u64 = 512 << 10;
 
 /// Misses before anything is brought: who reads a handful of files wants no more.
 const FIRST_MISSES: u32 = 8;
@@ -42,9 +38,6 @@ const PROBE: u32 = 16;
 /// How many regions on either side are looked at.
 const FARTHEST: u64 = 1024;
 
-/// Regions that are remembered.
-const REMEMBERED: NonZeroUsize = NonZeroUsize::MIN.saturating_add(8191);
-
 /// After how many regions it has to be worth it, and how many misses there may be for each file that
 /// was found in one.
 const TRIAL: u64 = 128;
@@ -56,7 +49,7 @@ const FORGET_AFTER: u32 = 1024;
 /// What is known of the small files of one blob.
 #[derive(Debug)]
 pub(super) struct Surroundings {
-    /// Regions that were brought.
+    /// Regions that were brought, each by a request of its own: many connections are faster than one.
     brought: LruCache<u64, ()>,
     regions_brought: u64,
     /// Chunks of a region.
@@ -133,6 +126,8 @@ impl Surroundings {
             .collect();
         for region in &regions {
             self.brought.put(*region, ());
+        }
+        if !regions.is_empty() {
             (self.idle, self.slowed) = (0, false);
         }
         self.regions_brought += regions.len() as u64;
@@ -154,7 +149,7 @@ impl Surroundings {
         self.reach = if self.slowed { self.reach / 2 } else { (self.reach + 1).min(MOST) };
     }
 
-    /// Notes that a region could not be had: one at a time is enough until others can.
+    /// Notes that a region could not be had: now and then one is enough until others can.
     fn failed(&mut self) {
         self.reach = 0;
     }
@@ -220,17 +215,11 @@ impl Landing {
     }
 
     fn write(self, result: Result<Vec<Bytes>, Error>) {
-        if let (Some(disk), Ok(brought)) = (&self.inner.disk, &result) {
-            // Before it lands: from then on readers look on the disk.
-            for (chunk, bytes) in self.flight.chunks.clone().zip(brought) {
-                if let Err(error) = disk.write(chunk, bytes) {
-                    log::debug!("nothing more is brought around what is read: {error}");
-                    self.inner.state.lock().surroundings.end();
-                    break;
-                }
-            }
+        let Some(disk) = &self.inner.disk else { return };
+        if let Err(error) = self.inner.land_on_disk(disk, &self.flight, result) {
+            log::debug!("nothing more is brought around what is read: {error}");
+            self.inner.state.lock().surroundings.end();
         }
-        self.inner.land(&self.flight, Origin::Store, result);
     }
 }
 

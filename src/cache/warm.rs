@@ -220,11 +220,8 @@ impl Inner {
                 let object = self.object.name();
                 Err(Arc::new(store::Error::ShutDown { object }).into())
             });
-            // Before it lands: from then on readers look on the disk.
-            let written = result.iter().flatten().zip(flight.chunks.clone());
-            let written = { written }.try_for_each(|(data, chunk)| disk.write(chunk, data));
             let failed = result.as_ref().err().cloned();
-            self.land(flight, Origin::Store, result);
+            let written = self.land_on_disk(disk, flight, result);
             failed.map_or(Ok(()), Err)?;
             written.map_err(|error| Error::Io(Arc::new(error)))?;
             bytes += self.grid.len(&flight.chunks);
