@@ -11,6 +11,7 @@ use rustix::io::Errno;
 use super::Overlay;
 use super::copy_up::Want;
 use super::error::{Error, Result};
+use super::name::Name;
 use super::nodes::{Data, Place, UpperState};
 use super::upper::{Address, Draft, Mark, handle_of, record};
 use super::xattr::stored_name;
@@ -207,7 +208,7 @@ impl Overlay {
     /// The path of `ino`'s lower inode in the archive, from its root: what a redirect to it says.
     pub(super) fn lower_path(&self, ino: Ino) -> Result<Vec<u8>> {
         let marks = self.upper()?.marks;
-        let mut names: Vec<Box<[u8]>> = Vec::new();
+        let mut names: Vec<Name> = Vec::new();
         let mut at = ino;
         while at != Ino::ROOT {
             let node = self.nodes.get(at)?;
@@ -224,7 +225,7 @@ impl Overlay {
                     names.push(path.get(1..).unwrap_or_default().into());
                     break;
                 }
-                Some(path) => names.push(path.into()),
+                Some(path) => names.push((*path).into()),
                 None => names.push(name),
             }
             at = parent;

@@ -3,7 +3,7 @@
 //! | file | idea |
 //! | --- | --- |
 //! | `ino` | how merged files get their numbers |
-//! | `nodes` | what the kernel knows: number → place and inode in the upper |
+//! | `nodes`, `dense`, `name` | what the kernel knows: number → place and inode in the upper |
 //! | `lower` | the archive, with merged numbers |
 //! | `upper/` | the upper directory's format: marks, records, whiteouts, workdir |
 //! | `dirs` | descriptors of upper directories, and the way to them |
@@ -28,6 +28,7 @@ mod attr;
 mod build;
 mod copy_up;
 mod create;
+mod dense;
 mod dirs;
 mod error;
 mod handles;
@@ -37,6 +38,7 @@ mod io;
 mod link;
 mod lookup;
 mod lower;
+mod name;
 mod nodes;
 mod open;
 mod readdir;

@@ -1,10 +1,10 @@
 //! What the kernel knows of the merged tree: one node for every [`Ino`] it holds a reference to.
 //!
-//! A node that is all lower costs its name and some 60 bytes: what it is follows from its number.
+//! A node that is all lower costs 65 bytes and what is long of its name: what it is follows from its number.
 //! A node is kept while the kernel counts lookups of it, or while another is placed below it, so
 //! that the way from any node up to the root is always known.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
@@ -13,14 +13,16 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use rustix::io::Errno;
 
+use super::dense::Dense;
 use super::error::Result;
+use super::name::Name;
 use crate::types::{FileKind, Ino, InodeRef};
 
 /// Where a node is found. Of several names of a hard link, the one last looked up or made.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Place {
     /// Under a name in a directory of the merged tree.
-    Name(Ino, Box<[u8]>),
+    Name(Ino, Name),
     /// In the upper's index of lower hard links, whatever its names.
     Index,
     /// Nowhere by name: unlinked, or the name we knew is gone. If it is in the upper, it is pinned.
@@ -119,8 +121,7 @@ pub(super) struct Nodes(Mutex<Table>);
 
 #[derive(Debug)]
 struct Table {
-    /// Not a hash table: that doubles at once, which takes time and memory for all the others.
-    nodes: BTreeMap<Ino, Node>,
+    nodes: Dense<Node>,
     /// Inode number in the upper → node, for nodes that keep a lower number.
     copied: HashMap<u64, Ino>,
 }
@@ -130,13 +131,15 @@ impl Nodes {
     pub(super) fn new(root: Option<UpperState>) -> Self {
         let root =
             Node { lookups: 1, children: 0, place: Place::Nowhere, upper: root.map(Box::new) };
-        let nodes = BTreeMap::from([(Ino::ROOT, root)]);
+        let mut nodes = Dense::new();
+        // There is room for the first.
+        let _ = nodes.insert(Ino::ROOT, root);
         Self(Mutex::new(Table { nodes, copied: HashMap::new() }))
     }
 
     /// The node of `ino`, if there is one.
     pub(super) fn find(&self, ino: Ino) -> Option<Snapshot> {
-        self.0.lock().nodes.get(&ino).map(Node::snapshot)
+        self.0.lock().nodes.get(ino).map(Node::snapshot)
     }
 
     /// The node of `ino`, which the kernel must have looked up.
@@ -147,7 +150,7 @@ impl Nodes {
     /// Only the inode in the upper; cheaper than [`Self::get`] as no name is copied.
     pub(super) fn upper(&self, ino: Ino) -> Result<Option<UpperState>> {
         let table = self.0.lock();
-        Ok(table.nodes.get(&ino).ok_or(Errno::STALE)?.upper.as_deref().cloned())
+        Ok(table.nodes.get(ino).ok_or(Errno::STALE)?.upper.as_deref().cloned())
     }
 
     /// The node that keeps a lower number over inode `st_ino` of the upper.
@@ -164,16 +167,16 @@ impl Nodes {
         let mut dropped = Vec::new();
         let mut table = self.0.lock();
         if let Some(parent) = place.parent() {
-            if !table.nodes.contains_key(&parent) {
+            if !table.nodes.contains(parent) {
                 return Err(Errno::STALE.into());
             }
-            if table.nodes.get(&ino).is_some_and(|node| node.children > 0 && node.place != place)
+            if table.nodes.get(ino).is_some_and(|node| node.children > 0 && node.place != place)
                 && table.is_at_or_above(ino, parent)
             {
                 return Err(Errno::LOOP.into());
             }
         }
-        match table.nodes.get_mut(&ino) {
+        match table.nodes.get_mut(ino) {
             Some(node) => {
                 node.lookups = node.lookups.saturating_add(1);
                 let state = node.upper.take().or(upper.map(Box::new));
@@ -187,11 +190,12 @@ impl Nodes {
                 }
             }
             None => {
-                if let Some(parent) = place.parent().and_then(|p| table.nodes.get_mut(&p)) {
+                let (above, upper) = (place.parent(), upper.map(Box::new));
+                let node = Node { lookups: 1, children: 0, place, upper };
+                table.nodes.insert(ino, node).map_err(|_| Errno::NOMEM)?;
+                if let Some(parent) = above.and_then(|p| table.nodes.get_mut(p)) {
                     parent.children += 1;
                 }
-                let upper = upper.map(Box::new);
-                table.nodes.insert(ino, Node { lookups: 1, children: 0, place, upper });
             }
         }
         table.note_copied(ino);
@@ -203,7 +207,7 @@ impl Nodes {
         let mut dropped = Vec::new();
         {
             let mut table = self.0.lock();
-            if let Some(node) = table.nodes.get_mut(&ino) {
+            if let Some(node) = table.nodes.get_mut(ino) {
                 node.lookups =
                     node.lookups.saturating_sub(u32::try_from(count).unwrap_or(u32::MAX));
             }
@@ -225,7 +229,7 @@ impl Nodes {
 
     /// Changes what is known of `ino`'s inode in the upper.
     pub(super) fn update(&self, ino: Ino, change: impl FnOnce(&mut UpperState)) {
-        if let Some(upper) = self.0.lock().nodes.get_mut(&ino).and_then(|n| n.upper.as_mut()) {
+        if let Some(upper) = self.0.lock().nodes.get_mut(ino).and_then(|n| n.upper.as_mut()) {
             change(upper);
         }
     }
@@ -233,7 +237,7 @@ impl Nodes {
     /// Publishes that `ino` is in the upper from now on.
     pub(super) fn publish(&self, ino: Ino, upper: UpperState) {
         let mut table = self.0.lock();
-        if let Some(node) = table.nodes.get_mut(&ino) {
+        if let Some(node) = table.nodes.get_mut(ino) {
             node.upper = Some(Box::new(upper));
         }
         table.note_copied(ino);
@@ -241,7 +245,7 @@ impl Nodes {
 
     /// Whether `name` in `parent` is where `ino` is reached.
     pub(super) fn is_at(&self, ino: Ino, parent: Ino, name: &OsStr) -> bool {
-        self.0.lock().nodes.get(&ino).is_some_and(|node| node.place.is(parent, name))
+        self.0.lock().nodes.get(ino).is_some_and(|node| node.place.is(parent, name))
     }
 
     /// The directory and name of `ino`, or `None` where it has no name or is the root.
@@ -267,7 +271,7 @@ impl Node {
 impl Table {
     /// Gives `ino` another place; the parent it had before may now be unneeded.
     fn move_to(&mut self, ino: Ino, place: Place) -> Option<Ino> {
-        let node = self.nodes.get_mut(&ino)?;
+        let node = self.nodes.get_mut(ino)?;
         if node.place == place {
             return None;
         }
@@ -276,17 +280,17 @@ impl Table {
         if new == old {
             return None;
         }
-        if let Some(parent) = new.and_then(|p| self.nodes.get_mut(&p)) {
+        if let Some(parent) = new.and_then(|p| self.nodes.get_mut(p)) {
             parent.children += 1;
         }
-        let parent = self.nodes.get_mut(&old?)?;
+        let parent = self.nodes.get_mut(old?)?;
         parent.children = parent.children.saturating_sub(1);
         old
     }
 
     /// A node that has a name again needs no descriptor.
     fn unpin_if_named(&mut self, ino: Ino) {
-        if let Some(node) = self.nodes.get_mut(&ino)
+        if let Some(node) = self.nodes.get_mut(ino)
             && node.place != Place::Nowhere
             && let Some(upper) = &mut node.upper
         {
@@ -296,7 +300,7 @@ impl Table {
 
     fn note_copied(&mut self, ino: Ino) {
         if ino != Ino::ROOT
-            && let Some(upper) = self.nodes.get(&ino).and_then(|node| node.upper.as_ref())
+            && let Some(upper) = self.nodes.get(ino).and_then(|node| node.upper.as_ref())
             && super::ino::of_upper(upper.st_ino) != ino
         {
             self.copied.insert(upper.st_ino, ino);
@@ -311,7 +315,7 @@ impl Table {
             match at {
                 None => return false,
                 Some(here) if here == ino => return true,
-                Some(here) => at = self.nodes.get(&here).and_then(|node| node.place.parent()),
+                Some(here) => at = self.nodes.get(here).and_then(|node| node.place.parent()),
             }
         }
         true
@@ -322,17 +326,17 @@ impl Table {
         let mut next = Some(ino);
         while let Some(ino) = next.filter(|ino| *ino != Ino::ROOT) {
             next = None;
-            if self.nodes.get(&ino).is_none_or(|node| node.lookups > 0 || node.children > 0) {
+            if self.nodes.get(ino).is_none_or(|node| node.lookups > 0 || node.children > 0) {
                 return;
             }
-            if let Some(node) = self.nodes.remove(&ino) {
+            if let Some(node) = self.nodes.remove(ino) {
                 if let Some(upper) = &node.upper
                     && self.copied.get(&upper.st_ino) == Some(&ino)
                 {
                     self.copied.remove(&upper.st_ino);
                 }
                 if let Some(parent) = node.place.parent() {
-                    if let Some(parent) = self.nodes.get_mut(&parent) {
+                    if let Some(parent) = self.nodes.get_mut(parent) {
                         parent.children = parent.children.saturating_sub(1);
                     }
                     next = Some(parent);
