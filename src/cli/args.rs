@@ -240,7 +240,7 @@ pub(crate) struct MountArgs {
     pub(crate) foreground: bool,
 
     /// Options as mount(8) writes them: ro, allow_other, nosuid, nodev, noexec, noatime, upper=DIR,
-    /// workdir=DIR, entry_ttl=SECONDS, attr_ttl=SECONDS, no_passthrough, …
+    /// workdir=DIR, entry_ttl=SECONDS, attr_ttl=SECONDS, max_nodes=N, no_passthrough, …
     #[arg(short = 'o', value_name = "OPTIONS", help_heading = "Mount", action = clap::ArgAction::Append)]
     pub(crate) options: Vec<OsString>,
 }

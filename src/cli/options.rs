@@ -139,6 +139,9 @@ impl MountOption {
             "no_passthrough" => request.passthrough = false,
             "entry_ttl" => request.entry_ttl = Some(Duration::from_secs(self.number()?)),
             "attr_ttl" => request.attr_ttl = Some(Duration::from_secs(self.number()?)),
+            "max_nodes" => {
+                request.max_nodes = Some(usize::try_from(self.number()?).unwrap_or(usize::MAX));
+            }
             "offset" => request.source.offset = self.number()?,
             "cache_memory" => request.source.cache_memory = self.number()?,
             "disk_cache" => {

@@ -3,11 +3,12 @@
 use std::ffi::OsStr;
 use std::io;
 use std::ops::ControlFlow;
+use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use fuser::{
     AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags,
@@ -22,7 +23,9 @@ use super::callers::Groups;
 use super::errno::errno;
 use super::faults::Faults;
 use super::io_mode::{IoMode, IoModes};
+use super::options::MountOptions;
 use super::pool::Pool;
+use super::prune::Pruner;
 use super::shared::Shared;
 use crate::overlay::{self, Caller, Handle, Overlay, SetAttr};
 use crate::types::Ino;
@@ -41,27 +44,27 @@ pub(super) struct Adapter {
 }
 
 impl Adapter {
-    /// `stack_depth` is how many stacked file systems may lie below the upper directory (0 or 1);
-    /// `None` means that the kernel shall not do the upper's I/O by itself.
+    /// `device` is the one that the file system is mounted from.
     pub(super) fn new(
         overlay: Arc<Overlay>,
-        entry_ttl: Duration,
-        attr_ttl: Duration,
-        stack_depth: Option<u32>,
+        options: &MountOptions,
+        device: OwnedFd,
         faults: Arc<Faults>,
     ) -> Self {
+        let stack_depth = options.upper_stack_depth;
         Self {
             pool: Pool::new(),
             shared: Arc::new(Shared {
                 overlay,
                 modes: IoModes::default(),
-                entry_ttl,
-                attr_ttl,
+                entry_ttl: options.entry_ttl,
+                attr_ttl: options.attr_ttl,
                 passthrough: AtomicBool::new(stack_depth.is_some()),
                 writeback: AtomicBool::new(false),
                 no_opendir: AtomicBool::new(false),
                 stack_depth: stack_depth.unwrap_or(0),
                 notifier: Arc::new(OnceLock::new()),
+                pruner: Pruner::new(options.max_nodes, device),
                 faults,
             }),
         }
@@ -79,6 +82,13 @@ impl Adapter {
             self.pool.spawn(move || guarded(&shared, job));
         } else {
             guarded(&self.shared, job);
+        }
+    }
+
+    /// Has the kernel forget files if it remembers too many.
+    fn prune(&self) {
+        if self.shared.pruner.is_due(self.shared.overlay.node_count()) {
+            self.run(true, |shared| shared.pruner.round(&shared.overlay));
         }
     }
 
@@ -148,6 +158,7 @@ impl Filesystem for Adapter {
     }
 
     fn lookup(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        self.prune();
         let name = name.to_owned();
         self.run(self.would_block(parent), move |shared| {
             match shared.overlay.lookup(Ino(parent.0), &name) {
@@ -522,6 +533,7 @@ impl Filesystem for Adapter {
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
+        self.prune();
         self.run(self.would_block(ino), move |shared| {
             // One TTL serves name and attributes here; the protocol has two, fuser passes one.
             let result = shared.overlay.readdir(Ino(ino.0), offset, true, &mut |entry| {

@@ -14,6 +14,7 @@ mod io_mode;
 mod mount;
 mod options;
 mod pool;
+mod prune;
 mod session;
 mod shared;
 

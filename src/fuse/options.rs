@@ -21,12 +21,18 @@ pub struct MountOptions {
     pub entry_ttl: Duration,
     /// How long the kernel may remember a file's attributes.
     pub attr_ttl: Duration,
+    /// How many files the kernel should remember at most; it keeps more while they are in use, and
+    /// before Linux 6.18 as many as its memory holds.
+    pub max_nodes: usize,
 }
 
 impl MountOptions {
     /// A year: for the kernel to forget, it must need the memory. All changes to the tree pass
     /// through the mount, so what it remembers is never stale.
     pub const FOREVER: Duration = Duration::from_secs(365 * 24 * 3600);
+
+    /// As many files as cost 12 MiB to know.
+    pub const MAX_NODES: usize = 160 << 10;
 
     /// Options for a mount shown as `fsname`, all else default.
     pub fn new(fsname: impl Into<String>) -> Self {
@@ -38,6 +44,7 @@ impl MountOptions {
             upper_stack_depth: None,
             entry_ttl: Self::FOREVER,
             attr_ttl: Self::FOREVER,
+            max_nodes: Self::MAX_NODES,
         }
     }
 

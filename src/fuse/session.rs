@@ -40,21 +40,18 @@ impl Mount {
         options: &MountOptions,
         faults: Arc<Faults>,
     ) -> io::Result<Self> {
-        let adapter = Adapter::new(
-            overlay,
-            options.entry_ttl,
-            options.attr_ttl,
-            options.upper_stack_depth,
-            faults,
-        );
-        let notifier = adapter.notifier();
         let acl = if options.allow_other { SessionACL::All } else { SessionACL::Owner };
         let mut config = Config::default();
         config.acl = acl;
         config.n_threads = Some(fuse_threads());
         config.clone_fd = true;
         let device = mount(mountpoint, options)?;
-        let session = Session::from_fd(adapter, device, acl, config).inspect_err(|_| {
+        let session = device.try_clone().and_then(|same| {
+            let adapter = Adapter::new(overlay, options, same, faults);
+            let notifier = adapter.notifier();
+            Session::from_fd(adapter, device, acl, config).map(|session| (session, notifier))
+        });
+        let (session, notifier) = session.inspect_err(|_| {
             // The failure to tell is the session's; the mount is dead already.
             let _ = detach(mountpoint);
         })?;

@@ -15,6 +15,7 @@ use super::callers::without_fsetid;
 use super::errno::errno;
 use super::faults::Faults;
 use super::io_mode::{IoMode, IoModes};
+use super::prune::Pruner;
 use crate::overlay::{self, Attr, Backing, Opened, Overlay};
 use crate::types::Ino;
 
@@ -36,6 +37,7 @@ pub(super) struct Shared {
     pub(super) no_opendir: AtomicBool,
     pub(super) stack_depth: u32,
     pub(super) notifier: Arc<OnceLock<Notifier>>,
+    pub(super) pruner: Pruner,
     pub(super) faults: Arc<Faults>,
 }
 

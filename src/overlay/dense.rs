@@ -66,10 +66,9 @@ impl<V> Dense<V> {
         Some(value)
     }
 
-    /// Slots in use from `first` on, with what is in them: the older the earlier, mostly.
-    pub(super) fn from_slot(&self, first: usize) -> impl Iterator<Item = (usize, Ino, &V)> {
-        let slots = first..self.slots.capacity();
-        slots.filter_map(|slot| self.slots.get(slot).map(|(ino, value)| (slot, *ino, value)))
+    /// All there is, in no order.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (Ino, &V)> {
+        self.slots.iter().map(|(_, (ino, value))| (*ino, value))
     }
 
     fn slot(&self, ino: Ino) -> Option<usize> {
@@ -131,7 +130,7 @@ mod tests {
                 assert_eq!(dense.contains(Ino(n)), map.contains_key(&Ino(n)));
             }
             let listed: BTreeMap<Ino, u64> =
-                dense.from_slot(0).map(|(_, ino, value)| (ino, *value)).collect();
+                dense.iter().map(|(ino, value)| (ino, *value)).collect();
             assert_eq!(listed, map);
         }
         assert!(dense.slots.capacity() < WORTH, "it gave nothing back");

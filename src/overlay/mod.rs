@@ -202,6 +202,11 @@ impl Overlay {
         self.nodes.len()
     }
 
+    /// About `count` of the files and directories that the kernel might let go of, any with the same chance.
+    pub fn pick_nodes(&self, count: usize) -> Vec<Ino> {
+        self.nodes.pick(count)
+    }
+
     /// The upper, or `EROFS`.
     fn upper(&self) -> Result<&Upper> {
         Ok(self.upper.as_ref().ok_or(Errno::ROFS)?)

@@ -46,6 +46,8 @@ pub struct MountRequest {
     pub entry_ttl: Option<Duration>,
     /// See [`MountOptions::attr_ttl`].
     pub attr_ttl: Option<Duration>,
+    /// See [`MountOptions::max_nodes`].
+    pub max_nodes: Option<usize>,
     /// Put what is read first into the bucket, so that mounts on other machines fetch it ahead.
     pub share_trace: bool,
     /// Fetch all of the archive into the disk cache meanwhile, at so many bytes per second; 0 for as
@@ -69,6 +71,7 @@ impl MountRequest {
             passthrough: true,
             entry_ttl: None,
             attr_ttl: None,
+            max_nodes: None,
             share_trace: false,
             fill: None,
         }
@@ -159,6 +162,7 @@ pub fn serve(
     options.allow_other = request.allow_other.unwrap_or(options.allow_other);
     options.entry_ttl = request.entry_ttl.unwrap_or(options.entry_ttl);
     options.attr_ttl = request.attr_ttl.unwrap_or(options.attr_ttl);
+    options.max_nodes = request.max_nodes.unwrap_or(options.max_nodes);
     options.upper_stack_depth = upper_paths
         .as_ref()
         .filter(|_| request.passthrough && rustix::process::geteuid().is_root())

@@ -1,0 +1,106 @@
+//! Having the kernel let go of files, so that a node table has a bound.
+//!
+//! A node is kept for as long as the kernel remembers the file, and a kernel with free memory forgets
+//! nothing: a walk of a million files would cost 70 MB here, for good. Since protocol 7.45 (Linux 6.18)
+//! it can be asked to forget those that nobody uses. An older kernel refuses, and is not asked again.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use crate::overlay::Overlay;
+use crate::types::Ino;
+
+/// The kernel's number of this notification, `FUSE_NOTIFY_PRUNE`.
+const NOTIFY_PRUNE: i32 = 9;
+
+/// Files named in one notification; the kernel is in it for a millisecond or two.
+const BATCH: usize = 1024;
+
+/// Decides when the kernel holds too many nodes, and asks it to let go of some.
+#[derive(Debug)]
+pub(super) struct Pruner {
+    /// Most nodes there should be.
+    limit: usize,
+    /// How many there must be for the next round: more than the limit where the last one did not help.
+    due: AtomicUsize,
+    running: AtomicBool,
+    device: OwnedFd,
+}
+
+impl Pruner {
+    /// Of the kernel behind a FUSE device.
+    pub(super) fn new(limit: usize, device: OwnedFd) -> Self {
+        Self { limit, due: AtomicUsize::new(limit), running: AtomicBool::new(false), device }
+    }
+
+    /// Whether it is time for a round, with so many nodes. Who is told so has to run it.
+    pub(super) fn is_due(&self, nodes: usize) -> bool {
+        nodes > self.due.load(Ordering::Relaxed) && !self.running.swap(true, Ordering::AcqRel)
+    }
+
+    /// Asks the kernel to forget a quarter of what the limit allows and all that is above it. Waits for
+    /// the kernel, which may meanwhile ask for other things.
+    pub(super) fn round(&self, overlay: &Overlay) {
+        let surplus = overlay.node_count().saturating_sub(self.limit / 4 * 3);
+        let nodes = overlay.pick_nodes(surplus);
+        let asked = nodes.chunks(BATCH).try_for_each(|batch| self.ask(batch));
+        let due = match asked {
+            // Files in use are kept; there is no point in asking for them again and again.
+            Ok(()) => self.limit.max(overlay.node_count() + self.limit / 8),
+            Err(error) => {
+                log::debug!("the kernel cannot be asked to forget files: {error}");
+                usize::MAX
+            }
+        };
+        self.due.store(due, Ordering::Relaxed);
+        self.running.store(false, Ordering::Release);
+    }
+
+    fn ask(&self, nodes: &[Ino]) -> io::Result<()> {
+        let message = message(nodes);
+        let written = rustix::io::retry_on_intr(|| rustix::io::write(&self.device, &message))?;
+        if written == message.len() { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
+    }
+}
+
+/// `struct fuse_out_header`, `struct fuse_notify_prune_out`, and the nodes' numbers.
+fn message(nodes: &[Ino]) -> Vec<u8> {
+    const HEADERS: usize = 16 + 16;
+    let len = HEADERS + size_of_val(nodes);
+    let mut message = Vec::with_capacity(len);
+    message.extend_from_slice(&u32::try_from(len).unwrap_or(u32::MAX).to_ne_bytes());
+    message.extend_from_slice(&NOTIFY_PRUNE.to_ne_bytes());
+    // No request is answered by this.
+    message.extend_from_slice(&0u64.to_ne_bytes());
+    message.extend_from_slice(&u32::try_from(nodes.len()).unwrap_or(u32::MAX).to_ne_bytes());
+    message.extend_from_slice(&[0; 12]);
+    for node in nodes {
+        message.extend_from_slice(&node.0.to_ne_bytes());
+    }
+    message
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_says_its_length_and_how_many_it_names() {
+        let message = message(&[Ino(2), Ino(u64::MAX)]);
+        assert_eq!(message.len(), 48);
+        assert_eq!(message[..4], 48u32.to_ne_bytes());
+        assert_eq!(message[4..8], NOTIFY_PRUNE.to_ne_bytes());
+        assert_eq!(message[16..20], 2u32.to_ne_bytes());
+        assert_eq!(message[32..40], 2u64.to_ne_bytes());
+        assert_eq!(message[40..], u64::MAX.to_ne_bytes());
+    }
+
+    #[test]
+    fn one_round_at_a_time_and_none_below_the_limit() {
+        let pruner = Pruner::new(100, tempfile::tempfile().unwrap().into());
+        assert!(!pruner.is_due(100));
+        assert!(pruner.is_due(101));
+        assert!(!pruner.is_due(101), "it runs already");
+    }
+}
