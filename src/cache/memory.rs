@@ -13,11 +13,15 @@ struct Ahead {
 /// Chunks by number. When the budget is exceeded, those that were read go first, the least recently
 /// used before the others: what was fetched ahead is about to be read, and what was read is decoded. A
 /// quarter of the budget is theirs even so, and what was fetched ahead and is not read while four
-/// budgets pass by goes before them. Room for chunks on their way can be taken from it in advance.
+/// budgets pass by goes before them. Where a disk cache has them all, those that were read get no more
+/// than that quarter: the disk's are a copy away. Room for chunks on their way can be taken from it in
+/// advance.
 pub(super) struct Memory {
     read: LruCache<u64, Bytes>,
     ahead: LruCache<u64, Ahead>,
     budget: u64,
+    /// Most of it for chunks that were read.
+    most_read: u64,
     /// Bytes in `read` and in `ahead`.
     used: u64,
     unused: u64,
@@ -30,11 +34,13 @@ pub(super) struct Memory {
 }
 
 impl Memory {
-    pub(super) fn new(budget: u64) -> Self {
+    /// `on_disk` says whether chunks are on disk besides.
+    pub(super) fn new(budget: u64, on_disk: bool) -> Self {
         Self {
             read: LruCache::unbounded(),
             ahead: LruCache::unbounded(),
             budget,
+            most_read: if on_disk { budget / 4 } else { budget },
             used: 0,
             unused: 0,
             reserved: 0,
@@ -114,6 +120,7 @@ impl Memory {
     }
 
     fn shrink(&mut self) {
+        while self.used > self.most_read && self.drop_read() {}
         while self.total() > self.budget {
             let stale = self.came.saturating_sub(self.budget.saturating_mul(4));
             let is_stale = self.ahead.peek_lru().is_some_and(|(_, oldest)| oldest.since < stale);
@@ -150,7 +157,7 @@ mod tests {
 
     #[test]
     fn the_budget_counts_what_is_held_and_what_is_coming() {
-        let mut memory = Memory::new(40);
+        let mut memory = Memory::new(40, false);
         for n in 0..4 {
             memory.insert(n, chunk(), false);
         }
@@ -169,7 +176,7 @@ mod tests {
 
     #[test]
     fn chunks_fetched_ahead_are_used_once_or_wasted() {
-        let mut memory = Memory::new(20);
+        let mut memory = Memory::new(20, false);
         memory.insert(0, chunk(), true);
         memory.insert(1, chunk(), true);
         assert_eq!(memory.unused(), 20);
@@ -185,7 +192,7 @@ mod tests {
 
     #[test]
     fn what_is_ahead_outlives_what_was_read_until_it_is_stale() {
-        let mut memory = Memory::new(80);
+        let mut memory = Memory::new(80, false);
         for n in 0..6 {
             memory.insert(n, chunk(), true);
         }
@@ -202,8 +209,21 @@ mod tests {
     }
 
     #[test]
+    fn what_was_read_has_a_quarter_where_a_disk_has_it_too() {
+        let mut memory = Memory::new(80, true);
+        (0..4).for_each(|n| memory.insert(n, chunk(), false));
+        assert_eq!(memory.total(), 20);
+        (10..16).for_each(|n| memory.insert(n, chunk(), true));
+        assert_eq!((memory.total(), memory.unused()), (80, 60));
+        (10..16).for_each(|n| assert!(memory.get(n).is_some()));
+        memory.insert(20, chunk(), true);
+        assert_eq!((memory.total(), memory.unused()), (30, 10));
+        assert!(memory.contains(14) && memory.contains(15));
+    }
+
+    #[test]
     fn a_quarter_is_left_to_what_was_read() {
-        let mut memory = Memory::new(80);
+        let mut memory = Memory::new(80, false);
         (0..8).for_each(|n| memory.insert(n, chunk(), false));
         (10..30).for_each(|n| memory.insert(n, chunk(), true));
         assert_eq!((memory.total(), memory.unused()), (80, 60));

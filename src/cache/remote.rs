@@ -79,7 +79,8 @@ impl RemoteBlob {
         let grid = Grid { chunk, size: size.saturating_sub(options.offset) };
         let budget = options.memory_bytes.max(tail_len + 2 * chunk);
         let window = LARGEST_WINDOW.min(most_ahead(budget));
-        let recorder = disk.is_some().then(Recorder::new);
+        let on_disk = disk.is_some();
+        let recorder = on_disk.then(Recorder::new);
         let inner = Inner {
             object,
             etag,
@@ -89,7 +90,7 @@ impl RemoteBlob {
             runtime,
             disk,
             state: Mutex::new(State {
-                memory: Memory::new(budget),
+                memory: Memory::new(budget, on_disk),
                 flights: HashMap::new(),
                 awaited: 0,
                 nearby: Nearby::new(chunk),
