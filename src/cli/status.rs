@@ -132,9 +132,10 @@ fn describe(mount: &Mounted) -> String {
     line(
         "server",
         format!(
-            "pid {}, {} resident, up {}",
+            "pid {}, {} resident, {} files known, up {}",
             report.pid,
             human_bytes(report.resident_bytes),
+            report.nodes,
             human_age(report.since)
         ),
     );

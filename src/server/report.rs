@@ -28,6 +28,9 @@ pub struct Report {
     pub disk: DiskReport,
     /// The cache of decoded blocks.
     pub blocks: BlockReport,
+    /// Files and directories that the kernel remembers.
+    #[serde(default)]
+    pub nodes: u64,
     /// Requests that failed for want of the archive or the network.
     pub faults: FaultReport,
     /// Resident memory of the server in bytes.

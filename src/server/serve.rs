@@ -2,7 +2,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
@@ -168,6 +168,7 @@ pub fn serve(
         .filter(|_| request.passthrough && rustix::process::geteuid().is_root())
         .and_then(|(upper, _)| stack_depth(upper));
 
+    let tree = Arc::downgrade(&overlay);
     let mount = Mount::new(overlay, &request.mountpoint, &options, Arc::clone(&faults))
         .map_err(|error| mount_failed(&request.mountpoint, &error))?;
     let unmounter = mount.unmounter(&request.mountpoint);
@@ -191,7 +192,7 @@ pub fn serve(
             log::warn!("nothing is fetched ahead: {error}");
             None
         });
-    let told = publish(&mount_dir, &record, opened, faults).and_then(|()| {
+    let told = publish(&mount_dir, &record, tree, opened, faults).and_then(|()| {
         let Record { mountpoint, source, pid, upper, .. } = record;
         ready(Ready { mountpoint, source, pid, upper }, &mount_dir.log_path())
     });
@@ -281,15 +282,23 @@ fn raise_readahead(mountpoint: &Path) {
 fn publish(
     mount_dir: &MountDir,
     record: &Record,
+    tree: Weak<Overlay>,
     opened: OpenArchive,
     faults: Arc<Faults>,
 ) -> io::Result<()> {
     let about = record.clone();
-    control::listen(&mount_dir.control_path(), move || report(&about, &opened, &faults))?;
+    control::listen(&mount_dir.control_path(), move || {
+        report(&about, &tree, &opened, &faults)
+    })?;
     mount_dir.write_record(record)
 }
 
-fn report(record: &Record, opened: &OpenArchive, faults: &Faults) -> Report {
+fn report(
+    record: &Record,
+    tree: &Weak<Overlay>,
+    opened: &OpenArchive,
+    faults: &Faults,
+) -> Report {
     let superblock = opened.archive.superblock();
     let (store, chunks) = (opened.store_counters(), opened.chunk_counters());
     let blocks = opened.archive.counters().data;
@@ -330,6 +339,7 @@ fn report(record: &Record, opened: &OpenArchive, faults: &Faults) -> Report {
             dropped: chunks.disk_dropped,
         },
         blocks: BlockReport { hits: blocks.hits, decoded: blocks.decodes },
+        nodes: tree.upgrade().map_or(0, |tree| tree.node_count() as u64),
         faults: FaultReport {
             count,
             last_at: last.as_ref().map(|fault| seconds_since_epoch(fault.when)),
