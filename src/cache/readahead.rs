@@ -35,19 +35,22 @@ pub(super) struct Readahead {
     streams: Vec<Stream>,
     largest: u64,
     request: u64,
+    chunk: u64,
     size: u64,
 }
 
 impl Readahead {
-    /// For a blob of `size` bytes. No window exceeds `largest`, and a large one is kept full by
-    /// asking for multiples of `request` bytes.
-    pub(super) fn new(largest: u64, request: u64, size: u64) -> Self {
-        Self { streams: Vec::with_capacity(STREAMS), largest, request, size }
+    /// For a blob of `size` bytes that is fetched in chunks of `chunk`. No window exceeds `largest`, and a
+    /// large one is kept full by asking for multiples of `request` bytes.
+    pub(super) fn new(largest: u64, request: u64, chunk: u64, size: u64) -> Self {
+        let largest = if largest > request { largest - largest % request } else { largest };
+        Self { streams: Vec::with_capacity(STREAMS), largest, request, chunk, size }
     }
 
-    /// Notes a read and returns what to fetch ahead, at most `allowed` bytes. A stream begins with
-    /// a `missed` read, and proves itself by a second one: reads of what is in memory or on its
-    /// way already say nothing about what comes next from elsewhere.
+    /// Notes a read and returns what to fetch ahead, at most `allowed` bytes. That ends where a chunk does:
+    /// one that counts as fetched and is not would hold its reader up for a round trip. A stream begins
+    /// with a `missed` read, and proves itself by a second one: reads of what is in memory or on its way
+    /// already say nothing about what comes next from elsewhere.
     pub(super) fn access(
         &mut self,
         read: &Range<u64>,
@@ -82,7 +85,8 @@ impl Readahead {
             // at most as much again was fetched for nothing.
             let deserved = (stream.position - stream.began).min(self.largest).max(SMALLEST);
             stream.window = (stream.window * 2).clamp(SMALLEST, deserved);
-            let end = (stream.position + stream.window).min(start + allowed).min(self.size);
+            let end = (stream.position + stream.window).min(start + allowed);
+            let end = if end < self.size { end - end % self.chunk } else { self.size };
             let len = end.saturating_sub(start);
             // Whole requests, unless the blob ends; what is left would be one of a few bytes.
             let odd = if end < self.size && len > self.request { len % self.request } else { 0 };
@@ -103,6 +107,7 @@ mod tests {
 
     const MIB: u64 = 1 << 20;
     const BLOCK: u64 = 128 << 10;
+    const CHUNK: u64 = 64 << 10;
 
     fn read_on(readahead: &mut Readahead, blocks: Range<u64>) -> Vec<Range<u64>> {
         blocks
@@ -112,7 +117,7 @@ mod tests {
 
     #[test]
     fn windows_grow_with_what_was_read_and_leave_no_hole() {
-        let mut readahead = Readahead::new(4 * MIB, MIB, 1 << 40);
+        let mut readahead = Readahead::new(4 * MIB, MIB, CHUNK, 1 << 40);
         let mut end = 0;
         let mut refills = Vec::new();
         for n in 0..200 {
@@ -131,7 +136,7 @@ mod tests {
 
     #[test]
     fn a_seek_starts_over() {
-        let mut readahead = Readahead::new(8 * MIB, MIB, 1 << 40);
+        let mut readahead = Readahead::new(8 * MIB, MIB, CHUNK, 1 << 40);
         read_on(&mut readahead, 0..100);
         let far = 10_000;
         let fetched = read_on(&mut readahead, far..far + 2);
@@ -140,12 +145,12 @@ mod tests {
 
     #[test]
     fn random_reads_and_reads_from_memory_fetch_nothing() {
-        let mut readahead = Readahead::new(8 * MIB, MIB, 1 << 40);
+        let mut readahead = Readahead::new(8 * MIB, MIB, CHUNK, 1 << 40);
         for n in 0..100 {
             let start = (n * 7919 % 1009) * 16 * MIB;
             assert_eq!(readahead.access(&(start..start + 4096), true, MIB), None);
         }
-        let mut readahead = Readahead::new(8 * MIB, MIB, 1 << 40);
+        let mut readahead = Readahead::new(8 * MIB, MIB, CHUNK, 1 << 40);
         for n in 0..10 {
             assert_eq!(readahead.access(&(n * 4096..(n + 1) * 4096), false, MIB), None);
         }
@@ -153,7 +158,7 @@ mod tests {
 
     #[test]
     fn readers_of_what_one_miss_brought_prove_nothing() {
-        let mut readahead = Readahead::new(8 * MIB, MIB, 1 << 40);
+        let mut readahead = Readahead::new(8 * MIB, MIB, CHUNK, 1 << 40);
         for n in 0..100 {
             assert_eq!(readahead.access(&(n * 100..(n + 1) * 100), n == 0, MIB), None);
         }
@@ -162,7 +167,7 @@ mod tests {
 
     #[test]
     fn several_readers_are_told_apart() {
-        let mut readahead = Readahead::new(8 * MIB, MIB, 1 << 40);
+        let mut readahead = Readahead::new(8 * MIB, MIB, CHUNK, 1 << 40);
         let mut fetched = [0_u64; 4];
         for n in 0..50 {
             for (reader, fetched) in (0..).zip(&mut fetched) {
@@ -178,11 +183,31 @@ mod tests {
 
     #[test]
     fn the_end_and_the_allowance_limit_a_window() {
-        let mut readahead = Readahead::new(8 * MIB, MIB, 3 * BLOCK);
+        let mut readahead = Readahead::new(8 * MIB, MIB, CHUNK, 3 * BLOCK);
         assert_eq!(read_on(&mut readahead, 0..3), [2 * BLOCK..3 * BLOCK]);
-        let mut readahead = Readahead::new(8 * MIB, MIB, 1 << 40);
+        let mut readahead = Readahead::new(8 * MIB, MIB, 1, 1 << 40);
         readahead.access(&(0..10), true, 5);
         assert_eq!(readahead.access(&(10..20), true, 5), Some(20..25));
         assert_eq!(readahead.access(&(20..25), true, 0), None);
+    }
+
+    #[test]
+    fn whatever_is_allowed_what_is_fetched_ends_with_a_chunk_and_goes_on_there() {
+        let largest = 10 * MIB - 1;
+        let mut readahead = Readahead::new(largest, MIB, CHUNK, 1 << 40);
+        let mut fetched = Vec::new();
+        for n in 0..2000_u64 {
+            // Blocks of compressed data begin and end anywhere.
+            let read = n * 77_777..(n + 1) * 77_777;
+            let allowed = n * 48_271 % largest;
+            if let Some(range) = readahead.access(&read, true, allowed) {
+                assert!(range.end - range.start <= allowed, "{range:?} of {allowed}");
+                assert_eq!(range.end % CHUNK, 0);
+                let next = fetched.last().map_or(read.end, |last: &Range<u64>| last.end);
+                assert_eq!(range.start, next.max(read.end));
+                fetched.push(range);
+            }
+        }
+        assert!(fetched.len() > 100);
     }
 }

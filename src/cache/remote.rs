@@ -95,7 +95,7 @@ impl RemoteBlob {
                 awaited: 0,
                 nearby: Nearby::new(chunk),
                 surroundings: Surroundings::new(chunk),
-                readahead: Readahead::new(window, LONGEST_REQUEST, grid.size),
+                readahead: Readahead::new(window, LONGEST_REQUEST, chunk, grid.size),
                 counters: Counters::default(),
                 recorder,
             }),
@@ -330,7 +330,8 @@ impl Inner {
         let allowed = self.allowed_ahead(state);
         if let Some(ahead) = state.readahead.access(read, missed, allowed) {
             let chunks = ahead.start / self.grid.chunk..ahead.end.div_ceil(self.grid.chunk);
-            self.plan_ahead(state, chunks, launches);
+            let missing: Vec<u64> = chunks.filter(|chunk| state.is_absent(*chunk)).collect();
+            self.send_ahead(state, &missing, launches);
         }
     }
 
@@ -372,7 +373,11 @@ impl Inner {
         let allowed = usize::try_from(allowed).unwrap_or(usize::MAX);
         let missing: Vec<u64> =
             chunks.filter(|chunk| state.is_absent(*chunk)).take(allowed).collect();
-        for (origin, run) in self.runs(state, &missing) {
+        self.send_ahead(state, &missing, launches);
+    }
+
+    fn send_ahead(&self, state: &mut State, missing: &[u64], launches: &mut Vec<Arc<Flight>>) {
+        for (origin, run) in self.runs(state, missing) {
             let flight = Flight::new(run, origin, false);
             launches.push(state.book(self.grid, flight, |_| Wanted::Ahead));
         }
