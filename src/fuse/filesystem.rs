@@ -22,6 +22,7 @@ use super::attr::{bare, file_attr, file_type, negative_entry, set_time, user_dev
 use super::callers::Groups;
 use super::errno::errno;
 use super::faults::Faults;
+use super::gate::Gate;
 use super::io_mode::{IoMode, IoModes};
 use super::options::MountOptions;
 use super::pool::Pool;
@@ -36,6 +37,11 @@ const MAX_IO: u32 = 1 << 20;
 /// Readahead and writeback requests the kernel may have in flight. fuser's 16 leaves a store with
 /// tens of milliseconds to the first byte idle most of the time.
 const MAX_BACKGROUND: u16 = 64;
+
+/// Most bytes of reads that are worked on at a time. One costs up to three times its length until it is
+/// answered: stored, decoded, and joined. As many reads of a usual block as the pool has threads may wait
+/// for the network together.
+const READ_AT_ONCE: usize = 8 << 20;
 
 /// The overlay as fuser serves it.
 pub(super) struct Adapter {
@@ -65,6 +71,7 @@ impl Adapter {
                 stack_depth: stack_depth.unwrap_or(0),
                 notifier: Arc::new(OnceLock::new()),
                 pruner: Pruner::new(options.max_nodes, device),
+                reads: Gate::new(READ_AT_ONCE),
                 faults,
             }),
         }
@@ -407,7 +414,10 @@ impl Filesystem for Adapter {
         if let Some(data) = overlay.get(handle(fh), offset, size) {
             return reply.data(&data);
         }
-        self.run(!overlay.is_in_upper(handle(fh)), move |shared| {
+        let may_wait = !overlay.is_in_upper(handle(fh));
+        self.run(may_wait, move |shared| {
+            // A thread that the kernel's requests come by must not wait for a turn.
+            let _pass = may_wait.then(|| shared.reads.enter(size));
             match shared.overlay.read(handle(fh), offset, size) {
                 Ok(data) => reply.data(&data),
                 Err(error) => reply.error(shared.failed(&error)),

@@ -10,6 +10,7 @@ mod callers;
 mod errno;
 mod faults;
 mod filesystem;
+mod gate;
 mod io_mode;
 mod mount;
 mod options;

@@ -14,6 +14,7 @@ use super::attr::file_attr;
 use super::callers::without_fsetid;
 use super::errno::errno;
 use super::faults::Faults;
+use super::gate::Gate;
 use super::io_mode::{IoMode, IoModes};
 use super::prune::Pruner;
 use crate::overlay::{self, Attr, Backing, Opened, Overlay};
@@ -38,6 +39,8 @@ pub(super) struct Shared {
     pub(super) stack_depth: u32,
     pub(super) notifier: Arc<OnceLock<Notifier>>,
     pub(super) pruner: Pruner,
+    /// For reads that are not answered from memory.
+    pub(super) reads: Gate,
     pub(super) faults: Arc<Faults>,
 }
 

@@ -12,7 +12,10 @@ pub(super) struct Name(Kept);
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Kept {
     /// Zeros follow the name.
-    Here { len: u8, bytes: [u8; SHORT] },
+    Here {
+        len: u8,
+        bytes: [u8; SHORT],
+    },
     Elsewhere(Box<[u8]>),
 }
 

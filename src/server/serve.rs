@@ -287,18 +287,11 @@ fn publish(
     faults: Arc<Faults>,
 ) -> io::Result<()> {
     let about = record.clone();
-    control::listen(&mount_dir.control_path(), move || {
-        report(&about, &tree, &opened, &faults)
-    })?;
+    control::listen(&mount_dir.control_path(), move || report(&about, &tree, &opened, &faults))?;
     mount_dir.write_record(record)
 }
 
-fn report(
-    record: &Record,
-    tree: &Weak<Overlay>,
-    opened: &OpenArchive,
-    faults: &Faults,
-) -> Report {
+fn report(record: &Record, tree: &Weak<Overlay>, opened: &OpenArchive, faults: &Faults) -> Report {
     let superblock = opened.archive.superblock();
     let (store, chunks) = (opened.store_counters(), opened.chunk_counters());
     let blocks = opened.archive.counters().data;
