@@ -8,7 +8,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use fuser::{
     AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags,
@@ -43,6 +43,9 @@ const MAX_BACKGROUND: u16 = 64;
 /// for the network together.
 const READ_AT_ONCE: usize = 8 << 20;
 
+/// How long a read waits for its turn: several round trips to the slowest of stores.
+const READ_PATIENCE: Duration = Duration::from_secs(2);
+
 /// The overlay as fuser serves it.
 pub(super) struct Adapter {
     pool: Pool,
@@ -71,7 +74,7 @@ impl Adapter {
                 stack_depth: stack_depth.unwrap_or(0),
                 notifier: Arc::new(OnceLock::new()),
                 pruner: Pruner::new(options.max_nodes, device),
-                reads: Gate::new(READ_AT_ONCE),
+                reads: Gate::new(READ_AT_ONCE, READ_PATIENCE),
                 faults,
             }),
         }

@@ -1,11 +1,16 @@
 //! A bound on what is read at a time, in bytes.
 
+use std::time::{Duration, Instant};
+
 use parking_lot::{Condvar, Mutex};
 
-/// Lets readers in, in turn, as long as those inside together want no more than a limit of bytes.
+/// Lets readers in, in turn, as long as those inside together want no more than a limit of bytes. Nobody
+/// waits for more than a while: those inside may wait for a network that is down, and who comes later
+/// for something that is on the disk.
 #[derive(Debug)]
 pub(super) struct Gate {
     limit: usize,
+    patience: Duration,
     /// Held by the one who waits for room; the others wait for it.
     turn: Mutex<()>,
     inside: Mutex<usize>,
@@ -20,16 +25,20 @@ pub(super) struct Pass<'a> {
 }
 
 impl Gate {
-    pub(super) fn new(limit: usize) -> Self {
-        Self { limit, turn: Mutex::new(()), inside: Mutex::new(0), left: Condvar::new() }
+    pub(super) fn new(limit: usize, patience: Duration) -> Self {
+        let (turn, inside, left) = (Mutex::new(()), Mutex::new(0), Condvar::new());
+        Self { limit, patience, turn, inside, left }
     }
 
     /// Waits for room for `bytes`. Who wants more than there can be goes in alone.
     pub(super) fn enter(&self, bytes: usize) -> Pass<'_> {
-        let _turn = self.turn.lock();
+        let until = Instant::now() + self.patience;
+        let _turn = self.turn.try_lock_until(until);
         let mut inside = self.inside.lock();
         while *inside > 0 && inside.saturating_add(bytes) > self.limit {
-            self.left.wait(&mut inside);
+            if self.left.wait_until(&mut inside, until).timed_out() {
+                break;
+            }
         }
         *inside += bytes;
         Pass { gate: self, bytes }
@@ -46,13 +55,12 @@ impl Drop for Pass<'_> {
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
-    use std::time::Duration;
 
     use super::*;
 
     #[test]
     fn those_inside_never_want_more_than_the_limit_and_all_get_in() {
-        let gate = Gate::new(100);
+        let gate = Gate::new(100, Duration::from_secs(60));
         let (inside, most, entered) =
             (AtomicUsize::new(0), AtomicUsize::new(0), AtomicUsize::new(0));
         std::thread::scope(|scope| {
@@ -80,7 +88,7 @@ mod tests {
 
     #[test]
     fn who_wants_too_much_goes_in_alone() {
-        let gate = Gate::new(10);
+        let gate = Gate::new(10, Duration::from_secs(60));
         let first = gate.enter(1000);
         std::thread::scope(|scope| {
             let second = scope.spawn(|| gate.enter(1));
@@ -89,6 +97,23 @@ mod tests {
             drop(first);
             drop(second.join().unwrap());
         });
+        assert_eq!(*gate.inside.lock(), 0);
+    }
+
+    #[test]
+    fn nobody_waits_for_more_than_a_while() {
+        let gate = Gate::new(10, Duration::from_millis(500));
+        let stuck = gate.enter(10);
+        let started = Instant::now();
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| drop(gate.enter(5)));
+            }
+        });
+        // One after the other it would be 4,000.
+        let took = started.elapsed().as_millis();
+        assert!((500..3000).contains(&took), "{took} ms");
+        drop(stuck);
         assert_eq!(*gate.inside.lock(), 0);
     }
 }
