@@ -13,8 +13,8 @@ use parking_lot::Mutex;
 use super::{CacheDir, Entry};
 
 /// Chunks that wait to be written; more are dropped, and fetched again one day. With 64 KiB each
-/// that is 8 MiB, most of which the memory cache holds as well.
-const QUEUE: usize = 128;
+/// that is 6 MiB, most of which the memory cache holds as well.
+const QUEUE: usize = 96;
 
 /// What a chunk may take beyond its bytes: a page of the index.
 const OVERHEAD: u64 = 4096;
