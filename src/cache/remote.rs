@@ -231,7 +231,11 @@ impl Blob for RemoteBlob {
         let chunks = grid.chunks(range);
         let chunks = chunks.start..chunks.end.min(grid.size.div_ceil(grid.chunk));
         let mut launches = Vec::new();
-        self.inner.plan_ahead(&mut self.inner.state.lock(), chunks, &mut launches);
+        {
+            let mut state = self.inner.state.lock();
+            let most = usize::try_from(self.inner.allowed_ahead(&state) / grid.chunk);
+            self.inner.plan_ahead(&mut state, chunks, most.unwrap_or(usize::MAX), &mut launches);
+        }
         self.inner.launch(launches);
     }
 
@@ -330,8 +334,8 @@ impl Inner {
         let allowed = self.allowed_ahead(state);
         if let Some(ahead) = state.readahead.access(read, missed, allowed) {
             let chunks = ahead.start / self.grid.chunk..ahead.end.div_ceil(self.grid.chunk);
-            let missing: Vec<u64> = chunks.filter(|chunk| state.is_absent(*chunk)).collect();
-            self.send_ahead(state, &missing, launches);
+            // What readahead says is within what is allowed; it counts on all of it.
+            self.plan_ahead(state, chunks, usize::MAX, launches);
         }
     }
 
@@ -367,17 +371,16 @@ impl Inner {
         self.disk.as_ref().is_some_and(|disk| disk.holds(chunk))
     }
 
-    /// Plans requests for what is missing of `chunks`, as far as the budget allows.
-    fn plan_ahead(&self, state: &mut State, chunks: Range<u64>, launches: &mut Vec<Arc<Flight>>) {
-        let allowed = self.allowed_ahead(state) / self.grid.chunk;
-        let allowed = usize::try_from(allowed).unwrap_or(usize::MAX);
-        let missing: Vec<u64> =
-            chunks.filter(|chunk| state.is_absent(*chunk)).take(allowed).collect();
-        self.send_ahead(state, &missing, launches);
-    }
-
-    fn send_ahead(&self, state: &mut State, missing: &[u64], launches: &mut Vec<Arc<Flight>>) {
-        for (origin, run) in self.runs(state, missing) {
+    /// Plans requests for what is missing of `chunks`, for `most` of them.
+    fn plan_ahead(
+        &self,
+        state: &mut State,
+        chunks: Range<u64>,
+        most: usize,
+        launches: &mut Vec<Arc<Flight>>,
+    ) {
+        let missing: Vec<u64> = chunks.filter(|chunk| state.is_absent(*chunk)).take(most).collect();
+        for (origin, run) in self.runs(state, &missing) {
             let flight = Flight::new(run, origin, false);
             launches.push(state.book(self.grid, flight, |_| Wanted::Ahead));
         }

@@ -1,9 +1,10 @@
 //! The FUSE adapter: kernel protocol on one side, [`Overlay`](crate::overlay::Overlay) on the other.
 //!
-//! It is thin on purpose. It decides three things and leaves the rest to the overlay: on which
+//! It is thin on purpose. It decides four things and leaves the rest to the overlay: on which
 //! thread a request runs (answers from memory on the thread that read the request, everything that
-//! may wait on a pool), how long the kernel may remember an answer, and whether the kernel does
-//! a file's I/O through its page cache or by itself.
+//! may wait on a pool, and no more bytes of reads at a time than a gate lets in), how long the kernel
+//! may remember an answer, how many files it should remember, and whether it does a file's I/O
+//! through its page cache or by itself.
 
 mod attr;
 mod callers;

@@ -202,7 +202,8 @@ impl Overlay {
         self.nodes.len()
     }
 
-    /// About `count` of the files and directories that the kernel might let go of, any with the same chance.
+    /// About `count` of the files and directories that the kernel might let go of, left to chance but for
+    /// siblings, which go together.
     pub fn pick_nodes(&self, count: usize) -> Vec<Ino> {
         self.nodes.pick(count)
     }
