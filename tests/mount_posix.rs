@@ -64,7 +64,9 @@ fn compare(bench: &Bench, mode: &str, options: &[&str], archive: &Path, expected
         let place = [archive.as_os_str(), mountpoint.as_os_str()];
         let upper = ["--upper".as_ref(), upper.as_os_str()];
         let options: Vec<&OsStr> = options.iter().map(OsStr::new).collect();
-        bench.ok(&[&["mount".as_ref()], &place[..], &upper[..], &options[..]].concat());
+        // One of the cases opens a device.
+        let devices = ["-o".as_ref(), "dev".as_ref()];
+        bench.ok(&[&["mount".as_ref()], &place[..], &upper[..], &devices, &options[..]].concat());
     };
     mount();
     let mut ran = run("run", &mountpoint);

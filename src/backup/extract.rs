@@ -18,7 +18,7 @@ use rustix::fd::OwnedFd;
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags};
 
 use crate::failure::{Code, Failure};
-use crate::squashfs::{Archive, DirCursor, DirReader, Inode};
+use crate::squashfs::{Archive, DirCursor, DirReader, Inode, Xattr};
 use crate::types::{FileKind, FileOffset, InodeRef};
 
 /// How much of a file is read and written at a time.
@@ -31,12 +31,14 @@ pub struct ExtractOptions {
     pub path: Vec<u8>,
     /// Files copied at a time.
     pub jobs: u16,
+    /// Also unpack what gives rights to whoever uses it: see [`LeftOut`].
+    pub preserve_privileged: bool,
 }
 
 impl Default for ExtractOptions {
     /// All of it, by eight threads: they wait for the network more than they work.
     fn default() -> Self {
-        Self { path: b"/".to_vec(), jobs: 8 }
+        Self { path: b"/".to_vec(), jobs: 8, preserve_privileged: false }
     }
 }
 
@@ -49,6 +51,21 @@ pub struct ExtractProgress {
     pub files: AtomicU64,
     /// Owners, devices and attributes that an ordinary user may not set, and were left out.
     pub withheld: AtomicU64,
+    /// What was left out because it was not asked for.
+    pub left_out: LeftOut,
+}
+
+/// What is not unpacked unless [`ExtractOptions::preserve_privileged`] asks for it: whoever made the
+/// archive is not to give anybody rights on this machine.
+#[derive(Debug, Default)]
+pub struct LeftOut {
+    /// Regular files that were to have a setuid or setgid bit, and are without. On directories, setgid
+    /// only says whose the files in them are: there it stays.
+    pub set_ids: AtomicU64,
+    /// Files that were to have capabilities (`security.capability`), and have none.
+    pub capabilities: AtomicU64,
+    /// Names of block and character devices, which are not there.
+    pub devices: AtomicU64,
 }
 
 /// Unpacks a part of `archive` into `target`, which must not exist or be empty.
@@ -74,6 +91,7 @@ pub fn extract(
             _ => options.path.iter().rposition(|byte| *byte == b'/').map_or(0, |slash| slash + 1),
         },
         privileged: rustix::process::geteuid().is_root(),
+        preserve_privileged: options.preserve_privileged,
         failed: AtomicBool::new(false),
         failure: Mutex::new(None),
     };
@@ -192,7 +210,10 @@ struct Tree<'a> {
     root: Arc<OwnedFd>,
     /// How much of a path inside the archive is not part of the path below `root`.
     prefix: usize,
+    /// Whether this process may set owners and all that.
     privileged: bool,
+    /// See [`ExtractOptions::preserve_privileged`].
+    preserve_privileged: bool,
     failed: AtomicBool,
     failure: Mutex<Option<Failure>>,
 }
@@ -294,6 +315,12 @@ impl Tree<'_> {
         links: &mut HashMap<InodeRef, Vec<u8>>,
         jobs: &crossbeam_channel::Sender<Job>,
     ) -> Result<Option<OwnedFd>, Problem> {
+        if matches!(inode.kind, FileKind::BlockDevice | FileKind::CharDevice)
+            && !self.preserve_privileged
+        {
+            self.progress.left_out.devices.fetch_add(1, Ordering::Relaxed);
+            return Ok(None);
+        }
         self.progress.files.fetch_add(1, Ordering::Relaxed);
         let at = directory.as_fd();
         if inode.kind != FileKind::Directory && inode.nlink > 1 {
@@ -328,6 +355,8 @@ impl Tree<'_> {
                 let kind = FileType::from_raw_mode(inode.kind.mode_bits());
                 let made = rustix::fs::mknodat(at, name, kind, Mode::RUSR | Mode::WUSR, inode.rdev);
                 if !self.allowed(made, "mknod")? {
+                    // Its other names are no links to it.
+                    links.remove(&inode.reference);
                     return Ok(None);
                 }
             }
@@ -366,11 +395,13 @@ impl Tree<'_> {
     /// owner clears set-user-id bits and capabilities.
     fn finish(&self, inode: &Inode, file: rustix::fd::BorrowedFd<'_>) -> Result<(), Problem> {
         let (uid, gid) = owner(inode);
-        self.allowed(rustix::fs::fchown(file, uid, gid), "chown")?;
-        let mode = Mode::from_raw_mode(inode.permissions.into());
-        rustix::fs::fchmod(file, mode).map_err(sys("chmod"))?;
+        let owned = self.allowed(rustix::fs::fchown(file, uid, gid), "chown")?;
+        rustix::fs::fchmod(file, self.mode(inode, owned)).map_err(sys("chmod"))?;
         if inode.has_xattrs() {
             for xattr in self.archive.xattrs(inode)? {
+                if self.leaves_out(&xattr) {
+                    continue;
+                }
                 let set =
                     rustix::fs::fsetxattr(file, &*xattr.name, &xattr.value, XattrFlags::empty());
                 self.allowed(set, "setxattr")?;
@@ -400,6 +431,9 @@ impl Tree<'_> {
             path.extend_from_slice(name);
             let path = CString::new(path).unwrap_or_default();
             for xattr in self.archive.xattrs(inode)? {
+                if self.leaves_out(&xattr) {
+                    continue;
+                }
                 let set =
                     rustix::fs::lsetxattr(&path, &*xattr.name, &xattr.value, XattrFlags::empty());
                 self.allowed(set, "setxattr")?;
@@ -407,6 +441,33 @@ impl Tree<'_> {
         }
         rustix::fs::utimensat(at, name, &times(inode), AtFlags::SYMLINK_NOFOLLOW)
             .map_err(sys("utimens"))
+    }
+
+    /// The mode of a file or directory, `owned` by whom the archive says or not.
+    fn mode(&self, inode: &Inode, owned: bool) -> Mode {
+        let mode = Mode::from_raw_mode(inode.permissions.into());
+        let set_ids = Mode::SUID | Mode::SGID;
+        if inode.kind != FileKind::Regular || !mode.intersects(set_ids) {
+            return mode;
+        }
+        if !self.preserve_privileged {
+            self.progress.left_out.set_ids.fetch_add(1, Ordering::Relaxed);
+        } else if owned {
+            return mode;
+        } else {
+            // It would lend the rights of whoever unpacks, which nobody had in mind.
+            self.progress.withheld.fetch_add(1, Ordering::Relaxed);
+        }
+        mode - set_ids
+    }
+
+    /// Whether `xattr` is left out; if so it is counted.
+    fn leaves_out(&self, xattr: &Xattr) -> bool {
+        let left_out = !self.preserve_privileged && xattr.name == b"security.capability";
+        if left_out {
+            self.progress.left_out.capabilities.fetch_add(1, Ordering::Relaxed);
+        }
+        left_out
     }
 
     /// Lets an ordinary user go without what only root may do; says whether it was done.

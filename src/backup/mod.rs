@@ -26,7 +26,7 @@ pub use bucket::{Backups, BucketRequest, Jurisdiction, Presigned};
 pub use config::Config;
 pub use create::{CreateProgress, CreateRequest, Created};
 pub use delete::{Deleted, Deletion};
-pub use extract::{ExtractOptions, ExtractProgress, extract, find};
+pub use extract::{ExtractOptions, ExtractProgress, LeftOut, extract, find};
 pub use id::{BackupId, Handle};
 pub use list::{BackupEntry, BackupState};
 pub use memory::default_cache_memory;

@@ -161,7 +161,11 @@ pub(super) fn cat(args: &CatArgs) -> Result<(), Failure> {
 
 pub(super) fn extract(args: &ExtractArgs, output: &Output) -> Result<(), Failure> {
     let opened = source_request(&args.source).open()?;
-    let options = ExtractOptions { path: args.path.as_bytes().to_vec(), jobs: args.jobs };
+    let options = ExtractOptions {
+        path: args.path.as_bytes().to_vec(),
+        jobs: args.jobs,
+        preserve_privileged: args.preserve_privileged,
+    };
     extract_opened(&opened, &args.into, &options, output)
 }
 
@@ -174,10 +178,21 @@ pub(super) fn extract_opened(
 ) -> Result<(), Failure> {
     /// What was unpacked.
     #[derive(Serialize)]
+    #[serde(rename_all = "camelCase")]
     struct Extracted {
         files: u64,
         bytes: u64,
         withheld: u64,
+        left_out: LeftOut,
+    }
+
+    /// What was left out because nobody asked for it.
+    #[derive(Serialize)]
+    #[serde(rename_all = "camelCase")]
+    struct LeftOut {
+        set_ids: u64,
+        capabilities: u64,
+        devices: u64,
     }
     let progress = Arc::new(ExtractProgress::default());
     let bar = output.progress(total_bytes(&opened.archive, &options.path)?, "unpacking");
@@ -192,7 +207,19 @@ pub(super) fn extract_opened(
         files: progress.files.load(Ordering::Relaxed),
         bytes: progress.bytes.load(Ordering::Relaxed),
         withheld: progress.withheld.load(Ordering::Relaxed),
+        left_out: LeftOut {
+            set_ids: progress.left_out.set_ids.load(Ordering::Relaxed),
+            capabilities: progress.left_out.capabilities.load(Ordering::Relaxed),
+            devices: progress.left_out.devices.load(Ordering::Relaxed),
+        },
     };
+    let LeftOut { set_ids, capabilities, devices } = done.left_out;
+    if set_ids + capabilities + devices > 0 {
+        output.warn(&format!(
+            "left out: setuid or setgid bits of {set_ids} files, capabilities of {capabilities}, \
+             {devices} devices; --preserve-privileged keeps them"
+        ));
+    }
     if done.withheld > 0 {
         output.warn(&format!(
             "{} owners, devices or attributes that only root may set were left out",

@@ -239,8 +239,11 @@ pub(crate) struct MountArgs {
     #[arg(long, short, help_heading = "Mount")]
     pub(crate) foreground: bool,
 
-    /// Options as mount(8) writes them: ro, allow_other, nosuid, nodev, noexec, noatime, upper=DIR,
+    /// Options as mount(8) writes them: ro, allow_other, suid, dev, noexec, noatime, upper=DIR,
     /// workdir=DIR, entry_ttl=SECONDS, attr_ttl=SECONDS, max_nodes=N, no_passthrough, …
+    ///
+    /// Without suid, no program of the mount gets the rights of its owner; without dev, no device in
+    /// it can be opened.
     #[arg(short = 'o', value_name = "OPTIONS", help_heading = "Mount", action = clap::ArgAction::Append)]
     pub(crate) options: Vec<OsString>,
 }
@@ -307,6 +310,11 @@ pub(crate) struct ExtractArgs {
     /// How many files to fetch at a time.
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=256))]
     pub(crate) jobs: u16,
+
+    /// Unpack setuid and setgid bits of files, capabilities and devices, too; they are left out
+    /// otherwise, and counted.
+    #[arg(long)]
+    pub(crate) preserve_privileged: bool,
 }
 
 #[derive(Debug, Args)]

@@ -67,6 +67,11 @@ pub(crate) struct RestoreArgs {
     #[arg(long, conflicts_with_all = ["read_only", "keep_upper", "foreground", "options"])]
     pub(crate) extract: bool,
 
+    /// Unpack setuid and setgid bits of files, capabilities and devices, too; they are left out
+    /// otherwise, and counted.
+    #[arg(long, requires = "extract")]
+    pub(crate) preserve_privileged: bool,
+
     /// Allow no changes; there is no upper then.
     #[arg(long, visible_alias = "ro", help_heading = "Changes", conflicts_with = "keep_upper")]
     pub(crate) read_only: bool,

@@ -39,6 +39,7 @@ pub(super) fn start(
     foreground: bool,
     output: &Output,
 ) -> Result<(), Failure> {
+    request.check()?;
     prepare(&mut request)?;
     let shown = request.mountpoint.display().to_string();
     let lock = lock(&request.mountpoint, output)?;

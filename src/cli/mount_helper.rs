@@ -4,9 +4,10 @@
 //! are those mount(8) documents.
 
 use std::ffi::{OsStr, OsString};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 
+use rustix::fs::StatVfsMountFlags;
 use rustix::mount::MountFlags;
 
 use super::mount::{find_mountpoint, start};
@@ -90,19 +91,29 @@ fn mount(invocation: Invocation, output: &Output) -> Result<(), Failure> {
     start(request, false, output)
 }
 
-/// `mount -o remount,ro|rw DIR`: the kernel holds these flags, the server need not know.
+/// `mount -o remount,ro|rw DIR`: the kernel holds these flags, the server need not know. To the kernel
+/// a flag that is not named is one to take away; to whoever remounts, it is none of the matter.
 fn remount(mountpoint: &Path, options: &[MountOption]) -> Result<(), Failure> {
-    let flag = |on: &str, off: &str, flag: MountFlags| {
-        let last = options.iter().rev().find(|option| option.is(on) || option.is(off));
-        if last.is_some_and(|option| option.is(on)) { flag } else { MountFlags::empty() }
+    let failed = |error: rustix::io::Errno| {
+        Failure::new(Code::Fuse, format!("cannot remount {}: {error}", mountpoint.display()))
     };
-    let flags = flag("ro", "rw", MountFlags::RDONLY)
-        | flag("nosuid", "suid", MountFlags::NOSUID)
-        | flag("nodev", "dev", MountFlags::NODEV)
-        | flag("noexec", "exec", MountFlags::NOEXEC)
-        | flag("noatime", "atime", MountFlags::NOATIME);
-    let path = PathBuf::from(mountpoint);
-    rustix::mount::mount_remount(&path, flags, c"").map_err(|error| {
-        Failure::new(Code::Fuse, format!("cannot remount {}: {error}", path.display()))
-    })
+    let now = rustix::fs::statvfs(mountpoint).map_err(failed)?.f_flag;
+    let mut flags = MountFlags::empty();
+    for (on, off, flag, held) in [
+        ("ro", &["rw"][..], MountFlags::RDONLY, StatVfsMountFlags::RDONLY),
+        ("nosuid", &["suid", "allow_suid"], MountFlags::NOSUID, StatVfsMountFlags::NOSUID),
+        ("nodev", &["dev", "allow_dev"], MountFlags::NODEV, StatVfsMountFlags::NODEV),
+        ("noexec", &["exec"], MountFlags::NOEXEC, StatVfsMountFlags::NOEXEC),
+        ("noatime", &["atime"], MountFlags::NOATIME, StatVfsMountFlags::NOATIME),
+        ("sync", &["async"], MountFlags::SYNCHRONOUS, StatVfsMountFlags::SYNCHRONOUS),
+    ] {
+        let is_off = |option: &MountOption| off.iter().any(|off| option.is(off));
+        let last = options.iter().rev().find(|option| option.is(on) || is_off(option));
+        flags.set(flag, last.map_or(now.contains(held), |option| option.is(on)));
+    }
+    if !flags.contains(MountFlags::NOATIME) {
+        // Here alone, nothing means what was.
+        flags.insert(MountFlags::RELATIME);
+    }
+    rustix::mount::mount_remount(mountpoint, flags, c"").map_err(failed)
 }

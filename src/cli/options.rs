@@ -157,6 +157,9 @@ impl MountOption {
             "anonymous" => request.source.anonymous = true,
             "virtual_host_style" => request.source.virtual_host_style = true,
             "timeout" => request.source.deadline = Duration::from_secs(self.number()?),
+            // mount(8) keeps `suid` and `dev` from its helpers: they are its own default.
+            "allow_suid" => request.flags.push("suid".into()),
+            "allow_dev" => request.flags.push("dev".into()),
             flag if FLAGS.contains(&flag) => request.flags.push(flag.to_owned()),
             other if NOT_OURS.contains(&other) => {}
             other if other.starts_with("x-") || other.starts_with("comment") => {}

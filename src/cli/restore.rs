@@ -34,11 +34,12 @@ pub(super) fn restore(mut args: RestoreArgs, output: &Output) -> Result<(), Fail
     args.dir = args.dir.or(dir);
     let OpenBucket { runtime, backups } = OpenBucket::open(&args.bucket)?;
     if args.extract {
+        let unpacking = extract_options(&args);
         let extracted = runtime.block_on(backups.restorable(&id)).and_then(|metadata| {
             let dir = args.dir.unwrap_or_else(|| PathBuf::from(&metadata.dir));
             let mut source = backups.archive(&id)?;
             source.disk_cache = args.disk.limit.unwrap_or_default();
-            extract_opened(&source.open()?, &dir, &ExtractOptions::default(), output)
+            extract_opened(&source.open()?, &dir, &unpacking, output)
         });
         return match extracted {
             Ok(()) => Ok(()),
@@ -73,11 +74,15 @@ fn restore_url(args: RestoreArgs, output: &Output) -> Result<(), Failure> {
         ..SourceRequest::new(args.backup.clone())
     };
     if args.extract {
-        return extract_opened(&source.open()?, dir, &ExtractOptions::default(), output);
+        return extract_opened(&source.open()?, dir, &extract_options(&args), output);
     }
     let request = restore_request(&args, output)?;
     let dir = request.dir.clone().unwrap_or_default();
     show_ready(&server::restore_archive(&source, &dir, request)?, output)
+}
+
+fn extract_options(args: &RestoreArgs) -> ExtractOptions {
+    ExtractOptions { preserve_privileged: args.preserve_privileged, ..ExtractOptions::default() }
 }
 
 fn restore_request(args: &RestoreArgs, output: &Output) -> Result<RestoreRequest, Failure> {

@@ -22,5 +22,5 @@ mod shared;
 
 pub use faults::{Fault, Faults};
 pub use mount::{detach, unmount};
-pub use options::MountOptions;
+pub use options::{MountOptions, refused_flag};
 pub use session::{Mount, Unmounter};

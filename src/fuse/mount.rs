@@ -55,13 +55,13 @@ fn mount_directly(mountpoint: &Path, options: &MountOptions) -> rustix::io::Resu
     Ok(device)
 }
 
-/// Unlike fusermount3's mounts, root's may have devices and set-user-id programs: they are to be
-/// like a local disk.
+/// As fusermount3 has it for everybody, set-user-id programs gain nothing and devices cannot be
+/// opened: an archive is not to be trusted with either, unless whoever mounts it says so.
 fn direct_flags(options: &MountOptions) -> MountFlags {
     let mut flags = MountFlags::empty();
+    flags.set(MountFlags::NOSUID, !options.has("suid", "nosuid"));
+    flags.set(MountFlags::NODEV, !options.has("dev", "nodev"));
     for (name, opposite, flag) in [
-        ("nosuid", "suid", MountFlags::NOSUID),
-        ("nodev", "dev", MountFlags::NODEV),
         ("noexec", "exec", MountFlags::NOEXEC),
         ("noatime", "atime", MountFlags::NOATIME),
         ("sync", "async", MountFlags::SYNCHRONOUS),

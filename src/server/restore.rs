@@ -177,6 +177,7 @@ impl Place {
     /// Makes room in `dir`.
     fn take(request: RestoreRequest, dir: &Path) -> Result<Self, Failure> {
         let RestoreRequest { mut mount, notice, .. } = request;
+        mount.check()?;
         let mut made = MadeDirs::default();
         made.make(dir)?;
         let mountpoint = resolve_mountpoint(dir)?;

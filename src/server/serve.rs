@@ -16,7 +16,7 @@ use super::state::{MountDir, Record, StateDir, check_outside_state};
 use super::traces::Traces;
 use crate::backup::{OpenArchive, SourceRequest};
 use crate::failure::{Code, Failure};
-use crate::fuse::{Faults, Mount, MountOptions, Unmounter};
+use crate::fuse::{self, Faults, Mount, MountOptions, Unmounter};
 use crate::overlay::{self, Overlay, Upper};
 
 /// What to mount, where and how. Serialised only through a pipe: the source can hold a secret.
@@ -76,6 +76,17 @@ impl MountRequest {
             fill: None,
         }
     }
+
+    /// Refuses what would be refused by the kernel, or left out silently, once other things have been
+    /// taken down for this mount.
+    ///
+    /// # Errors
+    /// [`Code::Fuse`], which names the option.
+    pub fn check(&self) -> Result<(), Failure> {
+        let Some(option) = fuse::refused_flag(&self.flags) else { return Ok(()) };
+        let message = format!("the mount option {option} is not for ordinary users");
+        Err(Failure::new(Code::Fuse, message).hint("leave it out, or mount as root"))
+    }
 }
 
 /// What a server says once its mount answers.
@@ -122,6 +133,7 @@ pub fn serve(
     opened: OpenArchive,
     ready: impl FnOnce(Ready, &Path) -> io::Result<()>,
 ) -> Result<(), Failure> {
+    request.check()?;
     check_outside_state(&request.mountpoint)?;
     // Modes arrive whole from the kernel, or with the umask to apply.
     rustix::process::umask(rustix::fs::Mode::empty());
