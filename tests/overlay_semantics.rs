@@ -6,9 +6,11 @@ mod overlay_support;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
+use std::ops::AddAssign as _;
 use std::ops::ControlFlow;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier};
 
 use overlay_support::{
@@ -16,10 +18,12 @@ use overlay_support::{
 };
 use rustix::fs::{CWD, FileType, Mode, RenameFlags, XattrFlags};
 use rustix::io::Errno;
+use thawfs::cache::{Blob, FileBlob};
 use thawfs::overlay::{
     Backing, Caller, Error, FallocateFlags, Handle, Options, Overlay, SeekFrom, SetAttr, Upper,
 };
-use thawfs::types::{FileKind, Ino};
+use thawfs::squashfs::{Archive, OpenOptions};
+use thawfs::types::{ByteRange, FileKind, Ino};
 
 fn merged(dir: &Path) -> Merged {
     Merged { overlay: open_overlay(dir, &source().archive, Options::default()), plus: false }
@@ -856,4 +860,94 @@ fn an_ordinary_user_can_keep_an_upper() {
     }
     assert_eq!(after[path("moved/b/a")].contents, bytes(1, 300_000));
     assert!(after[path("b")].contents.starts_with(b"written"), "the other name of moved/c");
+}
+
+/// An archive's bytes from a store that can be made to stop answering.
+struct Unsteady {
+    inner: FileBlob,
+    down: AtomicBool,
+    waits: AtomicUsize,
+}
+
+impl Blob for Unsteady {
+    fn size(&self) -> u64 {
+        self.inner.size()
+    }
+
+    fn get(&self, _range: ByteRange) -> Option<bytes::Bytes> {
+        None
+    }
+
+    fn fetch(&self, ranges: &[ByteRange]) -> Result<Vec<bytes::Bytes>, thawfs::cache::Error> {
+        if self.down.load(Ordering::Relaxed) {
+            self.waits.fetch_add(1, Ordering::Relaxed);
+            let error = std::io::Error::from_raw_os_error(libc::EIO);
+            return Err(thawfs::cache::Error::Io(Arc::new(error)));
+        }
+        self.inner.fetch(ranges)
+    }
+
+    fn prefetch(&self, _range: ByteRange) {}
+}
+
+#[test]
+fn a_listing_waits_once_for_a_store_that_does_not_answer() {
+    let dir = tempfile::tempdir().unwrap();
+    let tree = dir.path().join("tree/d");
+    std::fs::create_dir_all(&tree).unwrap();
+    for i in 0..1000 {
+        std::fs::write(tree.join(format!("file{i:04}")), b"").unwrap();
+    }
+    let packed = dir.path().join("archive");
+    pack(&dir.path().join("tree"), &packed);
+    let blob = Arc::new(Unsteady {
+        inner: FileBlob::open(&packed, 0).unwrap(),
+        down: AtomicBool::new(false),
+        waits: AtomicUsize::new(0),
+    });
+    // Nothing is held, and one metadata block is kept: the last that was read.
+    let none = OpenOptions { decoded_bytes: 0, metadata_bytes: 0, resident_bytes: 0 };
+    let archive = Arc::new(Archive::open(Arc::clone(&blob) as Arc<dyn Blob>, none).unwrap());
+    let overlay = Overlay::new(archive, None, Options::default()).unwrap();
+    let before = overlay.node_count();
+    let d = overlay.lookup(Ino::ROOT, OsStr::new("d")).unwrap();
+    let (mut from, mut described, mut bare, mut problems) = (0, 0, 0, 0);
+    let mut counted = Vec::new();
+    let mut calls = 0;
+    loop {
+        let start = from;
+        calls += 1;
+        let listed = overlay.readdir(d.ino, start, true, &mut |entry| {
+            if counted.len() == 400 && calls == 1 {
+                // Down in the midst of a call.
+                blob.down.store(true, Ordering::Relaxed);
+            }
+            from = entry.next_cookie;
+            if entry.name != "." && entry.name != ".." {
+                counted.push(entry.ino);
+                problems += usize::from(entry.problem.is_some());
+                if entry.attr.is_some() { &mut described } else { &mut bare }.add_assign(1);
+            }
+            ControlFlow::Continue(())
+        });
+        if blob.down.load(Ordering::Relaxed) {
+            // The listing itself breaks off where it has to be fetched, and was given up to there.
+            let waits = blob.waits.load(Ordering::Relaxed);
+            assert!(waits <= 2, "{waits} waits in one call");
+            assert_eq!(problems, waits - usize::from(listed.is_err()));
+            blob.down.store(false, Ordering::Relaxed);
+        } else {
+            listed.unwrap();
+        }
+        if from == start {
+            break;
+        }
+    }
+    assert_eq!(described + bare, 1000, "every name came once");
+    assert!(described > 400 && problems > 0, "{described} described, {problems} problems");
+    for ino in counted {
+        overlay.forget(ino, 1);
+    }
+    overlay.forget(d.ino, 1);
+    assert_eq!(overlay.node_count(), before, "every lookup that was counted was given back");
 }

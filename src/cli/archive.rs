@@ -1,5 +1,6 @@
 //! `thawfs ls`, `cat`, `extract` and `inspect`: an archive without a mount.
 
+use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::io::{BufWriter, Write};
 use std::os::unix::ffi::OsStrExt;
@@ -14,7 +15,7 @@ use super::mount::source_request;
 use super::output::{Output, Watcher, human_bytes, human_time, stdout_failed};
 use crate::backup::{self, ExtractOptions, ExtractProgress, OpenArchive, find};
 use crate::failure::{Code, Failure};
-use crate::squashfs::{Archive, DirCursor, Inode};
+use crate::squashfs::{self, Archive, DirCursor, Inode};
 use crate::types::{FileKind, FileOffset};
 
 /// How much `cat` reads at a time.
@@ -83,13 +84,22 @@ pub(super) fn ls(args: &LsArgs, output: &Output) -> Result<(), Failure> {
     let start = find(archive, path)?;
     let mut out = BufWriter::new(std::io::stdout().lock());
     let mut listed = Vec::new();
-    let mut show = |path: &[u8], inode: &Inode| -> Result<(), Failure> {
+    let mut show = |path: &[u8], inode: Result<&Inode, &Failure>| -> Result<(), Failure> {
         if output.json {
-            listed.push(Listed::new(archive, path, inode)?);
+            listed.push(match inode {
+                Ok(inode) => serde_json::json!(Listed::new(archive, path, inode)?),
+                Err(problem) => {
+                    serde_json::json!({ "path": lossy(path), "error": problem.message })
+                }
+            });
             return Ok(());
         }
         if args.long {
-            let line = Listed::new(archive, path, inode)?.long(inode.kind);
+            let line = match inode {
+                Ok(inode) => Listed::new(archive, path, inode)?.long(inode.kind),
+                // As ls(1) has it where stat(2) fails.
+                Err(_) => format!("?????????? {}", lossy(path)),
+            };
             out.write_all(line.as_bytes())
         } else {
             out.write_all(path)
@@ -97,38 +107,107 @@ pub(super) fn ls(args: &LsArgs, output: &Output) -> Result<(), Failure> {
         .and_then(|()| out.write_all(b"\n"))
         .map_err(|error| stdout_failed(&error))
     };
+    let mut problems = Problems::default();
     if start.kind != FileKind::Directory {
-        show(path, &start)?;
+        show(path, Ok(&start))?;
     } else {
-        list(archive, &start, args.recursive, &mut show)?;
+        list(archive, start, args.recursive, &mut show, &mut problems)?;
     }
     out.flush().map_err(|error| stdout_failed(&error))?;
     drop(out);
-    if output.json { output.print_json(&listed) } else { Ok(()) }
+    if output.json {
+        output.print_json(&listed)?;
+    }
+    problems.into_result()
 }
 
-/// Shows one file under its path.
-type Show<'a> = dyn FnMut(&[u8], &Inode) -> Result<(), Failure> + 'a;
+/// Shows one file under its path, or that it cannot be read what it is.
+type Show<'a> = dyn FnMut(&[u8], Result<&Inode, &Failure>) -> Result<(), Failure> + 'a;
 
-/// Shows what is in a directory, and below it if `recursive`, with paths relative to it.
+/// What could not be read while the rest was listed.
+#[derive(Default)]
+struct Problems {
+    first: Option<Failure>,
+    others: usize,
+}
+
+impl Problems {
+    /// Keeps a failure that the archive itself is to blame for, and gives it to be shown. Others would
+    /// be met again with the next file.
+    fn keep(&mut self, path: &[u8], error: squashfs::Error) -> Result<Failure, Failure> {
+        let of_the_archive = !matches!(error, squashfs::Error::Blob(_));
+        let failure = Failure::from(error);
+        let shown = failure.clone();
+        let failure =
+            Failure { message: format!("{}: {}", lossy(path), failure.message), ..failure };
+        if !of_the_archive {
+            return Err(failure);
+        }
+        match self.first {
+            Some(_) => self.others += 1,
+            None => self.first = Some(failure),
+        }
+        Ok(shown)
+    }
+
+    fn into_result(self) -> Result<(), Failure> {
+        let Some(mut failure) = self.first else { return Ok(()) };
+        if self.others > 0 {
+            failure.message.push_str(&format!(" (and {} more)", self.others));
+        }
+        Err(failure)
+    }
+}
+
+/// Shows what is in a directory, and below it if `recursive`, with paths relative to it. What cannot be
+/// read hides nothing else.
 fn list(
     archive: &Archive,
-    directory: &Inode,
+    directory: Inode,
     recursive: bool,
     show: &mut Show<'_>,
+    problems: &mut Problems,
 ) -> Result<(), Failure> {
-    if recursive {
-        for entry in archive.walk_from(directory) {
-            let entry = entry?;
-            if !entry.path.is_empty() {
-                show(&entry.path, &entry.inode)?;
+    // A damaged archive may have a second name for a directory, and so cycles.
+    let mut entered = HashSet::from([directory.reference]);
+    let mut open = vec![(archive.read_dir(&directory, DirCursor::START)?, 0)];
+    let mut path = Vec::new();
+    while let Some((entries, above)) = open.last_mut() {
+        path.truncate(*above);
+        let entry = match entries.next() {
+            Some(Ok(entry)) => entry,
+            Some(Err(error)) => {
+                problems.keep(&path, error)?;
+                continue;
             }
+            None => {
+                open.pop();
+                continue;
+            }
+        };
+        if !path.is_empty() {
+            path.push(b'/');
         }
-        return Ok(());
-    }
-    for entry in archive.read_dir(directory, DirCursor::START)? {
-        let entry = entry?;
-        show(&entry.name, &archive.inode(entry.inode)?)?;
+        path.extend_from_slice(&entry.name);
+        let listing = archive.inode(entry.inode).and_then(|inode| {
+            if !recursive || inode.kind != FileKind::Directory {
+                return Ok((inode, None));
+            }
+            if !entered.insert(inode.reference) {
+                let at = archive.superblock().directory_table;
+                let detail = format!("inode {} is a directory with a second name", inode.reference);
+                return Err(squashfs::Error::corrupt("directory", at, detail));
+            }
+            let entries = archive.read_dir(&inode, DirCursor::START)?;
+            Ok((inode, Some(entries)))
+        });
+        match listing {
+            Ok((inode, entries)) => {
+                show(&path, Ok(&inode))?;
+                open.extend(entries.map(|entries| (entries, path.len())));
+            }
+            Err(error) => show(&path, Err(&problems.keep(&path, error)?))?,
+        }
     }
     Ok(())
 }
@@ -246,10 +325,11 @@ fn total_bytes(archive: &Archive, path: &[u8]) -> Result<u64, Failure> {
     if start.kind != FileKind::Directory {
         return Ok(start.size);
     }
-    let mut seen = std::collections::HashSet::new();
+    let mut seen = HashSet::new();
     let mut total = 0u64;
-    for entry in archive.walk_from(&start) {
-        let inode = entry?.inode;
+    // What cannot be read is for the unpacking to say, which knows its path.
+    for entry in archive.walk_from(&start).flatten() {
+        let inode = entry.inode;
         if inode.kind == FileKind::Regular && (inode.nlink < 2 || seen.insert(inode.reference)) {
             total = total.saturating_add(inode.size);
         }

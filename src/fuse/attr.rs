@@ -65,6 +65,14 @@ pub(super) fn bare(ino: Ino, kind: FileKind) -> FileAttr {
     })
 }
 
+/// What the kernel is told of a name that cannot be described. It lists the name with this number and
+/// kind, and refuses the rest: no file has such a size (`fuse_invalid_attr`, since Linux 5.5 and in its
+/// stable series). It then makes no inode, and gives back the lookup that was counted. A node id of 0
+/// would say the same, but to the library the number in the listing is the same as that.
+pub(super) fn undescribed(ino: Ino, kind: FileKind) -> FileAttr {
+    FileAttr { size: u64::MAX, ..bare(ino, kind) }
+}
+
 /// The protocol carries devices in the kernel's 32-bit form: 12 bits of major, 20 of minor.
 fn kernel_device(device: u64) -> u32 {
     let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));

@@ -10,6 +10,8 @@ pub(super) fn errno(error: &Error) -> Errno {
     match error {
         // The upper's own errno, and the refusals of the tree: both are what ext4 would say.
         Error::Refused(errno) | Error::Sys { errno, .. } => Errno::from_i32(errno.raw_os_error()),
+        Error::Damaged(_) => Errno::EIO,
+        Error::Stale(_) => Errno::ESTALE,
         Error::Lower(error) => lower(error),
         // Said only before there is a mount.
         Error::Unusable { .. } => Errno::EIO,

@@ -18,7 +18,7 @@ use fuser::{
     ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
-use super::attr::{bare, file_attr, file_type, negative_entry, set_time, user_device};
+use super::attr::{bare, file_attr, file_type, negative_entry, set_time, undescribed, user_device};
 use super::callers::Groups;
 use super::errno::errno;
 use super::faults::Faults;
@@ -110,7 +110,7 @@ impl Adapter {
 /// Runs `job`. A panic ends the request (its reply, dropped, tells the kernel EIO), not the mount.
 fn guarded(shared: &Shared, job: impl FnOnce(&Shared)) {
     if catch_unwind(AssertUnwindSafe(|| job(shared))).is_err() {
-        log::error!("a request failed on a bug of ours and was answered EIO");
+        shared.faults.record(&"a request failed on a bug of ours and was answered EIO");
     }
 }
 
@@ -522,7 +522,9 @@ impl Filesystem for Adapter {
         mut reply: ReplyDirectory,
     ) {
         self.run(self.would_block(ino), move |shared| {
+            let mut some = false;
             let result = shared.overlay.readdir(Ino(ino.0), offset, false, &mut |entry| {
+                some = true;
                 let full = reply.add(
                     INodeNo(entry.ino.0),
                     entry.next_cookie,
@@ -533,6 +535,8 @@ impl Filesystem for Adapter {
             });
             match result {
                 Ok(()) => reply.ok(),
+                // What there is comes first. The reader goes on behind it, and then is told.
+                Err(_) if some => reply.ok(),
                 Err(error) => reply.error(shared.failed(&error)),
             }
         });
@@ -548,12 +552,20 @@ impl Filesystem for Adapter {
     ) {
         self.prune();
         self.run(self.would_block(ino), move |shared| {
+            let mut some = false;
             // One TTL serves name and attributes here; the protocol has two, fuser passes one.
             let result = shared.overlay.readdir(Ino(ino.0), offset, true, &mut |entry| {
-                // `.` and `..` have none, and are not looked up by being listed.
+                some = true;
+                if let Some(problem) = entry.problem {
+                    shared.faults.record(problem);
+                }
                 let (attr, generation) = match &entry.attr {
                     Some(attr) => (file_attr(attr), attr.generation),
-                    None => (bare(entry.ino, entry.kind), 0),
+                    // These two have none, and are not looked up by being listed.
+                    None if entry.name == "." || entry.name == ".." => {
+                        (bare(entry.ino, entry.kind), 0)
+                    }
+                    None => (undescribed(entry.ino, entry.kind), 0),
                 };
                 let ttl = shared.entry_ttl.min(shared.attr_ttl_of(entry.ino));
                 let full = reply.add(
@@ -568,6 +580,8 @@ impl Filesystem for Adapter {
             });
             match result {
                 Ok(()) => reply.ok(),
+                // What there is comes first: lookups of it are counted. The reader is told next.
+                Err(_) if some => reply.ok(),
                 Err(error) => reply.error(shared.failed(&error)),
             }
         });

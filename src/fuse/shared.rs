@@ -45,13 +45,15 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    /// The errno of `error`; one that comes from the archive or the network is also put on record,
-    /// since the program that gets EIO cannot say why.
+    /// The errno of `error`. EIO and ESTALE, and whatever comes from the archive or the network, are also
+    /// put on record, since the program that gets one cannot say why.
     pub(super) fn failed(&self, error: &overlay::Error) -> Errno {
-        if let overlay::Error::Lower(reason) = error {
-            self.faults.record(reason);
+        let errno = errno(error);
+        let is_of_the_archive = matches!(error, overlay::Error::Lower(_));
+        if is_of_the_archive || errno == Errno::EIO || errno == Errno::ESTALE {
+            self.faults.record(error);
         }
-        errno(error)
+        errno
     }
 
     /// How long the kernel may remember what it is about to be told of `ino`.

@@ -1,9 +1,8 @@
 //! Attributes of merged files, and who asks for a change of them.
 
 use rustix::fs::Statx;
-use rustix::io::Errno;
 
-use super::error::Result;
+use super::error::{Error, Result};
 use crate::types::{FileKind, Ino, Timestamp};
 
 /// Who asks.
@@ -101,7 +100,9 @@ pub struct StatFs {
 
 /// The kind of the upper inode that `stat` describes.
 pub(super) fn kind_of(stat: &Statx) -> Result<FileKind> {
-    Ok(FileKind::from_mode(stat.stx_mode.into()).ok_or(Errno::IO)?)
+    let mode = u32::from(stat.stx_mode);
+    FileKind::from_mode(mode)
+        .ok_or_else(|| Error::damaged(format_args!("the upper has a file of mode {mode:o}")))
 }
 
 /// Whether `stat` is that of a 0/0 character device.

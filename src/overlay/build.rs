@@ -164,7 +164,7 @@ impl Overlay {
         // Before our own, which can be done without if there is no room for all.
         for xattr in self.lower.archive().xattrs(inode)? {
             let name = CString::new(stored_name(&xattr.name, upper.marks).into_owned())
-                .map_err(|_| Errno::IO)?;
+                .map_err(|_| Error::damaged("the archive has an attribute with NUL in its name"))?;
             match copy.set_xattr(&name, &xattr.value, XattrFlags::empty()) {
                 Ok(()) => {}
                 Err(errno @ (Errno::PERM | Errno::OPNOTSUPP)) if !upper.privileged => {
@@ -195,8 +195,11 @@ impl Overlay {
                 let len = usize::try_from(end - at).unwrap_or(COPY_SIZE).min(COPY_SIZE);
                 let data = archive.read(inode, FileOffset(at), len)?;
                 if data.is_empty() {
-                    // The archive says less than the inode promised.
-                    return Err(Errno::IO.into());
+                    let number = inode.number;
+                    return Err(Error::damaged(format_args!(
+                        "the archive has {at} bytes of inode {number}, which promises {}",
+                        inode.size
+                    )));
                 }
                 write_all(to, &data, at)?;
                 at += data.len() as u64;
@@ -260,7 +263,7 @@ pub(super) fn make_special(
 fn write_all(fd: &OwnedFd, mut data: &[u8], mut at: u64) -> Result<()> {
     while !data.is_empty() {
         match rustix::io::pwrite(fd, data, at) {
-            Ok(0) => return Err(Errno::IO.into()),
+            Ok(0) => return Err(Error::damaged("the upper took no byte of a copy")),
             Ok(written) => {
                 data = data.get(written..).unwrap_or_default();
                 at += written as u64;

@@ -117,7 +117,7 @@ impl Overlay {
 
     /// Copies a lower inode that has nothing in the upper yet.
     fn copy_inode(&self, ino: Ino, want: Want) -> Result<()> {
-        let lower = self.lower.inode_ref(ino).ok_or(Errno::STALE)?;
+        let lower = self.lower.place_of(ino)?;
         let inode = self.lower.inode(lower)?;
         let built = self.build(ino, lower, &inode, want)?;
         let copy = built.fd.clone();

@@ -104,7 +104,7 @@ impl Overlay {
                 let handle = self.handles.add(Open::Upper { fd: Arc::new(fd) });
                 Ok((attr, Opened { handle, backing: Backing::Upper }))
             }
-            Ok((_, None)) => Err(Errno::IO.into()),
+            Ok((_, None)) => Err(Error::damaged("a new file has no descriptor")),
             Err(error) if error.is(Errno::EXIST) && flags & libc::O_EXCL == 0 => {
                 let held = self.hold(parent, name)?;
                 let opened = self.open(held.ino, flags)?;

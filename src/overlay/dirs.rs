@@ -10,7 +10,7 @@ use rustix::fs::OFlags;
 use rustix::io::Errno;
 
 use super::Overlay;
-use super::error::{Error, Result};
+use super::error::{Error, Result, changed_behind, not_copied};
 use super::nodes::{Place, UpperState};
 use super::upper::{Address, stat_fd};
 use crate::types::{Ino, InodeRef};
@@ -112,8 +112,7 @@ impl Overlay {
             let next = Address::at(&fd, name).open(OFlags::PATH | OFlags::DIRECTORY)?;
             let stat = stat_fd(&next).map_err(Error::sys("statx", name.display()))?;
             if stat.stx_ino != st_ino {
-                // The upper was changed behind our back.
-                return Err(Errno::STALE.into());
+                return Err(changed_behind(name.display()));
             }
             fd = Arc::new(next);
             self.dirs.put(ino, Arc::clone(&fd));
@@ -125,13 +124,13 @@ impl Overlay {
     /// `names` held, and good only for as long: an address may be a name.
     pub(super) fn address(&self, ino: Ino) -> Result<(Address, UpperState)> {
         let node = self.nodes.get(ino)?;
-        let state = node.upper.ok_or(Errno::STALE)?;
+        let state = node.upper.ok_or_else(|| not_copied(ino))?;
         let address = match (&state.pin, node.place) {
             (Some(pin), _) => Address::Pinned(Arc::clone(pin)),
             (None, Place::Name(parent, name)) => Address::at(&self.dir_fd(parent)?, os_str(&name)),
             (None, Place::Index) => self.index_address(ino)?,
             (None, Place::Nowhere) if ino == Ino::ROOT => self.upper()?.root_address(),
-            (None, Place::Nowhere) => return Err(Errno::STALE.into()),
+            (None, Place::Nowhere) => return Err(not_copied(ino)),
         };
         Ok((address, state))
     }

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use rustix::io::Errno;
 
 use crate::squashfs;
+use crate::types::Ino;
 
 /// Why the merged tree did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -23,6 +24,13 @@ pub enum Error {
         /// What the kernel answered.
         errno: Errno,
     },
+    /// What should be there is not, or is something else: damage, or a change behind our back. The
+    /// caller gets `EIO`.
+    #[error("{0}")]
+    Damaged(Box<str>),
+    /// The inode that was asked about is no more, or another one. The caller gets `ESTALE`.
+    #[error("{0}")]
+    Stale(Box<str>),
     /// The archive could not be read.
     #[error(transparent)]
     Lower(#[from] squashfs::Error),
@@ -43,13 +51,40 @@ impl Error {
         move |errno| Self::Sys { call, what: what.to_string().into(), errno }
     }
 
+    /// An [`Error::Damaged`].
+    pub(super) fn damaged(what: impl fmt::Display) -> Self {
+        Self::Damaged(what.to_string().into())
+    }
+
+    /// An [`Error::Stale`].
+    pub(super) fn stale(what: impl fmt::Display) -> Self {
+        Self::Stale(what.to_string().into())
+    }
+
+    /// Whether the archive's bytes could not be had, which says nothing of what they are.
+    pub(super) fn is_of_the_store(&self) -> bool {
+        matches!(self, Self::Lower(squashfs::Error::Blob(_)))
+    }
+
     /// Whether this is the upper's or the tree's own `errno`.
     pub(super) fn is(&self, wanted: Errno) -> bool {
         match self {
             Self::Refused(errno) | Self::Sys { errno, .. } => *errno == wanted,
+            Self::Damaged(_) => wanted == Errno::IO,
+            Self::Stale(_) => wanted == Errno::STALE,
             Self::Lower(_) | Self::Unusable { .. } => false,
         }
     }
+}
+
+/// What was copied up is not in the upper, as it was looked at a moment later.
+pub(super) fn not_copied(ino: Ino) -> Error {
+    Error::stale(format_args!("the copy of inode {ino} in the upper is gone"))
+}
+
+/// Somebody else has put another inode in the place of one that we know.
+pub(super) fn changed_behind(what: impl fmt::Display) -> Error {
+    Error::stale(format_args!("{what} in the upper was replaced by another program"))
 }
 
 impl From<Errno> for Error {

@@ -10,7 +10,6 @@ use std::ffi::{OsStr, OsString};
 
 use parking_lot::RwLock;
 use rustix::fs::AtFlags;
-use rustix::io::Errno;
 
 use super::Overlay;
 use super::dirs::DirView;
@@ -105,7 +104,7 @@ impl Entries {
 impl Overlay {
     /// Where the index keeps `ino`.
     pub(super) fn index_address(&self, ino: Ino) -> Result<Address> {
-        let entry = self.index.get(ino).ok_or(Errno::STALE)?;
+        let entry = self.index.get(ino).ok_or_else(|| not_indexed(ino))?;
         Ok(Address::at(&self.upper()?.index, &entry.name))
     }
 
@@ -146,7 +145,7 @@ impl Overlay {
         let Some(entry) = self.index.get(ino).filter(|_| physical == Physical::Absent) else {
             return Ok(physical);
         };
-        let state = self.nodes.upper(ino)?.ok_or(Errno::STALE)?;
+        let state = self.nodes.upper(ino)?.ok_or_else(|| not_indexed(ino))?;
         let inode = self.index_address(ino)?;
         let fd = dir.fd()?;
         self.set_impure(dir.ino, fd)?;
@@ -159,6 +158,10 @@ impl Overlay {
         self.set_extra_links(ino, &inode, state.extra_links - 1)?;
         Ok(Physical::Entry)
     }
+}
+
+fn not_indexed(ino: Ino) -> Error {
+    Error::stale(format_args!("inode {ino} is not in the index any more"))
 }
 
 fn extra_links(upper: &Upper, inode: &Address, entry: &Entry, links: u32) -> Result<i64> {

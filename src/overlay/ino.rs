@@ -5,11 +5,15 @@
 //!   a hard link share it, and inode numbers that repeat in a hostile archive do no harm.
 //! - A file that was copied up keeps the lower number, by the record on the upper inode.
 //! - A file born in the upper has the upper's own inode number, with the top bit set.
+//! - A name of a damaged archive that leads to no inode has a number that leads nowhere, to be listed with.
 
 use crate::types::{Ino, InodeRef};
 
 /// Marks numbers of files born in the upper.
 const UPPER_BORN: u64 = 1 << 63;
+
+/// Marks numbers that lead nowhere. Those of lower inodes do not reach it: 48 bits and 13.
+const NOWHERE: u64 = 1 << 62;
 
 /// Metadata blocks hold 8 KiB, so an offset in one has 13 bits.
 const OFFSET_BITS: u32 = 13;
@@ -32,7 +36,8 @@ pub(super) fn to_lower(ino: Ino, root: InodeRef) -> Option<InodeRef> {
     if ino == Ino::ROOT {
         return Some(root);
     }
-    let packed = if ino.0 & UPPER_BORN == 0 { ino.0.checked_sub(2)? } else { return None };
+    let packed =
+        if ino.0 & (UPPER_BORN | NOWHERE) == 0 { ino.0.checked_sub(2)? } else { return None };
     let offset = (packed & ((1 << OFFSET_BITS) - 1)) as u16;
     Some(InodeRef::new(packed >> OFFSET_BITS, offset))
 }
@@ -40,6 +45,11 @@ pub(super) fn to_lower(ino: Ino, root: InodeRef) -> Option<InodeRef> {
 /// The number of a file born in the upper as inode `st_ino`.
 pub(super) fn of_upper(st_ino: u64) -> Ino {
     Ino(st_ino | UPPER_BORN)
+}
+
+/// The number of a name that leads to `inode`, where none can be.
+pub(super) fn of_nothing(inode: InodeRef) -> Ino {
+    Ino(inode.packed() & (NOWHERE - 1) | NOWHERE)
 }
 
 #[cfg(test)]
@@ -67,7 +77,12 @@ mod tests {
     }
 
     #[test]
-    fn upper_born_numbers_do_not_lead_to_the_archive() {
+    fn upper_born_numbers_and_those_of_nothing_do_not_lead_to_the_archive() {
         assert_eq!(to_lower(of_upper(12), InodeRef::new(0, 0)), None);
+        for offset in [8192, u16::MAX] {
+            let number = of_nothing(InodeRef::new(0xffff_ffff, offset));
+            assert_eq!(to_lower(number, InodeRef::new(0, 0)), None);
+            assert_ne!(number, of_upper(number.0));
+        }
     }
 }

@@ -10,7 +10,7 @@ use rustix::io::Errno;
 
 use super::Overlay;
 use super::copy_up::Want;
-use super::error::{Error, Result};
+use super::error::{Error, Result, not_copied};
 use super::handles::{Handle, LowerOpen, Open};
 use crate::types::FileOffset;
 
@@ -51,7 +51,7 @@ impl Overlay {
                 if file.moved().is_none() {
                     self.copy_up(file.ino, Want::Data)?;
                 }
-                Ok(Arc::clone(file.moved().ok_or(Errno::STALE)?))
+                Ok(Arc::clone(file.moved().ok_or_else(|| not_copied(file.ino))?))
             }
             Open::Lower { writes: false, .. } => Err(Errno::BADF.into()),
         }

@@ -9,7 +9,7 @@ use rustix::io::Errno;
 use super::Overlay;
 use super::attr::{Attr, from_upper, generation_of, is_null_device, kind_of};
 use super::dirs::DirView;
-use super::error::{Error, Result};
+use super::error::{Error, Result, changed_behind};
 use super::ino;
 use super::lower::{Child, NAME_MAX};
 use super::nodes::{Data, Place, UpperState};
@@ -79,7 +79,7 @@ impl Overlay {
     pub fn getattr(&self, ino: Ino, _handle: Option<super::Handle>) -> Result<Attr> {
         let node = self.nodes.get(ino)?;
         if node.upper.is_none() {
-            let lower = self.lower.inode_ref(ino).ok_or(Errno::STALE)?;
+            let lower = self.lower.place_of(ino)?;
             let mut attr = self.lower.attr(ino, &self.lower.inode(lower)?);
             if node.place == Place::Nowhere && ino != Ino::ROOT {
                 attr.nlink = 0;
@@ -97,8 +97,7 @@ impl Overlay {
     /// The attributes of an inode in the upper, whose `stat` is at hand.
     pub(super) fn attr_of_upper(&self, ino: Ino, state: &UpperState, stat: &Statx) -> Result<Attr> {
         if stat.stx_ino != state.st_ino {
-            // The upper was changed behind our back.
-            return Err(Errno::STALE.into());
+            return Err(changed_behind(format_args!("inode {}", state.st_ino)));
         }
         let mut attr = from_upper(ino, state.generation, stat)?;
         if attr.kind == FileKind::Directory {
@@ -134,6 +133,12 @@ impl Overlay {
         };
         self.nodes.enter(found.ino, place, found.upper)?;
         Ok(Held { overlay: self, ino: found.ino, kind: found.kind })
+    }
+
+    /// Counts a lookup of `ino`, which was listed but cannot be described.
+    pub(super) fn count(&self, ino: Ino, kind: FileKind) -> Result<Held<'_>> {
+        self.nodes.count(ino)?;
+        Ok(Held { overlay: self, ino, kind })
     }
 
     /// What the lower half of directory `parent` has under `name`. May touch the network, and so is
@@ -315,8 +320,10 @@ impl Overlay {
             None => child,
         }
         .and_then(|child| (child.kind == FileKind::Regular).then_some(child.inode));
-        // The data of this file is nowhere.
-        Ok(Data::Lower(lower.ok_or(Errno::IO)?))
+        lower.map(Data::Lower).ok_or_else(|| {
+            let name = address.label();
+            Error::damaged(format_args!("{name} in the upper has its data in no file of the archive"))
+        })
     }
 
     /// The lower directory that an upper one merges with, if it is not opaque.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use rustix::io::Errno;
 
 use super::attr::Attr;
-use super::error::Result;
+use super::error::{Error, Result};
 use super::ino;
 use crate::squashfs::{Archive, Inode};
 use crate::types::{FileKind, Ino, InodeRef};
@@ -47,12 +47,19 @@ impl Lower {
 
     /// The merged number of a lower inode.
     pub(super) fn ino(&self, inode: InodeRef) -> Result<Ino> {
-        Ok(ino::of_lower(inode, self.archive.root()).ok_or(Errno::IO)?)
+        ino::of_lower(inode, self.archive.root())
+            .ok_or_else(|| Error::damaged(format_args!("the archive has no inode at {inode}")))
     }
 
     /// The lower inode behind a merged number, if it is not of the upper.
     pub(super) fn inode_ref(&self, ino: Ino) -> Option<InodeRef> {
         ino::to_lower(ino, self.archive.root())
+    }
+
+    /// The lower inode behind a merged number that nothing in the upper stands for.
+    pub(super) fn place_of(&self, ino: Ino) -> Result<InodeRef> {
+        let gone = || Error::stale(format_args!("inode {ino} is not in the upper any more"));
+        self.inode_ref(ino).ok_or_else(gone)
     }
 
     pub(super) fn inode(&self, inode: InodeRef) -> Result<Inode> {

@@ -16,7 +16,7 @@ use parking_lot::Mutex;
 use rustix::io::Errno;
 
 use super::dense::Dense;
-use super::error::Result;
+use super::error::{Error, Result};
 use super::name::Name;
 use crate::types::{FileKind, Ino, InodeRef};
 
@@ -150,13 +150,13 @@ impl Nodes {
 
     /// The node of `ino`, which the kernel must have looked up.
     pub(super) fn get(&self, ino: Ino) -> Result<Snapshot> {
-        Ok(self.find(ino).ok_or(Errno::STALE)?)
+        self.find(ino).ok_or_else(|| unknown(ino))
     }
 
     /// Only the inode in the upper; cheaper than [`Self::get`] as no name is copied.
     pub(super) fn upper(&self, ino: Ino) -> Result<Option<UpperState>> {
         let table = self.0.lock();
-        Ok(table.nodes.get(ino).ok_or(Errno::STALE)?.upper.as_deref().cloned())
+        Ok(table.nodes.get(ino).ok_or_else(|| unknown(ino))?.upper.as_deref().cloned())
     }
 
     /// The node that keeps a lower number over inode `st_ino` of the upper.
@@ -174,7 +174,7 @@ impl Nodes {
         let mut table = self.0.lock();
         if let Some(parent) = place.parent() {
             if !table.nodes.contains(parent) {
-                return Err(Errno::STALE.into());
+                return Err(unknown(parent));
             }
             if table.nodes.get(ino).is_some_and(|node| node.children > 0 && node.place != place)
                 && table.is_at_or_above(ino, parent)
@@ -206,6 +206,18 @@ impl Nodes {
         }
         table.note_copied(ino);
         Ok(())
+    }
+
+    /// Counts a lookup of `ino`, of which nothing is known but its number: it was listed, and the kernel
+    /// gives it back at once.
+    pub(super) fn count(&self, ino: Ino) -> Result<()> {
+        let mut table = self.0.lock();
+        if let Some(node) = table.nodes.get_mut(ino) {
+            node.lookups = node.lookups.saturating_add(1);
+            return Ok(());
+        }
+        let node = Node { lookups: 1, children: 0, place: Place::Nowhere, upper: None };
+        Ok(table.nodes.insert(ino, node).map_err(|_| Errno::NOMEM)?)
     }
 
     /// Takes back `count` lookups of `ino`.
@@ -285,6 +297,11 @@ impl Nodes {
     pub(super) fn len(&self) -> usize {
         self.0.lock().nodes.len()
     }
+}
+
+/// The kernel asks for what it was never told of, or has forgotten.
+fn unknown(ino: Ino) -> Error {
+    Error::stale(format_args!("inode {ino} is not known"))
 }
 
 impl Node {

@@ -54,7 +54,7 @@ impl Overlay {
                     (FileKind::Directory, _) => return Err(Errno::ISDIR.into()),
                     _ => return Err(Errno::NXIO.into()),
                 },
-                None => Some(self.lower.inode_ref(ino).ok_or(Errno::STALE)?),
+                None => Some(self.lower.place_of(ino)?),
             };
             // Read before `names` is taken, as it may touch the network.
             let inode = lower.map(|lower| self.lower.inode(lower)).transpose()?;

@@ -7,6 +7,9 @@
 //! removal shifts what comes behind it, and whoever reads on sees each name that was there all the
 //! while, once.
 //!
+//! A name is listed even if what it names cannot be described: then it comes without attributes, and
+//! whoever looks at it gets the error.
+//!
 //! The upper half is listed when reading begins, and kept until the end is reached, or another
 //! directory needs the room: so a listing costs memory by what the upper holds.
 
@@ -58,6 +61,9 @@ pub struct DirEntry<'a> {
     pub next_cookie: u64,
     /// Its attributes, if they were asked for; never of `.` and `..`.
     pub attr: Option<Attr>,
+    /// Why it has no attributes, though they were asked for; but what waits for a store that does not
+    /// answer is told once.
+    pub problem: Option<&'a Error>,
 }
 
 /// Both halves of a directory, at the moment reading began.
@@ -151,10 +157,30 @@ impl Listings {
 
 type Sink<'a> = dyn FnMut(&DirEntry<'_>) -> ControlFlow<()> + 'a;
 
+/// One call's reading of a directory.
+struct Reading<'a, 'b> {
+    dir: Ino,
+    from: u64,
+    /// Whether attributes were asked for.
+    plus: bool,
+    /// Whether some could not be had from the store. Then this call waits for no others.
+    unreachable: bool,
+    /// Whether the sink was given anything.
+    given: bool,
+    sink: &'a mut Sink<'b>,
+}
+
+impl Reading<'_, '_> {
+    fn give(&mut self, entry: &DirEntry<'_>) -> ControlFlow<()> {
+        self.given = true;
+        (self.sink)(entry)
+    }
+}
+
 impl Overlay {
     /// Gives `sink` the entries from cookie `from` on (0 begins anew) until it breaks, `.` and `..`
-    /// among them. With `plus` entries come with attributes, and a lookup is counted of each that
-    /// `sink` accepts by continuing, `.` and `..` apart.
+    /// among them. With `plus` entries come with attributes, where there are any, and a lookup is
+    /// counted of each that `sink` accepts by continuing, `.` and `..` apart.
     ///
     /// # Errors
     /// What reading either half says; entries before it have been given.
@@ -174,33 +200,23 @@ impl Overlay {
                 halves
             }
         };
-        let mut given = false;
-        let flow = self.give(ino, &halves, from, plus, &mut |entry| {
-            given = true;
-            sink(entry)
-        })?;
-        if flow.is_continue() && !given {
+        let mut reading = Reading { dir: ino, from, plus, unreachable: false, given: false, sink };
+        if self.give(&halves, &mut reading)?.is_continue() && !reading.given {
             // The reader is told that it has reached the end.
             self.listings.remove(ino);
         }
         Ok(())
     }
 
-    fn give(
-        &self,
-        ino: Ino,
-        halves: &Halves,
-        from: u64,
-        plus: bool,
-        sink: &mut Sink<'_>,
-    ) -> Result<ControlFlow<()>> {
-        if from < UPPER_HALF && self.give_dots(ino, from, sink)?.is_break() {
+    fn give(&self, halves: &Halves, reading: &mut Reading<'_, '_>) -> Result<ControlFlow<()>> {
+        let from = reading.from;
+        if from < UPPER_HALF && self.give_dots(reading)?.is_break() {
             return Ok(ControlFlow::Break(()));
         }
-        if from < LOWER_HALF && self.give_added(ino, halves, from, plus, sink)?.is_break() {
+        if from < LOWER_HALF && self.give_added(halves, reading)?.is_break() {
             return Ok(ControlFlow::Break(()));
         }
-        self.give_lower(ino, halves, from.max(LOWER_HALF) - LOWER_HALF, plus, sink)
+        self.give_lower(halves, reading)
     }
 
     /// Brings the names in directory `ino` to the disk.
@@ -242,7 +258,9 @@ impl Overlay {
         let (mut added, mut covering) = (Vec::new(), Vec::new());
         if let Some(fd) = &dir.fd {
             for (name, st_ino, kind) in list(fd)? {
-                let shown = self.name_in_upper(ino, fd, &name, (st_ino, kind), mixed)?;
+                let shown = self
+                    .name_in_upper(ino, fd, &name, (st_ino, kind), mixed)
+                    .unwrap_or_else(|error| shown_anyway(&error, &name, st_ino, kind));
                 let covers = match dir.lower {
                     Some(lower) => self.lower.child(lower, name.as_bytes())?.is_some(),
                     None => false,
@@ -282,9 +300,10 @@ impl Overlay {
         Ok(found.map(|found| (found.ino, found.kind)))
     }
 
-    fn give_dots(&self, ino: Ino, from: u64, sink: &mut Sink<'_>) -> Result<ControlFlow<()>> {
-        let parent = self.nodes.name_of(ino)?.map_or(Ino::ROOT, |(parent, _)| parent);
-        for (position, (name, ino)) in [(".", ino), ("..", parent)].into_iter().enumerate() {
+    fn give_dots(&self, reading: &mut Reading<'_, '_>) -> Result<ControlFlow<()>> {
+        let parent = self.nodes.name_of(reading.dir)?.map_or(Ino::ROOT, |(parent, _)| parent);
+        for (position, (name, ino)) in [(".", reading.dir), ("..", parent)].into_iter().enumerate()
+        {
             let position = position as u64;
             let entry = DirEntry {
                 ino,
@@ -292,8 +311,9 @@ impl Overlay {
                 kind: FileKind::Directory,
                 next_cookie: position + 1,
                 attr: None,
+                problem: None,
             };
-            if position >= from && sink(&entry).is_break() {
+            if position >= reading.from && reading.give(&entry).is_break() {
                 return Ok(ControlFlow::Break(()));
             }
         }
@@ -302,67 +322,44 @@ impl Overlay {
 
     fn give_added(
         &self,
-        dir: Ino,
         halves: &Halves,
-        from: u64,
-        plus: bool,
-        sink: &mut Sink<'_>,
+        reading: &mut Reading<'_, '_>,
     ) -> Result<ControlFlow<()>> {
-        let start = halves.added.partition_point(|(position, _)| *position < from);
+        let start = halves.added.partition_point(|(position, _)| *position < reading.from);
         for (position, entry) in halves.added.iter().skip(start) {
             let Some(shown) = entry.shown else { continue };
-            let flow =
-                self.give_upper(dir, os_str(&entry.name), shown, position + 1, plus, sink)?;
-            if flow.is_break() {
-                return Ok(flow);
+            let name = os_str(&entry.name);
+            let held = |dir| self.hold(dir, name);
+            if self.give_one(name, shown, position + 1, held, reading)?.is_break() {
+                return Ok(ControlFlow::Break(()));
             }
         }
         Ok(ControlFlow::Continue(()))
     }
 
-    /// Gives a name for which the upper has something.
-    fn give_upper(
-        &self,
-        dir: Ino,
-        name: &OsStr,
-        (ino, kind): (Ino, FileKind),
-        next_cookie: u64,
-        plus: bool,
-        sink: &mut Sink<'_>,
-    ) -> Result<ControlFlow<()>> {
-        if !plus {
-            return Ok(sink(&DirEntry { ino, name, kind, next_cookie, attr: None }));
-        }
-        self.give_held(self.hold(dir, name), name, next_cookie, sink)
-    }
-
     fn give_lower(
         &self,
-        dir: Ino,
         halves: &Halves,
-        from: u64,
-        plus: bool,
-        sink: &mut Sink<'_>,
+        reading: &mut Reading<'_, '_>,
     ) -> Result<ControlFlow<()>> {
         let Some(lower) = halves.lower else { return Ok(ControlFlow::Continue(())) };
         let directory = self.lower.directory(lower)?;
-        for entry in self.lower.archive().read_dir(&directory, DirCursor(from))? {
+        let from = DirCursor(reading.from.max(LOWER_HALF) - LOWER_HALF);
+        for entry in self.lower.archive().read_dir(&directory, from)? {
             let entry = entry?;
             let name = os_str(&entry.name);
             let next_cookie = LOWER_HALF + entry.next.0;
             let child = Child { inode: entry.inode, kind: entry.kind };
-            let flow = match (halves.covers(&entry.name), plus) {
-                (Some(UpperName { shown: None, .. }), _) => continue,
-                (Some(UpperName { shown: Some(shown), .. }), _) => {
-                    self.give_upper(dir, name, *shown, next_cookie, plus, sink)?
+            let flow = match halves.covers(&entry.name) {
+                Some(UpperName { shown: None, .. }) => continue,
+                Some(UpperName { shown: Some(shown), .. }) => {
+                    let held = |dir| self.hold(dir, name);
+                    self.give_one(name, *shown, next_cookie, held, reading)?
                 }
-                (None, false) => {
-                    let ino = self.lower.ino(child.inode)?;
-                    sink(&DirEntry { ino, name, kind: child.kind, next_cookie, attr: None })
-                }
-                (None, true) => {
-                    let held = self.hold_lower(dir, halves, name, child);
-                    self.give_held(held, name, next_cookie, sink)?
+                None => {
+                    let ino = self.lower.ino(child.inode).unwrap_or(ino::of_nothing(child.inode));
+                    let held = |dir| self.hold_lower(dir, halves, name, child);
+                    self.give_one(name, (ino, child.kind), next_cookie, held, reading)?
                 }
             };
             if flow.is_break() {
@@ -390,25 +387,63 @@ impl Overlay {
         self.enter(dir, name, found)
     }
 
-    /// Gives a name with its attributes, and leaves the lookup counted if it is accepted. One that was
-    /// removed since reading began is passed over.
-    fn give_held(
-        &self,
-        held: Result<Held<'_>>,
+    /// Gives one name, listed as `(ino, kind)`. If attributes are asked for, `held` finds what it names,
+    /// and the lookup is left counted if the name is accepted. A name that was removed since reading
+    /// began is passed over.
+    fn give_one<'a>(
+        &'a self,
         name: &OsStr,
+        (ino, kind): (Ino, FileKind),
         next_cookie: u64,
-        sink: &mut Sink<'_>,
+        held: impl FnOnce(Ino) -> Result<Held<'a>>,
+        reading: &mut Reading<'_, '_>,
     ) -> Result<ControlFlow<()>> {
-        let held = match held {
-            Err(error) if error.is(Errno::NOENT) => return Ok(ControlFlow::Continue(())),
-            held => held?,
+        let bare = DirEntry { ino, name, kind, next_cookie, attr: None, problem: None };
+        if !reading.plus {
+            return Ok(reading.give(&bare));
+        }
+        let described = match reading.unreachable {
+            true => None,
+            false => {
+                let held = held(reading.dir);
+                Some(held.and_then(|held| self.getattr(held.ino, None).map(|attr| (held, attr))))
+            }
         };
-        let attr = self.getattr(held.ino, None)?;
-        let flow =
-            sink(&DirEntry { ino: held.ino, name, kind: held.kind, next_cookie, attr: Some(attr) });
+        let (held, entry) = match &described {
+            Some(Ok((held, attr))) => {
+                let (ino, kind) = (held.ino, held.kind);
+                (None, DirEntry { ino, kind, attr: Some(*attr), ..bare })
+            }
+            Some(Err(error)) if error.is(Errno::NOENT) => return Ok(ControlFlow::Continue(())),
+            Some(Err(error)) => {
+                reading.unreachable = error.is_of_the_store();
+                (Some(self.count(ino, kind)?), DirEntry { problem: Some(error), ..bare })
+            }
+            None => (Some(self.count(ino, kind)?), bare),
+        };
+        let flow = reading.give(&entry);
         if flow.is_continue() {
             std::mem::forget(held);
+            if let Some(Ok((held, _))) = described {
+                std::mem::forget(held);
+            }
         }
         Ok(flow)
     }
+}
+
+/// What is listed for a name that the upper has, but that cannot be told what it is: what the file system
+/// below says, without an inode behind it. `None` where it is gone.
+fn shown_anyway(
+    error: &Error,
+    name: &OsStr,
+    st_ino: u64,
+    file_type: FileType,
+) -> Option<(Ino, FileKind)> {
+    if error.is(Errno::NOENT) {
+        return None;
+    }
+    log::debug!("{} is listed, but cannot be described: {error}", name.display());
+    let kind = FileKind::from_mode(file_type.as_raw_mode()).unwrap_or(FileKind::Regular);
+    Some((ino::of_upper(st_ino), kind))
 }

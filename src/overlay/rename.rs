@@ -13,7 +13,7 @@ use super::Overlay;
 use super::attr::Caller;
 use super::copy_up::Want;
 use super::dirs::DirView;
-use super::error::{Error, Result};
+use super::error::{Error, Result, not_copied};
 use super::lookup::{Held, Physical};
 use super::lower::Child;
 use super::nodes::Place;
@@ -212,7 +212,7 @@ impl Overlay {
         to: &DirView,
     ) -> Result<()> {
         let marks = self.upper()?.marks;
-        let state = self.nodes.upper(held.ino)?.ok_or(Errno::STALE)?;
+        let state = self.nodes.upper(held.ino)?.ok_or_else(|| not_copied(held.ino))?;
         if state.lower.is_some() {
             self.set_impure(to.ino, to.fd()?)?;
         }

@@ -129,7 +129,7 @@ impl Overlay {
             }
             Some(_) => Err(Errno::INVAL.into()),
             None => {
-                let lower = self.lower.inode_ref(ino).ok_or(Errno::STALE)?;
+                let lower = self.lower.place_of(ino)?;
                 let inode = self.lower.inode(lower)?;
                 if inode.kind != FileKind::Symlink {
                     return Err(Errno::INVAL.into());

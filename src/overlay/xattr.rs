@@ -15,7 +15,7 @@ use rustix::io::Errno;
 use super::Overlay;
 use super::attr::Caller;
 use super::copy_up::Want;
-use super::error::{Error, Result};
+use super::error::{Error, Result, not_copied};
 use super::upper::{Address, Namespace};
 use crate::types::Ino;
 
@@ -56,7 +56,7 @@ impl Overlay {
     /// either half says.
     pub fn getxattr(&self, ino: Ino, name: &OsStr) -> Result<Vec<u8>> {
         let Some(InUpper { inode, marks, _names }) = self.in_upper(ino)? else {
-            let lower = self.lower.inode_ref(ino).ok_or(Errno::STALE)?;
+            let lower = self.lower.place_of(ino)?;
             let value = self.lower.archive().xattr(&self.lower.inode(lower)?, name.as_bytes())?;
             return Ok(value.ok_or(Errno::NODATA)?);
         };
@@ -85,7 +85,7 @@ impl Overlay {
         };
         match self.in_upper(ino)? {
             None => {
-                let lower = self.lower.inode_ref(ino).ok_or(Errno::STALE)?;
+                let lower = self.lower.place_of(ino)?;
                 for name in self.lower.archive().xattr_names(&self.lower.inode(lower)?)? {
                     show(&name);
                 }
@@ -111,7 +111,7 @@ impl Overlay {
     /// `EEXIST` or `ENODATA` as `flags` ask, `EROFS`, or what the upper says.
     pub fn setxattr(&self, ino: Ino, name: &OsStr, value: &[u8], flags: XattrFlags) -> Result<()> {
         self.copy_up(ino, Want::Attributes)?;
-        let InUpper { inode, marks, _names } = self.in_upper(ino)?.ok_or(Errno::STALE)?;
+        let InUpper { inode, marks, _names } = self.expect_in_upper(ino)?;
         inode
             .set_xattr(&c_name(name, marks)?, value, flags)
             .map_err(Error::sys("setxattr", inode.label()))
@@ -129,8 +129,13 @@ impl Overlay {
             other => other?,
         };
         self.copy_up(ino, Want::Attributes)?;
-        let InUpper { inode, marks, _names } = self.in_upper(ino)?.ok_or(Errno::STALE)?;
+        let InUpper { inode, marks, _names } = self.expect_in_upper(ino)?;
         inode.remove_xattr(&c_name(name, marks)?).map_err(Error::sys("removexattr", inode.label()))
+    }
+
+    /// As [`Self::in_upper`], after a copy-up.
+    fn expect_in_upper(&self, ino: Ino) -> Result<InUpper<'_>> {
+        self.in_upper(ino)?.ok_or_else(|| not_copied(ino))
     }
 
     /// Where `ino` is reached in the upper, if it is there. The lock keeps it so.

@@ -25,7 +25,8 @@ pub const ROOT: Caller = Caller { uid: 0, gid: 0, umask: 0 };
 pub fn errno(error: &Error) -> Errno {
     match error {
         Error::Refused(errno) | Error::Sys { errno, .. } => *errno,
-        Error::Lower(_) => Errno::IO,
+        Error::Lower(_) | Error::Damaged(_) => Errno::IO,
+        Error::Stale(_) => Errno::STALE,
         Error::Unusable { .. } => Errno::INVAL,
     }
 }
