@@ -11,6 +11,7 @@ mod bench;
 mod cache;
 mod create;
 mod life_args;
+mod logging;
 mod mount;
 mod mount_helper;
 mod options;
@@ -35,7 +36,7 @@ use crate::failure::{Code, Failure};
 
 /// Runs the program with `arguments`, the first being its name.
 pub fn run(arguments: Vec<OsString>) -> ExitCode {
-    start_log();
+    logging::start();
     let name = arguments.first().map(Path::new).and_then(Path::file_name).unwrap_or_default();
     if name == "mount.thawfs" || name == "mount.fuse.thawfs" {
         return mount_helper::run(arguments.get(1..).unwrap_or_default());
@@ -105,15 +106,4 @@ fn execute(command: Command, output: &Output) -> Result<(), Failure> {
         }
         Command::Serve { .. } => crate::server::run_detached(),
     }
-}
-
-/// Messages of the libraries and ours go to standard error, from warnings up; `THAWFS_LOG` takes
-/// other levels, such as `debug` or `thawfs::cache=trace`.
-fn start_log() {
-    let environment = env_logger::Env::new().filter_or("THAWFS_LOG", "warn");
-    env_logger::Builder::from_env(environment)
-        .format(|out, record| {
-            writeln!(out, "{} {}: {}", out.timestamp_millis(), record.level(), record.args())
-        })
-        .init();
 }

@@ -145,6 +145,10 @@ pub(super) async fn get_whole(
         };
         match attempts.within(attempt).await {
             Ok(bytes) => return Ok(bytes),
+            // An answer, to who asks whether it is there; a store may not tell who may not list.
+            Err(error @ (Error::NotFound { .. } | Error::AccessDenied { .. })) => {
+                return Err(error);
+            }
             Err(error) => attempts.failed(error).await?,
         }
     }
