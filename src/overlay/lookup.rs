@@ -322,7 +322,9 @@ impl Overlay {
         .and_then(|child| (child.kind == FileKind::Regular).then_some(child.inode));
         lower.map(Data::Lower).ok_or_else(|| {
             let name = address.label();
-            Error::damaged(format_args!("{name} in the upper has its data in no file of the archive"))
+            Error::damaged(format_args!(
+                "{name} in the upper has its data in no file of the archive"
+            ))
         })
     }
 
