@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use support::mount::{Bench, big_contents, write_tree};
+use support::surrounding::{Need, cannot_run};
 
 fn text(path: &Path) -> &str {
     path.to_str().unwrap()
@@ -239,8 +240,7 @@ fn a_failed_extraction_leaves_the_target_as_it_was() {
 
 #[test]
 fn an_ordinary_user_extracts_what_it_may() {
-    if !is_root() {
-        eprintln!("SKIPPED an_ordinary_user_extracts_what_it_may: it needs root");
+    if cannot_run("an_ordinary_user_extracts_what_it_may", &[Need::Root]) {
         return;
     }
     let (bench, archive) = prepared();

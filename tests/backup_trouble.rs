@@ -18,6 +18,7 @@ use support::mount::{can_mount, write_tree};
 use support::place::Place;
 use support::presigned::presign;
 use support::s3::Fault;
+use support::surrounding::{Need, cannot_run};
 
 /// Exit codes, as docs/CONFIGURATION.md lists them.
 const USAGE: i32 = 2;
@@ -236,11 +237,8 @@ fn a_signal_does_not_hang_up_on_the_request_that_makes_the_object() {
 
 #[test]
 fn a_state_directory_in_the_hands_of_another_user_is_not_used() {
-    if !rustix::process::geteuid().is_root() {
-        eprintln!(
-            "SKIPPED a_state_directory_in_the_hands_of_another_user_is_not_used: only root can be \
-             two other users"
-        );
+    let test = "a_state_directory_in_the_hands_of_another_user_is_not_used";
+    if cannot_run(test, &[Need::Root]) {
         return;
     }
     let place = Place::local();

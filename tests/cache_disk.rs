@@ -16,6 +16,7 @@ use std::time::{Duration, SystemTime};
 
 use support::mount::{Bench, can_mount, write_tree};
 use support::s3::{ACCESS_KEY, Config, S3Server, SECRET_KEY};
+use support::surrounding::{Need, cannot_run};
 use tempfile::TempDir;
 use thawfs::cache::{Blob, CacheDir, DiskLimit, OpenOptions, RemoteBlob};
 use thawfs::store::{Source, StoreOptions};
@@ -341,8 +342,7 @@ impl Drop for Small {
 
 #[test]
 fn a_disk_that_is_full_or_almost_full_is_left_alone() {
-    if !rustix::process::geteuid().is_root() {
-        eprintln!("SKIPPED a_disk_that_is_full_or_almost_full_is_left_alone: it needs root");
+    if cannot_run("a_disk_that_is_full_or_almost_full_is_left_alone", &[Need::Root]) {
         return;
     }
     let setup = Setup::new();

@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use support::mount::{Bench, big_contents, can_mount, write_tree};
+use support::mount::{Bench, big_contents, can_mount, can_mount_with, write_tree};
+use support::surrounding::{Need, skip};
 
 /// A bench with the small tree packed, and a mountpoint.
 fn prepared() -> (Bench, PathBuf, PathBuf) {
@@ -161,7 +162,7 @@ fn status_tells_what_is_mounted() {
 
 #[test]
 fn a_foreground_server_ends_with_umount() {
-    if !can_mount("a_foreground_server_ends_with_umount") {
+    if !can_mount_with("a_foreground_server_ends_with_umount", &[Need::Processes]) {
         return;
     }
     let (bench, archive, mountpoint) = prepared();
@@ -185,7 +186,7 @@ fn a_foreground_server_ends_with_umount() {
 
 #[test]
 fn a_terminated_server_unmounts() {
-    if !can_mount("a_terminated_server_unmounts") {
+    if !can_mount_with("a_terminated_server_unmounts", &[Need::Processes]) {
         return;
     }
     let (bench, archive, mountpoint) = prepared();
@@ -248,7 +249,7 @@ fn a_busy_mount_is_refused_then_detached() {
 
 #[test]
 fn of_two_mounts_at_once_one_wins() {
-    if !can_mount("of_two_mounts_at_once_one_wins") {
+    if !can_mount_with("of_two_mounts_at_once_one_wins", &[Need::Processes]) {
         return;
     }
     let (bench, archive, mountpoint) = prepared();
@@ -278,14 +279,14 @@ fn a_mount_has_a_name() {
 
 #[test]
 fn mount_8_knows_the_type_and_remounts() {
-    if !can_mount("mount_8_knows_the_type_and_remounts") {
+    if !can_mount_with("mount_8_knows_the_type_and_remounts", &[Need::Root]) {
         return;
     }
     let (bench, archive, mountpoint) = prepared();
     // mount(8) looks for helpers in /sbin alone.
     let helper = Path::new("/sbin/mount.fuse.thawfs");
     if helper.exists() {
-        eprintln!("SKIPPED mount_8_knows_the_type_and_remounts: {} exists", helper.display());
+        skip("mount_8_knows_the_type_and_remounts", &format!("{} exists", helper.display()));
         return;
     }
     struct Helper<'a>(&'a Path);
@@ -323,7 +324,7 @@ fn mount_8_knows_the_type_and_remounts() {
 
 #[test]
 fn an_ordinary_user_mounts_through_fusermount3() {
-    if !can_mount("an_ordinary_user_mounts_through_fusermount3") {
+    if !can_mount_with("an_ordinary_user_mounts_through_fusermount3", &[Need::Root]) {
         return;
     }
     /// Debian's udev rules open the device to everyone; a container may have it for root alone.
@@ -459,7 +460,7 @@ fn a_mountpoint_with_files_is_hidden_with_a_warning() {
 
 #[test]
 fn files_made_in_the_mount_belong_to_who_made_them() {
-    if !can_mount("files_made_in_the_mount_belong_to_who_made_them") {
+    if !can_mount_with("files_made_in_the_mount_belong_to_who_made_them", &[Need::Root]) {
         return;
     }
     let (bench, archive, mountpoint) = prepared();
@@ -483,7 +484,7 @@ fn files_made_in_the_mount_belong_to_who_made_them() {
 
 #[test]
 fn without_the_device_or_the_right_the_mount_says_so() {
-    if !can_mount("without_the_device_or_the_right_the_mount_says_so") {
+    if !can_mount_with("without_the_device_or_the_right_the_mount_says_so", &[Need::Root]) {
         return;
     }
     let (bench, archive, mountpoint) = prepared();
@@ -520,7 +521,7 @@ fn without_the_device_or_the_right_the_mount_says_so() {
 
 #[test]
 fn a_write_takes_setuid_bits_away_as_a_local_disk_does() {
-    if !can_mount("a_write_takes_setuid_bits_away_as_a_local_disk_does") {
+    if !can_mount_with("a_write_takes_setuid_bits_away_as_a_local_disk_does", &[Need::Root]) {
         return;
     }
     let (bench, archive, mountpoint) = prepared();
@@ -618,14 +619,18 @@ fn a_listing_has_the_directory_itself_and_its_parent() {
 
 #[test]
 fn both_names_of_the_mount_helper_mount() {
-    use std::os::unix::process::CommandExt;
     if !can_mount("both_names_of_the_mount_helper_mount") {
         return;
     }
     let (bench, archive, mountpoint) = prepared();
-    for name in ["mount.thawfs", "/sbin/mount.fuse.thawfs"] {
-        let helper =
-            |arguments: &[&str]| bench.thawfs().arg0(name).args(arguments).output().unwrap();
+    for name in ["mount.thawfs", "mount.fuse.thawfs"] {
+        let link = bench.path(name);
+        std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_thawfs"), &link).unwrap();
+        let helper = |arguments: &[&str]| {
+            let mut command = Command::new(&link);
+            command.envs([("THAWFS_STATE_DIR", bench.state_dir())]).args(arguments);
+            command.output().unwrap()
+        };
         let output = helper(&[text(&archive), text(&mountpoint), "-n", "-o", "ro,nofail"]);
         assert!(output.status.success(), "{name}: {}", String::from_utf8_lossy(&output.stderr));
         assert!(mountpoint.join("hello").exists(), "{name}");

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use support::mount::{Bench, can_mount};
+use support::surrounding::skip;
 
 const DIRECTORIES: usize = 40;
 const FILES: usize = 100;
@@ -63,7 +64,7 @@ fn can_prune(test: &str) -> bool {
     let mut numbers = release.split(['.', '-', '\n']).map_while(|number| number.parse().ok());
     let version: (u32, u32) = (numbers.next().unwrap(), numbers.next().unwrap());
     if version < (6, 18) {
-        eprintln!("SKIPPED {test}: Linux {} cannot be asked to forget files", release.trim());
+        skip(test, &format!("Linux {} cannot be asked to forget files", release.trim()));
     }
     version >= (6, 18)
 }

@@ -8,8 +8,9 @@ mod overlay_support;
 use std::ffi::OsStr;
 use std::path::Path;
 
+use overlay_support::surrounding::{Need, cannot_run};
 use overlay_support::{
-    KernelMount, Merged, Plain, Seen, Side, Tree, bytes, is_root, open_overlay, run, source,
+    KernelMount, Merged, Plain, Seen, Side, Tree, bytes, open_overlay, run, source,
 };
 use rustix::fs::RenameFlags;
 use thawfs::overlay::Options;
@@ -83,10 +84,7 @@ fn expected(dir: &Path) -> Tree {
 }
 
 fn skipped() -> bool {
-    if !is_root() {
-        eprintln!("SKIPPED: mounting kernel overlayfs needs root");
-    }
-    !is_root()
+    cannot_run("mounting kernel overlayfs", &[Need::KernelUpper])
 }
 
 #[test]

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier};
 
+use overlay_support::surrounding::{Need, cannot_run, skip};
 use overlay_support::{
     Merged, Plain, ROOT, Side, bytes, errno, is_root, open_archive, open_overlay, run, source,
 };
@@ -42,10 +43,7 @@ fn pack(tree: &Path, archive: &Path) {
 }
 
 fn needs_root(what: &str) -> bool {
-    if !is_root() {
-        eprintln!("SKIPPED: {what} needs root");
-    }
-    !is_root()
+    cannot_run(what, &[Need::Root])
 }
 
 #[test]
@@ -831,7 +829,7 @@ fn an_ordinary_user_can_keep_an_upper() {
                 let said = String::from_utf8_lossy(&output.stderr).into_owned();
                 assert!(output.status.success(), "as nobody: {said}");
             }
-            Err(error) => eprintln!("SKIPPED: cannot run this test as nobody: {error}"),
+            Err(error) => skip("an_ordinary_user_can_keep_an_upper", &error.to_string()),
         }
         return;
     }

@@ -14,6 +14,7 @@ use std::io::BufReader;
 use std::path::Path;
 use std::process::Command;
 
+use corpus::surrounding::skip;
 use corpus::{Numbers, is_root, varied_tree};
 use thawfs::squashfs::write::Compression;
 use writer_support::{Compare, assert_same_trees, memory_dir, options, pack};
@@ -85,7 +86,7 @@ fn other_tools_see_what_they_see_in_archives_of_mksquashfs() {
     differ.arg("-T").arg("-a").arg(ours.path()).arg("-b").arg(theirs.path());
     match differ.output() {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            eprintln!("sqfsdiff: SKIPPED, squashfs-tools-ng is not installed");
+            skip("comparing with sqfsdiff", "squashfs-tools-ng is not installed");
         }
         output => {
             let output = output.unwrap();

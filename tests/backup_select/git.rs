@@ -12,6 +12,7 @@ use tempfile::TempDir;
 use thawfs::backup::Selection;
 use thawfs::failure::Code;
 
+use crate::surrounding::{Need, cannot_run};
 use crate::{add, all, kept, tree};
 
 fn git(root: &Path, arguments: &[&str]) -> Vec<u8> {
@@ -291,7 +292,7 @@ fn without_git_nothing_is_left_out() {
 #[ignore = "without_git_nothing_is_left_out runs it, with a PATH of nothing"]
 fn with_no_git_on_the_path() {
     let Some(root) = std::env::var_os("SELECT_ROOT").map(PathBuf::from) else {
-        eprintln!("SKIPPED, SELECT_ROOT does not say where");
+        eprintln!("another test runs this one, and SELECT_ROOT then says where");
         return;
     };
     let selection = Selection::new(&root, &[], true).unwrap();
@@ -301,10 +302,7 @@ fn with_no_git_on_the_path() {
 
 #[test]
 fn a_work_tree_of_somebody_else_is_a_failure() {
-    if !rustix::process::geteuid().is_root() {
-        eprintln!(
-            "a_work_tree_of_somebody_else_is_a_failure: SKIPPED, needs root to give one away"
-        );
+    if cannot_run("a_work_tree_of_somebody_else_is_a_failure", &[Need::Root]) {
         return;
     }
     let dir = work_tree(&["x.log"], &[(".gitignore", "*.log\n")], &[]);
@@ -328,7 +326,7 @@ fn a_work_tree_of_somebody_else_is_a_failure() {
 #[ignore = "a_work_tree_of_somebody_else_is_a_failure runs it, with a configuration of nothing"]
 fn in_a_work_tree_of_somebody_else() {
     let Some(root) = std::env::var_os("SELECT_ROOT").map(PathBuf::from) else {
-        eprintln!("SKIPPED, SELECT_ROOT does not say where");
+        eprintln!("another test runs this one, and SELECT_ROOT then says where");
         return;
     };
     let failure = Selection::new(&root, &[], true).unwrap_err();

@@ -4,6 +4,8 @@
 
 mod git;
 mod patterns;
+#[path = "../support/surrounding.rs"]
+mod surrounding;
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;

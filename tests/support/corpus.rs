@@ -1,6 +1,9 @@
 //! Archives to read: trees of every kind of file, packed by mksquashfs, and the kernel's own mount
 //! of them.
 
+#[path = "surrounding.rs"]
+pub(crate) mod surrounding;
+
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -9,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use rustix::fs::{CWD, FileType, Mode, XattrFlags, lsetxattr, makedev, mknodat};
+use surrounding::{Need, cannot_run};
 use tempfile::TempDir;
 
 /// A sequence of numbers that is the same every time.
@@ -43,11 +47,7 @@ impl Numbers {
 
 /// Whether this process may mount and make devices. Says so if it may not.
 pub(crate) fn is_root(test: &str) -> bool {
-    let root = rustix::process::geteuid().is_root();
-    if !root {
-        eprintln!("{test}: SKIPPED, needs root to mount archives with the kernel");
-    }
-    root
+    !cannot_run(test, &[Need::Root])
 }
 
 /// A directory with at least one of everything a squashfs archive can hold.

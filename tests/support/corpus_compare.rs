@@ -13,6 +13,7 @@ use thawfs::squashfs::{Archive, DirCursor, Inode};
 use thawfs::types::{FileKind, FileOffset};
 
 use crate::corpus::Numbers;
+use crate::corpus::surrounding::skip;
 
 /// Files beyond this are compared in places only.
 const READ_WHOLE: u64 = 16 << 20;
@@ -180,7 +181,7 @@ fn kernel_seeks() -> bool {
         let mut numbers = release.split(['.', '-']).map_while(|part| part.parse::<u32>().ok());
         let seeks = (numbers.next(), numbers.next()) >= (Some(6), Some(16));
         if !seeks {
-            eprintln!("SKIPPED comparing holes: kernel {release} knows none in an archive");
+            skip("comparing holes", &format!("kernel {release} knows none in an archive"));
         }
         seeks
     });

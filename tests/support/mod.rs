@@ -6,3 +6,4 @@ pub mod mount;
 pub mod place;
 pub mod presigned;
 pub mod s3;
+pub mod surrounding;

@@ -4,19 +4,33 @@ use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
+use super::surrounding::{Need, Surrounding, cannot_run};
+
 /// A directory for one test: a tree, archives, mountpoints, and a state directory of its own.
 /// Dropping it takes down whatever the test left mounted.
 pub(crate) struct Bench {
     dir: tempfile::TempDir,
+    /// What its file system is made of, where it has one of its own.
+    below: Option<tempfile::TempDir>,
+}
+
+fn temporary() -> tempfile::TempDir {
+    let dir = tempfile::Builder::new().prefix("thawfs-test-").tempdir().unwrap();
+    // Ordinary users of some tests must get through.
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(dir.path(), mode).unwrap();
+    dir
 }
 
 impl Bench {
     pub(crate) fn new() -> Self {
-        let dir = tempfile::Builder::new().prefix("thawfs-test-").tempdir().unwrap();
-        // Ordinary users of some tests must get through.
-        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-        std::fs::set_permissions(dir.path(), mode).unwrap();
-        Self { dir }
+        let dir = temporary();
+        let below = match Surrounding::current() {
+            Surrounding::Tmpfs => Some(mount_tmpfs(dir.path())),
+            Surrounding::Overlayfs => Some(mount_overlayfs(dir.path())),
+            _ => None,
+        };
+        Self { dir, below }
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
@@ -54,7 +68,8 @@ impl Bench {
 
     /// A command line of thawfs with this bench's state directory and no settings of the user's.
     pub(crate) fn thawfs(&self) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_thawfs"));
+        let mut command = Command::new(program());
+        command.env("THAWFS_TEST_PROGRAM", env!("CARGO_BIN_EXE_thawfs"));
         command.env("THAWFS_STATE_DIR", self.state_dir());
         command.env("THAWFS_CACHE_DIR", self.cache_dir());
         command.env("HOME", self.dir.path());
@@ -66,6 +81,9 @@ impl Bench {
             {
                 command.env_remove(name);
             }
+        }
+        if Surrounding::current() == Surrounding::DiskCacheOff {
+            command.env("THAWFS_DISK_CACHE", "off");
         }
         command.stdin(Stdio::null());
         command
@@ -107,6 +125,8 @@ impl Bench {
             .into_iter()
             .map(|mount| mount.mountpoint)
             .filter(|mountpoint| mountpoint.starts_with(self.dir.path()))
+            // The file system that all of it is on.
+            .filter(|mountpoint| mountpoint != self.dir.path())
             .collect()
     }
 
@@ -132,16 +152,52 @@ impl Drop for Bench {
                 self.run(&[OsStr::new("unmount"), OsStr::new("--lazy"), mountpoint.as_os_str()]);
             let _ = thawfs::fuse::detach(&mountpoint);
         }
+        if self.below.is_some() {
+            let flags = rustix::mount::UnmountFlags::DETACH;
+            let _ = rustix::mount::unmount(self.dir.path(), flags);
+        }
     }
 }
 
-/// Whether tests can mount here. Says so where they cannot.
-pub(crate) fn can_mount(test: &str) -> bool {
-    let can = Path::new("/dev/fuse").exists() && rustix::process::geteuid().is_root();
-    if !can {
-        eprintln!("SKIPPED {test}: it needs root and /dev/fuse");
+/// What tests start as the program.
+fn program() -> &'static str {
+    match Surrounding::current() {
+        Surrounding::PidNamespace | Surrounding::NoPassthrough => {
+            concat!(env!("CARGO_MANIFEST_DIR"), "/tests/surroundings/program")
+        }
+        _ => env!("CARGO_BIN_EXE_thawfs"),
     }
-    can
+}
+
+fn mount_tmpfs(at: &Path) -> tempfile::TempDir {
+    let options = Some(c"mode=755");
+    rustix::mount::mount("none", at, "tmpfs", rustix::mount::MountFlags::empty(), options).unwrap();
+    temporary()
+}
+
+fn mount_overlayfs(at: &Path) -> tempfile::TempDir {
+    let below = temporary();
+    let layer = |name: &str| {
+        let layer = below.path().join(name);
+        std::fs::create_dir(&layer).unwrap();
+        layer.display().to_string()
+    };
+    let (lower, upper, work) = (layer("lower"), layer("upper"), layer("work"));
+    let options = format!("lowerdir={lower},upperdir={upper},workdir={work}");
+    let options = std::ffi::CString::new(options).unwrap();
+    let flags = rustix::mount::MountFlags::empty();
+    rustix::mount::mount("none", at, "overlay", flags, Some(&*options)).unwrap();
+    below
+}
+
+/// Whether `test` can mount where the tests run. Says so where it cannot.
+pub(crate) fn can_mount(test: &str) -> bool {
+    can_mount_with(test, &[])
+}
+
+/// Whether `test` can mount where the tests run, and has what it needs besides. Says so where not.
+pub(crate) fn can_mount_with(test: &str, needs: &[Need]) -> bool {
+    !cannot_run(test, &[&[Need::Mount], needs].concat())
 }
 
 /// A small tree with a bit of everything.

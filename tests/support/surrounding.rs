@@ -1,0 +1,131 @@
+//! Where and as whom the tests run, and what becomes of a test that cannot run there.
+//!
+//! `THAWFS_TEST_SURROUNDING` names one of [`Surrounding`]; the test programs are then to be started by
+//! `tests/surroundings/run`, which makes what a process cannot make for itself (another user, another
+//! namespace). Each test says what it needs. What a surrounding lacks by its nature, a test that needs it
+//! does not apply to; what should be there and is not is a skip, and where everything is meant to run
+//! (`CI`) a failure.
+
+#![allow(dead_code, reason = "every crate that includes this uses a part of it")]
+
+use std::io::Write;
+use std::path::Path;
+
+/// Where and as whom the tests run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Surrounding {
+    /// Root, on the file system that temporary files are on.
+    Root,
+    /// Root, and the kernel does not read and write upper files by itself.
+    NoPassthrough,
+    /// Root, and nothing that was fetched is kept on disk.
+    DiskCacheOff,
+    /// Root, and everything lies on the kernel's overlayfs, as in a container.
+    Overlayfs,
+    /// Root, and everything lies on tmpfs.
+    Tmpfs,
+    /// Root, and the program and its servers live in another pid namespace than those who use the mount.
+    PidNamespace,
+    /// An ordinary user, who mounts through fusermount3.
+    OrdinaryUser,
+    /// Root of a user namespace that holds one user, as `unshare --map-root-user` makes it.
+    UserNamespace,
+}
+
+/// What a test cannot do without.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Need {
+    /// FUSE mounts.
+    Mount,
+    /// To be root of the whole machine: other users, devices, the kernel's own mounts and caches.
+    Root,
+    /// The kernel reads and writes upper files by itself.
+    Passthrough,
+    /// What was fetched is kept on disk.
+    DiskCache,
+    /// An upper that the kernel's overlayfs takes as its `upperdir`.
+    KernelUpper,
+    /// The process that is started is the program itself, with the same number for everybody.
+    Processes,
+}
+
+impl Surrounding {
+    const ALL: [(&str, Self); 8] = [
+        ("root", Self::Root),
+        ("no-passthrough", Self::NoPassthrough),
+        ("disk-cache-off", Self::DiskCacheOff),
+        ("overlayfs", Self::Overlayfs),
+        ("tmpfs", Self::Tmpfs),
+        ("pid-namespace", Self::PidNamespace),
+        ("ordinary-user", Self::OrdinaryUser),
+        ("user-namespace", Self::UserNamespace),
+    ];
+
+    /// The one that the environment names.
+    pub(crate) fn current() -> Self {
+        let Some(name) = std::env::var_os("THAWFS_TEST_SURROUNDING") else { return Self::Root };
+        let found = Self::ALL.iter().find(|(known, _)| name == *known);
+        found.unwrap_or_else(|| panic!("THAWFS_TEST_SURROUNDING: {name:?} is none")).1
+    }
+
+    /// What is not there by its nature.
+    const fn lacks(self) -> &'static [Need] {
+        match self {
+            Self::Root | Self::Tmpfs => &[],
+            Self::NoPassthrough => &[Need::Passthrough],
+            Self::DiskCacheOff => &[Need::DiskCache],
+            Self::Overlayfs => &[Need::KernelUpper],
+            Self::PidNamespace => &[Need::Processes],
+            Self::OrdinaryUser | Self::UserNamespace => {
+                &[Need::Root, Need::Passthrough, Need::KernelUpper]
+            }
+        }
+    }
+}
+
+/// Whether `test` cannot run here, because one of `needs` is not to be had. Says so.
+pub(crate) fn cannot_run(test: &str, needs: &[Need]) -> bool {
+    let surrounding = Surrounding::current();
+    if let Some(need) = needs.iter().find(|need| surrounding.lacks().contains(need)) {
+        tell(&format!("{test} does not apply: it needs {need:?}"));
+        return true;
+    }
+    if let Some(reason) = needs.iter().find_map(|need| missing(*need)) {
+        skip(test, reason);
+        return true;
+    }
+    false
+}
+
+/// Why `need` is not to be had on this machine.
+fn missing(need: Need) -> Option<&'static str> {
+    let is_root = rustix::process::geteuid().is_root();
+    match need {
+        Need::Mount if !Path::new("/dev/fuse").exists() => Some("there is no /dev/fuse"),
+        Need::Mount if !is_root && Surrounding::current() != Surrounding::OrdinaryUser => {
+            Some("mounting as an ordinary user is a surrounding of its own")
+        }
+        Need::Root | Need::KernelUpper if !is_root => Some("it needs root"),
+        _ => None,
+    }
+}
+
+/// Says that `test` is left out, and why. The test then has to return.
+///
+/// # Panics
+/// Where everything is meant to run.
+pub(crate) fn skip(test: &str, reason: &str) {
+    let all_run = std::env::var_os("CI").is_some_and(|value| !value.is_empty());
+    assert!(!all_run, "{test} has to run here, and does not: {reason}");
+    tell(&format!("{test} SKIPPED: {reason}"));
+}
+
+/// A line for whoever reads what a passing test prints, and for `scripts/test`, which counts them.
+fn tell(line: &str) {
+    eprintln!("{line}");
+    if let Some(path) = std::env::var_os("THAWFS_TEST_SKIPS") {
+        let file = std::fs::OpenOptions::new().create(true).append(true).open(path);
+        let written = file.and_then(|mut file| file.write_all(format!("{line}\n").as_bytes()));
+        written.expect("THAWFS_TEST_SKIPS names a file to write to");
+    }
+}
