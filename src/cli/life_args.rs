@@ -59,7 +59,8 @@ pub(crate) struct RestoreArgs {
     #[arg(value_name = "BACKUP")]
     pub(crate) backup: String,
 
-    /// Where to [default: where the backup was made]; made if it does not exist.
+    /// Where to; made if it does not exist [default: where the backup was made, unless that belongs to
+    /// the system, as /etc does].
     #[arg(value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub(crate) dir: Option<PathBuf>,
 

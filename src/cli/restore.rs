@@ -18,7 +18,7 @@ use crate::server::{self, RestoreRequest, Restored, restart_limited};
 /// Most bytes of a handle; the directory in it has 4 KiB at most.
 const MAX_HANDLE: u64 = 64 << 10;
 
-pub(super) fn restore(mut args: RestoreArgs, output: &Output) -> Result<(), Failure> {
+pub(super) fn restore(args: RestoreArgs, output: &Output) -> Result<(), Failure> {
     if args.foreground {
         if args.backup == "-" {
             let message = "in the foreground, the handle cannot come through standard input";
@@ -30,23 +30,25 @@ pub(super) fn restore(mut args: RestoreArgs, output: &Output) -> Result<(), Fail
     if args.backup.starts_with("https://") || args.backup.starts_with("http://") {
         return restore_url(args, output);
     }
-    let Given { id, dir } = read_backup(&args.backup)?;
-    args.dir = args.dir.or(dir);
+    let Given { id, dir: made_in } = read_backup(&args.backup)?;
     let OpenBucket { runtime, backups } = OpenBucket::open(&args.bucket)?;
     if args.extract {
-        let unpacking = extract_options(&args);
-        let extracted = runtime.block_on(backups.restorable(&id)).and_then(|metadata| {
-            let dir = args.dir.unwrap_or_else(|| PathBuf::from(&metadata.dir));
+        let failed = |failure| runtime.block_on(backups.restore_failed(&id, failure));
+        let metadata = runtime.block_on(backups.restorable(&id)).map_err(failed)?;
+        let dir = match (&args.dir, made_in) {
+            (Some(chosen), _) => chosen.clone(),
+            (None, Some(made_in)) => server::check_unchosen(&made_in)?,
+            (None, None) => server::check_unchosen(Path::new(&metadata.dir))?,
+        };
+        let extract = || {
             let mut source = backups.archive(&id)?;
             source.disk_cache = args.disk.limit.unwrap_or_default();
-            extract_opened(&source.open()?, &dir, &unpacking, output)
-        });
-        return match extracted {
-            Ok(()) => Ok(()),
-            Err(failure) => Err(runtime.block_on(backups.restore_failed(&id, failure))),
+            extract_opened(&source.open()?, &dir, &extract_options(&args), output)
         };
+        return extract().map_err(failed);
     }
-    let request = restore_request(&args, output)?;
+    let mut request = restore_request(&args, output)?;
+    request.made_in = made_in;
     if args.foreground {
         let output = *output;
         return runtime.block_on(server::restore_here(&backups, &id, request, move |restored| {
@@ -120,6 +122,7 @@ fn show(restored: &Restored, output: &Output) -> Result<(), Failure> {
             "mountpoint": ready.mountpoint,
             "upper": ready.upper,
             "pid": ready.pid,
+            "hidesFiles": ready.hides_files,
         }));
     }
     if output.quiet {

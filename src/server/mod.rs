@@ -12,6 +12,7 @@ mod restore;
 mod serve;
 pub mod state;
 mod traces;
+mod unchosen;
 mod unmount;
 
 pub use control::fetch_report;
@@ -19,4 +20,5 @@ pub use detach::{SERVE_COMMAND, Starting, run_detached, start_detached};
 pub use heap::restart_limited;
 pub use restore::{Notice, RestoreRequest, Restored, restore, restore_archive, restore_here};
 pub use serve::{MountRequest, Ready, check_free, serve};
+pub use unchosen::check_unchosen;
 pub use unmount::{resolve_mountpoint, unmount};

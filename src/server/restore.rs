@@ -16,6 +16,7 @@ use std::sync::Arc;
 use tokio::task::spawn_blocking;
 
 use super::state::{Lock, check_outside_state, lock_directory};
+use super::unchosen::check_unchosen;
 use super::unmount::{clear, resolve_mountpoint};
 use super::{MountRequest, Ready, Starting, serve};
 use crate::backup::{BackupId, Backups, Metadata, SourceRequest};
@@ -27,8 +28,11 @@ pub type Notice = Arc<dyn Fn(&str) + Send + Sync>;
 /// Where to restore to, and how.
 #[derive(Clone)]
 pub struct RestoreRequest {
-    /// Where to; `None`: where the backup was made. Made if it does not exist.
+    /// Where to. Made if it does not exist. `None`: where the backup was made, unless that is a directory
+    /// of the system ([`check_unchosen`]).
     pub dir: Option<PathBuf>,
+    /// Where its handle says that the backup was made; `None`: what its metadata say counts.
+    pub made_in: Option<PathBuf>,
     /// How to mount. Source, mountpoint and upper are set by the restore; of the source, the memory for
     /// caches counts.
     pub mount: MountRequest,
@@ -40,7 +44,18 @@ impl Default for RestoreRequest {
     /// Writable, where the backup was made.
     fn default() -> Self {
         let mount = MountRequest::new(SourceRequest::new(""), PathBuf::new());
-        Self { dir: None, mount, notice: Arc::new(|_| ()) }
+        Self { dir: None, made_in: None, mount, notice: Arc::new(|_| ()) }
+    }
+}
+
+impl RestoreRequest {
+    /// Where to, once the metadata are known.
+    fn target(&self, metadata: &Metadata) -> Result<PathBuf, Failure> {
+        match (&self.dir, &self.made_in) {
+            (Some(chosen), _) => Ok(chosen.clone()),
+            (None, Some(made_in)) => check_unchosen(made_in),
+            (None, None) => check_unchosen(Path::new(&metadata.dir)),
+        }
     }
 }
 
@@ -69,7 +84,7 @@ pub async fn restore(
     let opening = spawn_blocking(move || open_server(&source, &shown));
     // Where this fails, the server is dropped, and ends.
     let metadata = restorable(backups, id).await?;
-    let dir = request.dir.clone().unwrap_or_else(|| metadata.dir.clone().into());
+    let dir = request.target(&metadata)?;
     let restored = async {
         let server = opening.await.map_err(|error| ended(&error))??;
         let mount = move || mount_in_place(server, request, &dir);
@@ -94,9 +109,9 @@ pub async fn restore_here(
 ) -> Result<(), Failure> {
     let source = source_of(backups, id, &request)?;
     let metadata = restorable(backups, id).await?;
+    let dir = request.target(&metadata)?;
     let work = move || {
         let opened = source.open()?;
-        let dir = request.dir.clone().unwrap_or_else(|| metadata.dir.clone().into());
         let place = Place::take(request, &dir)?;
         let mount = place.request.clone();
         serve(&mount, opened, |mounted, _log| {
@@ -119,8 +134,9 @@ pub async fn restore_here(
 pub fn restore_archive(
     source: &SourceRequest,
     dir: &Path,
-    request: RestoreRequest,
+    mut request: RestoreRequest,
 ) -> Result<Ready, Failure> {
+    request.dir = Some(dir.to_owned());
     mount_in_place(open_server(source, dir)?, request, dir)
 }
 
@@ -176,11 +192,15 @@ struct Place {
 impl Place {
     /// Makes room in `dir`.
     fn take(request: RestoreRequest, dir: &Path) -> Result<Self, Failure> {
-        let RestoreRequest { mut mount, notice, .. } = request;
+        let RestoreRequest { dir: chosen, mut mount, notice, .. } = request;
         mount.check()?;
         let mut made = MadeDirs::default();
         made.make(dir)?;
         let mountpoint = resolve_mountpoint(dir)?;
+        if chosen.is_none() && mountpoint != dir {
+            let message = format!("{} leads elsewhere since it was looked at", dir.display());
+            return Err(Failure::new(Code::Mountpoint, message));
+        }
         check_outside_state(&mountpoint)?;
         let shown = mountpoint.display();
         let lock = lock_directory(&mountpoint, || {

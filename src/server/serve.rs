@@ -100,6 +100,9 @@ pub struct Ready {
     pub pid: u32,
     /// Where changes go.
     pub upper: Option<PathBuf>,
+    /// Whether there were files in the directory, which are hidden until the unmount.
+    #[serde(rename = "hidesFiles")]
+    pub hides_files: bool,
 }
 
 /// The directories of this mount in the state directory, removed at the end.
@@ -180,6 +183,8 @@ pub fn serve(
         .filter(|_| request.passthrough && rustix::process::geteuid().is_root())
         .and_then(|(upper, _)| stack_depth(upper));
 
+    let hides_files =
+        std::fs::read_dir(&request.mountpoint).is_ok_and(|mut entries| entries.next().is_some());
     let tree = Arc::downgrade(&overlay);
     let mount = Mount::new(overlay, &request.mountpoint, &options, Arc::clone(&faults))
         .map_err(|error| mount_failed(&request.mountpoint, &error))?;
@@ -206,7 +211,7 @@ pub fn serve(
         });
     let told = publish(&mount_dir, &record, tree, opened, faults).and_then(|()| {
         let Record { mountpoint, source, pid, upper, .. } = record;
-        ready(Ready { mountpoint, source, pid, upper }, &mount_dir.log_path())
+        ready(Ready { mountpoint, source, pid, upper, hides_files }, &mount_dir.log_path())
     });
     if let Err(error) = told {
         // Nobody knows of the mount: take it down again.
