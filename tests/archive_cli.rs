@@ -139,8 +139,8 @@ fn an_extracted_tree_is_the_packed_one() {
 
 #[test]
 fn rights_and_devices_are_left_out_and_counted_unless_asked_for() {
-    if !is_root() {
-        eprintln!("SKIPPED rights_and_devices_are_left_out…: it needs root");
+    let test = "rights_and_devices_are_left_out_and_counted_unless_asked_for";
+    if cannot_run(test, &[Need::Root]) {
         return;
     }
     let bench = Bench::new();

@@ -64,9 +64,10 @@ fn compare(bench: &Bench, mode: &str, options: &[&str], archive: &Path, expected
         let place = [archive.as_os_str(), mountpoint.as_os_str()];
         let upper = ["--upper".as_ref(), upper.as_os_str()];
         let options: Vec<&OsStr> = options.iter().map(OsStr::new).collect();
-        // One of the cases opens a device.
-        let devices = ["-o".as_ref(), "dev".as_ref()];
-        bench.ok(&[&["mount".as_ref()], &place[..], &upper[..], &devices, &options[..]].concat());
+        // One of the cases opens a device, where it can make one.
+        let can = rustix::process::geteuid().is_root();
+        let devices = if can { &["-o", "dev"].map(OsStr::new)[..] } else { &[] };
+        bench.ok(&[&["mount".as_ref()], &place[..], &upper[..], devices, &options[..]].concat());
     };
     mount();
     let mut ran = run("run", &mountpoint);

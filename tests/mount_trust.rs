@@ -9,7 +9,8 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use support::mount::{Bench, can_mount, write_tree};
+use support::mount::{Bench, can_mount_with, write_tree};
+use support::surrounding::Need;
 
 const NOBODY: u32 = 65_534;
 
@@ -76,7 +77,8 @@ fn gains(bench: &Bench, mountpoint: &Path) -> [bool; 3] {
 
 #[test]
 fn rights_and_devices_are_given_to_whoever_asks_for_them_alone() {
-    if !can_mount("rights_and_devices_are_given_to_whoever_asks_for_them_alone") {
+    if !can_mount_with("rights_and_devices_are_given_to_whoever_asks_for_them_alone", &[Need::Root])
+    {
         return;
     }
     let (bench, archive, mountpoint) = privileged();
@@ -103,7 +105,7 @@ fn rights_and_devices_are_given_to_whoever_asks_for_them_alone() {
 
 #[test]
 fn a_remount_changes_what_it_names_alone() {
-    if !can_mount("a_remount_changes_what_it_names_alone") {
+    if !can_mount_with("a_remount_changes_what_it_names_alone", &[Need::Root, Need::Processes]) {
         return;
     }
     let (bench, archive, mountpoint) = privileged();
@@ -148,7 +150,7 @@ fn a_remount_changes_what_it_names_alone() {
 
 #[test]
 fn an_ordinary_user_who_asks_for_rights_is_refused_by_name() {
-    if !can_mount("an_ordinary_user_who_asks_for_rights_is_refused_by_name") {
+    if !can_mount_with("an_ordinary_user_who_asks_for_rights_is_refused_by_name", &[Need::Root]) {
         return;
     }
     let (bench, archive, mountpoint) = privileged();

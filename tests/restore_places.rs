@@ -10,8 +10,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use serde_json::{Value, json};
-use support::mount::{can_mount, write_tree};
+use support::mount::{can_mount, can_mount_with, write_tree};
 use support::place::Place;
+use support::surrounding::Need;
 
 /// Exit status of `MOUNTPOINT`.
 const MOUNTPOINT: i32 = 10;
@@ -98,7 +99,8 @@ fn a_bucket_chooses_no_directory_of_the_system() {
 
 #[test]
 fn other_directories_and_those_that_are_named_are_restored_to() {
-    if !can_mount("other_directories_and_those_that_are_named_are_restored_to") {
+    let test = "other_directories_and_those_that_are_named_are_restored_to";
+    if !can_mount_with(test, &[Need::Root, Need::Processes]) {
         return;
     }
     let place = Place::local();
