@@ -1,7 +1,8 @@
 //! Sends an archive to a store while it is still being written.
 //!
 //! Stores take parts in any order, and so the first one, whose superblock is known last, is held back
-//! while the others go. An archive of one part is sent as one object, when it is whole.
+//! while the others go. An archive of no more than one part is sent as one object, when it is whole,
+//! unless it was expected to be large.
 
 use std::io;
 use std::sync::Arc;
@@ -64,6 +65,8 @@ pub(super) struct Uploader<'a> {
     runtime: Handle,
     /// Tells what to expect, once.
     expected: Receiver<Expected>,
+    /// Bytes that fit into a part of any size: with so many, what to expect has to be known.
+    least: usize,
     /// 0 until it has been told.
     part_size: usize,
     in_flight: Arc<Semaphore>,
@@ -97,6 +100,7 @@ impl<'a> Uploader<'a> {
             object,
             runtime,
             expected,
+            least: MIN_PART_SIZE as usize,
             part_size: 0,
             in_flight: Arc::new(Semaphore::new(0)),
             cancel,
@@ -119,7 +123,8 @@ impl<'a> Uploader<'a> {
             *to = *from;
         }
         let first = Bytes::from(std::mem::take(&mut self.first));
-        if self.upload.is_none() && self.starting.is_none() {
+        let is_started = self.upload.is_some() || self.starting.is_some();
+        if !is_started && self.current.is_empty() {
             let size = first.len() as u64;
             let object = self.object.clone();
             let put = async move { object.store.put(&object.key, first).await };
@@ -170,9 +175,8 @@ impl<'a> Uploader<'a> {
     /// How many bytes the part that is being filled can have.
     fn room(&mut self) -> usize {
         if self.part_size == 0 {
-            let least = MIN_PART_SIZE as usize;
-            if self.first.len() < least {
-                return least;
+            if self.first.len() < self.least {
+                return self.least;
             }
             // Whoever measures the tree never ends without telling.
             let expected = self.expected.recv().unwrap_or(Expected::new(0));
@@ -319,8 +323,18 @@ fn cancelled() -> Failure {
 }
 
 #[cfg(test)]
+#[path = "../../tests/support/s3/mod.rs"]
+mod s3;
+
+#[cfg(test)]
 mod tests {
+    use std::path::{Path, PathBuf};
+
+    use proptest::prelude::*;
+
+    use super::s3::{ACCESS_KEY, Config, S3Server, SECRET_KEY};
     use super::*;
+    use crate::store::{Environment, Folder, PresignedUrls, Source, StoreOptions};
 
     #[test]
     fn ten_thousand_parts_hold_what_was_estimated() {
@@ -330,5 +344,156 @@ mod tests {
             assert!(size * (u64::from(MAX_PARTS) - SPARE_PARTS) >= estimate, "{estimate}");
         }
         assert_eq!(Expected::new(70 << 30).part_size, PART_SIZE);
+    }
+
+    /// Size of parts in the tests below, in bytes: what matters about sizes is how they lie to it.
+    const PART: u64 = 4096;
+    /// What a superblock is held back for, in bytes.
+    const HELD_BACK: u64 = 96;
+    /// More parts than any archive of the tests takes.
+    const URLS: u16 = 5;
+    /// Where the test's server keeps what was not completed.
+    const UPLOADS: &str = "buckets/.uploads";
+
+    /// The places an archive can go to, and where its file is then.
+    struct Places {
+        local: Folder,
+        bucket: Folder,
+        runtime: tokio::runtime::Runtime,
+        dir: tempfile::TempDir,
+        server: S3Server,
+    }
+
+    fn options(server: &S3Server) -> StoreOptions {
+        let keys = [("AWS_ACCESS_KEY_ID", ACCESS_KEY), ("AWS_SECRET_ACCESS_KEY", SECRET_KEY)];
+        let environment: Environment = keys.into_iter().collect();
+        StoreOptions { endpoint: Some(server.url()), environment, ..Default::default() }
+    }
+
+    impl Places {
+        fn new() -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            std::fs::create_dir_all(dir.path().join("buckets/box")).unwrap();
+            let config = Config { min_part: 1, ..Config::new(dir.path().join("buckets")) };
+            let server = S3Server::start(config).unwrap();
+            let runtime = tokio::runtime::Runtime::new().unwrap();
+            let open = |url: &str| {
+                let source: Source = url.parse().unwrap();
+                runtime.block_on(source.folder(&options(&server))).unwrap()
+            };
+            let local = open(&format!("file://{}", dir.path().join("local").display()));
+            Self { local, bucket: open("s3://box/"), runtime, dir, server }
+        }
+
+        /// URLs of an upload that was started by somebody with credentials.
+        fn presigned(&self) -> Folder {
+            use rusty_s3::S3Action;
+            use rusty_s3::actions::AbortMultipartUpload;
+            let object = self.bucket.object("presigned");
+            self.runtime.block_on(object.store.start_upload(&object.key, PART)).unwrap();
+            let mut started = std::fs::read_dir(self.dir.path().join(UPLOADS)).unwrap();
+            let id = started.next().unwrap().unwrap().file_name().into_string().unwrap();
+            let id = id.as_str();
+            let (style, hour) = (rusty_s3::UrlStyle::Path, Duration::from_secs(3600));
+            let endpoint = self.server.url().parse().unwrap();
+            let bucket = rusty_s3::Bucket::new(endpoint, style, "box", "auto").unwrap();
+            let keys = rusty_s3::Credentials::new(ACCESS_KEY, SECRET_KEY);
+            let (keys, key) = (Some(&keys), object.key.as_str());
+            let parts = (1..=URLS).map(|n| bucket.upload_part(keys, key, n, id).sign(hour));
+            let urls = PresignedUrls {
+                part_size: PART,
+                parts: parts.collect(),
+                complete: bucket
+                    .complete_multipart_upload(keys, key, id, [].into_iter())
+                    .sign(hour),
+                abort: AbortMultipartUpload::new(&bucket, keys, key, id).sign(hour),
+                archive: bucket.get_object(keys, key).sign(hour),
+                metadata: bucket.put_object(keys, "metadata").sign(hour),
+            };
+            urls.unchecked_folder(key.into(), "metadata".into(), &options(&self.server)).unwrap()
+        }
+
+        /// The object to make in one of the places, and the file that it is then.
+        fn object(&self, place: &str) -> (Object, PathBuf) {
+            let path = |name: &str| self.dir.path().join(name);
+            match place {
+                "file" => (self.local.object("file"), path("local/file")),
+                "s3" => (self.bucket.object("s3"), path("buckets/box/s3")),
+                _ => (self.presigned().object("presigned"), path("buckets/box/presigned")),
+            }
+        }
+
+        /// What is left of uploads that were started.
+        fn unfinished(&self) -> usize {
+            let count = |path: &Path, keep: fn(&str) -> bool| {
+                let entries = std::fs::read_dir(path).into_iter().flatten().flatten();
+                entries.filter(|entry| keep(&entry.file_name().to_string_lossy())).count()
+            };
+            count(&self.dir.path().join(UPLOADS), |_| true)
+                + count(&self.dir.path().join("local"), |name| name != "file")
+        }
+
+        /// Sends `content` as an archive that comes in `pieces`.
+        fn send(
+            &self,
+            object: Object,
+            content: &[u8],
+            pieces: usize,
+            expected: Expected,
+        ) -> Result<u64, Failure> {
+            let (tell, told) = crossbeam_channel::bounded(1);
+            tell.send(expected).unwrap();
+            let cancel = AtomicBool::new(false);
+            let sent = Arc::new(AtomicU64::new(0));
+            let runtime = self.runtime.handle().clone();
+            let parts = (told, HELD_BACK);
+            let mut uploader = Uploader::new(object, runtime, parts, &cancel, Arc::clone(&sent));
+            // As much smaller than a part as the smallest is than those of a large archive.
+            uploader.least = PART as usize * 5 / 8;
+            let (start, rest) = content.split_at(HELD_BACK as usize);
+            for piece in rest.chunks(pieces) {
+                uploader.write(Bytes::copy_from_slice(piece)).unwrap();
+            }
+            let size = uploader.finish(start)?;
+            assert_eq!(sent.load(Ordering::Relaxed), size);
+            Ok(size)
+        }
+    }
+
+    /// Around a multiple of a part's size, up to three of them.
+    fn sizes() -> impl Strategy<Value = u64> {
+        (0..=3u64, -100..=100i64)
+            .prop_map(|(parts, off)| (parts * PART).saturating_add_signed(off).max(HELD_BACK))
+    }
+
+    #[test]
+    fn every_byte_arrives_whatever_was_expected() {
+        let places = Places::new();
+        let check = |size: u64, pieces: usize| {
+            let content: Vec<u8> = (0..size as usize).map(|n| (n / 7 + n) as u8).collect();
+            // As it is, none, just below and just at what is called large, and far too much.
+            for bytes in [size, 0, 8 * PART, 8 * PART + 8, 1 << 30] {
+                for place in ["file", "s3", "presigned"] {
+                    let (object, path) = places.object(place);
+                    let case = format!("{place}: {size} bytes in {pieces}s, {bytes} expected");
+                    let expected = Expected { bytes, part_size: PART };
+                    let sent = places.send(object, &content, pieces, expected).unwrap();
+                    assert_eq!(sent, size, "{case}");
+                    assert!(std::fs::read(&path).unwrap() == content, "{case}");
+                    assert_eq!(places.unfinished(), 0, "{case}");
+                    std::fs::remove_file(path).unwrap();
+                }
+            }
+        };
+        // Each seam, whatever chance has in store for the rest.
+        for parts in 0..=3 {
+            for off in [-1, 0, 1] {
+                check((parts * PART).saturating_add_signed(off).max(HELD_BACK), 1000);
+            }
+        }
+        let config = ProptestConfig { cases: 24, failure_persistence: None, ..Default::default() };
+        proptest!(config, |(size in sizes(), pieces in 1..3 * PART as usize)| {
+            check(size, pieces);
+        });
     }
 }

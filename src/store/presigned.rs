@@ -52,6 +52,16 @@ impl PresignedUrls {
         options: &StoreOptions,
     ) -> Result<Folder> {
         self.check()?;
+        self.unchecked_folder(archive, metadata, options)
+    }
+
+    /// The same, whatever the size of the parts is.
+    pub(crate) fn unchecked_folder(
+        self,
+        archive: String,
+        metadata: String,
+        options: &StoreOptions,
+    ) -> Result<Folder> {
         let exchange =
             Exchange::new(tls::client(options, false)?, Auth::None, None, options.clone());
         let (completed, described) = <(AtomicBool, AtomicBool)>::default();
