@@ -6,10 +6,9 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueHint};
 
-use super::backup_args::{
-    DeleteArgs, ListArgs, PruneArgs, ShowArgs, VerifyArgs, WarmArgs, parse_duration,
-};
+use super::backup_args::{DeleteArgs, ListArgs, PruneArgs, ShowArgs, VerifyArgs, WarmArgs};
 use super::life_args::{CreateArgs, RestoreArgs};
+use super::spans::{parse_duration, parse_seconds};
 use crate::backup::default_cache_memory;
 use crate::cache::DiskLimit;
 
@@ -136,8 +135,8 @@ pub(crate) struct StoreArgs {
     #[arg(long)]
     pub(crate) virtual_host_style: bool,
 
-    /// Give a read up after this many seconds, retries included.
-    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    /// Give a read up after this time, retries included: seconds, or 90s, 5m, 1h.
+    #[arg(long, value_name = "TIME", default_value_t = 30, value_parser = parse_seconds)]
     pub(crate) timeout: u64,
 }
 
@@ -240,7 +239,7 @@ pub(crate) struct MountArgs {
     pub(crate) foreground: bool,
 
     /// Options as mount(8) writes them: ro, allow_other, suid, dev, noexec, noatime, upper=DIR,
-    /// workdir=DIR, entry_ttl=SECONDS, attr_ttl=SECONDS, max_nodes=N, no_passthrough, …
+    /// workdir=DIR, entry_ttl=TIME, attr_ttl=TIME, max_nodes=N, no_passthrough, …
     ///
     /// Without suid, no program of the mount gets the rights of its owner; without dev, no device in
     /// it can be opened.

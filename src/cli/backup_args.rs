@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::Args;
 
 use super::args::{DiskArgs, ReadingArgs, StoreArgs, parse_bytes};
+use super::spans::parse_duration;
 use crate::backup::{BucketRequest, Jurisdiction};
 
 /// Which bucket, and how to get at it.
@@ -157,43 +158,4 @@ pub(crate) struct WarmArgs {
 
     #[command(flatten)]
     pub(crate) disk: DiskArgs,
-}
-
-/// A time span: a number with one of the suffixes s, m, h, d and w.
-pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
-    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    let (number, suffix) = text.split_at(digits);
-    let seconds: u64 = match suffix {
-        "s" => 1,
-        "m" => 60,
-        "h" => 3600,
-        "d" => 86_400,
-        "w" => 604_800,
-        _ => return Err("a number needs a unit behind it: s, m, h, d or w".into()),
-    };
-    let number: u64 = number.parse().map_err(|_| format!("{text:?} is no time span"))?;
-    number.checked_mul(seconds).map(Duration::from_secs).ok_or(format!("{text:?} is too long"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::parse_duration;
-
-    #[test]
-    fn time_spans_need_a_unit() {
-        for (text, seconds) in [
-            ("0s", Some(0)),
-            ("90m", Some(5400)),
-            ("12h", Some(43_200)),
-            ("30d", Some(2_592_000)),
-            ("2w", Some(1_209_600)),
-            ("30", None),
-            ("d", None),
-            ("-1d", None),
-            ("1.5d", None),
-            ("99999999999999999w", None),
-        ] {
-            assert_eq!(parse_duration(text).ok().map(|span| span.as_secs()), seconds, "{text}");
-        }
-    }
 }

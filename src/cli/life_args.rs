@@ -7,7 +7,8 @@ use std::path::PathBuf;
 use clap::{ArgAction, Args, ValueHint};
 
 use super::args::{AheadArgs, DiskArgs, parse_bytes};
-use super::backup_args::{BucketArgs, parse_duration};
+use super::backup_args::BucketArgs;
+use super::spans::parse_seconds;
 use crate::backup::default_cache_memory;
 use crate::squashfs::write::Compression;
 
@@ -22,7 +23,7 @@ pub(crate) struct CreateArgs {
     pub(crate) name: Option<String>,
 
     /// How long it may be restored: 30d, 12h, or seconds [default: 3d].
-    #[arg(long, value_name = "DURATION", help_heading = "Backup", value_parser = parse_lifetime)]
+    #[arg(long, value_name = "DURATION", help_heading = "Backup", value_parser = parse_seconds)]
     pub(crate) ttl: Option<u64>,
 
     /// Leave out what matches, from the top of DIR or at any depth, as mksquashfs's wildcards do.
@@ -104,14 +105,6 @@ pub(crate) struct RestoreArgs {
     pub(crate) bucket: BucketArgs,
 }
 
-/// A lifetime in seconds: a time span, or a bare number of seconds.
-fn parse_lifetime(text: &str) -> Result<u64, String> {
-    match text.parse() {
-        Ok(seconds) => Ok(seconds),
-        Err(_) => parse_duration(text).map(|span| span.as_secs()),
-    }
-}
-
 /// A compressor and its level, as `zstd:19`.
 fn parse_compression(text: &str) -> Result<Compression, String> {
     let (name, level) = match text.split_once(':') {
@@ -156,15 +149,6 @@ mod tests {
             ("", None),
         ] {
             assert_eq!(parse_compression(text).ok(), expected, "{text}");
-        }
-    }
-
-    #[test]
-    fn lifetimes_are_seconds_or_time_spans() {
-        for (text, expected) in
-            [("60", Some(60)), ("2h", Some(7200)), ("3d", Some(259_200)), ("x", None)]
-        {
-            assert_eq!(parse_lifetime(text).ok(), expected, "{text}");
         }
     }
 }

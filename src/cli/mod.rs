@@ -17,6 +17,7 @@ mod mount_helper;
 mod options;
 mod output;
 mod restore;
+mod spans;
 mod status;
 mod unmount;
 mod verify;

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::args::{parse_bytes, parse_disk_limit};
+use super::spans::parse_seconds;
 use crate::failure::{Code, Failure};
 use crate::server::MountRequest;
 
@@ -120,9 +121,26 @@ impl MountOption {
         Ok(PathBuf::from(self.value()?))
     }
 
-    fn number(&self) -> Result<u64, Failure> {
-        parse_bytes(&self.text()?).map_err(|error| {
+    /// The value, as `parse` reads it.
+    fn parsed<T>(&self, parse: impl Fn(&str) -> Result<T, String>) -> Result<T, Failure> {
+        parse(&self.text()?).map_err(|error| {
             Failure::new(Code::Usage, format!("the mount option {}: {error}", self.name))
+        })
+    }
+
+    fn bytes(&self) -> Result<u64, Failure> {
+        self.parsed(parse_bytes)
+    }
+
+    fn time(&self) -> Result<Duration, Failure> {
+        self.parsed(parse_seconds).map(Duration::from_secs)
+    }
+
+    /// A number of things, which may end in K, M, G or T but are no bytes.
+    fn count(&self) -> Result<usize, Failure> {
+        self.parsed(|text| match text.to_ascii_lowercase().ends_with('b') {
+            true => Err(format!("{text:?} is no number: it is not counted in bytes")),
+            false => parse_bytes(text).map(|count| usize::try_from(count).unwrap_or(usize::MAX)),
         })
     }
 
@@ -137,26 +155,20 @@ impl MountOption {
             "fsname" => request.fsname = Some(self.text()?),
             "allow_other" => request.allow_other = Some(true),
             "no_passthrough" => request.passthrough = false,
-            "entry_ttl" => request.entry_ttl = Some(Duration::from_secs(self.number()?)),
-            "attr_ttl" => request.attr_ttl = Some(Duration::from_secs(self.number()?)),
-            "max_nodes" => {
-                request.max_nodes = Some(usize::try_from(self.number()?).unwrap_or(usize::MAX));
-            }
-            "offset" => request.source.offset = self.number()?,
-            "cache_memory" => request.source.cache_memory = self.number()?,
-            "disk_cache" => {
-                request.source.disk_cache = parse_disk_limit(&self.text()?).map_err(|error| {
-                    Failure::new(Code::Usage, format!("the mount option {}: {error}", self.name))
-                })?;
-            }
+            "entry_ttl" => request.entry_ttl = Some(self.time()?),
+            "attr_ttl" => request.attr_ttl = Some(self.time()?),
+            "max_nodes" => request.max_nodes = Some(self.count()?),
+            "offset" => request.source.offset = self.bytes()?,
+            "cache_memory" => request.source.cache_memory = self.bytes()?,
+            "disk_cache" => request.source.disk_cache = self.parsed(parse_disk_limit)?,
             "share_trace" => request.share_trace = true,
-            "fill" => request.fill = Some(self.number()?),
+            "fill" => request.fill = Some(self.bytes()?),
             "endpoint" => request.source.endpoint = Some(self.text()?),
             "region" => request.source.region = Some(self.text()?),
             "profile" => request.source.profile = Some(self.text()?),
             "anonymous" => request.source.anonymous = true,
             "virtual_host_style" => request.source.virtual_host_style = true,
-            "timeout" => request.source.deadline = Duration::from_secs(self.number()?),
+            "timeout" => request.source.deadline = self.time()?,
             // mount(8) keeps `suid` and `dev` from its helpers: they are its own default.
             "allow_suid" => request.flags.push("suid".into()),
             "allow_dev" => request.flags.push("dev".into()),
@@ -175,6 +187,7 @@ impl MountOption {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backup::SourceRequest;
 
     #[test]
     fn options_split_at_bare_commas() {
@@ -190,6 +203,51 @@ mod tests {
             ("fsname=a=b\\\\", vec![option("fsname", Some("a=b\\"))]),
         ] {
             assert_eq!(split(OsStr::new(text)), options, "{text}");
+        }
+    }
+
+    /// What a list of options makes of a request.
+    fn applied(options: &str) -> Result<MountRequest, Failure> {
+        let mut request = MountRequest::new(SourceRequest::new("a"), PathBuf::from("/m"));
+        for option in split(OsStr::new(options)) {
+            option.apply(&mut request)?;
+        }
+        Ok(request)
+    }
+
+    #[test]
+    fn every_number_has_the_unit_of_what_it_measures() {
+        let seconds = |text: &str| {
+            let request = applied(&format!("entry_ttl={text},attr_ttl={text},timeout={text}"));
+            request.map(|request| {
+                let ttls = [request.entry_ttl.unwrap(), request.attr_ttl.unwrap()];
+                assert_eq!(ttls, [request.source.deadline; 2], "{text}");
+                ttls[0].as_secs()
+            })
+        };
+        for (text, expected) in
+            [("0", 0), ("300", 300), ("300s", 300), ("5m", 300), ("2h", 7200), ("1d", 86_400)]
+        {
+            assert_eq!(seconds(text).unwrap(), expected, "{text}");
+        }
+        let count = |text: &str| applied(&format!("max_nodes={text}")).map(|r| r.max_nodes);
+        assert_eq!(count("500").unwrap(), Some(500));
+        assert_eq!(count("2M").unwrap(), Some(2 << 20));
+        for (name, values) in [
+            ("entry_ttl", &["5M", "1K", "5MiB", "1.5", "-1", ""][..]),
+            ("attr_ttl", &["5M", "1G"]),
+            ("timeout", &["5M", "30S"]),
+            ("max_nodes", &["5m5", "1MiB", "1kb", "1h", ""]),
+            ("offset", &["1h", "5s", "2d"]),
+            ("cache_memory", &["1h", "5s"]),
+            ("fill", &["1h", "5s"]),
+            ("disk_cache", &["1h", "5s"]),
+        ] {
+            for value in values {
+                let failure = applied(&format!("{name}={value}")).unwrap_err();
+                assert_eq!(failure.code, Code::Usage, "{name}={value}");
+                assert!(failure.message.contains(name), "{name}={value}: {}", failure.message);
+            }
         }
     }
 }
