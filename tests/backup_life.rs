@@ -510,7 +510,8 @@ fn an_interrupted_backup_is_not_there() {
     let place = Place::s3();
     let tree = place.bench.directory("tree");
     write_large(&tree);
-    for (signal, left) in [(Signal::INT, 0), (Signal::TERM, 0), (Signal::KILL, 1)] {
+    let gentle = [Signal::INT, Signal::TERM, Signal::HUP].map(|signal| (signal, 0));
+    for (signal, left) in gentle.into_iter().chain([(Signal::KILL, 1)]) {
         let server = place.server.as_ref().unwrap();
         server.clear_log();
         // Every answer takes its time, so that the signal comes in between.

@@ -9,7 +9,7 @@ use std::io::{BufRead, BufReader};
 use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -233,6 +233,31 @@ fn a_signal_does_not_hang_up_on_the_request_that_makes_the_object() {
     let deleted = log.iter().filter(|seen| seen.method == "DELETE").count();
     assert_eq!((log[0].method.as_str(), log[0].status, deleted), ("PUT", 200, 2));
     assert_eq!(place.keys(), Vec::<String>::new());
+}
+
+#[test]
+fn a_hangup_that_was_ignored_from_the_start_interrupts_nothing() {
+    let place = Place::s3();
+    let server = place.server.as_ref().unwrap();
+    let tree = place.bench.directory("tree");
+    server.inject(Fault::Delay(Duration::from_millis(700)), 1);
+    let mut command = Command::new("sh");
+    // As nohup(1) does, but with the output where it is.
+    command.args(["-c", "trap '' HUP && exec \"$@\"", "sh", env!("CARGO_BIN_EXE_thawfs")]);
+    command.args(["-q", "create", text(&tree)]);
+    for (name, value) in place.thawfs().get_envs() {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
+    let mut creating = command.stdout(Stdio::null()).spawn().unwrap();
+    while server.log().is_empty() {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    kill(creating.id(), Signal::HUP);
+    assert!(creating.wait().unwrap().success());
+    assert_eq!(place.keys().len(), 2);
 }
 
 #[test]

@@ -189,16 +189,15 @@ fn a_terminated_server_unmounts() {
     if !can_mount_with("a_terminated_server_unmounts", &[Need::Processes]) {
         return;
     }
+    use rustix::process::{Pid, Signal, kill_process};
     let (bench, archive, mountpoint) = prepared();
-    bench.ok(&["mount", text(&archive), text(&mountpoint)]);
-    let pid = bench.servers()[0];
-    rustix::process::kill_process(
-        rustix::process::Pid::from_raw(pid as i32).unwrap(),
-        rustix::process::Signal::TERM,
-    )
-    .unwrap();
-    eventually("the server has ended", || bench.servers().is_empty());
-    bench.assert_nothing_left();
+    for signal in [Signal::TERM, Signal::INT, Signal::HUP, Signal::QUIT] {
+        bench.ok(&["mount", text(&archive), text(&mountpoint)]);
+        let pid = bench.servers()[0];
+        kill_process(Pid::from_raw(pid as i32).unwrap(), signal).unwrap();
+        eventually("the server has ended", || bench.servers().is_empty());
+        bench.assert_nothing_left();
+    }
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use indicatif::ProgressBar;
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use super::backups::OpenBucket;
 use super::life_args::CreateArgs;
@@ -119,17 +119,27 @@ async fn show_progress(progress: &CreateProgress, output: &Output) -> Infallible
 }
 
 /// The first signal calls the backup off, which removes what was sent; a second one ends the program.
+/// A hangup that is ignored stays so: that is what nohup(1) does for its command.
 fn cancel_on_signal(progress: &CreateProgress) -> Result<(), Failure> {
     let failed = |error: std::io::Error| {
         Failure::new(Code::Failed, format!("cannot handle signals: {error}"))
     };
-    for signal in [SIGINT, SIGTERM] {
+    let hangup = (!is_ignored(SIGHUP)).then_some(SIGHUP);
+    for signal in [SIGINT, SIGTERM].into_iter().chain(hangup) {
         let cancel = progress.cancel();
         signal_hook::flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(cancel))
             .and_then(|_| signal_hook::flag::register(signal, Arc::clone(cancel)))
             .map_err(failed)?;
     }
     Ok(())
+}
+
+/// Whether this program was started with a signal ignored.
+fn is_ignored(signal: i32) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    mask.is_some_and(|mask| mask & (1 << (signal - 1)) != 0)
 }
 
 fn open_presigned(file: &Path, deadline: Duration) -> Result<Backups, Failure> {

@@ -268,10 +268,10 @@ fn raise_file_limit() {
     }
 }
 
-/// Unmounts on SIGTERM, SIGINT and SIGHUP; the server then ends as after any unmount.
+/// Unmounts on SIGTERM, SIGINT, SIGHUP and SIGQUIT; the server then ends as after any unmount.
 fn unmount_on_signal(unmounter: Unmounter) -> io::Result<signal_hook::iterator::Handle> {
-    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-    let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGINT, SIGHUP])?;
+    use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
+    let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGINT, SIGHUP, SIGQUIT])?;
     let handle = signals.handle();
     std::thread::Builder::new().name("thawfs-signals".into()).spawn(move || {
         if signals.forever().next().is_some()
