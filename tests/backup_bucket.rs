@@ -119,6 +119,57 @@ fn thousands_of_backups_are_listed_page_by_page() {
     println!("1250 backups at {latency:?} an answer in {took:?}");
 }
 
+/// Runs a command that must come to an end by itself, and fail. Gives what it says.
+fn refused(place: &Place, arguments: &[&str]) -> String {
+    use std::process::Stdio;
+    let mut command = place.thawfs();
+    command.args(arguments).stdout(Stdio::null()).stderr(Stdio::piped());
+    let mut running = command.spawn().unwrap();
+    let started = Instant::now();
+    while running.try_wait().unwrap().is_none() {
+        if started.elapsed() > Duration::from_secs(30) {
+            running.kill().unwrap();
+            panic!("{arguments:?} goes on for ever");
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let output = running.wait_with_output().unwrap();
+    assert!(!output.status.success(), "{arguments:?}");
+    String::from_utf8(output.stderr).unwrap()
+}
+
+#[test]
+fn a_listing_that_comes_back_to_a_page_is_an_error() {
+    let place = Place::s3_as(|config| {
+        config.page = 4;
+        config.forgets_pages = true;
+    });
+    for number in 0..5 {
+        backup(&place, number, "/w", 40 * 24 * HOUR, WEEK);
+    }
+    for upload in 0..6 {
+        let dir = place.bench.directory(&format!("buckets/.uploads/{upload}"));
+        fs::write(dir.join("target"), format!("box\npre/backups/{}/data.sqsh", id(7))).unwrap();
+        Place::age(&dir.join("target"), 48 * HOUR);
+    }
+    let before = place.keys();
+    for arguments in [
+        &["list"][..],
+        &["prune", "--keep-last", "3"],
+        &["prune", "--orphans"],
+        // Aborting would change what the first page is, and so come to an end.
+        &["prune", "--uploads", "--dry-run"],
+    ] {
+        let said = refused(&place, arguments);
+        assert!(said.contains("comes back to where it was"), "{arguments:?}: {said}");
+        assert_eq!(place.keys(), before, "{arguments:?}");
+    }
+    // One of the middle again, whose first page was all right.
+    let pages = place.server.as_ref().unwrap().log();
+    let pages = pages.iter().filter(|seen| seen.query.contains("list-type")).count();
+    assert_eq!(pages, 3 * 2);
+}
+
 #[test]
 fn deleting_takes_the_metadata_first_and_nothing_else() {
     for place in Place::both() {

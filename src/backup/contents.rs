@@ -6,7 +6,7 @@ use futures::stream::{self, Stream};
 use super::bucket::Backups;
 use super::id::BackupId;
 use crate::failure::{Code, Failure};
-use crate::store::{Depth, Listed};
+use crate::store::{Depth, Listed, Pages};
 
 /// Prefix of all backups' keys within the bucket's folder.
 pub(super) const ALL: &str = "backups/";
@@ -98,8 +98,7 @@ struct Walk<'a> {
     backups: &'a Backups,
     prefix: String,
     page: std::vec::IntoIter<Listed>,
-    /// Token of the next page: the first has none, and behind the last there is no more.
-    next: Option<Option<String>>,
+    pages: Pages,
     current: Option<Contents>,
 }
 
@@ -118,10 +117,10 @@ impl Walk<'_> {
                     return Ok(done);
                 }
             }
-            let Some(token) = self.next.take() else { return Ok(self.current.take()) };
-            let page = folder.store.list(&self.prefix, Depth::All, token.as_deref()).await?;
+            let Some(token) = self.pages.next() else { return Ok(self.current.take()) };
+            let page = folder.store.list(&self.prefix, Depth::All, token).await?;
             self.page = page.objects.into_iter();
-            self.next = page.next.map(Some);
+            self.pages.turn(&folder.store.name(&self.prefix), page.next)?;
         }
     }
 }
@@ -133,7 +132,7 @@ impl Backups {
             backups: self,
             prefix: format!("{}{ALL}{start}", self.folder.prefix),
             page: Vec::new().into_iter(),
-            next: Some(None),
+            pages: Pages::default(),
             current: None,
         };
         stream::try_unfold(walk, |mut walk| async move {

@@ -7,7 +7,7 @@ use super::bucket::Backups;
 use super::contents::{ALL, Contents};
 use super::id::BackupId;
 use crate::failure::Failure;
-use crate::store::Depth;
+use crate::store::{Depth, Pages};
 
 /// How many objects are deleted at a time.
 const IN_FLIGHT: usize = 16;
@@ -60,15 +60,15 @@ impl Backups {
                 store.delete(&self.object(&id, Self::METADATA).key).await?;
             }
             let prefix = format!("{}{ALL}{id}/", self.folder.prefix);
-            let mut token = Some(None::<String>);
-            while let Some(current) = token {
-                let page = store.list(&prefix, Depth::All, current.as_deref()).await?;
+            let mut pages = Pages::default();
+            while let Some(token) = pages.next() {
+                let page = store.list(&prefix, Depth::All, token).await?;
                 stream::iter(page.objects)
                     .map(|object| async move { store.delete(&object.key).await })
                     .buffer_unordered(IN_FLIGHT)
                     .try_collect::<()>()
                     .await?;
-                token = page.next.map(Some);
+                pages.turn(&store.name(&prefix), page.next)?;
             }
         }
         Ok(Deleted { id, objects, bytes })

@@ -15,7 +15,7 @@ use super::delete::{Deleted, Deletion};
 use super::id::BackupId;
 use super::list::{BackupEntry, BackupState, now};
 use crate::failure::{Code, Failure};
-use crate::store::Unfinished;
+use crate::store::{Pages, Unfinished};
 
 /// How many backups are deleted at a time.
 const IN_FLIGHT: usize = 8;
@@ -196,10 +196,10 @@ impl Backups {
         told: &mut impl FnMut(&Pruned) -> Result<(), Failure>,
     ) -> Result<(), Failure> {
         let (store, prefix) = (&self.folder.store, format!("{}{ALL}", self.folder.prefix));
-        let mut token = Some(None::<String>);
-        while let Some(current) = token {
-            let page = store.list_uploads(&prefix, current.as_deref()).await?;
-            token = page.next.map(Some);
+        let mut pages = Pages::default();
+        while let Some(token) = pages.next() {
+            let page = store.list_uploads(&prefix, token).await?;
+            pages.turn(&store.name(&prefix), page.next)?;
             for Unfinished { upload, since } in page.uploads {
                 if since.is_none_or(|since| now() - since <= BEING_MADE) {
                     continue;

@@ -21,6 +21,7 @@ mod http_store;
 mod local;
 mod multipart;
 mod options;
+mod pages;
 mod pieces;
 mod presigned;
 mod profile;
@@ -44,6 +45,7 @@ pub use environment::Environment;
 pub use error::{Error, Result};
 pub use hedge::Hedged;
 pub use options::StoreOptions;
+pub use pages::Pages;
 pub use presigned::PresignedUrls;
 pub use source::Source;
 
@@ -117,7 +119,7 @@ pub struct Page {
     pub objects: Vec<Listed>,
     /// With [`Depth::Children`]: key prefixes below, each with its trailing `/`.
     pub prefixes: Vec<String>,
-    /// Give this to [`Store::list`] for the next page; `None` on the last.
+    /// Give this to [`Store::list`] for the next page; `None` on the last. See [`Pages`].
     pub next: Option<String>,
 }
 
@@ -154,7 +156,7 @@ pub struct Unfinished {
 pub struct UnfinishedPage {
     /// The uploads, sorted by key.
     pub uploads: Vec<Unfinished>,
-    /// Give this to [`Store::list_uploads`] for the next page; `None` on the last.
+    /// Give this to [`Store::list_uploads`] for the next page; `None` on the last. See [`Pages`].
     pub next: Option<String>,
 }
 

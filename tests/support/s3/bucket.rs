@@ -43,14 +43,15 @@ pub(super) struct Buckets {
     min_part: u64,
     page: usize,
     tags: Tags,
+    forgets_pages: bool,
     serial: AtomicU64,
 }
 
 impl Buckets {
     pub(super) fn new(config: &Config) -> Self {
         let serial = AtomicU64::new(0);
-        let Config { root, min_part, page, tags, .. } = config.clone();
-        Self { root, min_part, page, tags, serial }
+        let Config { root, min_part, page, tags, forgets_pages, .. } = config.clone();
+        Self { root, min_part, page, tags, forgets_pages, serial }
     }
 
     fn bucket(&self, bucket: &str) -> S3Result<PathBuf> {
@@ -327,8 +328,8 @@ impl S3 for Buckets {
         request: S3Request<ListMultipartUploadsInput>,
     ) -> S3Result<S3Response<ListMultipartUploadsOutput>> {
         let input = request.input;
-        let (prefix, after) =
-            (input.prefix.unwrap_or_default(), input.key_marker.zip(input.upload_id_marker));
+        let prefix = input.prefix.unwrap_or_default();
+        let after = input.key_marker.zip(input.upload_id_marker).filter(|_| !self.forgets_pages);
         let mut found = BTreeMap::new();
         for entry in fs::read_dir(self.root.join(UPLOADS)).into_iter().flatten().flatten() {
             let path = entry.path().join(TARGET);
@@ -371,7 +372,8 @@ impl S3 for Buckets {
         walk(&self.bucket(&input.bucket)?, "", &mut found);
         let prefix = input.prefix.clone().unwrap_or_default();
         // A page's token is the last key or prefix of the page before.
-        let after = input.continuation_token.clone().or(input.start_after).unwrap_or_default();
+        let token = input.continuation_token.clone().filter(|_| !self.forgets_pages);
+        let after = token.or(input.start_after).unwrap_or_default();
         let mut output = ListObjectsV2Output {
             name: Some(input.bucket),
             prefix: input.prefix,

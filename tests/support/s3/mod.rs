@@ -47,6 +47,8 @@ pub struct Config {
     pub page: usize,
     /// What versions are told apart by.
     pub tags: Tags,
+    /// Listings start at their first page whatever page is asked for.
+    pub forgets_pages: bool,
 }
 
 /// The ETags of objects that are read.
@@ -75,6 +77,7 @@ impl Config {
             min_part: 5 << 20,
             page: 1000,
             tags: Tags::Strong,
+            forgets_pages: false,
         }
     }
 }
