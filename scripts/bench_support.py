@@ -21,6 +21,14 @@ def check_ready(name):
         sys.exit("run cargo build --release --bins --example s3_server first")
 
 
+def keep_git_quiet():
+    """No maintenance in the background: after a commit of many files it would pack and remove objects
+    while the repository is copied, and be measured with the work that comes next."""
+    for index, name in enumerate(["gc.auto", "maintenance.auto"]):
+        os.environ |= {f"GIT_CONFIG_KEY_{index}": name, f"GIT_CONFIG_VALUE_{index}": "0"}
+    os.environ["GIT_CONFIG_COUNT"] = "2"
+
+
 def drop_caches():
     os.sync()
     Path("/proc/sys/vm/drop_caches").write_text("3")
