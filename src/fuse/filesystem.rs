@@ -19,7 +19,7 @@ use fuser::{
 };
 
 use super::attr::{bare, file_attr, file_type, negative_entry, set_time, undescribed, user_device};
-use super::callers::Groups;
+use super::callers::Sender;
 use super::errno::errno;
 use super::faults::Faults;
 use super::gate::Gate;
@@ -212,7 +212,7 @@ impl Filesystem for Adapter {
         _flags: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
-        let caller = caller(request, 0);
+        let sender = Sender::of(request);
         let change = SetAttr {
             mode,
             uid,
@@ -223,7 +223,7 @@ impl Filesystem for Adapter {
         };
         // A truncated lower file is copied up.
         self.run(size.is_some() || self.would_block(ino), move |shared| {
-            let result = shared.overlay.setattr(&caller, Ino(ino.0), fh.map(handle), &change);
+            let result = shared.overlay.setattr(&sender, Ino(ino.0), fh.map(handle), &change);
             shared.reply_attr(result, reply);
         });
     }
@@ -430,7 +430,7 @@ impl Filesystem for Adapter {
 
     fn write(
         &self,
-        _request: &Request,
+        request: &Request,
         ino: INodeNo,
         fh: FileHandle,
         offset: u64,
@@ -444,7 +444,8 @@ impl Filesystem for Adapter {
         let write = move |shared: &Shared, data: &[u8]| {
             let result = shared.overlay.write(handle(fh), offset, data);
             if drops_setid {
-                shared.drop_setid(Ino(ino.0));
+        let sender = Sender::of(request).without_fsetid();
+                shared.drop_setid(Ino(ino.0), sender);
             }
             shared.reply_written(result, reply);
         };
@@ -637,17 +638,13 @@ impl Filesystem for Adapter {
         _position: u32,
         reply: ReplyEmpty,
     ) {
-        // User 0 may give any group's setgid bit.
-        let may_drop = name == "system.posix_acl_access" && request.uid() != 0;
-        let groups = may_drop.then(|| Groups::of(request));
+        let sender = (name == "system.posix_acl_access").then(|| Sender::of(request));
         let (name, value) = (name.to_owned(), value.to_vec());
         let flags = overlay::XattrFlags::from_bits_retain(flags.cast_unsigned());
         self.run(self.would_block(ino), move |shared| {
             let ino = Ino(ino.0);
             let result = shared.overlay.setxattr(ino, &name, &value, flags).and_then(|()| {
-                groups.map_or(Ok(()), |groups| {
-                    shared.overlay.drop_setgid(ino, |group| groups.contains(group))
-                })
+                sender.map_or(Ok(()), |sender| shared.overlay.drop_setgid(ino, &sender))
             });
             shared.reply_empty(result, reply);
         });
@@ -696,13 +693,11 @@ impl Filesystem for Adapter {
         mode: i32,
         reply: ReplyEmpty,
     ) {
-        let is_root = request.uid() == 0;
+        let sender = Sender::of(request);
         let mode = overlay::FallocateFlags::from_bits_retain(mode.cast_unsigned());
         self.run(true, move |shared| {
             let result = shared.overlay.fallocate(handle(fh), mode, offset, length);
-            if !is_root {
-                shared.drop_setid(Ino(ino.0));
-            }
+            shared.drop_setid(Ino(ino.0), sender);
             shared.reply_empty(result, reply);
         });
     }
@@ -746,7 +741,7 @@ impl Filesystem for Adapter {
     ) {
         // The reply counts in 32 bits; a short copy is the caller's to continue.
         let len = usize::try_from(len.min(1 << 30)).unwrap_or(1 << 30);
-        let is_root = request.uid() == 0;
+        let sender = Sender::of(request);
         self.run(true, move |shared| {
             let result = shared.overlay.copy_file_range(
                 handle(fh_in),
@@ -755,9 +750,7 @@ impl Filesystem for Adapter {
                 offset_out,
                 len,
             );
-            if !is_root {
-                shared.drop_setid(Ino(ino_out.0));
-            }
+            shared.drop_setid(Ino(ino_out.0), sender);
             shared.reply_written(result, reply);
         });
     }

@@ -11,7 +11,7 @@ use fuser::{
 };
 
 use super::attr::file_attr;
-use super::callers::without_fsetid;
+use super::callers::{Sender, without_fsetid};
 use super::errno::errno;
 use super::faults::Faults;
 use super::gate::Gate;
@@ -90,13 +90,13 @@ impl Shared {
         flags
     }
 
-    /// Drops setuid bits after a write by a caller who may not keep them, and tells the kernel.
-    pub(super) fn drop_setid(&self, ino: Ino) {
-        match self.overlay.drop_setid(ino) {
+    /// Drops set-id bits after a write by `sender`, if they may not leave them, and tells the kernel.
+    pub(super) fn drop_setid(&self, ino: Ino, sender: Sender) {
+        match self.overlay.drop_setid(ino, &sender) {
             Ok(false) => {}
             Ok(true) => self.forget_attributes(ino),
             // The write is done and cannot be taken back.
-            Err(error) => log::warn!("setuid bits of inode {ino} stay after a write: {error}"),
+            Err(error) => log::warn!("set-id bits of inode {ino} stay after a write: {error}"),
         }
     }
 
@@ -110,7 +110,7 @@ impl Shared {
     }
 
     /// Decides how the kernel does the I/O of a handle just opened, and with which cache flags.
-    /// `privileged` says whether it was opened by who may leave setuid bits on what they write.
+    /// `privileged` says whether it was opened by who may leave set-id bits on what they write.
     pub(super) fn io_mode(
         &self,
         ino: Ino,
@@ -125,9 +125,9 @@ impl Shared {
             }
             Backing::Upper | Backing::Lower => None,
         };
-        // A write that the kernel does by itself drops no setuid bit: these have to reach us.
+        // A write that the kernel does by itself drops no set-id bit: these have to reach us.
         let upper = upper.filter(|fd| {
-            rustix::fs::fstat(fd).is_ok_and(|stat| overlay::setid_bits(stat.st_mode) == 0)
+            rustix::fs::fstat(fd).is_ok_and(|stat| stat.st_mode & overlay::SETID_BITS == 0)
         });
         // Nor would it drop one that is set later, if it wrote for an ordinary user as we may.
         let register = upper.map(|fd| {

@@ -17,6 +17,26 @@ pub struct Caller {
     pub umask: u32,
 }
 
+/// What decides which set-id bits a change by somebody takes away. Asked only where there are such bits.
+pub trait Rights {
+    /// Whether they may leave set-id bits on what they write to (`CAP_FSETID`).
+    fn keeps_setid(&self) -> bool;
+
+    /// Whether they are of `group`.
+    fn is_of(&self, group: u32) -> bool;
+}
+
+/// Where no more is known of a caller than this, root may keep the bits, and nobody has other groups.
+impl Rights for Caller {
+    fn keeps_setid(&self) -> bool {
+        self.uid == 0
+    }
+
+    fn is_of(&self, group: u32) -> bool {
+        self.gid == group
+    }
+}
+
 /// What `stat` shows of a merged file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Attr {

@@ -54,12 +54,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use parking_lot::RwLock;
 use rustix::io::Errno;
 
-pub use attr::{Attr, Caller, SetAttr, SetTime, StatFs};
+pub use attr::{Attr, Caller, Rights, SetAttr, SetTime, StatFs};
 pub use error::{Error, Result};
 pub use handles::{Backing, Handle, Opened};
 pub use readdir::DirEntry;
 pub use rustix::fs::{FallocateFlags, RenameFlags, SeekFrom, XattrFlags};
-pub use setattr::setid_bits;
+pub use setattr::SETID_BITS;
 pub use upper::Upper;
 
 use crate::squashfs::Archive;

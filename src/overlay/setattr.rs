@@ -4,7 +4,7 @@ use rustix::fs::{OFlags, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT};
 use rustix::io::Errno;
 
 use super::Overlay;
-use super::attr::{Attr, Caller, SetAttr, SetTime};
+use super::attr::{Attr, Rights, SetAttr, SetTime};
 use super::copy_up::Want;
 use super::error::{Error, Result};
 use super::handles::Handle;
@@ -12,24 +12,27 @@ use super::nodes::{Data, UpperState};
 use super::upper::Address;
 use crate::types::{FileKind, Ino};
 
-/// Those of a file's mode bits that lend its owner's or group's rights to whoever executes it, and
-/// that a write by anyone but root takes away.
-pub fn setid_bits(mode: u32) -> u32 {
-    let setgid = if mode & libc::S_IXGRP != 0 { libc::S_ISGID } else { 0 };
-    mode & (libc::S_ISUID | setgid)
+/// Those of a file's mode bits that lend its owner's or group's rights to whoever executes it.
+pub const SETID_BITS: u32 = libc::S_ISUID | libc::S_ISGID;
+
+/// Whether a change by `who` takes the setgid bit from a file of `mode` and `group`, as the kernel
+/// decides it: where the group may not execute, the bit lends nothing, and its members may leave it.
+fn loses_setgid(mode: u32, group: u32, who: &dyn Rights) -> bool {
+    mode & libc::S_ISGID != 0
+        && (mode & libc::S_IXGRP != 0 || !(who.is_of(group) || who.keeps_setid()))
 }
 
 impl Overlay {
     /// Changes attributes and shows the new ones. A lower file is copied up, with its data only if
     /// its size is set to other than 0. Whether the caller may is checked by the kernel. A change of
-    /// size by anyone but root drops setuid bits; a change of owner drops them in the upper's own
-    /// `chown`, and both drop capabilities there.
+    /// size drops set-id bits as [`Self::drop_setid`] says; a change of owner drops them in the upper's
+    /// own `chown`, but for what hangs on the caller's groups, and both drop capabilities there.
     ///
     /// # Errors
     /// `EROFS`, `EISDIR` or `EINVAL` for the size of what has none, or what the upper says.
     pub fn setattr(
         &self,
-        caller: &Caller,
+        who: &dyn Rights,
         ino: Ino,
         handle: Option<Handle>,
         change: &SetAttr,
@@ -53,16 +56,19 @@ impl Overlay {
         };
         if let Some(size) = change.size {
             self.truncate(ino, handle, size)?;
-            if caller.uid != 0 {
-                self.drop_setid(ino)?;
-            }
+            self.drop_setid(ino, who)?;
         }
         let _names = self.names.read();
         let (inode, state) = self.address(ino)?;
         if change.uid.is_some() || change.gid.is_some() {
+            let before = inode.stat()?;
             match inode.chown(change.uid, change.gid) {
                 Err(error) if error.is(Errno::PERM) && self.changes_nothing(&inode, change)? => {}
                 other => other?,
+            }
+            let mode = u32::from(before.stx_mode);
+            if state.kind != FileKind::Directory && loses_setgid(mode, before.stx_gid, who) {
+                inode.chmod(u32::from(inode.stat()?.stx_mode) & 0o7777 & !libc::S_ISGID)?;
             }
         }
         if let Some(mode) = change.mode {
@@ -80,38 +86,44 @@ impl Overlay {
         self.attr_of_upper(ino, &state, &inode.stat()?)
     }
 
-    /// Takes the setuid bit, and an executable's setgid bit, from a regular file that a caller without
-    /// `CAP_FSETID` has written to. (The upper's file system would see us write, who have it; it drops
-    /// capabilities all the same.) Says whether there was such a bit.
+    /// Takes the set-id bits from a regular file that `who` has written to without `CAP_FSETID`; the
+    /// setgid bit stays where the group may not execute and `who` is of it. (The upper's file system
+    /// would see us write, who have that right; it drops capabilities all the same.) Says whether there
+    /// was such a bit.
     ///
     /// # Errors
     /// What `stat` or `chmod` of the upper file says.
-    pub fn drop_setid(&self, ino: Ino) -> Result<bool> {
+    pub fn drop_setid(&self, ino: Ino, who: &dyn Rights) -> Result<bool> {
         if self.nodes.upper(ino)?.is_none() {
             return Ok(false);
         }
         let _names = self.names.read();
         let (inode, state) = self.address(ino)?;
-        let mode = u32::from(inode.stat()?.stx_mode);
-        let bits = setid_bits(mode);
-        if state.kind != FileKind::Regular || bits == 0 {
+        let stat = inode.stat()?;
+        let mode = u32::from(stat.stx_mode);
+        if state.kind != FileKind::Regular || mode & SETID_BITS == 0 || who.keeps_setid() {
+            return Ok(false);
+        }
+        let setgid = loses_setgid(mode, stat.stx_gid, who).then_some(libc::S_ISGID);
+        let bits = mode & libc::S_ISUID | setgid.unwrap_or(0);
+        if bits == 0 {
             return Ok(false);
         }
         inode.chmod(mode & 0o7777 & !bits)?;
         Ok(true)
     }
 
-    /// Takes the setgid bit from `ino`, whose ACL has been set, unless the caller is of its group, which
-    /// `is_of` says of a group id: chmod(2) does the same, but there the kernel sees to it.
+    /// Takes the setgid bit from `ino`, whose ACL has been set, unless `who` is of its group: chmod(2)
+    /// does the same, but there the kernel sees to it.
     ///
     /// # Errors
     /// What `stat` or `chmod` of the upper file says.
-    pub fn drop_setgid(&self, ino: Ino, is_of: impl FnOnce(u32) -> bool) -> Result<()> {
+    pub fn drop_setgid(&self, ino: Ino, who: &dyn Rights) -> Result<()> {
         let _names = self.names.read();
         let (inode, _) = self.address(ino)?;
         let stat = inode.stat()?;
         let mode = u32::from(stat.stx_mode) & 0o7777;
-        if mode & libc::S_ISGID == 0 || is_of(stat.stx_gid) {
+        if mode & libc::S_ISGID == 0 || who.is_of(stat.stx_gid) || who.keeps_setid() {
             return Ok(());
         }
         inode.chmod(mode & !libc::S_ISGID)

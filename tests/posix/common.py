@@ -57,17 +57,36 @@ def attempt(call, *arguments, **keywords):
         return errno.errorcode.get(error.errno, error.errno)
 
 
-def as_user(function, uid=USER, gid=GROUP, groups=(), umask=0o022):
-    """What `function` gives, called by another user in a process of its own."""
+def set_rights(capabilities):
+    header, low, high = struct.pack("=Ii", 0x20080522, 0), capabilities & 0xffffffff, capabilities >> 32
+    assert LIBC.capset(header, struct.pack("=6I", low, low, 0, high, high, 0)) == 0
+
+
+def own_rights():
+    with open("/proc/self/status") as f:
+        return next(int(line.split()[1], 16) for line in f if line.startswith("CapPrm"))
+
+
+FSETID = 1 << 4
+
+
+def as_user(function, uid=USER, gid=GROUP, groups=(), umask=0o022, rights=None):
+    """What `function` gives, called by another user in a process of its own; `rights` are capabilities,
+    if other than the user has by itself."""
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
-        os.umask(umask)
-        os.setgroups(groups)
-        os.setresgid(gid, gid, gid)
-        os.setresuid(uid, uid, uid)
-        os.write(writer, repr(attempt(function)).encode())
-        os._exit(0)
+        try:
+            os.umask(umask)
+            os.setgroups(groups)
+            os.setresgid(gid, gid, gid)
+            LIBC.prctl(8, int(rights is not None), 0, 0, 0)  # PR_SET_KEEPCAPS
+            os.setresuid(uid, uid, uid)
+            if rights is not None:
+                set_rights(rights)
+            os.write(writer, repr(attempt(function)).encode())
+        finally:
+            os._exit(0)
     os.close(writer)
     with open(reader, "rb") as f:
         said = f.read().decode()

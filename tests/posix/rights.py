@@ -1,10 +1,12 @@
 """Cases about who may do what: ACLs, setgid and sticky directories, setuid bits, capabilities."""
-import os
-import subprocess
+import ctypes
 import mmap
+import os
 import stat
+import subprocess
 
-from common import CAPABILITY, GROUP, OTHER, USER, as_user, attempt, case, read, shape, write
+from common import (CAPABILITY, FSETID, GROUP, LIBC, OTHER, USER, as_user, attempt, case, own_rights, pattern, read,
+                    shape, write)
 
 
 def setfacl(*words):
@@ -150,3 +152,56 @@ def set_id_bits_set_while_a_file_is_open_go_with_a_write(see):
                 for uid, gid in ((USER, GROUP), (0, 0)):
                     os.chmod(name, 0o666), os.truncate(name, 5)
                     see(name, oct(bits), what, uid, as_user(act, uid, gid), shape(name))
+
+
+@case
+def set_id_bits_go_as_ext4_lets_them(see):
+    """By who changes a file, and whether its group may execute it."""
+    fallocate = lambda f, mode: LIBC.fallocate(f, mode, ctypes.c_long(4096), ctypes.c_long(8192))
+    opened = lambda change, *flags: lambda n: change(os.open(n, *flags or (os.O_RDWR,)))
+    changes = {
+        "write": opened(lambda f: os.pwrite(f, b"x", 0)), "append": opened(lambda f: os.write(f, b"x"), os.O_WRONLY | os.O_APPEND),
+        "direct": opened(lambda f: os.pwritev(f, [mmap.mmap(-1, 4096)], 0), os.O_RDWR | os.O_DIRECT),
+        "truncate": lambda n: os.truncate(n, 500), "ftruncate": opened(lambda f: os.ftruncate(f, 500)),
+        "same size": lambda n: os.truncate(n, os.stat(n).st_size), "open": opened(os.close, os.O_WRONLY | os.O_TRUNC),
+        "create": opened(os.close, os.O_WRONLY | os.O_TRUNC | os.O_CREAT), "allocate": opened(lambda f: fallocate(f, 0)),
+        "beyond": opened(lambda f: fallocate(f, 1)), "punch": opened(lambda f: fallocate(f, 3)),
+        "zero": opened(lambda f: fallocate(f, 16)), "map": opened(lambda f: mmap.mmap(f, 5).__setitem__(0, 1)),
+        "copy": opened(lambda f: os.copy_file_range(os.open("big", os.O_RDONLY), f, 9, 0, 0)),
+        "send": opened(lambda f: os.sendfile(f, os.open("big", os.O_RDONLY), 0, 9)), "chown": lambda n: os.chown(n, -1, 77),
+        "acl": lambda n: os.setxattr(n, "system.posix_acl_access", bytes.fromhex(
+            "02000000" "01000600ffffffff" "04000600ffffffff" "10000600ffffffff" "20000600ffffffff")),
+    }
+    who = {"a member": (USER, GROUP, (77,)), "one of its groups": (USER, 1, (77, GROUP)), "an outsider": (USER, 1, (77,)),
+           "root": (0, 0, ()), "root of no right": (0, 0, (), 0, own_rights() & ~FSETID), "who has the right": (USER, 1, (77,), 0, FSETID)}
+    write("made", pattern(20_000)), os.truncate("owned", 20_000), write("roots", pattern(20_000)), os.chown("roots", USER, 0)
+    for mode in (0o6666, 0o6766, 0o2666, 0o6676, 0o4666):
+        for name, change in changes.items():
+            for caller, identity in who.items():
+                for file in ("made", "owned") if caller == "an outsider" else ("made",):
+                    os.chown(file, USER, GROUP), os.chmod(file, mode)
+                    see(oct(mode), name, caller, file, as_user(lambda: attempt(change, file) and None, *identity), shape(file)[:3])
+
+
+@case
+def set_id_bits_set_while_a_file_is_open_go_whatever_its_group(see):
+    for file in ("made", "owned"):
+        write(file, pattern(5000))
+        for mode in (0o6666, 0o2666, 0o6777):
+            for group in (0, GROUP):
+                os.chown(file, OTHER, group), os.chmod(file, 0o666)
+
+                def act():
+                    f = os.open(file, os.O_RDWR)
+                    os.write(ready, b"."), os.read(go, 1)
+                    os.pwrite(f, b"x", 0)
+                (waiting, ready), (go, say) = os.pipe(), os.pipe()
+                child = os.fork()
+                if child == 0:
+                    as_user(act, USER, 1)
+                    os._exit(0)
+                os.read(waiting, 1)
+                os.chmod(file, mode), os.write(say, b".")
+                see(file, oct(mode), group, os.waitpid(child, 0)[1], shape(file))
+                for end in (waiting, ready, go, say):
+                    os.close(end)
