@@ -91,8 +91,9 @@ fn mount(invocation: Invocation, output: &Output) -> Result<(), Failure> {
     start(request, false, output)
 }
 
-/// `mount -o remount,ro|rw DIR`: the kernel holds these flags, the server need not know. To the kernel
-/// a flag that is not named is one to take away; to whoever remounts, it is none of the matter.
+/// `mount -o remount,ro|rw DIR`: the kernel holds these flags, the server need not know; what it does
+/// know, as it keeps it itself, stays. To the kernel a flag that is not named is one to take away; to
+/// whoever remounts, it is none of the matter.
 fn remount(mountpoint: &Path, options: &[MountOption]) -> Result<(), Failure> {
     let failed = |error: rustix::io::Errno| {
         Failure::new(Code::Fuse, format!("cannot remount {}: {error}", mountpoint.display()))
@@ -105,11 +106,19 @@ fn remount(mountpoint: &Path, options: &[MountOption]) -> Result<(), Failure> {
         ("nodev", &["dev", "allow_dev"], MountFlags::NODEV, StatVfsMountFlags::NODEV),
         ("noexec", &["exec"], MountFlags::NOEXEC, StatVfsMountFlags::NOEXEC),
         ("noatime", &["atime"], MountFlags::NOATIME, StatVfsMountFlags::NOATIME),
+        ("nodiratime", &["diratime"], MountFlags::NODIRATIME, StatVfsMountFlags::NODIRATIME),
         ("sync", &["async"], MountFlags::SYNCHRONOUS, StatVfsMountFlags::SYNCHRONOUS),
     ] {
         let is_off = |option: &MountOption| off.iter().any(|off| option.is(off));
         let last = options.iter().rev().find(|option| option.is(on) || is_off(option));
-        flags.set(flag, last.map_or(now.contains(held), |option| option.is(on)));
+        let is_set = now.contains(held);
+        let asked = last.map_or(is_set, |option| option.is(on));
+        if asked != is_set && (MountFlags::NOATIME | MountFlags::NODIRATIME).contains(flag) {
+            let name = if asked { on } else { off.first().copied().unwrap_or(on) };
+            let message = format!("{name} cannot be set while {} is mounted", mountpoint.display());
+            return Err(Failure::new(Code::Usage, message).hint("unmount it, and mount it with that"));
+        }
+        flags.set(flag, asked);
     }
     if !flags.contains(MountFlags::NOATIME) {
         // Here alone, nothing means what was.

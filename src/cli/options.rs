@@ -24,18 +24,32 @@ const NOT_OURS: &[&str] = &[
     "group",
     "relatime",
     "norelatime",
-    "strictatime",
-    "lazytime",
+    "nostrictatime",
     "nolazytime",
-    "diratime",
-    "nodiratime",
     "default_permissions",
 ];
 
 /// Options passed to the kernel as they are.
 const FLAGS: &[&str] = &[
-    "suid", "nosuid", "dev", "nodev", "exec", "noexec", "atime", "noatime", "sync", "async",
+    "suid",
+    "nosuid",
+    "dev",
+    "nodev",
+    "exec",
+    "noexec",
+    "atime",
+    "noatime",
+    "diratime",
+    "nodiratime",
+    "sync",
+    "async",
     "dirsync",
+];
+
+/// Options that other file systems keep and this one cannot, and why.
+const REFUSED: &[(&str, &str)] = &[
+    ("strictatime", "the kernel does not say when it reads what it has in memory"),
+    ("lazytime", "it is the upper's file system that writes times; mount that with it"),
 ];
 
 /// One option: its name, and its value behind the first `=`.
@@ -176,6 +190,10 @@ impl MountOption {
             other if NOT_OURS.contains(&other) => {}
             other if other.starts_with("x-") || other.starts_with("comment") => {}
             other => {
+                if let Some((name, why)) = REFUSED.iter().find(|(name, _)| *name == other) {
+                    let message = format!("the mount option {name} cannot be kept: {why}");
+                    return Err(Failure::new(Code::Usage, message).hint("leave it out"));
+                }
                 return Err(Failure::new(Code::Usage, format!("unknown mount option {other:?}"))
                     .hint("see thawfs mount --help and docs/CONFIGURATION.md"));
             }

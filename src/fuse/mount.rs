@@ -64,6 +64,7 @@ fn direct_flags(options: &MountOptions) -> MountFlags {
     for (name, opposite, flag) in [
         ("noexec", "exec", MountFlags::NOEXEC),
         ("noatime", "atime", MountFlags::NOATIME),
+        ("nodiratime", "diratime", MountFlags::NODIRATIME),
         ("sync", "async", MountFlags::SYNCHRONOUS),
         ("dirsync", "nodirsync", MountFlags::DIRSYNC),
     ] {

@@ -13,8 +13,8 @@ pub struct MountOptions {
     pub read_only: bool,
     /// Let users other than the one who mounts in. Root's mounts always do.
     pub allow_other: bool,
-    /// Generic mount flags from `-o`: `suid`, `dev`, `noexec`, `noatime`, `sync`, `dirsync` and their
-    /// opposites; the last one counts. Without any, mounts are `nosuid` and `nodev`.
+    /// Generic mount flags from `-o`: `suid`, `dev`, `noexec`, `noatime`, `nodiratime`, `sync`, `dirsync`
+    /// and their opposites; the last one counts. Without any, mounts are `nosuid` and `nodev`.
     pub flags: Vec<String>,
     /// How many stacked file systems (an overlayfs, say) lie below the upper directory, for the
     /// kernel to do the upper's I/O by itself; `None` where it shall not, or has no right to.
@@ -48,6 +48,17 @@ impl MountOptions {
             attr_ttl: Self::FOREVER,
             max_nodes: Self::MAX_NODES,
         }
+    }
+
+    /// Whether reading a file leaves its `st_atime` as it is. The kernel keeps this flag and leaves what
+    /// it means to us.
+    pub fn no_atime(&self) -> bool {
+        self.has("noatime", "atime")
+    }
+
+    /// Whether listing a directory leaves its `st_atime` as it is.
+    pub fn no_dir_atime(&self) -> bool {
+        self.no_atime() || self.has("nodiratime", "diratime")
     }
 
     /// Whether option `name` was given, and not taken back later by `opposite`.

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 
 use parking_lot::{Mutex, RwLock};
+use rustix::fs::OFlags;
 use rustix::io::Errno;
 
 use super::error::Result;
@@ -63,14 +64,35 @@ pub(super) struct Handles {
     next: AtomicU64,
     open: RwLock<HashMap<Handle, Arc<Open>>>,
     lowers: Mutex<HashMap<Ino, Weak<LowerOpen>>>,
+    /// Whether reading an upper file through a handle leaves its `st_atime` as it is.
+    no_atime: bool,
 }
 
 impl Handles {
+    pub(super) fn new(no_atime: bool) -> Self {
+        Self { no_atime, ..Self::default() }
+    }
+
     pub(super) fn add(&self, open: Open) -> Handle {
+        if let Open::Upper { fd } = &open {
+            self.prepare(fd);
+        }
         // 0 is what FUSE shows where there is no handle.
         let handle = Handle(self.next.fetch_add(1, Ordering::Relaxed) + 1);
         self.open.write().insert(handle, Arc::new(open));
         handle
+    }
+
+    /// Makes ready a descriptor that is read through handles.
+    fn prepare(&self, fd: &OwnedFd) {
+        if self.no_atime {
+            let set = rustix::fs::fcntl_getfl(fd)
+                .and_then(|flags| rustix::fs::fcntl_setfl(fd, flags | OFlags::NOATIME));
+            // It is for a file's owner and root; in a user's upper all files are the user's.
+            if let Err(errno) = set {
+                log::warn!("reading a file of the upper moves its st_atime: {errno}");
+            }
+        }
     }
 
     pub(super) fn get(&self, handle: Handle) -> Result<Arc<Open>> {
@@ -110,6 +132,7 @@ impl Handles {
     pub(super) fn moved(&self, ino: Ino, copy: Arc<OwnedFd>) {
         let shared = self.lowers.lock().remove(&ino).and_then(|weak| weak.upgrade());
         if let Some(shared) = shared {
+            self.prepare(&copy);
             // A file is copied up once, so the cell was empty.
             let _ = shared.moved.set(copy);
         }

@@ -79,11 +79,15 @@ pub struct Options {
     /// Whether a change of attributes alone leaves the data in the archive. Kernel overlayfs mounts
     /// such an upper only with `metacopy=on`.
     pub metacopy: bool,
+    /// Whether reading a file leaves its `st_atime` as it is.
+    pub no_atime: bool,
+    /// Whether listing a directory leaves its `st_atime` as it is.
+    pub no_dir_atime: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { directory_fds: 256, metacopy: true }
+        Self { directory_fds: 256, metacopy: true, no_atime: false, no_dir_atime: false }
     }
 }
 
@@ -131,7 +135,7 @@ impl Overlay {
             nodes: Nodes::new(root),
             dirs: Dirs::new(options.directory_fds),
             index,
-            handles: Handles::default(),
+            handles: Handles::new(options.no_atime),
             flights: copy_up::Flights::default(),
             listings: readdir::Listings::default(),
             names: RwLock::new(()),

@@ -35,7 +35,7 @@ use super::ino;
 use super::lookup::Held;
 use super::lower::Child;
 use super::nodes::Place;
-use super::upper::list;
+use super::upper::list_with;
 use crate::squashfs::DirCursor;
 use crate::types::{FileKind, Ino, InodeRef};
 
@@ -257,7 +257,11 @@ impl Overlay {
         };
         let (mut added, mut covering) = (Vec::new(), Vec::new());
         if let Some(fd) = &dir.fd {
-            for (name, st_ino, kind) in list(fd)? {
+            let flags = match self.options.no_dir_atime {
+                true => OFlags::NOATIME,
+                false => OFlags::empty(),
+            };
+            for (name, st_ino, kind) in list_with(fd, flags)? {
                 let shown = self
                     .name_in_upper(ino, fd, &name, (st_ino, kind), mixed)
                     .unwrap_or_else(|error| shown_anyway(&error, &name, st_ino, kind));

@@ -167,10 +167,6 @@ pub fn serve(
         }
         None => None,
     };
-    let overlay =
-        Arc::new(Overlay::new(Arc::clone(&opened.archive), upper, overlay::Options::default())?);
-    let faults = Arc::new(Faults::default());
-
     let mut options = MountOptions::new(request.fsname.as_deref().unwrap_or(&opened.name));
     options.read_only = request.read_only;
     options.flags.clone_from(&request.flags);
@@ -181,8 +177,17 @@ pub fn serve(
     options.upper_stack_depth = upper_paths
         .as_ref()
         .filter(|_| request.passthrough && rustix::process::geteuid().is_root())
+        // What the kernel reads by itself moves st_atime as the upper's own mount has it.
+        .filter(|_| !options.no_atime())
         .and_then(|(upper, _)| stack_depth(upper));
 
+    let behaviour = overlay::Options {
+        no_atime: options.no_atime(),
+        no_dir_atime: options.no_dir_atime(),
+        ..overlay::Options::default()
+    };
+    let overlay = Arc::new(Overlay::new(Arc::clone(&opened.archive), upper, behaviour)?);
+    let faults = Arc::new(Faults::default());
     let hides_files =
         std::fs::read_dir(&request.mountpoint).is_ok_and(|mut entries| entries.next().is_some());
     let tree = Arc::downgrade(&overlay);

@@ -11,4 +11,4 @@ pub use open::Upper;
 pub(super) use address::{Address, stat_at, stat_fd};
 pub(super) use marks::{Mark, Namespace};
 pub(super) use origin::{handle_of, index_name, parse_index_name, parse_record, record};
-pub(super) use work::{Draft, list};
+pub(super) use work::{Draft, list, list_with};

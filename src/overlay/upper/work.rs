@@ -180,12 +180,27 @@ impl Upper {
 
 /// The names in a directory with their inode numbers and types, except `.` and `..`.
 pub(in super::super) fn list(dir: &OwnedFd) -> Result<Vec<(OsString, u64, FileType)>> {
+    list_with(dir, OFlags::empty())
+}
+
+/// The same, with more flags to open the directory with.
+pub(in super::super) fn list_with(
+    dir: &OwnedFd,
+    flags: OFlags,
+) -> Result<Vec<(OsString, u64, FileType)>> {
     let fail = |errno| Error::sys("getdents", "a directory")(errno);
     let mut names = Vec::new();
     // Opened anew, as the descriptor at hand may be O_PATH.
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let dir = rustix::fs::openat(dir, c".", flags, Mode::empty())
-        .map_err(Error::sys("open", "a directory"))?;
+    let open = |flags| {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | flags;
+        rustix::fs::openat(dir, c".", flags, Mode::empty())
+    };
+    let dir = match open(flags) {
+        // O_NOATIME is for the owner and root.
+        Err(Errno::PERM) => open(flags - OFlags::NOATIME),
+        opened => opened,
+    }
+    .map_err(Error::sys("open", "a directory"))?;
     for entry in Dir::new(dir).map_err(fail)? {
         let entry = entry.map_err(fail)?;
         let name = OsStr::from_bytes(entry.file_name().to_bytes());

@@ -1,0 +1,116 @@
+//! Which times move when a mount is only read.
+
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test fails by a panic")]
+
+mod support;
+
+use std::ffi::OsStr;
+use std::fs::FileTimes;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, SystemTime};
+
+use support::mount::{Bench, can_mount, write_tree};
+
+/// So long ago that a read moves it under relatime, too.
+fn long_ago() -> SystemTime {
+    SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000)
+}
+
+fn set_atime(path: &Path) {
+    let file = std::fs::File::open(path).unwrap();
+    file.set_times(FileTimes::new().set_accessed(long_ago())).unwrap();
+}
+
+/// Whether the upper's `st_atime` is another than the one that was set.
+fn has_moved(upper: &Path) -> bool {
+    upper.metadata().unwrap().atime() != 1_000_000_000
+}
+
+fn forget() {
+    std::fs::write("/proc/sys/vm/drop_caches", "3").unwrap();
+}
+
+/// Reads files and directories in every way on a mount with `options`, and says whether it moved
+/// `st_atime` of files, of directories.
+fn moved(bench: &Bench, archive: &Path, name: &str, options: &str) -> (bool, bool) {
+    let (mountpoint, upper) = (bench.directory(name), bench.path(&format!("{name}-upper")));
+    let mut words = vec![OsStr::new("mount"), archive.as_os_str(), mountpoint.as_os_str()];
+    words.extend([OsStr::new("--upper"), upper.as_os_str()]);
+    words.extend(
+        (!options.is_empty()).then_some(["-o", options]).into_iter().flatten().map(OsStr::new),
+    );
+    bench.ok(&words);
+    std::fs::write(mountpoint.join("made"), "a new file\n").unwrap();
+    std::fs::create_dir(mountpoint.join("dir")).unwrap();
+    std::fs::write(mountpoint.join("dir/inside"), "another\n").unwrap();
+    // Copied up.
+    let held = std::fs::File::options().append(true).open(mountpoint.join("hello")).unwrap();
+    std::io::Write::write_all(&mut &held, b"more\n").unwrap();
+    let (mut files, mut dirs) = (false, false);
+    for file in ["made", "hello", "dir/inside"] {
+        set_atime(&mountpoint.join(file));
+        for command in ["cat", "cp -t /dev/null", "grep -c a", "sha256sum"] {
+            forget();
+            let read = format!("{command} {file} >/dev/null 2>&1");
+            Command::new("sh").args(["-c", &read]).current_dir(&mountpoint).status().unwrap();
+        }
+        files |= has_moved(&upper.join(file));
+    }
+    for dir in ["dir", "."] {
+        set_atime(&mountpoint.join(dir));
+        forget();
+        assert!(std::fs::read_dir(mountpoint.join(dir)).unwrap().count() > 0);
+        dirs |= has_moved(&upper.join(dir));
+    }
+    let shown = mountpoint.join("made").metadata().unwrap().atime();
+    assert_eq!(shown, upper.join("made").metadata().unwrap().atime(), "{name}");
+    drop(held);
+    bench.ok(&["unmount".as_ref(), mountpoint.as_os_str()]);
+    (files, dirs)
+}
+
+#[test]
+fn noatime_keeps_the_access_times_of_what_is_read() {
+    if !can_mount("noatime_keeps_the_access_times_of_what_is_read") {
+        return;
+    }
+    let bench = Bench::new();
+    let tree = bench.directory("tree");
+    write_tree(&tree);
+    let archive = bench.archive(&tree, "data.sqsh", &[]);
+    for (name, options, expected) in [
+        ("default", "", (true, true)),
+        ("cached", "no_passthrough", (true, true)),
+        ("noatime", "noatime", (false, false)),
+        ("cached-noatime", "noatime,no_passthrough,relatime", (false, false)),
+        ("nodiratime", "nodiratime", (true, false)),
+        ("taken-back", "noatime,nodiratime,atime,diratime", (true, true)),
+    ] {
+        assert_eq!(moved(&bench, &archive, name, options), expected, "{name}: files, directories");
+    }
+    bench.assert_nothing_left();
+}
+
+#[test]
+fn what_cannot_be_kept_of_access_times_is_refused_by_name() {
+    if !can_mount("what_cannot_be_kept_of_access_times_is_refused_by_name") {
+        return;
+    }
+    let bench = Bench::new();
+    let tree = bench.directory("tree");
+    write_tree(&tree);
+    let archive = bench.archive(&tree, "data.sqsh", &[]);
+    let mountpoint = bench.directory("mnt");
+    for option in ["strictatime", "lazytime"] {
+        let place = [archive.as_os_str(), mountpoint.as_os_str()];
+        let words = [&["mount".as_ref()], &place[..], &["-o".as_ref(), option.as_ref()]].concat();
+        let output = bench.run(&words);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success(), "{option}");
+        assert!(said.contains(option), "{said}");
+        assert_eq!(bench.mounted(), Vec::<std::path::PathBuf>::new());
+    }
+    bench.assert_nothing_left();
+}
