@@ -9,7 +9,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use support::mount::{Bench, big_contents, can_mount, can_mount_with, write_tree};
+use support::mount::{
+    Bench, big_contents, can_mount, can_mount_with, open_fuse_to_users, write_tree,
+};
 use support::surrounding::{Need, skip};
 
 /// A bench with the small tree packed, and a mountpoint.
@@ -326,16 +328,7 @@ fn an_ordinary_user_mounts_through_fusermount3() {
     if !can_mount_with("an_ordinary_user_mounts_through_fusermount3", &[Need::Root]) {
         return;
     }
-    /// Debian's udev rules open the device to everyone; a container may have it for root alone.
-    struct OpenDevice(u32);
-    impl Drop for OpenDevice {
-        fn drop(&mut self) {
-            let mode = PermissionsExt::from_mode(self.0);
-            std::fs::set_permissions("/dev/fuse", mode).unwrap();
-        }
-    }
-    let _open = OpenDevice(std::fs::metadata("/dev/fuse").unwrap().mode() & 0o7777);
-    std::fs::set_permissions("/dev/fuse", PermissionsExt::from_mode(0o666)).unwrap();
+    open_fuse_to_users();
 
     let (bench, _, mountpoint) = prepared();
     const NOBODY: u32 = 65_534;

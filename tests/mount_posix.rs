@@ -12,14 +12,17 @@ use std::ffi::OsStr;
 use std::path::Path;
 use std::process::Command;
 
-use support::mount::{Bench, can_mount};
+use support::mount::{Bench, can_mount, open_fuse_to_users};
 
 const CASES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/posix/cases.py");
 
 /// What the cases print, a line each, by case.
 fn run(command: &str, root: &Path) -> BTreeMap<String, Vec<String>> {
-    let output = Command::new("python3").args(["-B", CASES, command]).arg(root).output();
-    let output = output.expect("python3 is installed");
+    cases(Command::new("python3").args(["-B", CASES, command]).arg(root))
+}
+
+fn cases(python: &mut Command) -> BTreeMap<String, Vec<String>> {
+    let output = python.output().expect("python3 is installed");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let mut cases = BTreeMap::<_, Vec<_>>::new();
     for line in String::from_utf8(output.stdout).unwrap().lines() {
@@ -112,4 +115,60 @@ fn programs_see_on_a_mount_what_they_see_on_a_plain_directory() {
         }
     });
     bench.assert_nothing_left();
+}
+
+#[test]
+fn what_an_ordinary_users_programs_have_written_is_copied_whole() {
+    if !can_mount("what_an_ordinary_users_programs_have_written_is_copied_whole") {
+        return;
+    }
+    open_fuse_to_users();
+    let bench = Bench::new();
+    let tree = bench.directory("tree");
+    run("make", &tree);
+    let owner = ["-force-uid", "65534", "-force-gid", "65534"];
+    let archive = bench.archive(&tree, "data.sqsh", &owner);
+    let expected =
+        cases(Command::new("python3").args(["-B", CASES, "run"]).arg(&tree).arg("pages"));
+    let mountpoint = bench.directory("mine");
+    // Where the user can get at them.
+    let (program, scripts) = (bench.path("thawfs"), bench.path("posix"));
+    std::fs::copy(env!("CARGO_BIN_EXE_thawfs"), &program).unwrap();
+    let from = Path::new(CASES).parent().unwrap();
+    assert!(Command::new("cp").arg("-r").args([from, &scripts]).status().unwrap().success());
+    for path in [&mountpoint, &bench.directory("state")] {
+        std::os::unix::fs::chown(path, Some(65_534), Some(65_534)).unwrap();
+    }
+    let as_user = |program: &OsStr| {
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(program);
+        // A python3 of root's own may come first.
+        command.env("PATH", "/usr/bin:/bin");
+        command.env("THAWFS_STATE_DIR", bench.state_dir()).env("HOME", bench.path(""));
+        command
+    };
+    let mount = || {
+        let mounted =
+            as_user(program.as_os_str()).arg("mount").args([&archive, &mountpoint]).output();
+        let mounted = mounted.unwrap();
+        assert!(mounted.status.success(), "{}", String::from_utf8_lossy(&mounted.stderr));
+    };
+    mount();
+    let python = |command: &str| {
+        let script = scripts.join("cases.py");
+        cases(
+            as_user(OsStr::new("python3"))
+                .arg("-B")
+                .arg(script)
+                .arg(command)
+                .args([&mountpoint, Path::new("pages")]),
+        )
+    };
+    assert_same("as an ordinary user", &expected, &python("run"));
+    let numbers = python("numbers");
+    std::fs::write("/proc/sys/vm/drop_caches", "2").unwrap();
+    assert_same("with nothing remembered", &numbers, &python("numbers"));
+    assert!(
+        as_user(program.as_os_str()).arg("unmount").arg(&mountpoint).status().unwrap().success()
+    );
 }

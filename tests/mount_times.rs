@@ -51,7 +51,7 @@ fn moved(bench: &Bench, archive: &Path, name: &str, options: &str) -> (bool, boo
     let (mut files, mut dirs) = (false, false);
     for file in ["made", "hello", "dir/inside"] {
         set_atime(&mountpoint.join(file));
-        for command in ["cat", "cp -t /dev/null", "grep -c a", "sha256sum"] {
+        for command in ["cat", "grep -c a", "sha256sum"] {
             forget();
             let read = format!("{command} {file} >/dev/null 2>&1");
             Command::new("sh").args(["-c", &read]).current_dir(&mountpoint).status().unwrap();

@@ -116,7 +116,9 @@ fn remount(mountpoint: &Path, options: &[MountOption]) -> Result<(), Failure> {
         if asked != is_set && (MountFlags::NOATIME | MountFlags::NODIRATIME).contains(flag) {
             let name = if asked { on } else { off.first().copied().unwrap_or(on) };
             let message = format!("{name} cannot be set while {} is mounted", mountpoint.display());
-            return Err(Failure::new(Code::Usage, message).hint("unmount it, and mount it with that"));
+            return Err(
+                Failure::new(Code::Usage, message).hint("unmount it, and mount it with that")
+            );
         }
         flags.set(flag, asked);
     }

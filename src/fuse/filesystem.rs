@@ -23,11 +23,11 @@ use super::callers::Sender;
 use super::errno::errno;
 use super::faults::Faults;
 use super::gate::Gate;
-use super::io_mode::{IoMode, IoModes};
+use super::io_mode::{IoMode, IoModes, Written};
 use super::options::MountOptions;
 use super::pool::Pool;
 use super::prune::Pruner;
-use super::shared::Shared;
+use super::shared::{Shared, UPPER_FLAGS};
 use crate::overlay::{self, Caller, Handle, Overlay, SetAttr};
 use crate::types::Ino;
 
@@ -49,6 +49,8 @@ const READ_PATIENCE: Duration = Duration::from_secs(2);
 /// The overlay as fuser serves it.
 pub(super) struct Adapter {
     pool: Pool,
+    /// For jobs that wait until the kernel has had other requests answered.
+    kernel_first: Pool,
     shared: Arc<Shared>,
 }
 
@@ -63,13 +65,13 @@ impl Adapter {
         let stack_depth = options.upper_stack_depth;
         Self {
             pool: Pool::new(),
+            kernel_first: Pool::new(),
             shared: Arc::new(Shared {
                 overlay,
                 modes: IoModes::default(),
                 entry_ttl: options.entry_ttl,
                 attr_ttl: options.attr_ttl,
                 passthrough: AtomicBool::new(stack_depth.is_some()),
-                writeback: AtomicBool::new(false),
                 no_opendir: AtomicBool::new(false),
                 stack_depth: stack_depth.unwrap_or(0),
                 notifier: Arc::new(OnceLock::new()),
@@ -131,7 +133,9 @@ impl Filesystem for Adapter {
     fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
         // Each is a feature the kernel may lack; what then happens is its older default. Not among them
         // is FUSE_ATOMIC_O_TRUNC: with it the kernel sets a size of 0 some time after the open that
-        // truncated, and forgets what others have written by then.
+        // truncated, and forgets what others have written by then. Nor is FUSE_WRITEBACK_CACHE: what the
+        // kernel then shows of a file's size, times and holes is neither what the upper has nor what it
+        // has once all is written.
         for wanted in [
             InitFlags::FUSE_DONT_MASK,
             InitFlags::FUSE_POSIX_ACL,
@@ -160,10 +164,6 @@ impl Filesystem for Adapter {
         shared.passthrough.store(passthrough, Ordering::Relaxed);
         let no_opendir = config.add_capabilities(InitFlags::FUSE_NO_OPENDIR_SUPPORT).is_ok();
         shared.no_opendir.store(no_opendir, Ordering::Relaxed);
-        // The kernel does not combine the two.
-        let writeback =
-            !passthrough && config.add_capabilities(InitFlags::FUSE_WRITEBACK_CACHE).is_ok();
-        shared.writeback.store(writeback, Ordering::Relaxed);
         Ok(())
     }
 
@@ -345,7 +345,7 @@ impl Filesystem for Adapter {
     fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let ino = Ino(ino.0);
         let is_root = request.uid() == 0;
-        let flags = self.shared.upper_flags(flags.0);
+        let flags = flags.0 & UPPER_FLAGS;
         let writes = writes(flags);
         // One whose writes go straight to the disk is copied up at once.
         let copies = writes && flags & (libc::O_DSYNC | libc::O_DIRECT) != 0;
@@ -356,7 +356,7 @@ impl Filesystem for Adapter {
             };
             let (mode, cache) =
                 shared.io_mode(ino, &opened, writes, is_root, |fd| reply.open_backing(fd));
-            if shared.modes.changes_unseen(ino) {
+            if shared.modes.written(ino).is_some() {
                 shared.forget_attributes(ino);
             }
             let fh = FileHandle(opened.handle.0);
@@ -378,7 +378,7 @@ impl Filesystem for Adapter {
         reply: ReplyCreate,
     ) {
         let (caller, name) = (caller(request, umask), name.to_owned());
-        let (flags, writes) = (self.shared.upper_flags(flags), writes(flags));
+        let (flags, writes) = (flags & UPPER_FLAGS, writes(flags));
         self.run(self.would_block(parent), move |shared| {
             let created = shared.overlay.create(&caller, Ino(parent.0), &name, mode, flags);
             let (attr, opened) = match created {
@@ -391,7 +391,11 @@ impl Filesystem for Adapter {
                 .io_mode(attr.ino, &opened, writes, caller.uid == 0, |fd| reply.open_backing(fd));
             let fh = FileHandle(opened.handle.0);
             let generation = Generation(attr.generation);
-            let (attr, ttl) = (file_attr(&attr), &shared.entry_ttl.min(shared.attr_ttl));
+            let (attr, ttl) = match attr.size {
+                0 => (file_attr(&attr), shared.attr_ttl),
+                _ => shared.told(&attr),
+            };
+            let ttl = &shared.entry_ttl.min(ttl);
             match mode {
                 IoMode::Cached => reply.created(ttl, &attr, generation, fh, cache),
                 IoMode::Passthrough(id) => {
@@ -440,11 +444,12 @@ impl Filesystem for Adapter {
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
+        // Said of who writes through to us; what the kernel writes back later drops nothing.
         let drops_setid = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
+        let sender = Sender::of(request).without_fsetid();
         let write = move |shared: &Shared, data: &[u8]| {
             let result = shared.overlay.write(handle(fh), offset, data);
             if drops_setid {
-        let sender = Sender::of(request).without_fsetid();
                 shared.drop_setid(Ino(ino.0), sender);
             }
             shared.reply_written(result, reply);
@@ -481,11 +486,11 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         let ino = Ino(ino.0);
-        let changed_unseen = self.shared.modes.changes_unseen(ino);
+        let written = self.shared.modes.written(ino).is_some();
         self.shared.modes.released(ino, writes(flags.0));
         self.shared.overlay.release(handle(fh));
         reply.ok();
-        if changed_unseen {
+        if written {
             // An answer from before the last change may only now be given.
             self.shared.forget_attributes(ino);
         }
@@ -560,15 +565,15 @@ impl Filesystem for Adapter {
                 if let Some(problem) = entry.problem {
                     shared.faults.record(problem);
                 }
-                let (attr, generation) = match &entry.attr {
-                    Some(attr) => (file_attr(attr), attr.generation),
+                let ((attr, ttl), generation) = match &entry.attr {
+                    Some(attr) => (shared.told(attr), attr.generation),
                     // These two have none, and are not looked up by being listed.
                     None if entry.name == "." || entry.name == ".." => {
-                        (bare(entry.ino, entry.kind), 0)
+                        ((bare(entry.ino, entry.kind), Duration::ZERO), 0)
                     }
-                    None => (undescribed(entry.ino, entry.kind), 0),
+                    None => ((undescribed(entry.ino, entry.kind), Duration::ZERO), 0),
                 };
-                let ttl = shared.entry_ttl.min(shared.attr_ttl_of(entry.ino));
+                let ttl = shared.entry_ttl.min(ttl);
                 let full = reply.add(
                     INodeNo(entry.ino.0),
                     entry.next_cookie,
@@ -705,25 +710,34 @@ impl Filesystem for Adapter {
     fn lseek(
         &self,
         _request: &Request,
-        ino: INodeNo,
+        inode: INodeNo,
         fh: FileHandle,
         offset: i64,
         whence: i32,
         reply: ReplyLseek,
     ) {
-        self.run(self.would_block(ino), move |shared| {
-            let to = match (u64::try_from(offset), whence) {
-                (Ok(offset), libc::SEEK_DATA) => overlay::SeekFrom::Data(offset),
-                (Ok(offset), libc::SEEK_HOLE) => overlay::SeekFrom::Hole(offset),
-                // The kernel keeps the other kinds to itself.
-                (Ok(_), _) => return reply.error(Errno::EINVAL),
-                (Err(_), _) => return reply.error(Errno::ENXIO),
-            };
-            match shared.overlay.lseek(handle(fh), to) {
-                Ok(found) => reply.offset(i64::try_from(found).unwrap_or(i64::MAX)),
-                Err(error) => reply.error(shared.failed(&error)),
-            }
-        });
+        let ino = Ino(inode.0);
+        let to = match (u64::try_from(offset), whence) {
+            (Ok(offset), libc::SEEK_DATA) => overlay::SeekFrom::Data(offset),
+            (Ok(offset), libc::SEEK_HOLE) => overlay::SeekFrom::Hole(offset),
+            // The kernel keeps the other kinds to itself.
+            (Ok(_), _) => return reply.error(Errno::EINVAL),
+            (Err(_), _) => return reply.error(Errno::ENXIO),
+        };
+        let done = move |shared: &Shared, result: overlay::Result<u64>| match result {
+            Ok(found) => reply.offset(i64::try_from(found).unwrap_or(i64::MAX)),
+            Err(error) => reply.error(shared.failed(&error)),
+        };
+        if self.shared.modes.written(ino) == Some(Written::Later) {
+            let shared = Arc::clone(&self.shared);
+            self.kernel_first.spawn(move || {
+                guarded(&shared, |shared| done(shared, shared.lseek_written(ino, handle(fh), to)));
+            });
+        } else {
+            self.run(self.would_block(inode), move |shared| {
+                done(shared, shared.overlay.lseek(handle(fh), to));
+            });
+        }
     }
 
     fn copy_file_range(

@@ -23,6 +23,15 @@ pub(crate) enum IoMode {
     Passthrough(Arc<BackingId>),
 }
 
+/// What becomes of data that is written through a shared mapping.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Written {
+    /// It is in the upper file at once, but the kernel's FUSE side does not notice that the times change.
+    Unseen,
+    /// The kernel holds it in its page cache for a while: the upper has older data.
+    Later,
+}
+
 /// The mode of an inode with open handles, and how many they are.
 struct Open {
     backing: Option<Arc<BackingId>>,
@@ -81,10 +90,14 @@ impl IoModes {
         }
     }
 
-    /// Whether the times of `ino` may change without the kernel's FUSE side noticing: what is
-    /// written through a mapping of a passthrough handle goes to the upper file alone.
-    pub(crate) fn changes_unseen(&self, ino: Ino) -> bool {
+    /// How `ino` may be written to just now, if it is open for that. A mapping counts as long as it
+    /// lives, and what is written through it is on its way to us by the time it is gone.
+    pub(crate) fn written(&self, ino: Ino) -> Option<Written> {
         let open = self.open.lock();
-        open.get(&ino).is_some_and(|open| open.backing.is_some() && open.writers > 0)
+        let state = open.get(&ino).filter(|state| state.writers > 0)?;
+        Some(match state.backing {
+            Some(_) => Written::Unseen,
+            None => Written::Later,
+        })
     }
 }

@@ -6,8 +6,8 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use fuser::{
-    BackingId, Errno, FopenFlags, Generation, INodeNo, Notifier, ReplyAttr, ReplyEmpty, ReplyEntry,
-    ReplyWrite, ReplyXattr,
+    BackingId, Errno, FileAttr, FopenFlags, Generation, INodeNo, Notifier, ReplyAttr, ReplyEmpty,
+    ReplyEntry, ReplyWrite, ReplyXattr,
 };
 
 use super::attr::file_attr;
@@ -15,14 +15,14 @@ use super::callers::{Sender, without_fsetid};
 use super::errno::errno;
 use super::faults::Faults;
 use super::gate::Gate;
-use super::io_mode::{IoMode, IoModes};
+use super::io_mode::{IoMode, IoModes, Written};
 use super::prune::Pruner;
-use crate::overlay::{self, Attr, Backing, Opened, Overlay};
+use crate::overlay::{self, Attr, Backing, Handle, Opened, Overlay, SeekFrom};
 use crate::types::Ino;
 
 /// Open flags that mean something to the upper file. The kernel has acted on the others already
 /// (`O_APPEND` becomes an offset, `O_TRUNC` a change of size).
-const UPPER_FLAGS: i32 = libc::O_ACCMODE | libc::O_SYNC | libc::O_DSYNC | libc::O_DIRECT;
+pub(super) const UPPER_FLAGS: i32 = libc::O_ACCMODE | libc::O_SYNC | libc::O_DSYNC | libc::O_DIRECT;
 
 /// What a request needs, on whatever thread it runs.
 pub(super) struct Shared {
@@ -32,8 +32,6 @@ pub(super) struct Shared {
     pub(super) attr_ttl: Duration,
     /// Whether the kernel reads and writes upper files by itself.
     pub(super) passthrough: AtomicBool,
-    /// Whether the kernel holds written data back, and so reads through write-only handles.
-    pub(super) writeback: AtomicBool,
     /// Whether the kernel reads directories without opening them.
     pub(super) no_opendir: AtomicBool,
     pub(super) stack_depth: u32,
@@ -56,38 +54,37 @@ impl Shared {
         errno
     }
 
-    /// How long the kernel may remember what it is about to be told of `ino`.
-    pub(super) fn attr_ttl_of(&self, ino: Ino) -> Duration {
-        if self.modes.changes_unseen(ino) { Duration::ZERO } else { self.attr_ttl }
+    /// What to tell the kernel of a file, and for how long it may remember that: not at all where it may
+    /// change without a request.
+    pub(super) fn told(&self, attr: &Attr) -> (FileAttr, Duration) {
+        let written = self.modes.written(attr.ino);
+        let mut told = file_attr(attr);
+        if written == Some(Written::Later) && told.size > 0 {
+            // tar(1) takes a file without blocks for one without data.
+            told.blocks = told.blocks.max(told.size.min(4096).div_ceil(512));
+        }
+        (told, if written.is_some() { Duration::ZERO } else { self.attr_ttl })
     }
 
     pub(super) fn reply_entry(&self, result: overlay::Result<Attr>, reply: ReplyEntry) {
         match result {
-            Ok(attr) => reply.entry_with_ttls(
-                &self.attr_ttl_of(attr.ino),
-                &self.entry_ttl,
-                &file_attr(&attr),
-                Generation(attr.generation),
-            ),
+            Ok(attr) => {
+                let (told, ttl) = self.told(&attr);
+                let generation = Generation(attr.generation);
+                reply.entry_with_ttls(&ttl, &self.entry_ttl, &told, generation);
+            }
             Err(error) => reply.error(self.failed(&error)),
         }
     }
 
     pub(super) fn reply_attr(&self, result: overlay::Result<Attr>, reply: ReplyAttr) {
         match result {
-            Ok(attr) => reply.attr(&self.attr_ttl_of(attr.ino), &file_attr(&attr)),
+            Ok(attr) => {
+                let (told, ttl) = self.told(&attr);
+                reply.attr(&ttl, &told);
+            }
             Err(error) => reply.error(self.failed(&error)),
         }
-    }
-
-    /// The flags to open an upper file with, for a caller who opened it with `flags`.
-    pub(super) fn upper_flags(&self, flags: i32) -> i32 {
-        let flags = flags & UPPER_FLAGS;
-        if self.writeback.load(Ordering::Relaxed) && flags & libc::O_ACCMODE == libc::O_WRONLY {
-            // The kernel fills the page around a short write by reading through this handle.
-            return (flags & !libc::O_ACCMODE) | libc::O_RDWR;
-        }
-        flags
     }
 
     /// Drops set-id bits after a write by `sender`, if they may not leave them, and tells the kernel.
@@ -106,6 +103,50 @@ impl Shared {
             // A negative offset drops the attributes alone. It fails where the kernel has forgotten
             // the inode already, which is as good.
             let _ = notifier.inval_inode(INodeNo(ino.0), -1, 0);
+        }
+    }
+
+    /// Looks for data or a hole in an open file that is [`Written::Later`]: what is a hole here may be filled
+    /// by what the kernel holds, and is taken for one once that is written.
+    pub(super) fn lseek_written(
+        &self,
+        ino: Ino,
+        handle: Handle,
+        to: SeekFrom,
+    ) -> overlay::Result<u64> {
+        // `None` is the end of the file.
+        let seek = |to| match self.overlay.lseek(handle, to) {
+            Err(error) if errno(&error) == Errno::ENXIO => Ok(None),
+            found => found.map(Some),
+        };
+        let mut found = seek(to)?;
+        loop {
+            let (from, until) = match (to, found) {
+                (SeekFrom::Hole(_), Some(hole)) => (hole, seek(SeekFrom::Data(hole))?),
+                (SeekFrom::Data(at), data) => (at, data),
+                _ => break,
+            };
+            if until == Some(from) {
+                break;
+            }
+            self.write_back(ino, from, until);
+            let before = std::mem::replace(&mut found, seek(to)?);
+            if found == before {
+                break;
+            }
+        }
+        Ok(found.ok_or(rustix::io::Errno::NXIO)?)
+    }
+
+    /// Has the kernel write what it holds of `ino` from byte `from` on, `until` another, and forget it.
+    /// It asks us to write meanwhile, and waits for whatever else it asked of these pages.
+    fn write_back(&self, ino: Ino, from: u64, until: Option<u64>) {
+        let offset = i64::try_from(from).unwrap_or(i64::MAX);
+        // A length of 0 means all the rest.
+        let len = until.map_or(0, |until| i64::try_from(until - from).unwrap_or(0));
+        if let Some(notifier) = self.notifier.get() {
+            // It fails where the kernel has forgotten the inode, and then it holds nothing.
+            let _ = notifier.inval_inode(INodeNo(ino.0), offset, len);
         }
     }
 
@@ -137,7 +178,7 @@ impl Shared {
         // Lower data never changes, and without passthrough every change of upper data goes
         // through the page cache. With it, pages from before may be stale.
         let keep =
-            matches!(opened.backing, Backing::Lower) || self.writeback.load(Ordering::Relaxed);
+            matches!(opened.backing, Backing::Lower) || !self.passthrough.load(Ordering::Relaxed);
         let flags = if keep { FopenFlags::FOPEN_KEEP_CACHE } else { FopenFlags::empty() };
         (mode, flags)
     }

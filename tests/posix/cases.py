@@ -1,7 +1,8 @@
-"""Cases for mount_posix.rs: `make`, `run`, `look` or `numbers`, and a directory.
+"""Cases for mount_posix.rs: `make`, `run`, `look` or `numbers`, a directory, and perhaps a module.
 
 `make` lays out a fixture for every case, `run` runs each in its own and prints what it saw, `look`
-prints all that is there then, and `numbers` its inode numbers, which must stay.
+prints all that is there then, and `numbers` its inode numbers and times, which must stay. Where a
+module is named, only its cases.
 """
 import ctypes
 import fcntl
@@ -17,6 +18,7 @@ import sys
 from common import (CAPABILITY, CASES, GROUP, LIBC, OTHER, USER, Times, as_user, attempt, case, fixture, read,
                     shape, write, pattern)
 import names
+import pages
 import rights
 
 @case
@@ -313,13 +315,13 @@ def numbers(see):
             s = os.lstat(entry.path)
             assert entry.inode() == s.st_ino, f"{entry.path} is listed as {entry.inode()}"
             assert s.st_dev == os.stat(".").st_dev
-            see(entry.path, s.st_ino)
+            see(entry.path, s.st_ino, s.st_mtime_ns, s.st_ctime_ns)
 
 
 def main():
     command, root = sys.argv[1], sys.argv[2]
     os.umask(0o022)
-    for function in CASES:
+    for function in (f for f in CASES if len(sys.argv) < 4 or f.__module__ == sys.argv[3]):
         os.makedirs(os.path.join(root, function.__name__), exist_ok=True)
         os.chdir(os.path.join(root, function.__name__))
 

@@ -46,6 +46,11 @@ def fixture():
     os.setxattr("file", "user.color", b"blue")
     write("capable", b"may bind\n")
     os.setxattr("capable", "security.capability", CAPABILITY)
+    for name, pieces in {"holes": {0: b"start", 600_000: b"middle"}, "void": {}}.items():
+        with open(name, "wb") as f:
+            for at, piece in pieces.items():
+                os.pwrite(f.fileno(), piece, at)
+            f.truncate(1_200_000)
     os.chmod(".", 0o777)
 
 
