@@ -114,3 +114,39 @@ fn what_cannot_be_kept_of_access_times_is_refused_by_name() {
     }
     bench.assert_nothing_left();
 }
+
+#[test]
+fn a_remount_keeps_access_times_as_they_are_kept() {
+    if !can_mount("a_remount_keeps_access_times_as_they_are_kept") {
+        return;
+    }
+    let bench = Bench::new();
+    let tree = bench.directory("tree");
+    write_tree(&tree);
+    let archive = bench.archive(&tree, "data.sqsh", &[]);
+    let mountpoint = bench.directory("mnt");
+    let helper = bench.path("mount.fuse.thawfs");
+    std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_thawfs"), &helper).unwrap();
+    let place = [archive.as_os_str(), mountpoint.as_os_str()];
+    for (given, remounts) in [
+        (
+            "rw",
+            [("ro", true), ("rw,atime,diratime", true), ("noatime", false), ("nodiratime", false)],
+        ),
+        ("noatime", [("ro", true), ("rw,noatime", true), ("atime", false), ("strictatime", false)]),
+    ] {
+        bench.ok(&[&["mount".as_ref()], &place[..], &["-o".as_ref(), given.as_ref()]].concat());
+        for (words, kept) in remounts {
+            let options = format!("remount,{words}");
+            let output = Command::new(&helper).args(place).args(["-o", &options]).output().unwrap();
+            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert_eq!(output.status.success(), kept, "{given}, {options}: {said}");
+            assert!(kept || said.contains(words), "{said}");
+            let flags = rustix::fs::statvfs(&mountpoint).unwrap().f_flag;
+            let noatime = flags.contains(rustix::fs::StatVfsMountFlags::NOATIME);
+            assert_eq!(noatime, given == "noatime", "{given}, {options}");
+        }
+        bench.ok(&["unmount".as_ref(), mountpoint.as_os_str()]);
+    }
+    bench.assert_nothing_left();
+}

@@ -98,6 +98,7 @@ fn remount(mountpoint: &Path, options: &[MountOption]) -> Result<(), Failure> {
     let failed = |error: rustix::io::Errno| {
         Failure::new(Code::Fuse, format!("cannot remount {}: {error}", mountpoint.display()))
     };
+    options.iter().try_for_each(MountOption::check_kept)?;
     let now = rustix::fs::statvfs(mountpoint).map_err(failed)?.f_flag;
     let mut flags = MountFlags::empty();
     for (on, off, flag, held) in [

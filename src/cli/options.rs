@@ -121,6 +121,15 @@ impl MountOption {
         ))
     }
 
+    /// Refuses what other file systems keep and this one cannot.
+    pub(super) fn check_kept(&self) -> Result<(), Failure> {
+        let Some((name, why)) = REFUSED.iter().find(|(name, _)| self.is(name)) else {
+            return Ok(());
+        };
+        let message = format!("the mount option {name} cannot be kept: {why}");
+        Err(Failure::new(Code::Usage, message).hint("leave it out"))
+    }
+
     fn value(&self) -> Result<&OsStr, Failure> {
         self.value.as_deref().ok_or_else(|| {
             Failure::new(Code::Usage, format!("the mount option {} needs a value", self.name))
@@ -190,10 +199,7 @@ impl MountOption {
             other if NOT_OURS.contains(&other) => {}
             other if other.starts_with("x-") || other.starts_with("comment") => {}
             other => {
-                if let Some((name, why)) = REFUSED.iter().find(|(name, _)| *name == other) {
-                    let message = format!("the mount option {name} cannot be kept: {why}");
-                    return Err(Failure::new(Code::Usage, message).hint("leave it out"));
-                }
+                self.check_kept()?;
                 return Err(Failure::new(Code::Usage, format!("unknown mount option {other:?}"))
                     .hint("see thawfs mount --help and docs/CONFIGURATION.md"));
             }
