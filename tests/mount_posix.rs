@@ -12,7 +12,8 @@ use std::ffi::OsStr;
 use std::path::Path;
 use std::process::Command;
 
-use support::mount::{Bench, can_mount, open_fuse_to_users};
+use support::mount::{Bench, can_mount, can_mount_with, open_fuse_to_users};
+use support::surrounding::Need;
 
 const CASES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/posix/cases.py");
 
@@ -119,7 +120,10 @@ fn programs_see_on_a_mount_what_they_see_on_a_plain_directory() {
 
 #[test]
 fn what_an_ordinary_users_programs_have_written_is_copied_whole() {
-    if !can_mount("what_an_ordinary_users_programs_have_written_is_copied_whole") {
+    if !can_mount_with(
+        "what_an_ordinary_users_programs_have_written_is_copied_whole",
+        &[Need::Root],
+    ) {
         return;
     }
     open_fuse_to_users();

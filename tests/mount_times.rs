@@ -11,7 +11,8 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, SystemTime};
 
-use support::mount::{Bench, can_mount, write_tree};
+use support::mount::{Bench, can_mount, can_mount_with, write_tree};
+use support::surrounding::Need;
 
 /// So long ago that a read moves it under relatime, too.
 fn long_ago() -> SystemTime {
@@ -73,7 +74,7 @@ fn moved(bench: &Bench, archive: &Path, name: &str, options: &str) -> (bool, boo
 
 #[test]
 fn noatime_keeps_the_access_times_of_what_is_read() {
-    if !can_mount("noatime_keeps_the_access_times_of_what_is_read") {
+    if !can_mount_with("noatime_keeps_the_access_times_of_what_is_read", &[Need::Root]) {
         return;
     }
     let bench = Bench::new();
@@ -117,7 +118,7 @@ fn what_cannot_be_kept_of_access_times_is_refused_by_name() {
 
 #[test]
 fn a_remount_keeps_access_times_as_they_are_kept() {
-    if !can_mount("a_remount_keeps_access_times_as_they_are_kept") {
+    if !can_mount_with("a_remount_keeps_access_times_as_they_are_kept", &[Need::Root]) {
         return;
     }
     let bench = Bench::new();
