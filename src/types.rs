@@ -175,6 +175,32 @@ pub struct Timestamp {
     pub nanos: u32,
 }
 
+/// Who a file belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Owner {
+    /// User.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+}
+
+impl Owner {
+    /// The attribute by which a mount that shows other owners than it has stored tells the stored one, as
+    /// `UID:GID`. It is listed nowhere, and found in no other mount.
+    pub const STORED: &str = "system.thawfs.owner";
+
+    /// As `UID:GID`.
+    pub fn to_text(self) -> Vec<u8> {
+        format!("{}:{}", self.uid, self.gid).into_bytes()
+    }
+
+    /// What [`Self::to_text`] has written.
+    pub fn parse(text: &[u8]) -> Option<Self> {
+        let (uid, gid) = std::str::from_utf8(text).ok()?.split_once(':')?;
+        Some(Self { uid: uid.parse().ok()?, gid: gid.parse().ok()? })
+    }
+}
+
 macro_rules! plain_number {
     ($($name:ident),*) => {$(
         impl fmt::Debug for $name {
@@ -218,6 +244,15 @@ mod tests {
         let inode = InodeRef::new(0xffff_ffff_ffff, 0x1fff);
         assert_eq!((inode.block(), inode.offset()), (0xffff_ffff_ffff, 0x1fff));
         assert_eq!(InodeRef::from_packed(inode.packed()), inode);
+    }
+
+    #[test]
+    fn an_owner_is_read_as_it_was_written_and_nonsense_is_not() {
+        let owner = Owner { uid: u32::MAX - 1, gid: 0 };
+        assert_eq!(Owner::parse(&owner.to_text()), Some(owner));
+        for bad in [&b""[..], b"1", b"1:", b"-1:2", b"1:2:3", b"4294967296:0", b"\xff:1"] {
+            assert_eq!(Owner::parse(bad), None);
+        }
     }
 
     #[test]

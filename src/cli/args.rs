@@ -239,7 +239,8 @@ pub(crate) struct MountArgs {
     pub(crate) foreground: bool,
 
     /// Options as mount(8) writes them: ro, allow_other, suid, dev, noexec, noatime, upper=DIR,
-    /// workdir=DIR, entry_ttl=TIME, attr_ttl=TIME, max_nodes=N, no_passthrough, …
+    /// workdir=DIR, uid=N, gid=N, squash_to_root, uidmapping=RANGES, gidmapping=RANGES,
+    /// entry_ttl=TIME, attr_ttl=TIME, max_nodes=N, no_passthrough, …
     ///
     /// Without suid, no program of the mount gets the rights of its owner; without dev, no device in
     /// it can be opened.

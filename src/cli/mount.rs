@@ -66,6 +66,7 @@ pub(super) fn lock(dir: &Path, output: &Output) -> Result<Lock, Failure> {
 }
 
 pub(super) fn show(ready: &Ready, output: &Output) -> Result<(), Failure> {
+    ready.warnings.iter().for_each(|warning| output.warn(warning));
     if output.json {
         return output.print_json(ready);
     }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::args::{parse_bytes, parse_disk_limit};
 use super::spans::parse_seconds;
 use crate::failure::{Code, Failure};
+use crate::overlay::IdRange;
 use crate::server::MountRequest;
 
 /// Options that speak to mount(8), systemd or fstab and mean nothing here.
@@ -167,6 +168,36 @@ impl MountOption {
         })
     }
 
+    /// A user's or group's number.
+    fn id(&self) -> Result<u32, Failure> {
+        let text = self.text()?;
+        // The last is what system calls take for "none".
+        text.parse().ok().filter(|id| *id != u32::MAX).ok_or_else(|| {
+            let message = format!("the mount option {}: {text:?} is no id", self.name);
+            Failure::new(Code::Usage, message).hint("it takes a number, as id -u shows it")
+        })
+    }
+
+    /// Ranges as fuse-overlayfs writes them: `STORED:SHOWN:COUNT`, and more of them behind another colon.
+    fn ranges(&self) -> Result<Vec<IdRange>, Failure> {
+        let text = self.text()?;
+        let numbers: Option<Vec<u32>> = text.split(':').map(|number| number.parse().ok()).collect();
+        let ranges = numbers.and_then(|numbers| {
+            let (ranges, []) = numbers.as_chunks::<3>() else { return None };
+            let ends = |first: u32, count: u32| count > 0 && first.checked_add(count).is_some();
+            let range = |[stored, shown, count]: &[u32; 3]| {
+                let fits = ends(*stored, *count) && ends(*shown, *count);
+                fits.then_some(IdRange { stored: *stored, shown: *shown, count: *count })
+            };
+            ranges.iter().map(range).collect()
+        });
+        ranges.ok_or_else(|| {
+            let message = format!("the mount option {}: {text:?} is no list of ranges", self.name);
+            Failure::new(Code::Usage, message)
+                .hint("it takes STORED:SHOWN:COUNT[:STORED:SHOWN:COUNT…], as 0:100000:65536")
+        })
+    }
+
     /// Writes what this option says into `request`.
     pub(super) fn apply(&self, request: &mut MountRequest) -> Result<(), Failure> {
         match self.name.as_str() {
@@ -177,6 +208,11 @@ impl MountOption {
             "keep_upper" => request.keep_upper = true,
             "fsname" => request.fsname = Some(self.text()?),
             "allow_other" => request.allow_other = Some(true),
+            "uid" | "squash_to_uid" => request.owners.uid = Some(self.id()?),
+            "gid" | "squash_to_gid" => request.owners.gid = Some(self.id()?),
+            "squash_to_root" => request.owners.squash_to_root = true,
+            "uidmapping" => request.owners.uid_ranges = self.ranges()?,
+            "gidmapping" => request.owners.gid_ranges = self.ranges()?,
             "no_passthrough" => request.passthrough = false,
             "entry_ttl" => request.entry_ttl = Some(self.time()?),
             "attr_ttl" => request.attr_ttl = Some(self.time()?),
@@ -212,6 +248,33 @@ impl MountOption {
 mod tests {
     use super::*;
     use crate::backup::SourceRequest;
+
+    #[test]
+    fn ranges_are_triples_of_numbers_that_fit() {
+        let ranges = |text: &str| {
+            let option = MountOption { name: "uidmapping".into(), value: Some(text.into()) };
+            option.ranges().ok()
+        };
+        let range = |stored, shown, count| IdRange { stored, shown, count };
+        assert_eq!(
+            ranges("0:1000:1:1:110000:65536"),
+            Some(vec![range(0, 1000, 1), range(1, 110_000, 65_536)])
+        );
+        assert_eq!(ranges("4294967294:0:1"), Some(vec![range(u32::MAX - 1, 0, 1)]));
+        for bad in [
+            "",
+            "0",
+            "0:1",
+            "0:1:0",
+            "0:1:2:3",
+            "4294967295:0:1",
+            "0:4294967290:6",
+            "a:0:1",
+            "-1:0:1",
+        ] {
+            assert_eq!(ranges(bad), None, "{bad}");
+        }
+    }
 
     #[test]
     fn options_split_at_bare_commas() {

@@ -113,6 +113,7 @@ fn restore_request(args: &RestoreArgs, output: &Output) -> Result<RestoreRequest
 
 fn show(restored: &Restored, output: &Output) -> Result<(), Failure> {
     let Restored { metadata, ready } = restored;
+    ready.warnings.iter().for_each(|warning| output.warn(warning));
     let Metadata { id, dir, name, .. } = metadata;
     if output.json {
         return output.print_json_line(&serde_json::json!({

@@ -3,7 +3,7 @@
 use rustix::fs::Statx;
 
 use super::error::{Error, Result};
-use crate::types::{FileKind, Ino, Timestamp};
+use crate::types::{FileKind, Ino, Owner, Timestamp};
 
 /// Who asks.
 #[derive(Clone, Copy, Debug)]
@@ -123,6 +123,11 @@ pub(super) fn kind_of(stat: &Statx) -> Result<FileKind> {
     let mode = u32::from(stat.stx_mode);
     FileKind::from_mode(mode)
         .ok_or_else(|| Error::damaged(format_args!("the upper has a file of mode {mode:o}")))
+}
+
+/// The owner of the upper inode that `stat` describes, as its file system has it.
+pub(super) fn owner_of(stat: &Statx) -> Owner {
+    Owner { uid: stat.stx_uid, gid: stat.stx_gid }
 }
 
 /// Whether `stat` is that of a 0/0 character device.

@@ -16,7 +16,7 @@ use super::nodes::{Data, Place, UpperState};
 use super::upper::{Address, Draft, Mark, handle_of, record};
 use super::xattr::stored_name;
 use crate::squashfs::Inode;
-use crate::types::{FileKind, FileOffset, Ino, InodeRef};
+use crate::types::{FileKind, FileOffset, Ino, InodeRef, Owner};
 
 /// How much is read from the archive at a time while copying, in bytes: eight blocks of the usual
 /// 128 KiB, enough for one request to the store to pay.
@@ -33,6 +33,8 @@ pub(super) struct Built<'a> {
     pub(super) fd: Option<Arc<OwnedFd>>,
     /// Its number in the upper.
     pub(super) st_ino: u64,
+    /// Its owner, if that is recorded.
+    pub(super) owner: Option<Owner>,
     pub(super) data: Data,
     pub(super) null_device: bool,
 }
@@ -76,11 +78,11 @@ impl Overlay {
         }
         .0;
         let address = draft.address();
-        let st_ino = self.dress(&address, lower, inode)?;
+        let (st_ino, owner) = self.dress(&address, lower, inode)?;
         if null_device {
             upper.marks.set(&address, Mark::NullDevice, b"")?;
         }
-        Ok(Built { draft, fd: None, st_ino, data: Data::Upper, null_device })
+        Ok(Built { draft, fd: None, st_ino, owner, data: Data::Upper, null_device })
     }
 
     fn build_file(
@@ -106,7 +108,7 @@ impl Overlay {
         if data != Data::Upper {
             rustix::fs::ftruncate(&fd, inode.size).map_err(Error::sys("ftruncate", "a copy"))?;
         }
-        let st_ino = self.dress(&copy, lower, inode)?;
+        let (st_ino, owner) = self.dress(&copy, lower, inode)?;
         // Last: where the file's own attributes leave no room for the mark, the data is copied.
         if data != Data::Upper && upper.marks.set(&copy, Mark::Metacopy, b"").is_err() {
             return self.build_file(ino, lower, inode, Want::Data, permissions);
@@ -117,7 +119,7 @@ impl Overlay {
             rustix::fs::fsync(&fd).map_err(Error::sys("fsync", "a copy"))?;
         }
         let fd = (data == Data::Upper).then_some(fd);
-        Ok(Built { draft, fd, st_ino, data, null_device: false })
+        Ok(Built { draft, fd, st_ino, owner, data, null_device: false })
     }
 
     /// Whether the data of a copy can stay in the lower. The copy's name says where it is, being the
@@ -151,16 +153,18 @@ impl Overlay {
     }
 
     /// Gives a copy the owner, attributes, permissions and times of its lower inode, and the record
-    /// that says where it came from. Returns its number in the upper.
-    pub(super) fn dress(&self, copy: &Address, lower: InodeRef, inode: &Inode) -> Result<u64> {
+    /// that says where it came from. Returns its number in the upper, and its owner if that had to be
+    /// recorded.
+    pub(super) fn dress(
+        &self,
+        copy: &Address,
+        lower: InodeRef,
+        inode: &Inode,
+    ) -> Result<(u64, Option<Owner>)> {
         let upper = self.upper()?;
         let stat = copy.stat()?;
-        if (stat.stx_uid, stat.stx_gid) != (inode.uid, inode.gid) {
-            match copy.chown(Some(inode.uid), Some(inode.gid)) {
-                Err(error) if !upper.privileged && error.is(Errno::PERM) => {}
-                other => other?,
-            }
-        }
+        let owner = Owner { uid: inode.uid, gid: inode.gid };
+        let owner = self.give_owner(copy, &stat, owner)?;
         // Before our own, which can be done without if there is no room for all.
         for xattr in self.lower.archive().xattrs(inode)? {
             let name = CString::new(stored_name(&xattr.name, upper.marks).into_owned())
@@ -180,7 +184,7 @@ impl Overlay {
         }
         let time = Timespec { tv_sec: inode.mtime.seconds, tv_nsec: inode.mtime.nanos.into() };
         copy.set_times(&Timestamps { last_access: time, last_modification: time })?;
-        Ok(stat.stx_ino)
+        Ok((stat.stx_ino, owner))
     }
 
     /// Copies a lower file's data into an empty or all-hole file, leaving its holes.

@@ -126,6 +126,7 @@ impl Overlay {
         let mut state = UpperState {
             data: built.data,
             null_device: built.null_device,
+            owner: built.owner,
             ..UpperState::new(built.st_ino, inode.kind, 0, Some(lower))
         };
         if inode.kind == FileKind::Directory && node.place == Place::Nowhere {

@@ -8,7 +8,7 @@ use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags, Statx};
 use rustix::io::Errno;
 
 use super::Overlay;
-use super::attr::{Attr, Caller, generation_of, kind_of};
+use super::attr::{Attr, Caller, generation_of, kind_of, owner_of};
 use super::build::{make_special, stand_in};
 use super::copy_up::Want;
 use super::error::{Error, Result};
@@ -18,7 +18,7 @@ use super::lookup::{Found, Physical};
 use super::nodes::UpperState;
 use super::open::kept_flags;
 use super::upper::{Address, Mark, stat_fd};
-use crate::types::{FileKind, Ino};
+use crate::types::{FileKind, Ino, Owner};
 
 /// What is to be made.
 #[derive(Clone, Copy, Debug)]
@@ -148,10 +148,11 @@ impl Overlay {
             Some(_) => mode,
             None => mode & !caller.umask,
         } & 0o7777;
+        let owner = self.owner_for_new(caller, parent, &parent_stat)?;
         let finish = |dir: &Arc<OwnedFd>, name: &OsStr| {
-            self.own(caller, &parent_stat, &Address::at(dir, name), mode, new)
+            self.own(owner, &parent_stat, &Address::at(dir, name), mode, new)
         };
-        let (stat, made) = if in_place {
+        let ((stat, recorded), made) = if in_place {
             let made = make_at(fd, name, mode, new)?;
             let stat = finish(fd, name).inspect_err(|_| {
                 let flags = match new {
@@ -189,6 +190,7 @@ impl Overlay {
         let ino = ino::of_upper(stat.stx_ino);
         let state = UpperState {
             null_device: new.is_null_device(),
+            owner: recorded,
             impure: Some(false),
             ..UpperState::new(stat.stx_ino, kind_of(&stat)?, generation_of(&stat), None)
         };
@@ -198,37 +200,31 @@ impl Overlay {
         Ok((attr, made))
     }
 
-    /// Gives a new inode its owner, and the permissions that a change of owner takes away.
+    /// Gives a new inode its owner, and the permissions that a change of owner takes away. Returns the
+    /// owner if it had to be recorded.
     fn own(
         &self,
-        caller: &Caller,
+        owner: Owner,
         parent: &Statx,
         made: &Address,
         mode: u32,
         new: New<'_>,
-    ) -> Result<Statx> {
+    ) -> Result<(Statx, Option<Owner>)> {
         let setgid = u32::from(parent.stx_mode) & libc::S_ISGID != 0;
-        let gid = if setgid { parent.stx_gid } else { caller.gid };
         let stat = made.stat()?;
         let is_directory = matches!(new, New::Directory);
         // Made in the workdir, a directory has not taken this over by itself.
         let special = mode & (libc::S_ISUID | libc::S_ISGID)
             | if setgid && is_directory { libc::S_ISGID } else { 0 };
-        if stat.stx_uid == caller.uid
-            && stat.stx_gid == gid
-            && u32::from(stat.stx_mode) & special == special
-        {
-            return Ok(stat);
+        if owner_of(&stat) == owner && u32::from(stat.stx_mode) & special == special {
+            return Ok((stat, None));
         }
-        match made.chown(Some(caller.uid), Some(gid)) {
-            Err(error) if error.is(Errno::PERM) && !self.upper()?.privileged => {}
-            other => other?,
-        }
+        let recorded = self.give_owner(made, &stat, owner)?;
         if special != 0 && !matches!(new, New::Symlink { .. }) {
             let now = u32::from(made.stat()?.stx_mode);
             made.chmod(now & 0o7777 | special)?;
         }
-        made.stat()
+        Ok((made.stat()?, recorded))
     }
 }
 

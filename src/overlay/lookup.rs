@@ -14,7 +14,7 @@ use super::ino;
 use super::lower::{Child, NAME_MAX};
 use super::nodes::{Data, Place, UpperState};
 use super::upper::{Address, Mark, parse_record, stat_at};
-use crate::types::{FileKind, Ino, InodeRef};
+use crate::types::{FileKind, Ino, InodeRef, Owner};
 
 /// What the upper itself has under a name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,6 +33,14 @@ pub(super) struct Found {
     pub(super) ino: Ino,
     pub(super) kind: FileKind,
     pub(super) upper: Option<UpperState>,
+}
+
+impl Found {
+    fn set_owner(&mut self, owner: Option<Owner>) {
+        if let Some(upper) = &mut self.upper {
+            upper.owner = owner;
+        }
+    }
 }
 
 /// A name in the merged tree: what the upper has there, and what it means.
@@ -81,6 +89,7 @@ impl Overlay {
         if node.upper.is_none() {
             let lower = self.lower.place_of(ino)?;
             let mut attr = self.lower.attr(ino, &self.lower.inode(lower)?);
+            self.show_owner(&mut attr);
             if node.place == Place::Nowhere && ino != Ino::ROOT {
                 attr.nlink = 0;
             }
@@ -100,6 +109,10 @@ impl Overlay {
             return Err(changed_behind(format_args!("inode {}", state.st_ino)));
         }
         let mut attr = from_upper(ino, state.generation, stat)?;
+        if let Some(owner) = state.owner {
+            (attr.uid, attr.gid) = (owner.uid, owner.gid);
+        }
+        self.show_owner(&mut attr);
         if attr.kind == FileKind::Directory {
             if state.lower.is_some() && attr.nlink > 0 {
                 attr.nlink = 1;
@@ -221,7 +234,9 @@ impl Overlay {
             && !self.is_impure(dir.ino, fd)?
         {
             // All in here was born here.
-            return self.found_in_upper(stat, kind, None).map(Some);
+            let mut found = self.found_in_upper(stat, kind, None)?;
+            found.set_owner(self.recorded_owner(address)?);
+            return Ok(Some(found));
         }
         if kind == FileKind::Regular
             && stat.stx_size == 0
@@ -231,7 +246,9 @@ impl Overlay {
         }
         if kind == FileKind::Directory {
             let lower = self.merges_with(dir, address, stat, child)?;
-            return self.found_in_upper(stat, kind, lower).map(Some);
+            let mut found = self.found_in_upper(stat, kind, lower)?;
+            found.set_owner(self.recorded_owner(address)?);
+            return Ok(Some(found));
         }
         let lower = match self.index.ino_of(stat.stx_ino).and_then(|ino| self.index.get(ino)) {
             Some(entry) => Some(entry.lower),
@@ -246,6 +263,7 @@ impl Overlay {
             return Ok(Some(Found { ino, kind, upper: Some(upper) }));
         }
         let mut found = self.found_in_upper(stat, kind, None)?;
+        found.set_owner(self.recorded_owner(address)?);
         if let Some(upper) = &mut found.upper {
             upper.data = self.data_of(address, stat, dir.lower, child)?;
             upper.null_device =
@@ -278,6 +296,7 @@ impl Overlay {
     ) -> Result<UpperState> {
         let kind = kind_of(stat)?;
         let mut state = UpperState::new(stat.stx_ino, kind, 0, Some(lower));
+        state.owner = self.recorded_owner(address)?;
         let marks = self.upper()?.marks;
         if self.is_metacopy(address, stat)? {
             state.data = Data::Lower(lower);

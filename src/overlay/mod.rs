@@ -3,6 +3,7 @@
 //! | file | idea |
 //! | --- | --- |
 //! | `ino` | how merged files get their numbers |
+//! | `identity`, `owner` | whose files are shown to be, and what the upper stores of that |
 //! | `nodes`, `dense`, `name` | what the kernel knows: number → place and inode in the upper |
 //! | `lower` | the archive, with merged numbers |
 //! | `upper/` | the upper directory's format: marks, records, whiteouts, workdir |
@@ -32,6 +33,7 @@ mod dense;
 mod dirs;
 mod error;
 mod handles;
+mod identity;
 mod index;
 mod ino;
 mod io;
@@ -41,6 +43,7 @@ mod lower;
 mod name;
 mod nodes;
 mod open;
+mod owner;
 mod readdir;
 mod remove;
 mod rename;
@@ -57,6 +60,7 @@ use rustix::io::Errno;
 pub use attr::{Attr, Caller, Rights, SetAttr, SetTime, StatFs};
 pub use error::{Error, Result};
 pub use handles::{Backing, Handle, Opened};
+pub use identity::{IdNamespace, IdOptions, IdRange, IdView, Identity};
 pub use readdir::DirEntry;
 pub use rustix::fs::{FallocateFlags, RenameFlags, SeekFrom, XattrFlags};
 pub use setattr::SETID_BITS;
@@ -96,6 +100,7 @@ pub struct Overlay {
     lower: Lower,
     upper: Option<Upper>,
     options: Options,
+    identity: Identity,
     nodes: Nodes,
     dirs: Dirs,
     index: Index,
@@ -132,6 +137,7 @@ impl Overlay {
             lower,
             upper,
             options,
+            identity: Identity::default(),
             nodes: Nodes::new(root),
             dirs: Dirs::new(options.directory_fds),
             index,
@@ -143,6 +149,10 @@ impl Overlay {
         };
         if fresh {
             overlay.dress_root()?;
+        }
+        if let Some(upper) = &overlay.upper {
+            let owner = overlay.recorded_owner(&upper.root_address())?;
+            overlay.nodes.update(Ino::ROOT, |root| root.owner = owner);
         }
         Ok(overlay)
     }

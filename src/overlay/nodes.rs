@@ -18,7 +18,7 @@ use rustix::io::Errno;
 use super::dense::Dense;
 use super::error::{Error, Result};
 use super::name::Name;
-use crate::types::{FileKind, Ino, InodeRef};
+use crate::types::{FileKind, Ino, InodeRef, Owner};
 
 /// Bits in which the numbers of files may differ that are picked together, if they are siblings. In the
 /// archive they lie within 8 KiB of compressed inodes then, some 2,000 to 4,000 of them.
@@ -76,6 +76,8 @@ pub(super) struct UpperState {
     pub(super) extra_links: i64,
     /// A 0/0 character device, stored as another.
     pub(super) null_device: bool,
+    /// Its owner, where the upper could not be given that and has a record of it.
+    pub(super) owner: Option<Owner>,
     /// Of a directory: whether it has [`super::upper::Mark::Impure`], once that is known.
     pub(super) impure: Option<bool>,
     /// Reaches the inode where no name does.
@@ -98,6 +100,7 @@ impl UpperState {
             data: Data::Upper,
             extra_links: 0,
             null_device: false,
+            owner: None,
             impure: None,
             pin: None,
         }

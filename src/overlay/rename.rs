@@ -254,7 +254,8 @@ impl Overlay {
         let new = draft.address();
         upper.marks.set(&new, Mark::Opaque, b"y")?;
         match new.chown(Some(stat.stx_uid), Some(stat.stx_gid)) {
-            Err(error) if error.is(Errno::PERM) && !upper.privileged => {}
+            Err(error)
+                if !upper.privileged && (error.is(Errno::PERM) || error.is(Errno::INVAL)) => {}
             other => other?,
         }
         new.chmod(stat.stx_mode.into())?;

@@ -9,7 +9,6 @@ use super::copy_up::Want;
 use super::error::{Error, Result};
 use super::handles::Handle;
 use super::nodes::{Data, UpperState};
-use super::upper::Address;
 use crate::types::{FileKind, Ino};
 
 /// Those of a file's mode bits that lend its owner's or group's rights to whoever executes it.
@@ -59,15 +58,13 @@ impl Overlay {
             self.drop_setid(ino, who)?;
         }
         let _names = self.names.read();
-        let (inode, state) = self.address(ino)?;
+        let (inode, mut state) = self.address(ino)?;
         if change.uid.is_some() || change.gid.is_some() {
             let before = inode.stat()?;
-            match inode.chown(change.uid, change.gid) {
-                Err(error) if error.is(Errno::PERM) && self.changes_nothing(&inode, change)? => {}
-                other => other?,
-            }
+            let group = self.shown_group(&state, &before);
+            self.change_owner(ino, &inode, &mut state, change)?;
             let mode = u32::from(before.stx_mode);
-            if state.kind != FileKind::Directory && loses_setgid(mode, before.stx_gid, who) {
+            if state.kind != FileKind::Directory && loses_setgid(mode, group, who) {
                 inode.chmod(u32::from(inode.stat()?.stx_mode) & 0o7777 & !libc::S_ISGID)?;
             }
         }
@@ -104,7 +101,8 @@ impl Overlay {
         if state.kind != FileKind::Regular || mode & SETID_BITS == 0 || who.keeps_setid() {
             return Ok(false);
         }
-        let setgid = loses_setgid(mode, stat.stx_gid, who).then_some(libc::S_ISGID);
+        let setgid =
+            loses_setgid(mode, self.shown_group(&state, &stat), who).then_some(libc::S_ISGID);
         let bits = mode & libc::S_ISUID | setgid.unwrap_or(0);
         if bits == 0 {
             return Ok(false);
@@ -120,10 +118,13 @@ impl Overlay {
     /// What `stat` or `chmod` of the upper file says.
     pub fn drop_setgid(&self, ino: Ino, who: &dyn Rights) -> Result<()> {
         let _names = self.names.read();
-        let (inode, _) = self.address(ino)?;
+        let (inode, state) = self.address(ino)?;
         let stat = inode.stat()?;
         let mode = u32::from(stat.stx_mode) & 0o7777;
-        if mode & libc::S_ISGID == 0 || who.is_of(stat.stx_gid) || who.keeps_setid() {
+        if mode & libc::S_ISGID == 0
+            || who.is_of(self.shown_group(&state, &stat))
+            || who.keeps_setid()
+        {
             return Ok(());
         }
         inode.chmod(mode & !libc::S_ISGID)
@@ -174,14 +175,6 @@ impl Overlay {
     fn locks_us_out(&self, change: &SetAttr) -> bool {
         let privileged = self.upper().is_ok_and(|upper| upper.privileged);
         !privileged && change.mode.is_some_and(|mode| mode & 0o600 != 0o600)
-    }
-
-    /// Whether an ordinary user's `chown` asks for the owner there is.
-    fn changes_nothing(&self, inode: &Address, change: &SetAttr) -> Result<bool> {
-        let stat = inode.stat()?;
-        Ok(!self.upper()?.privileged
-            && change.uid.is_none_or(|uid| uid == stat.stx_uid)
-            && change.gid.is_none_or(|gid| gid == stat.stx_gid))
     }
 }
 

@@ -17,7 +17,7 @@ use super::attr::Caller;
 use super::copy_up::Want;
 use super::error::{Error, Result, not_copied};
 use super::upper::{Address, Namespace};
-use crate::types::Ino;
+use crate::types::{Ino, Owner};
 
 /// What stands between the marks' prefix and the rest of a name that is not a mark.
 const ESCAPE: &[u8] = b"overlay.";
@@ -55,12 +55,21 @@ impl Overlay {
     /// `ENODATA` where it has none, also for ACLs on a file system without them; or what reading
     /// either half says.
     pub fn getxattr(&self, ino: Ino, name: &OsStr) -> Result<Vec<u8>> {
+        if name == Owner::STORED {
+            return match self.identity.is_plain() {
+                true => Err(Errno::NODATA.into()),
+                false => Ok(self.stored_owner(ino)?.to_text()),
+            };
+        }
         let Some(InUpper { inode, marks, _names }) = self.in_upper(ino)? else {
             let lower = self.lower.place_of(ino)?;
             let value = self.lower.archive().xattr(&self.lower.inode(lower)?, name.as_bytes())?;
             return Ok(value.ok_or(Errno::NODATA)?);
         };
         match inode.get_xattr(&c_name(name, marks)?) {
+            Ok(value) if is_acl(name) && !self.identity.is_plain() => {
+                Ok(self.identity.shown_acl(value))
+            }
             Ok(value) => Ok(value),
             Err(Errno::OPNOTSUPP) if is_acl(name) => Err(Errno::NODATA.into()),
             // The usual answer, to a question asked of every file: no message is made for it.
@@ -112,9 +121,15 @@ impl Overlay {
     pub fn setxattr(&self, ino: Ino, name: &OsStr, value: &[u8], flags: XattrFlags) -> Result<()> {
         self.copy_up(ino, Want::Attributes)?;
         let InUpper { inode, marks, _names } = self.expect_in_upper(ino)?;
-        inode
-            .set_xattr(&c_name(name, marks)?, value, flags)
-            .map_err(Error::sys("setxattr", inode.label()))
+        let stored = c_name(name, marks)?;
+        let value = match is_acl(name) && !self.identity.is_plain() {
+            true => {
+                let current = inode.get_xattr(&stored).unwrap_or_default();
+                Cow::Owned(self.identity.stored_acl(&current, value)?)
+            }
+            false => Cow::Borrowed(value),
+        };
+        inode.set_xattr(&stored, &value, flags).map_err(Error::sys("setxattr", inode.label()))
     }
 
     /// Removes attribute `name`. An ACL that is not there is as good as removed.

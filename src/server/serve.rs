@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::control;
 use super::mounts::read_mount_at;
+use super::owners::OwnerOptions;
 use super::report::{
     ArchiveReport, BlockReport, ChunkReport, DiskReport, FaultReport, Report, StoreReport,
 };
@@ -38,6 +39,8 @@ pub struct MountRequest {
     pub fsname: Option<String>,
     /// Let other users in; by default as [`MountOptions::new`] has it.
     pub allow_other: Option<bool>,
+    /// Whose files are shown to be.
+    pub owners: OwnerOptions,
     /// Generic mount flags, see [`MountOptions::flags`].
     pub flags: Vec<String>,
     /// Let the kernel read and write upper files by itself, where it can.
@@ -67,6 +70,7 @@ impl MountRequest {
             read_only: false,
             fsname: None,
             allow_other: None,
+            owners: OwnerOptions::default(),
             flags: Vec::new(),
             passthrough: true,
             entry_ttl: None,
@@ -103,6 +107,9 @@ pub struct Ready {
     /// Whether there were files in the directory, which are hidden until the unmount.
     #[serde(rename = "hidesFiles")]
     pub hides_files: bool,
+    /// What the user should know besides.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
 }
 
 /// The directories of this mount in the state directory, removed at the end.
@@ -138,6 +145,7 @@ pub fn serve(
 ) -> Result<(), Failure> {
     request.check()?;
     check_outside_state(&request.mountpoint)?;
+    let identity = request.owners.identity()?;
     // Modes arrive whole from the kernel, or with the umask to apply.
     rustix::process::umask(rustix::fs::Mode::empty());
     raise_file_limit();
@@ -186,7 +194,9 @@ pub fn serve(
         no_dir_atime: options.no_dir_atime(),
         ..overlay::Options::default()
     };
-    let overlay = Arc::new(Overlay::new(Arc::clone(&opened.archive), upper, behaviour)?);
+    let overlay = Overlay::new(Arc::clone(&opened.archive), upper, behaviour)?;
+    let overlay = Arc::new(overlay.showing(identity.clone()));
+    let warnings = request.owners.warnings(&overlay, &opened.archive, &identity);
     let faults = Arc::new(Faults::default());
     let hides_files =
         std::fs::read_dir(&request.mountpoint).is_ok_and(|mut entries| entries.next().is_some());
@@ -216,7 +226,10 @@ pub fn serve(
         });
     let told = publish(&mount_dir, &record, tree, opened, faults).and_then(|()| {
         let Record { mountpoint, source, pid, upper, .. } = record;
-        ready(Ready { mountpoint, source, pid, upper, hides_files }, &mount_dir.log_path())
+        ready(
+            Ready { mountpoint, source, pid, upper, hides_files, warnings },
+            &mount_dir.log_path(),
+        )
     });
     if let Err(error) = told {
         // Nobody knows of the mount: take it down again.

@@ -184,6 +184,13 @@ impl Archive {
         self.tables.inode(&self.metadata, number)
     }
 
+    /// The numbers of all owners, users and groups alike.
+    pub fn owners(&self) -> Result<Vec<u32>, Error> {
+        let ids = (0..self.superblock.ids)
+            .map_while(|index| self.tables.id(&self.metadata, index).transpose());
+        ids.collect()
+    }
+
     /// Finds `name` in a directory.
     pub fn lookup(&self, directory: &Inode, name: &[u8]) -> Result<Option<DirEntry>, Error> {
         let index = self.indexes.of(&self.metadata, directory)?;

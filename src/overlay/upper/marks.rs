@@ -1,7 +1,7 @@
 //! The extended attributes by which an overlay remembers things on the upper's inodes.
 //!
 //! Names and values are those of kernel overlayfs (`Documentation/filesystems/overlayfs.rst`):
-//! `trusted.overlay.*`, or `user.overlay.*` where the server may not write `trusted.*`. Two are
+//! `trusted.overlay.*`, or `user.overlay.*` where the server may not write `trusted.*`. Some are
 //! our own, below `overlay.thawfs.`, where the kernel hides and ignores them.
 
 use std::ffi::CStr;
@@ -31,6 +31,8 @@ pub(in super::super) enum Mark {
     Whiteout,
     /// Ours: which lower inode this one was copied from.
     Record,
+    /// Ours: the owner that the inode could not be given, as `UID:GID`.
+    Owner,
     /// Ours: a device that a program in the mount made as 0/0, which would be a whiteout.
     NullDevice,
     /// Ours, on the upper's root: the archive that the upper belongs to.
@@ -65,6 +67,7 @@ impl Namespace {
             (Self::Trusted, Mark::Nlink) => c"trusted.overlay.nlink",
             (Self::Trusted, Mark::Whiteout) => c"trusted.overlay.whiteout",
             (Self::Trusted, Mark::Record) => c"trusted.overlay.thawfs.origin",
+            (Self::Trusted, Mark::Owner) => c"trusted.overlay.thawfs.owner",
             (Self::Trusted, Mark::NullDevice) => c"trusted.overlay.thawfs.null_device",
             (Self::Trusted, Mark::Archive) => c"trusted.overlay.thawfs.archive",
             (Self::User, Mark::Opaque) => c"user.overlay.opaque",
@@ -75,6 +78,7 @@ impl Namespace {
             (Self::User, Mark::Nlink) => c"user.overlay.nlink",
             (Self::User, Mark::Whiteout) => c"user.overlay.whiteout",
             (Self::User, Mark::Record) => c"user.overlay.thawfs.origin",
+            (Self::User, Mark::Owner) => c"user.overlay.thawfs.owner",
             (Self::User, Mark::NullDevice) => c"user.overlay.thawfs.null_device",
             (Self::User, Mark::Archive) => c"user.overlay.thawfs.archive",
         }

@@ -86,6 +86,8 @@ impl Upper {
         };
         upper.clean_work()?;
         upper.marks = upper.probe(work_dir)?;
+        // The root of a user namespace is root of nothing else.
+        upper.privileged &= upper.marks == Namespace::Trusted;
         Ok(upper)
     }
 

@@ -12,7 +12,7 @@ use rustix::io::{Errno, pread};
 use twox_hash::XxHash3_64;
 
 use super::Error;
-use super::stat::{Directory, Failure, Stat, Xattrs, fd_xattrs, name_xattrs};
+use super::stat::{Directory, Failure, Stat, Xattrs, fd_xattrs, name_stored_owner, name_xattrs};
 use crate::types::FileKind;
 
 /// How often a file is read that changes meanwhile.
@@ -63,7 +63,10 @@ impl Loader {
                 FileKind::Regular => self.load_file(entry)?,
                 kind => load_other(entry, kind)?,
             };
-            if let Some(leaf) = leaf {
+            if let Some(mut leaf) = leaf {
+                let stored = name_stored_owner(&entry.directory, &entry.name);
+                let failed = entry.directory.error(&entry.name, "lgetxattr");
+                leaf.stat = leaf.stat.owned_by(stored.map_err(failed)?);
                 return Ok(leaf);
             }
             let stat = Stat::at(&entry.directory, &entry.name);

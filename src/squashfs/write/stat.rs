@@ -11,7 +11,7 @@ use rustix::io::Errno;
 
 use super::Error;
 use super::xattrs::Xattr;
-use crate::types::{FileKind, Timestamp};
+use crate::types::{FileKind, Owner, Timestamp};
 
 /// The longest that Linux lets a value, or a list of names, be.
 const MAX_XATTR: usize = 64 << 10;
@@ -23,9 +23,16 @@ pub(super) struct Directory {
     pub(super) relative: PathBuf,
     /// As errors name it.
     pub(super) path: PathBuf,
+    /// Whether it lies in a mount that shows other owners than it stores, and says those when asked.
+    pub(super) has_stored_owners: bool,
 }
 
 impl Directory {
+    /// One that is not known to have other owners than it shows.
+    pub(super) fn new(fd: OwnedFd, relative: PathBuf, path: PathBuf) -> Self {
+        Self { fd, relative, path, has_stored_owners: false }
+    }
+
     /// The path of an entry, as errors name it; without a name its own.
     pub(super) fn child(&self, name: &[u8]) -> PathBuf {
         if name.is_empty() {
@@ -104,6 +111,14 @@ impl Stat {
         Self::new(&statat(&directory.fd, name, AtFlags::SYMLINK_NOFOLLOW)?)
     }
 
+    /// With the owner that is stored, for something in a mount that shows another.
+    pub(super) fn owned_by(mut self, stored: Option<Owner>) -> Self {
+        if let Some(owner) = stored {
+            (self.uid, self.gid) = (owner.uid, owner.gid);
+        }
+        self
+    }
+
     // The types of these fields differ between architectures.
     #[allow(clippy::unnecessary_cast, clippy::useless_conversion)]
     fn new(stat: &rustix::fs::Stat) -> Result<Self, Errno> {
@@ -146,6 +161,29 @@ pub(super) fn fd_xattrs(fd: BorrowedFd<'_>) -> Result<Xattrs, Errno> {
         |out| flistxattr(fd, spare_capacity(out)),
         |name, out| fgetxattr(fd, name, spare_capacity(out)),
     )
+}
+
+/// The stored owner of a directory in a mount that shows another.
+pub(super) fn fd_stored_owner(fd: BorrowedFd<'_>) -> Option<Owner> {
+    let owner = fitting(|out| fgetxattr(fd, Owner::STORED, spare_capacity(out))).ok()?;
+    Owner::parse(&owner)
+}
+
+/// The stored owner of what `directory` has as `name`, where it has been found to have such.
+pub(super) fn name_stored_owner(
+    directory: &Directory,
+    name: &[u8],
+) -> Result<Option<Owner>, Errno> {
+    if !directory.has_stored_owners {
+        return Ok(None);
+    }
+    let path = directory.proc_path(name);
+    match fitting(|out| lgetxattr(path.as_slice(), Owner::STORED, spare_capacity(out))) {
+        Ok(owner) => Ok(Owner::parse(&owner)),
+        // Another file system is mounted on it.
+        Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(None),
+        Err(errno) => Err(errno),
+    }
 }
 
 /// The attributes of something that cannot be opened, or not without effects.

@@ -14,7 +14,7 @@ use rustix::io::Errno;
 use super::super::format::NAME_LEN;
 use super::load::{Entry, Leaf};
 use super::pool::{Gone, Pending, Pool};
-use super::stat::{Directory, Failure, Stat, Xattrs, fd_xattrs};
+use super::stat::{Directory, Failure, Stat, Xattrs, fd_stored_owner, fd_xattrs};
 use super::{Error, Exclude};
 use crate::types::FileKind;
 
@@ -51,6 +51,7 @@ struct Frame {
     identity: (u64, u64),
     /// The path below the root, and the one errors have.
     paths: (PathBuf, PathBuf),
+    has_stored_owners: bool,
     children: Names,
     next: usize,
 }
@@ -72,7 +73,7 @@ impl Walk<'_> {
     }
 
     fn walk(&self, root: OwnedFd) -> Result<(), Gone> {
-        let root = Directory { fd: root, relative: PathBuf::new(), path: self.root.to_owned() };
+        let root = Directory::new(root, PathBuf::new(), self.root.to_owned());
         let mut stack: Vec<Frame> = match self.enter(root, Vec::new()) {
             Ok(frame) => vec![frame?],
             Err(failure) => return self.send(Event::Failed(failure)),
@@ -103,15 +104,23 @@ impl Walk<'_> {
     }
 
     /// Announces a directory and all in it but directories.
-    fn enter(&self, directory: Directory, name: Vec<u8>) -> Result<Result<Frame, Gone>, Failure> {
+    fn enter(
+        &self,
+        mut directory: Directory,
+        name: Vec<u8>,
+    ) -> Result<Result<Frame, Gone>, Failure> {
         let failed = |call| directory.error(b"", call);
         let stat = Stat::of(directory.fd.as_fd()).map_err(failed("fstat"))?;
+        let stored = fd_stored_owner(directory.fd.as_fd());
+        let stat = stat.owned_by(stored);
         let xattrs = fd_xattrs(directory.fd.as_fd()).map_err(failed("fgetxattr"))?;
+        directory.has_stored_owners = stored.is_some();
         let (files, children) = self.list(&directory)?;
         let identity = stat.identity;
         let enter = Event::Enter { name, path: directory.path.clone(), stat, xattrs };
         Ok(self.announce(Arc::new(directory), files, enter).map(|directory| Frame {
             paths: (directory.relative.clone(), directory.path.clone()),
+            has_stored_owners: directory.has_stored_owners,
             directory: Some(directory),
             identity,
             children,
@@ -180,9 +189,7 @@ fn open_child(directory: &Directory, name: &[u8]) -> Result<Directory, Failure> 
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let path = directory.child(name);
     match openat(&directory.fd, name, flags, Mode::empty()) {
-        Ok(fd) => {
-            Ok(Directory { fd, relative: directory.relative.join(OsStr::from_bytes(name)), path })
-        }
+        Ok(fd) => Ok(Directory::new(fd, directory.relative.join(OsStr::from_bytes(name)), path)),
         Err(Errno::NOTDIR | Errno::LOOP) => Err(Failure::Fatal(Error::Changed { path })),
         Err(errno) => Err(directory.error(name, "open")(errno)),
     }
@@ -199,7 +206,8 @@ fn reopen(above: &mut Frame, done: &Frame) -> Result<(), Error> {
     if stat.identity != above.identity {
         return Err(Error::Changed { path });
     }
-    above.directory = Some(Arc::new(Directory { fd, relative, path }));
+    let has_stored_owners = above.has_stored_owners;
+    above.directory = Some(Arc::new(Directory { fd, relative, path, has_stored_owners }));
     Ok(())
 }
 
