@@ -144,6 +144,8 @@ impl Filesystem for Adapter {
             InitFlags::FUSE_CACHE_SYMLINKS,
             InitFlags::FUSE_ASYNC_DIO,
             InitFlags::FUSE_EXPLICIT_INVAL_DATA,
+            // For file handles: it asks for `.` and `..` of what it has forgotten.
+            InitFlags::FUSE_EXPORT_SUPPORT,
             // Without it the kernel asks for security.capability before each write, which makes a
             // passthrough write of 4 KiB nine times slower. In exchange dropping setuid bits is
             // ours: see drop_setid.
@@ -169,6 +171,18 @@ impl Filesystem for Adapter {
 
     fn lookup(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         self.prune();
+        let ino = Ino(parent.0);
+        if name == "." {
+            // It may have to be looked for.
+            return self.run(true, move |shared| {
+                shared.reply_entry(shared.overlay.lookup_again(ino), reply);
+            });
+        }
+        if name == ".." {
+            return self.run(true, move |shared| {
+                shared.reply_entry(shared.overlay.lookup_parent(ino), reply);
+            });
+        }
         let name = name.to_owned();
         self.run(self.would_block(parent), move |shared| {
             match shared.overlay.lookup(Ino(parent.0), &name) {

@@ -141,7 +141,9 @@ pub(super) fn is_null_device(stat: &Statx) -> bool {
 /// that have had the same number. 0 where the file system does not know.
 pub(super) fn generation_of(stat: &Statx) -> u64 {
     let born = stat.stx_btime;
-    ((born.tv_sec as u64) << 30) | u64::from(born.tv_nsec)
+    let born = ((born.tv_sec as u64) << 30) | u64::from(born.tv_nsec);
+    // The kernel keeps 32 bits of it, and the clock by which files are born may have few ticks a second.
+    born.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32
 }
 
 /// The attributes of an upper inode, under the number it has in the merged tree.

@@ -64,7 +64,13 @@ impl Overlay {
             return Ok(());
         }
         if self.nodes.upper(ino)?.is_some() {
-            let pin = self.address(ino)?.0.pin()?;
+            let (inode, state) = self.address(ino)?;
+            let asked = self.nodes.upper_parents().is_some();
+            let others = state.kind != FileKind::Directory && asked && inode.stat()?.stx_nlink > 1;
+            if let Some(parents) = self.nodes.upper_parents().as_mut().filter(|_| others) {
+                parents.lose_track();
+            }
+            let pin = inode.pin()?;
             self.nodes.update(ino, |upper| upper.pin = Some(pin));
         }
         self.nodes.move_to(ino, Place::Nowhere);

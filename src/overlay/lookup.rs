@@ -57,6 +57,13 @@ pub(super) struct Held<'a> {
     pub(super) kind: FileKind,
 }
 
+impl<'a> Held<'a> {
+    /// For a lookup of regular file `ino` that is counted already.
+    pub(super) fn new(overlay: &'a Overlay, ino: Ino) -> Self {
+        Self { overlay, ino, kind: FileKind::Regular }
+    }
+}
+
 impl Drop for Held<'_> {
     fn drop(&mut self) {
         self.overlay.forget(self.ino, 1);
@@ -288,7 +295,7 @@ impl Overlay {
     }
 
     /// What is known of a copy of lower inode `lower`, which is not a directory.
-    fn read_marks_of_copy(
+    pub(super) fn read_marks_of_copy(
         &self,
         address: &Address,
         stat: &Statx,

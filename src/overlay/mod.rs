@@ -9,6 +9,7 @@
 //! | `upper/` | the upper directory's format: marks, records, whiteouts, workdir |
 //! | `dirs` | descriptors of upper directories, and the way to them |
 //! | `lookup` | which inode a name means |
+//! | `again`, `parents` | where a file is whose number alone is known |
 //! | `copy_up`, `build` | bringing a lower inode into the upper, with or without its data |
 //! | `index` | lower inodes with several names, once copied up |
 //! | `create`, `link`, `remove`, `rename` | changing names |
@@ -25,6 +26,7 @@
 //! **Crashes.** Everything is built in the workdir and put in place by one rename. The upper is
 //! correct at any moment; what is left in the workdir is removed at the next mount.
 
+mod again;
 mod attr;
 mod build;
 mod copy_up;
@@ -44,6 +46,7 @@ mod name;
 mod nodes;
 mod open;
 mod owner;
+mod parents;
 mod readdir;
 mod remove;
 mod rename;
@@ -106,6 +109,7 @@ pub struct Overlay {
     index: Index,
     handles: Handles,
     flights: copy_up::Flights,
+    walks: again::Walks,
     listings: readdir::Listings,
     /// See the module's documentation.
     names: RwLock<()>,
@@ -143,6 +147,7 @@ impl Overlay {
             index,
             handles: Handles::new(options.no_atime),
             flights: copy_up::Flights::default(),
+            walks: again::Walks::default(),
             listings: readdir::Listings::default(),
             names: RwLock::new(()),
             changes: AtomicU64::new(0),

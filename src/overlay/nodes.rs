@@ -12,9 +12,10 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
-use parking_lot::Mutex;
+use parking_lot::{MappedMutexGuard, Mutex, MutexGuard};
 use rustix::io::Errno;
 
+use super::again::UpperParents;
 use super::dense::Dense;
 use super::error::{Error, Result};
 use super::name::Name;
@@ -133,6 +134,8 @@ struct Table {
     nodes: Dense<Node>,
     /// Inode number in the upper → node, for nodes that keep a lower number.
     copied: HashMap<u64, Ino>,
+    /// Where files in the upper are that have no node, once somebody asked.
+    upper_parents: Option<UpperParents>,
 }
 
 impl Nodes {
@@ -143,7 +146,7 @@ impl Nodes {
         let mut nodes = Dense::new();
         // There is room for the first.
         let _ = nodes.insert(Ino::ROOT, root);
-        Self(Mutex::new(Table { nodes, copied: HashMap::new() }))
+        Self(Mutex::new(Table { nodes, copied: HashMap::new(), upper_parents: None }))
     }
 
     /// The node of `ino`, if there is one.
@@ -221,6 +224,22 @@ impl Nodes {
         }
         let node = Node { lookups: 1, children: 0, place: Place::Nowhere, upper: None };
         Ok(table.nodes.insert(ino, node).map_err(|_| Errno::NOMEM)?)
+    }
+
+    /// Counts a lookup of `ino` where it is, if it has a node and that a place.
+    pub(super) fn enter_known(&self, ino: Ino) -> bool {
+        let mut table = self.0.lock();
+        let Some(node) = table.nodes.get_mut(ino) else { return false };
+        let is_known = ino == Ino::ROOT || node.place != Place::Nowhere;
+        if is_known {
+            node.lookups = node.lookups.saturating_add(1);
+        }
+        is_known
+    }
+
+    /// Where files in the upper are that have no node.
+    pub(super) fn upper_parents(&self) -> MappedMutexGuard<'_, Option<UpperParents>> {
+        MutexGuard::map(self.0.lock(), |table| &mut table.upper_parents)
     }
 
     /// Takes back `count` lookups of `ino`.
@@ -387,6 +406,9 @@ impl Table {
                     self.copied.remove(&upper.st_ino);
                 }
                 if let Some(parent) = node.place.parent() {
+                    if let (Some(parents), Some(_)) = (&mut self.upper_parents, &node.upper) {
+                        parents.note(ino, parent);
+                    }
                     if let Some(parent) = self.nodes.get_mut(parent) {
                         parent.children = parent.children.saturating_sub(1);
                     }

@@ -68,7 +68,7 @@ pub struct DirEntry<'a> {
 
 /// Both halves of a directory, at the moment reading began.
 #[derive(Debug)]
-struct Halves {
+pub(super) struct Halves {
     /// [`Overlay::changes`] at that moment.
     changes: u64,
     /// What the upper alone has, sorted by position.
@@ -103,6 +103,20 @@ impl Halves {
             free = *position + 1;
         }
         Self { changes, added, covering, lower }
+    }
+
+    /// What the upper has that is shown.
+    pub(super) fn shown_in_upper(&self) -> impl Iterator<Item = (&[u8], Ino, FileKind)> {
+        let added = self.added.iter().map(|(_, entry)| entry);
+        added.chain(&self.covering).filter_map(|entry| {
+            let (ino, kind) = entry.shown?;
+            Some((&*entry.name, ino, kind))
+        })
+    }
+
+    /// The half in the archive.
+    pub(super) fn lower(&self) -> Option<InodeRef> {
+        self.lower
     }
 
     fn covers(&self, name: &[u8]) -> Option<&UpperName> {
@@ -237,6 +251,17 @@ impl Overlay {
             false => rustix::fs::fsync(&fd),
         }
         .map_err(Error::sys("fsync", "a directory"))
+    }
+
+    /// Both halves of directory `ino` as they are now.
+    pub(super) fn halves(&self, ino: Ino) -> Result<Arc<Halves>> {
+        let changes = self.changes.load(Ordering::Acquire);
+        if let Some(halves) = self.listings.get(ino).filter(|halves| halves.changes == changes) {
+            return Ok(halves);
+        }
+        let halves = Arc::new(self.list_halves(ino)?);
+        self.listings.put(ino, &halves);
+        Ok(halves)
     }
 
     fn list_halves(&self, ino: Ino) -> Result<Halves> {
