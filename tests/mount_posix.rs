@@ -9,8 +9,9 @@ mod support;
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
+use std::io::Read;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use support::mount::{Bench, can_mount, can_mount_with, open_fuse_to_users};
 use support::surrounding::Need;
@@ -175,4 +176,50 @@ fn what_an_ordinary_users_programs_have_written_is_copied_whole() {
     assert!(
         as_user(program.as_os_str()).arg("unmount").arg(&mountpoint).status().unwrap().success()
     );
+}
+
+/// A program that writes to a hole through a mapping, says so, and goes on when it is told to.
+const MAPPER: &str = "
+import mmap, os, sys
+m = mmap.mmap(os.open(sys.argv[1], os.O_RDWR), 0)
+m[700_000:700_006] = b'mapped'
+print('ready', flush=True)
+sys.stdin.read()
+";
+
+#[test]
+fn what_is_mapped_is_backed_up_whole() {
+    if !can_mount("what_is_mapped_is_backed_up_whole") {
+        return;
+    }
+    let bench = Bench::new();
+    let tree = bench.directory("tree");
+    std::fs::File::create(tree.join("void")).unwrap().set_len(1_000_000).unwrap();
+    let archive = bench.archive(&tree, "data.sqsh", &[]);
+    let mountpoint = bench.directory("mnt");
+    bench.ok(&["mount".as_ref(), archive.as_os_str(), mountpoint.as_os_str()]);
+    let mut mapper = Command::new("python3")
+        .args(["-c", MAPPER])
+        .arg(mountpoint.join("void"))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut ready = [0; 5];
+    mapper.stdout.as_mut().unwrap().read_exact(&mut ready).unwrap();
+
+    let bucket = bench.directory("bucket");
+    let url = format!("file://{}", bucket.display());
+    bench.ok(&["create".as_ref(), mountpoint.as_os_str(), "--bucket".as_ref(), url.as_ref()]);
+    let mut made = std::fs::read_dir(bucket.join("backups")).unwrap();
+    let copy = made.next().unwrap().unwrap().path().join("data.sqsh");
+    let contents = bench.ok(&[OsStr::new("cat"), copy.as_os_str(), OsStr::new("void")]);
+    let mut expected = vec![0; 1_000_000];
+    expected[700_000..700_006].copy_from_slice(b"mapped");
+    assert!(contents.as_bytes() == expected, "{} of it", contents.trim_matches('\0'));
+
+    drop(mapper.stdin.take());
+    assert!(mapper.wait().unwrap().success());
+    bench.ok(&["unmount".as_ref(), mountpoint.as_os_str()]);
+    bench.assert_nothing_left();
 }
