@@ -14,18 +14,22 @@
 //! cache                  chunks of a remote object: memory, single flight, readahead
 //! store                  object stores behind one narrow trait
 //! types       buffers    numbers with units, no I/O | large buffers that are used again
+//! environment            the variables that the program looks at
 //! ```
 //!
-//! From bottom to top: [`types`] and `buffers`, [`store`], [`cache`], [`squashfs`], [`overlay`], [`failure`],
+//! From bottom to top: [`environment`], [`types`] and `buffers`, [`store`], [`cache`], [`squashfs`], [`overlay`], [`failure`],
 //! [`backup`], [`mod@bench`], [`fuse`], [`server`], [`cli`]. Everything from the cache upward is ordinary blocking
 //! code; only the stores are asynchronous, and the calls on [`backup::Backups`], which are many small
 //! requests to them. There is no unsafe code.
+
+#![deny(clippy::disallowed_methods)]
 
 pub mod backup;
 pub mod bench;
 mod buffers;
 pub mod cache;
 pub mod cli;
+pub mod environment;
 pub mod failure;
 pub mod fuse;
 pub mod overlay;

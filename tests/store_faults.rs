@@ -15,9 +15,8 @@ use std::time::{Duration, Instant};
 
 use s3::{ACCESS_KEY, Config, Fault, S3Server, SECRET_KEY};
 use tempfile::TempDir;
-use thawfs::store::{
-    ETag, Environment, Error, GetRange, Hedged, Object, Ranged, Source, Store, StoreOptions,
-};
+use thawfs::environment::Environment;
+use thawfs::store::{ETag, Error, GetRange, Hedged, Object, Ranged, Source, Store, StoreOptions};
 
 const SIZE: usize = 300_000;
 const NAME: &str = "s3://bucket/dir/data.sqsh";

@@ -11,12 +11,13 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::config::{Config, home_directory};
+use super::config::Config;
 use super::id::BackupId;
 use super::meta::Metadata;
 use super::open::SourceRequest;
+use crate::environment::Environment;
 use crate::failure::{Code, Failure};
-use crate::store::{self, Folder, Object, PresignedUrls, Source, StoreOptions};
+use crate::store::{self, Folder, Object, PresignedUrls, Source, StoreDefaults, StoreOptions};
 
 /// Where an R2 bucket's data must stay. It has its own host.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -79,6 +80,8 @@ pub struct BucketRequest {
     pub account_id: Option<String>,
     /// The jurisdiction of an R2 bucket; means something with `account_id` only.
     pub jurisdiction: Option<Jurisdiction>,
+    /// See [`StoreOptions::defaults`].
+    pub defaults: StoreDefaults,
     /// See [`StoreOptions::anonymous`].
     pub anonymous: bool,
     /// See [`StoreOptions::virtual_host_style`].
@@ -97,28 +100,27 @@ impl BucketRequest {
             profile: None,
             account_id: None,
             jurisdiction: None,
+            defaults: StoreDefaults::default(),
             anonymous: false,
             virtual_host_style: false,
             deadline: StoreOptions::DEFAULT_DEADLINE,
         }
     }
 
-    /// Takes from the configuration file what is not said here, and what neither says from its
-    /// default: for the bucket a local directory, `$XDG_DATA_HOME/thawfs` (`~/.local/share`). What
-    /// the AWS variables say about endpoint and region goes before the file.
+    /// Takes the bucket from `THAWFS_BUCKET` where it is not said here, then from the configuration
+    /// file, and from that also how to reach it; what neither says has its default, the bucket a local
+    /// directory, `$XDG_DATA_HOME/thawfs` (`~/.local/share`). What the AWS variables say goes before the
+    /// file.
     ///
     /// # Errors
     /// [`Code::InvalidBackupConfig`] for a file that cannot be read or has a wrong key or value,
     /// and where no bucket is named and there is no home directory.
-    pub fn or_configured(self) -> Result<Self, Failure> {
-        let environment = |names: &[&str]| names.iter().any(|name| std::env::var(name).is_ok());
-        let mut request = self.or(
-            Config::read()?,
-            environment(&["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"]),
-            environment(&["AWS_REGION", "AWS_DEFAULT_REGION"]),
-        );
+    pub fn or_configured(mut self) -> Result<Self, Failure> {
+        let environment = Environment::of_process();
+        self.bucket = self.bucket.or_else(|| environment.get("THAWFS_BUCKET").map(str::to_owned));
+        let mut request = self.or(Config::read(&environment)?)?;
         if request.bucket.is_none() {
-            let directory = home_directory("XDG_DATA_HOME", ".local/share");
+            let directory = environment.base_directory("XDG_DATA_HOME", ".local/share");
             let path = directory.map(|directory| directory.join("thawfs"));
             let text = path.and_then(|path| path.into_os_string().into_string().ok());
             request.bucket = Some(text.ok_or_else(no_bucket)?);
@@ -126,24 +128,22 @@ impl BucketRequest {
         Ok(request)
     }
 
-    fn or(self, config: Config, endpoint_is_set: bool, region_is_set: bool) -> Self {
-        // An account is another way to say the endpoint: the two go together.
-        let has_endpoint = self.endpoint.is_some() || self.account_id.is_some() || endpoint_is_set;
-        let (endpoint, account_id) = match has_endpoint {
-            true => (self.endpoint, self.account_id),
-            false => (config.endpoint, config.account_id),
+    fn or(self, config: Config) -> Result<Self, Failure> {
+        let jurisdiction = self.jurisdiction.or(config.jurisdiction);
+        let endpoint = match config.account_id {
+            // The file's does not matter then, right or wrong.
+            _ if self.endpoint.is_some() || self.account_id.is_some() => None,
+            Some(account) => Some(jurisdiction.unwrap_or_default().endpoint(&account)?),
+            None => config.endpoint,
         };
-        Self {
+        Ok(Self {
             bucket: self.bucket.or(config.bucket),
-            endpoint,
-            region: self.region.or(config.region.filter(|_| !region_is_set)),
-            profile: self.profile.or(config.profile),
-            account_id,
-            jurisdiction: self.jurisdiction.or(config.jurisdiction),
+            jurisdiction,
+            defaults: StoreDefaults { endpoint, region: config.region, profile: config.profile },
             anonymous: self.anonymous || config.anonymous,
             virtual_host_style: self.virtual_host_style || config.virtual_host_style,
-            deadline: self.deadline,
-        }
+            ..self
+        })
     }
 
     /// The endpoint, if it is not for the environment to say. An account goes before an endpoint.
@@ -219,6 +219,7 @@ impl Backups {
             endpoint: request.find_endpoint()?,
             region: request.region.clone(),
             profile: request.profile.clone(),
+            defaults: request.defaults.clone(),
             anonymous: request.anonymous,
             virtual_host_style: request.virtual_host_style,
             deadline: request.deadline,
@@ -280,16 +281,15 @@ impl Backups {
                 })?
             }
         };
-        let StoreOptions { endpoint, region, profile, anonymous, virtual_host_style, .. } =
-            self.options.clone();
-        let deadline = self.options.deadline;
+        let options = self.options.clone();
         Ok(SourceRequest {
-            endpoint,
-            region,
-            profile,
-            anonymous,
-            virtual_host_style,
-            deadline,
+            endpoint: options.endpoint,
+            region: options.region,
+            profile: options.profile,
+            defaults: options.defaults,
+            anonymous: options.anonymous,
+            virtual_host_style: options.virtual_host_style,
+            deadline: options.deadline,
             ..SourceRequest::new(source)
         })
     }
@@ -339,30 +339,32 @@ mod tests {
         let config = Config {
             bucket: Some("s3://file".into()),
             region: Some("file".into()),
+            profile: Some("file".into()),
             account_id: Some("file".into()),
             jurisdiction: Some(Jurisdiction::Eu),
             ..Config::default()
         };
         let empty = BucketRequest { bucket: None, ..BucketRequest::new("") };
-        let filled = empty.clone().or(config.clone(), false, false);
+        let filled = empty.or(config.clone()).unwrap();
         assert_eq!(filled.bucket.as_deref(), Some("s3://file"));
-        assert_eq!(filled.region.as_deref(), Some("file"));
+        // For the store to weigh against what the environment says.
+        assert_eq!((filled.region, filled.profile), (None, None));
+        assert_eq!(filled.defaults.region.as_deref(), Some("file"));
+        assert_eq!(filled.defaults.profile.as_deref(), Some("file"));
         let r2 = "https://file.eu.r2.cloudflarestorage.com";
-        assert_eq!(filled.find_endpoint().unwrap().as_deref(), Some(r2));
+        assert_eq!(filled.defaults.endpoint.as_deref(), Some(r2));
 
         let said = BucketRequest {
             endpoint: Some("http://e".into()),
             region: Some("r".into()),
             ..BucketRequest::new("s3://said")
         };
-        let filled = said.or(config.clone(), false, false);
+        let filled = said.or(config).unwrap();
         assert_eq!(filled.bucket.as_deref(), Some("s3://said"));
         assert_eq!(filled.region.as_deref(), Some("r"));
         // The account of the file does not displace an endpoint that was said.
         assert_eq!(filled.find_endpoint().unwrap().as_deref(), Some("http://e"));
-
-        let filled = empty.or(config, true, true);
-        assert_eq!((filled.find_endpoint().unwrap(), filled.region), (None, None));
+        assert_eq!(filled.defaults.endpoint, None);
     }
 
     #[tokio::test]

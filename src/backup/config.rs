@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use super::bucket::Jurisdiction;
+use crate::environment::Environment;
 use crate::failure::{Code, Failure};
 
 /// Where the file is for everybody.
@@ -41,8 +42,9 @@ impl Config {
     ///
     /// # Errors
     /// [`Code::InvalidBackupConfig`] with file and line.
-    pub fn read() -> Result<Self, Failure> {
-        let own = home_directory("XDG_CONFIG_HOME", ".config")
+    pub fn read(environment: &Environment) -> Result<Self, Failure> {
+        let own = environment
+            .base_directory("XDG_CONFIG_HOME", ".config")
             .map(|directory| directory.join("thawfs/config.toml"));
         for path in own.into_iter().chain([PathBuf::from(SYSTEM)]) {
             match std::fs::read_to_string(&path) {
@@ -68,15 +70,6 @@ impl Config {
                 .hint("docs/CONFIGURATION.md lists the keys")
         })
     }
-}
-
-/// A directory of the XDG base directory specification, which says that a relative one does not
-/// count. `None` without a home.
-pub(super) fn home_directory(variable: &str, below_home: &str) -> Option<PathBuf> {
-    let absolute = |path: &PathBuf| path.is_absolute();
-    let named = std::env::var_os(variable).map(PathBuf::from).filter(absolute);
-    let home = || std::env::var_os("HOME").map(PathBuf::from).filter(absolute);
-    named.or_else(|| Some(home()?.join(below_home)))
 }
 
 #[cfg(test)]

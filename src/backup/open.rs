@@ -14,7 +14,7 @@ use super::memory::default_cache_memory;
 use crate::cache::{self, Blob, CacheDir, DiskLimit, FileBlob, RemoteBlob};
 use crate::failure::{Code, Failure};
 use crate::squashfs::{self, Archive};
-use crate::store::{self, Hedged, Object, Source, StoreOptions};
+use crate::store::{self, Hedged, Object, Source, StoreDefaults, StoreOptions};
 
 /// Where an archive is, how to reach it, and what memory its caches may take. Serialised only
 /// through a pipe: a presigned URL is a secret.
@@ -28,6 +28,9 @@ pub struct SourceRequest {
     pub region: Option<String>,
     /// See [`StoreOptions::profile`].
     pub profile: Option<String>,
+    /// See [`StoreOptions::defaults`].
+    #[serde(default)]
+    pub defaults: StoreDefaults,
     /// See [`StoreOptions::anonymous`].
     pub anonymous: bool,
     /// See [`StoreOptions::virtual_host_style`].
@@ -64,6 +67,7 @@ impl SourceRequest {
             endpoint: None,
             region: None,
             profile: None,
+            defaults: StoreDefaults::default(),
             anonymous: false,
             virtual_host_style: false,
             deadline: StoreOptions::DEFAULT_DEADLINE,
@@ -120,6 +124,7 @@ impl SourceRequest {
             endpoint: self.endpoint.clone(),
             region: self.region.clone(),
             profile: self.profile.clone(),
+            defaults: self.defaults.clone(),
             anonymous: self.anonymous,
             virtual_host_style: self.virtual_host_style,
             deadline: self.deadline,

@@ -334,7 +334,8 @@ mod tests {
 
     use super::s3::{ACCESS_KEY, Config, S3Server, SECRET_KEY};
     use super::*;
-    use crate::store::{Environment, Folder, PresignedUrls, Source, StoreOptions};
+    use crate::environment::Environment;
+    use crate::store::{Folder, PresignedUrls, Source, StoreOptions};
 
     #[test]
     fn ten_thousand_parts_hold_what_was_estimated() {

@@ -78,7 +78,7 @@ impl Listed {
 }
 
 pub(super) fn ls(args: &LsArgs, output: &Output) -> Result<(), Failure> {
-    let opened = source_request(&args.source).open()?;
+    let opened = source_request(&args.source)?.open()?;
     let archive = &opened.archive;
     let path = args.path.as_bytes();
     let start = find(archive, path)?;
@@ -213,7 +213,7 @@ fn list(
 }
 
 pub(super) fn cat(args: &CatArgs) -> Result<(), Failure> {
-    let opened = source_request(&args.source).open()?;
+    let opened = source_request(&args.source)?.open()?;
     let archive = &opened.archive;
     let mut out = std::io::stdout().lock();
     for path in &args.paths {
@@ -239,7 +239,7 @@ pub(super) fn cat(args: &CatArgs) -> Result<(), Failure> {
 }
 
 pub(super) fn extract(args: &ExtractArgs, output: &Output) -> Result<(), Failure> {
-    let opened = source_request(&args.source).open()?;
+    let opened = source_request(&args.source)?.open()?;
     let options = ExtractOptions {
         path: args.path.as_bytes().to_vec(),
         jobs: args.jobs,
@@ -338,7 +338,7 @@ fn total_bytes(archive: &Archive, path: &[u8]) -> Result<u64, Failure> {
 }
 
 pub(super) fn inspect(args: &InspectArgs, output: &Output) -> Result<(), Failure> {
-    let opened = source_request(&args.source).open()?;
+    let opened = source_request(&args.source)?.open()?;
     if output.json {
         return output.print_json(&describe_json(&opened));
     }

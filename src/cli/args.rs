@@ -11,6 +11,8 @@ use super::life_args::{CreateArgs, RestoreArgs};
 use super::spans::{parse_duration, parse_seconds};
 use crate::backup::default_cache_memory;
 use crate::cache::DiskLimit;
+use crate::environment::Environment;
+use crate::failure::{Code, Failure};
 
 /// What `-h` ends with.
 const EXAMPLES: &str = "\
@@ -115,16 +117,20 @@ pub(crate) struct SourceArgs {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Store")]
 pub(crate) struct StoreArgs {
-    /// The S3 endpoint, for R2 <https://ACCOUNT.r2.cloudflarestorage.com>.
-    #[arg(long, value_name = "URL", env = "AWS_ENDPOINT_URL")]
+    /// The S3 endpoint, for R2 <https://ACCOUNT.r2.cloudflarestorage.com> [env: AWS_ENDPOINT_URL_S3,
+    /// AWS_ENDPOINT_URL] [default: the profile's, else AWS].
+    // Variables are for the store to read, which weighs them against all else there is.
+    #[arg(long, value_name = "URL")]
     pub(crate) endpoint: Option<String>,
 
-    /// The region [default: the profile's, else "auto" with an endpoint and us-east-1 without].
-    #[arg(long, value_name = "NAME", env = "AWS_REGION")]
+    /// The region [env: AWS_REGION, AWS_DEFAULT_REGION] [default: the profile's, else "auto" for R2 and
+    /// us-east-1 elsewhere].
+    #[arg(long, value_name = "NAME")]
     pub(crate) region: Option<String>,
 
-    /// The profile in ~/.aws/config and ~/.aws/credentials.
-    #[arg(long, value_name = "NAME", env = "AWS_PROFILE")]
+    /// The profile in ~/.aws/config and ~/.aws/credentials; goes before keys in the environment, as
+    /// AWS_PROFILE does not [env: AWS_PROFILE].
+    #[arg(long, value_name = "NAME")]
     pub(crate) profile: Option<String>,
 
     /// Send no credentials, for public buckets.
@@ -158,11 +164,25 @@ pub(crate) struct ReadingArgs {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Store")]
 pub(crate) struct DiskArgs {
-    /// Most that the disk cache may hold, or off; suffixes K, M, G [default: 10% of the file system,
-    /// at most 10G].
-    #[arg(long = "disk-cache", value_name = "BYTES|off", env = "THAWFS_DISK_CACHE",
-          value_parser = parse_disk_limit)]
-    pub(crate) limit: Option<DiskLimit>,
+    /// Most that the disk cache may hold, or off; suffixes K, M, G [env: THAWFS_DISK_CACHE] [default:
+    /// 10% of the file system, at most 10G].
+    #[arg(long = "disk-cache", value_name = "BYTES|off", value_parser = parse_disk_limit)]
+    limit: Option<DiskLimit>,
+}
+
+impl DiskArgs {
+    /// What the option says, or else the environment.
+    pub(crate) fn limit(&self) -> Result<DiskLimit, Failure> {
+        self.limit.map_or_else(disk_limit_of_environment, Ok)
+    }
+}
+
+/// What `THAWFS_DISK_CACHE` says of the disk cache.
+pub(crate) fn disk_limit_of_environment() -> Result<DiskLimit, Failure> {
+    const NAME: &str = "THAWFS_DISK_CACHE";
+    let environment = Environment::of_process();
+    let Some(text) = environment.get(NAME) else { return Ok(DiskLimit::default()) };
+    parse_disk_limit(text).map_err(|error| Failure::new(Code::Usage, format!("{NAME}: {error}")))
 }
 
 /// What to fetch before it is asked for. Needs the disk cache.

@@ -9,14 +9,15 @@ use clap::Args;
 use super::args::{DiskArgs, ReadingArgs, StoreArgs, parse_bytes};
 use super::spans::parse_duration;
 use crate::backup::{BucketRequest, Jurisdiction};
+use crate::store::StoreDefaults;
 
 /// Which bucket, and how to get at it.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Bucket")]
 pub(crate) struct BucketArgs {
-    /// s3://BUCKET[/PREFIX] or file:///DIR [default: the configuration file's, else
+    /// s3://BUCKET[/PREFIX] or file:///DIR [env: THAWFS_BUCKET] [default: the configuration file's, else
     /// ~/.local/share/thawfs].
-    #[arg(long, value_name = "URL", env = "THAWFS_BUCKET")]
+    #[arg(long, value_name = "URL")]
     pub(crate) bucket: Option<String>,
 
     /// The Cloudflare account of an R2 bucket; stands for its --endpoint, and goes before it.
@@ -41,6 +42,7 @@ impl BucketArgs {
             profile: self.store.profile.clone(),
             account_id: self.account_id.clone(),
             jurisdiction: self.jurisdiction,
+            defaults: StoreDefaults::default(),
             anonymous: self.store.anonymous,
             virtual_host_style: self.store.virtual_host_style,
             deadline: Duration::from_secs(self.store.timeout),

@@ -22,7 +22,7 @@ struct Measured {
 }
 
 pub(super) fn bench(args: &BenchArgs, output: &Output) -> Result<(), Failure> {
-    let source = source_request(&args.source);
+    let source = source_request(&args.source)?;
     let time = Duration::from_secs(args.seconds);
     if !output.quiet {
         let bytes = human_bytes(bench::planned_bytes());

@@ -16,7 +16,7 @@ pub(super) fn cache(command: &CacheCommand, output: &Output) -> Result<(), Failu
     })?;
     match command {
         CacheCommand::Status(disk) => {
-            let limit = disk.limit.unwrap_or_default();
+            let limit = disk.limit()?;
             let usage = match open(&path, limit)? {
                 Some(dir) => dir.usage().map_err(|error| Failure::io("read", &path, &error))?,
                 None => Usage { bytes: 0, limit: 0, archives: Vec::new() },

@@ -16,6 +16,7 @@ use super::output::{Output, human_bytes, say};
 use crate::backup::{
     Backups, CreateProgress, CreateRequest, Created, Metadata, Presigned, start_runtime,
 };
+use crate::environment::Environment;
 use crate::failure::{Code, Failure};
 
 /// Most bytes of a file of presigned URLs: 10,000 of them of a few hundred bytes each, and room.
@@ -169,7 +170,8 @@ fn open_presigned(file: &Path, deadline: Duration) -> Result<Backups, Failure> {
 /// `SOURCE_DATE_EPOCH`, by which two archives of one tree are alike.
 fn source_date_epoch() -> Result<Option<u32>, Failure> {
     const NAME: &str = "SOURCE_DATE_EPOCH";
-    let Ok(text) = std::env::var(NAME) else { return Ok(None) };
+    let environment = Environment::of_process();
+    let Some(text) = environment.get(NAME) else { return Ok(None) };
     text.parse().map(Some).map_err(|_| {
         Failure::new(Code::Usage, format!("{NAME}={text:?} is no number of seconds since 1970"))
     })

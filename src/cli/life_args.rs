@@ -45,7 +45,6 @@ pub(crate) struct CreateArgs {
 
     /// Send to the presigned URLs in this file (- for standard input) rather than to a bucket, even
     /// where one is named.
-    // No conflict with --bucket: a bucket of the environment would be one, too.
     #[arg(long, value_name = "FILE", conflicts_with = "account_id", value_hint = ValueHint::FilePath)]
     pub(crate) presigned: Option<PathBuf>,
 

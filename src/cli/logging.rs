@@ -4,11 +4,14 @@ use std::io::Write;
 
 use log::{Level, Log, Metadata, Record};
 
+use crate::environment::Environment;
+
 /// Messages of the libraries and ours go to standard error, from warnings up; `THAWFS_LOG` takes
 /// other levels, such as `debug` or `thawfs::cache=trace`.
 pub(super) fn start() {
-    let environment = env_logger::Env::new().filter_or("THAWFS_LOG", "warn");
-    let logger = env_logger::Builder::from_env(environment)
+    let environment = Environment::of_process();
+    let logger = env_logger::Builder::new()
+        .parse_filters(environment.get("THAWFS_LOG").unwrap_or("warn"))
         .format(|out, record| {
             writeln!(out, "{} {}: {}", out.timestamp_millis(), record.level(), record.args())
         })

@@ -9,6 +9,7 @@ use crate::cache::DiskLimit;
 use crate::failure::{Code, Failure};
 use crate::server::state::{Lock, lock_directory};
 use crate::server::{MountRequest, Ready, check_free, restart_limited, serve, start_detached};
+use crate::store::StoreDefaults;
 
 /// Mounts, and returns when the mount answers (or, in the foreground, when it is gone).
 pub(super) fn mount(args: MountArgs, output: &Output) -> Result<(), Failure> {
@@ -25,7 +26,7 @@ pub(super) fn mount(args: MountArgs, output: &Output) -> Result<(), Failure> {
         fsname: args.fsname,
         share_trace: args.ahead.share_trace,
         fill: args.ahead.fill,
-        ..MountRequest::new(source_request(&args.source), mountpoint)
+        ..MountRequest::new(source_request(&args.source)?, mountpoint)
     };
     for option in args.options.iter().flat_map(|text| options::split(text)) {
         option.apply(&mut request)?;
@@ -82,11 +83,11 @@ pub(super) fn show(ready: &Ready, output: &Output) -> Result<(), Failure> {
 }
 
 /// What to open, from the command line.
-pub(super) fn source_request(args: &SourceArgs) -> SourceRequest {
-    SourceRequest {
-        disk_cache: args.disk.limit.unwrap_or_default(),
+pub(super) fn source_request(args: &SourceArgs) -> Result<SourceRequest, Failure> {
+    Ok(SourceRequest {
+        disk_cache: args.disk.limit()?,
         ..request_for(&args.source, &args.store, &args.reading)
-    }
+    })
 }
 
 /// The same without the disk cache, for a command that takes several sources, or reads them to the
@@ -97,6 +98,7 @@ pub(super) fn request_for(source: &str, store: &StoreArgs, reading: &ReadingArgs
         endpoint: store.endpoint.clone(),
         region: store.region.clone(),
         profile: store.profile.clone(),
+        defaults: StoreDefaults::default(),
         anonymous: store.anonymous,
         virtual_host_style: store.virtual_host_style,
         deadline: std::time::Duration::from_secs(store.timeout),

@@ -10,6 +10,7 @@ use std::process::ExitCode;
 use rustix::fs::StatVfsMountFlags;
 use rustix::mount::MountFlags;
 
+use super::args::disk_limit_of_environment;
 use super::mount::{find_mountpoint, start};
 use super::options::{self, MountOption};
 use super::output::Output;
@@ -77,7 +78,8 @@ fn mount(invocation: Invocation, output: &Output) -> Result<(), Failure> {
     if invocation.options.iter().any(|option| option.is("remount")) {
         return remount(mountpoint, &invocation.options);
     }
-    let source = SourceRequest::new(source.to_string_lossy());
+    let disk_cache = disk_limit_of_environment()?;
+    let source = SourceRequest { disk_cache, ..SourceRequest::new(source.to_string_lossy()) };
     let mut request = MountRequest::new(source, find_mountpoint(mountpoint)?);
     for option in &invocation.options {
         match option.apply(&mut request) {

@@ -42,7 +42,7 @@ pub(super) fn restore(args: RestoreArgs, output: &Output) -> Result<(), Failure>
         };
         let extract = || {
             let mut source = backups.archive(&id)?;
-            source.disk_cache = args.disk.limit.unwrap_or_default();
+            source.disk_cache = args.disk.limit()?;
             extract_opened(&source.open()?, &dir, &extract_options(&args), output)
         };
         return extract().map_err(failed);
@@ -72,7 +72,7 @@ fn restore_url(args: RestoreArgs, output: &Output) -> Result<(), Failure> {
     let source = SourceRequest {
         deadline: Duration::from_secs(args.bucket.store.timeout),
         cache_memory: args.cache_memory,
-        disk_cache: args.disk.limit.unwrap_or_default(),
+        disk_cache: args.disk.limit()?,
         ..SourceRequest::new(args.backup.clone())
     };
     if args.extract {
@@ -101,7 +101,7 @@ fn restore_request(args: &RestoreArgs, output: &Output) -> Result<RestoreRequest
     request.mount.read_only = args.read_only;
     request.mount.keep_upper = args.keep_upper;
     request.mount.source.cache_memory = args.cache_memory;
-    request.mount.source.disk_cache = args.disk.limit.unwrap_or_default();
+    request.mount.source.disk_cache = args.disk.limit()?;
     request.mount.share_trace = args.ahead.share_trace;
     request.mount.fill = args.ahead.fill;
     for option in args.options.iter().flat_map(|text| options::split(text)) {

@@ -23,7 +23,7 @@ pub(super) fn warm(args: &WarmArgs, output: &Output) -> Result<(), Failure> {
         }
         Err(_) => request_for(&args.target, &args.bucket.store, &args.reading),
     };
-    request.disk_cache = args.disk.limit.unwrap_or_default();
+    request.disk_cache = args.disk.limit()?;
     let opened = request.open()?;
     let warming = Arc::new(Warming::default());
     warming.bytes_per_second.store(args.rate, Ordering::Relaxed);

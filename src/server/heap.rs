@@ -9,6 +9,8 @@
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
+use crate::environment::Environment;
+
 /// What a server starts with, unless the user chose otherwise. The last keeps the heap's end from being
 /// returned and taken again for every few blocks, as it is by default where the second is set.
 const SETTINGS: [(&str, &str); 3] = [
@@ -19,8 +21,9 @@ const SETTINGS: [(&str, &str); 3] = [
 
 /// Has `server` start with a heap that stays small.
 pub(super) fn limit(server: &mut Command) {
+    let environment = Environment::of_process();
     for (variable, value) in SETTINGS {
-        if std::env::var_os(variable).is_none() {
+        if environment.path(variable).is_none() {
             server.env(variable, value);
         }
     }
@@ -29,7 +32,8 @@ pub(super) fn limit(server: &mut Command) {
 /// Starts this very program again, in the same process and with the same arguments, where its own
 /// heap is not limited yet. Returns where it is, and where the program cannot be started again.
 pub fn restart_limited() {
-    if SETTINGS.iter().all(|(variable, _)| std::env::var_os(variable).is_some()) {
+    let environment = Environment::of_process();
+    if SETTINGS.iter().all(|(variable, _)| environment.path(variable).is_some()) {
         return;
     }
     let mut arguments = std::env::args_os();

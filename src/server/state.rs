@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::IFlags;
 use serde::{Deserialize, Serialize};
 
+use crate::environment::Environment;
 use crate::failure::{Code, Failure};
 
 /// What a running server wrote down about itself. Holds no secret.
@@ -63,15 +64,13 @@ impl StateDir {
     /// `~/.local/state/thawfs`, without a home `/tmp/thawfs-UID`). It holds uppers, so it is not in a
     /// directory that lives in memory.
     pub fn locate() -> Self {
-        let from = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
-        let root = if let Some(path) = from("THAWFS_STATE_DIR") {
-            PathBuf::from(path)
+        let environment = Environment::of_process();
+        let root = if let Some(path) = environment.path("THAWFS_STATE_DIR") {
+            path.to_owned()
         } else if rustix::process::geteuid().is_root() {
             PathBuf::from("/var/lib/thawfs")
-        } else if let Some(path) = from("XDG_STATE_HOME") {
-            Path::new(&path).join("thawfs")
-        } else if let Some(path) = from("HOME") {
-            Path::new(&path).join(".local/state/thawfs")
+        } else if let Some(path) = environment.base_directory("XDG_STATE_HOME", ".local/state") {
+            path.join("thawfs")
         } else {
             // Others cannot rename what lies in /tmp itself.
             PathBuf::from(format!("/tmp/thawfs-{}", rustix::process::geteuid().as_raw()))

@@ -1,8 +1,9 @@
 //! Where the keys to a bucket come from, and how they are renewed.
 //!
-//! Tried in AWS's order: a profile that was asked for by name, keys in the environment, the
-//! profile of `AWS_PROFILE` or `default`, a web identity token, a container's credentials, the
-//! machine's metadata service. The first that is there is used; the rest is not looked at.
+//! Tried in the order of botocore and so of AWS's command line: keys in the environment, a web identity
+//! of the environment, the profile, a container's credentials, the machine's metadata service. Where a
+//! profile was asked for by name, keys and web identity of the environment do not count. The first that
+//! is there is used; the rest is not looked at.
 
 use std::fmt;
 use std::path::Path;
@@ -18,7 +19,8 @@ use tokio::sync::OnceCell;
 
 use super::error::root_cause;
 use super::profile::{Keys, Profile};
-use super::{Environment, Error, Result, StoreOptions};
+use super::{Error, Result, StoreOptions};
+use crate::environment::Environment;
 
 /// Keys are renewed this long before they expire, so that none expires on its way.
 const MARGIN: chrono::TimeDelta = chrono::TimeDelta::minutes(2);
@@ -33,8 +35,8 @@ enum Kind {
     Anonymous,
     Fixed(Arc<AwsCredential>),
     Profile {
-        environment: Environment,
-        name: Option<String>,
+        /// Which profile, of whose files.
+        options: Box<StoreOptions>,
         /// Replaced as a whole to renew, so that many requests share one reading and no lock is
         /// held while it goes on.
         current: Mutex<Arc<OnceCell<Current>>>,
@@ -59,40 +61,29 @@ impl Credentials {
         client: &HttpClient,
         place: &str,
     ) -> Result<Self> {
-        let environment = &options.environment;
         if options.anonymous {
             return Ok(Self(Kind::Anonymous));
         }
-        let variables = match (
-            environment.get("AWS_ACCESS_KEY_ID"),
-            environment.get("AWS_SECRET_ACCESS_KEY"),
-        ) {
-            (Some(key_id), Some(secret_key)) => Some(AwsCredential {
-                key_id: key_id.to_owned(),
-                secret_key: secret_key.to_owned(),
-                token: environment.get("AWS_SESSION_TOKEN").map(str::to_owned),
-            }),
-            (None, None) => None,
-            _ => {
-                return Err(Error::BadCredentials {
-                    object: place.to_owned(),
-                    reason: "only one of AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY is set".into(),
-                });
+        let environment = &options.environment;
+        let asked_by_name = options.profile.is_some();
+        if !asked_by_name {
+            if let Some(credential) = keys_of(environment, place)? {
+                return Ok(Self(Kind::Fixed(Arc::new(check(credential, place)?))));
             }
-        };
-        if let (Some(credential), None) = (variables, &options.profile) {
-            return Ok(Self(Kind::Fixed(Arc::new(check(credential, place)?))));
+            if has_web_identity(environment) {
+                return Ok(Self(Kind::Provider(provider(environment.aws(), region, client)?)));
+            }
         }
         if let Some(keys) = profile.keys().await? {
             return Ok(Self(Kind::Profile {
-                environment: environment.clone(),
-                name: options.profile.clone(),
+                options: Box::new(options.clone()),
                 current: Mutex::new(Arc::new(OnceCell::new_with(Some(Current::new(keys, place)?)))),
             }));
         }
         if has_provider(environment) {
-            let provider = provider(environment, region, client)?;
-            return Ok(Self(Kind::Provider(provider)));
+            // What was passed over above must not be found by other code.
+            let of_machine = environment.aws().filter(|(name, _)| !OF_CALLER.contains(name));
+            return Ok(Self(Kind::Provider(provider(of_machine, region, client)?)));
         }
         Err(Error::BadCredentials { object: place.to_owned(), reason: "there are none".into() })
     }
@@ -102,13 +93,13 @@ impl Credentials {
         match &self.0 {
             Kind::Anonymous => Ok(None),
             Kind::Fixed(credential) => Ok(Some(credential.clone())),
-            Kind::Profile { environment, name, current } => {
+            Kind::Profile { options, current } => {
                 let mut cell = current.lock().clone();
                 if cell.get().is_some_and(Current::is_old) {
                     cell = replace(current, &cell);
                 }
                 let read = || async {
-                    let profile = Profile::read(environment, name.as_deref())?;
+                    let profile = Profile::read(options)?;
                     match profile.keys().await? {
                         Some(keys) => Current::new(keys, object),
                         None => Err(Error::ExpiredCredentials { object: object.to_owned() }),
@@ -196,22 +187,54 @@ fn check_ascii(credential: &AwsCredential, place: &str) -> Result<()> {
     })
 }
 
+/// The variables by which a caller says who it is.
+const OF_CALLER: [&str; 5] = [
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "AWS_WEB_IDENTITY_TOKEN_FILE",
+    "AWS_ROLE_ARN",
+];
+
+/// The keys in the environment.
+///
+/// # Errors
+/// [`Error::BadCredentials`] if one half of a pair is missing.
+fn keys_of(environment: &Environment, place: &str) -> Result<Option<AwsCredential>> {
+    let [id, secret] = ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"];
+    let half = |set: &str, missing: &str| {
+        let reason = format!("{set} is set, but {missing} is not");
+        Err(Error::BadCredentials { object: place.to_owned(), reason })
+    };
+    match (environment.get(id), environment.get(secret)) {
+        (Some(key_id), Some(secret_key)) => Ok(Some(AwsCredential {
+            key_id: key_id.to_owned(),
+            secret_key: secret_key.to_owned(),
+            token: environment.get("AWS_SESSION_TOKEN").map(str::to_owned),
+        })),
+        (None, None) => Ok(None),
+        (Some(_), None) => half(id, secret),
+        (None, Some(_)) => half(secret, id),
+    }
+}
+
+fn has_web_identity(environment: &Environment) -> bool {
+    ["AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_ROLE_ARN"].iter().all(|it| environment.get(it).is_some())
+}
+
 /// Whether a cloud service is there to be asked. Asking a metadata service that is not there
 /// would take seconds, so its machines are told by the vendor their firmware names.
 fn has_provider(environment: &Environment) -> bool {
     let is_set = |key| environment.get(key).is_some();
-    if (is_set("AWS_WEB_IDENTITY_TOKEN_FILE") && is_set("AWS_ROLE_ARN"))
-        || is_set("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI")
+    if is_set("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI")
         || (is_set("AWS_CONTAINER_CREDENTIALS_FULL_URI")
             && is_set("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE"))
         || is_set("AWS_METADATA_ENDPOINT")
     {
         return true;
     }
-    let disabled = environment
-        .get("AWS_EC2_METADATA_DISABLED")
-        .is_some_and(|value| value.eq_ignore_ascii_case("true"));
-    !disabled && is_ec2(Path::new("/sys/class/dmi/id/sys_vendor"))
+    let disabled = environment.flag("AWS_EC2_METADATA_DISABLED");
+    disabled != Some(true) && is_ec2(Path::new("/sys/class/dmi/id/sys_vendor"))
 }
 
 fn is_ec2(vendor: &Path) -> bool {
@@ -219,8 +242,8 @@ fn is_ec2(vendor: &Path) -> bool {
 }
 
 /// The provider object_store chooses by the same variables.
-fn provider(
-    environment: &Environment,
+fn provider<'a>(
+    variables: impl Iterator<Item = (&'a str, &'a str)>,
     region: &str,
     client: &HttpClient,
 ) -> Result<AwsCredentialProvider> {
@@ -232,7 +255,7 @@ fn provider(
             retry_timeout: PROVIDER_DEADLINE,
             ..RetryConfig::default()
         });
-    for (key, value) in environment.aws() {
+    for (key, value) in variables {
         if let Ok(key) = key.to_ascii_lowercase().parse() {
             builder = builder.with_config(key, value);
         }
@@ -262,9 +285,9 @@ mod tests {
     async fn find(variables: &[(&str, &str)], options: StoreOptions) -> Result<Credentials> {
         let environment: Environment =
             variables.iter().map(|(key, value)| (*key, *value)).collect();
-        let options = StoreOptions { environment: environment.clone(), ..options };
+        let options = StoreOptions { environment, ..options };
         let client = super::super::tls::client(&options, false)?;
-        let profile = Profile::read(&environment, options.profile.as_deref())?;
+        let profile = Profile::read(&options)?;
         Credentials::find(&options, &profile, "auto", &client, "s3://b").await
     }
 
@@ -273,7 +296,14 @@ mod tests {
         let started = std::time::Instant::now();
         for (variables, reason) in [
             (vec![("AWS_EC2_METADATA_DISABLED", "true")], "there are none"),
-            (vec![("AWS_ACCESS_KEY_ID", "k")], "only one of"),
+            (
+                vec![("AWS_ACCESS_KEY_ID", "k")],
+                "AWS_ACCESS_KEY_ID is set, but AWS_SECRET_ACCESS_KEY is not",
+            ),
+            (
+                vec![("AWS_SECRET_ACCESS_KEY", "s"), ("AWS_ACCESS_KEY_ID", "")],
+                "AWS_SECRET_ACCESS_KEY is set, but AWS_ACCESS_KEY_ID is not",
+            ),
             (
                 vec![("AWS_ACCESS_KEY_ID", "k\n"), ("AWS_SECRET_ACCESS_KEY", "s")],
                 "the key id or session token has",

@@ -13,7 +13,6 @@
 
 mod counters;
 mod credentials;
-mod environment;
 mod error;
 mod exchange;
 mod hedge;
@@ -41,10 +40,9 @@ use bytes::Bytes;
 use chrono::{DateTime, Utc};
 
 pub use counters::Counters;
-pub use environment::Environment;
 pub use error::{Error, Result};
 pub use hedge::Hedged;
-pub use options::StoreOptions;
+pub use options::{StoreDefaults, StoreOptions};
 pub use pages::Pages;
 pub use presigned::PresignedUrls;
 pub use source::Source;

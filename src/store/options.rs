@@ -2,13 +2,15 @@
 
 use std::time::Duration;
 
-use super::Environment;
+use serde::{Deserialize, Serialize};
+
+use crate::environment::Environment;
 
 /// How to reach a store. The default is what the environment says, as with AWS's own tools.
 #[derive(Clone, Debug)]
 pub struct StoreOptions {
-    /// Base URL of an S3-compatible service; wins over `AWS_ENDPOINT_URL_S3`, `AWS_ENDPOINT_URL`
-    /// and the profile's `endpoint_url`. Without any, AWS itself.
+    /// Base URL of an S3-compatible service; wins over `AWS_ENDPOINT_URL_S3`, `AWS_ENDPOINT_URL`, and
+    /// the profile's `services` section and `endpoint_url`. Without any, AWS itself.
     pub endpoint: Option<String>,
     /// Region to sign for; wins over `AWS_REGION`, `AWS_DEFAULT_REGION` and the profile's. Without
     /// any, `auto` for R2 and `us-east-1` elsewhere.
@@ -16,6 +18,8 @@ pub struct StoreOptions {
     /// Profile of `~/.aws/config` and `~/.aws/credentials`; wins over `AWS_PROFILE` and over keys
     /// in the environment.
     pub profile: Option<String>,
+    /// What holds where neither the above nor the environment says anything.
+    pub defaults: StoreDefaults,
     /// Send no credentials, for public buckets.
     pub anonymous: bool,
     /// Put the bucket into the host name. A custom endpoint gets it in the path otherwise, AWS in
@@ -32,6 +36,18 @@ pub struct StoreOptions {
     pub environment: Environment,
 }
 
+/// What a configuration file of this program says of a store. It goes after options and environment
+/// variables, keys among them, and before what the profile says.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoreDefaults {
+    /// See [`StoreOptions::endpoint`].
+    pub endpoint: Option<String>,
+    /// See [`StoreOptions::region`].
+    pub region: Option<String>,
+    /// Which profile, where nothing else names one.
+    pub profile: Option<String>,
+}
+
 impl StoreOptions {
     /// Long enough to sit out a store's hiccup, short enough for a program that waits.
     pub const DEFAULT_DEADLINE: Duration = Duration::from_secs(30);
@@ -43,6 +59,7 @@ impl Default for StoreOptions {
             endpoint: None,
             region: None,
             profile: None,
+            defaults: StoreDefaults::default(),
             anonymous: false,
             virtual_host_style: false,
             deadline: Self::DEFAULT_DEADLINE,

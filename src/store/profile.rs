@@ -1,19 +1,28 @@
 //! Profiles of `~/.aws/config` and `~/.aws/credentials`.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use chrono::{DateTime, Utc};
 use object_store::aws::AwsCredential;
 use serde::Deserialize;
 
-use super::{Environment, Error, Result};
+use super::{Error, Result, StoreOptions};
+use crate::environment::Environment;
 
-/// One profile: its settings from both files, those of `credentials` winning.
+/// The settings below one `[header]`. One that is nested, as `endpoint_url` below `s3 =`, is called
+/// `s3.endpoint_url`.
+type Section = BTreeMap<String, String>;
+
+/// One profile: what both files say of it.
 #[derive(Default)]
 pub(super) struct Profile {
     name: String,
-    settings: BTreeMap<String, String>,
+    config: Section,
+    /// Wins over `config`.
+    credentials: Section,
+    /// The section of `config` that the setting `services` names, if there is one.
+    services: Option<Section>,
 }
 
 /// Keys, and when they stop working if that is known.
@@ -34,62 +43,64 @@ struct ProcessOutput {
 }
 
 impl Profile {
-    /// Reads the profile called `wanted`, or the one of `AWS_PROFILE`, or `default`.
+    /// Reads the profile that the options name, or `AWS_PROFILE`, or the defaults, or `default`.
     ///
     /// # Errors
     /// If a profile was named and no file has it. A missing `default` is an empty profile, and so
-    /// is one of `AWS_PROFILE` where keys in the environment make it needless.
-    pub(super) fn read(environment: &Environment, wanted: Option<&str>) -> Result<Self> {
-        let named = wanted.or_else(|| environment.get("AWS_PROFILE"));
-        let name = named.unwrap_or("default").to_owned();
-        let mut settings = BTreeMap::new();
-        let mut found = false;
-        for (variable, file, prefix) in [
-            ("AWS_CONFIG_FILE", "config", "profile "),
-            ("AWS_SHARED_CREDENTIALS_FILE", "credentials", ""),
-        ] {
-            let Some(path) = environment.aws_file(variable, file) else { continue };
-            let Some(text) = read_optional(&path)? else { continue };
-            // `config` says `[profile x]`, but plain `[default]`.
-            let section = if name == "default" { name.clone() } else { format!("{prefix}{name}") };
-            if let Some(section) = section_of(&text, &section) {
-                found = true;
-                settings.extend(section);
-            }
-        }
-        let needless = wanted.is_none() && environment.get("AWS_ACCESS_KEY_ID").is_some();
+    /// is one that no option names where keys in the environment make it needless.
+    pub(super) fn read(options: &StoreOptions) -> Result<Self> {
+        let environment = &options.environment;
+        let asked = options.profile.as_deref();
+        let named = asked
+            .or_else(|| environment.get("AWS_PROFILE"))
+            .or(options.defaults.profile.as_deref());
+        let mut profile = Self { name: named.unwrap_or("default").to_owned(), ..Self::default() };
+        let sections = |variable, file| match aws_file(environment, variable, file) {
+            Some(path) => Ok(read_optional(&path)?.map(|text| parse(&text)).unwrap_or_default()),
+            None => Ok(BTreeMap::new()),
+        };
+        let mut config = sections("AWS_CONFIG_FILE", "config")?;
+        let mut credentials = sections("AWS_SHARED_CREDENTIALS_FILE", "credentials")?;
+        // `config` says `[profile x]`, but may say plain `[default]`.
+        let plain = if profile.name == "default" { config.remove("default") } else { None };
+        let config_section = config.remove(&format!("profile {}", profile.name)).or(plain);
+        let credentials_section = credentials.remove(&profile.name);
+        let found = config_section.is_some() || credentials_section.is_some();
+        let needless = asked.is_none() && environment.get("AWS_ACCESS_KEY_ID").is_some();
         if named.is_some() && !found && !needless {
-            return Err(Error::BadOption {
-                what: format!("profile {name}"),
-                reason: "neither ~/.aws/config nor ~/.aws/credentials has it".into(),
-            });
+            return Err(profile.bad("neither ~/.aws/config nor ~/.aws/credentials has it".into()));
         }
-        Ok(Self { name, settings })
+        profile.config = config_section.unwrap_or_default();
+        profile.credentials = credentials_section.unwrap_or_default();
+        profile.services =
+            profile.get("services").and_then(|name| config.remove(&format!("services {name}")));
+        Ok(profile)
     }
 
     /// A setting, such as `region`.
     pub(super) fn get(&self, key: &str) -> Option<&str> {
-        self.settings.get(key).map(String::as_str).filter(|value| !value.is_empty())
+        value(&self.credentials, key).or_else(|| value(&self.config, key))
     }
 
-    /// The profile's keys; `None` if it says nothing of any.
+    /// The endpoint of S3: the one of the services section before the one for everything.
     ///
     /// # Errors
-    /// If it wants them by a way we do not know, or its `credential_process` fails.
+    /// If the profile names a services section that is not there.
+    pub(super) fn endpoint(&self) -> Result<Option<&str>> {
+        if let (Some(name), None) = (self.get("services"), &self.services) {
+            return Err(self.bad(format!("~/.aws/config has no [services {name}]")));
+        }
+        let of_service = self.services.as_ref().and_then(|it| value(it, "s3.endpoint_url"));
+        Ok(of_service.or_else(|| self.get("endpoint_url")))
+    }
+
+    /// The profile's keys; `None` if it says nothing of any. Ways to get them are tried in botocore's
+    /// order: roles and SSO, the credentials file, `credential_process`, the config file.
+    ///
+    /// # Errors
+    /// If it wants them by a way we do not know, has only half a pair, or its `credential_process`
+    /// fails.
     pub(super) async fn keys(&self) -> Result<Option<Keys>> {
-        if let (Some(key_id), Some(secret_key)) =
-            (self.get("aws_access_key_id"), self.get("aws_secret_access_key"))
-        {
-            let credential = AwsCredential {
-                key_id: key_id.to_owned(),
-                secret_key: secret_key.to_owned(),
-                token: self.get("aws_session_token").map(str::to_owned),
-            };
-            return Ok(Some(Keys { credential, expires: None }));
-        }
-        if let Some(command) = self.get("credential_process") {
-            return self.run(command.to_owned()).await.map(Some);
-        }
         for unknown in ["role_arn", "sso_session", "sso_start_url", "credential_source"] {
             if self.get(unknown).is_some() {
                 return Err(self.bad(format!(
@@ -99,7 +110,27 @@ impl Profile {
                 )));
             }
         }
-        Ok(None)
+        if let Some(keys) = self.pair(&self.credentials)? {
+            return Ok(Some(keys));
+        }
+        if let Some(command) = self.get("credential_process") {
+            return self.run(command.to_owned()).await.map(Some);
+        }
+        self.pair(&self.config)
+    }
+
+    /// The keys that one file has of this profile.
+    fn pair(&self, section: &Section) -> Result<Option<Keys>> {
+        let [id, secret] = ["aws_access_key_id", "aws_secret_access_key"];
+        let (key_id, secret_key) = match (value(section, id), value(section, secret)) {
+            (Some(key_id), Some(secret_key)) => (key_id.to_owned(), secret_key.to_owned()),
+            (None, None) => return Ok(None),
+            (Some(_), None) => return Err(self.bad(format!("it has {id} but no {secret}"))),
+            (None, Some(_)) => return Err(self.bad(format!("it has {secret} but no {id}"))),
+        };
+        let token = value(section, "aws_session_token").map(str::to_owned);
+        let credential = AwsCredential { key_id, secret_key, token };
+        Ok(Some(Keys { credential, expires: None }))
     }
 
     async fn run(&self, command: String) -> Result<Keys> {
@@ -155,67 +186,136 @@ fn read_optional(path: &Path) -> Result<Option<String>> {
     }
 }
 
-/// The `key = value` lines below `[name]`. Indented lines belong to a nested setting and are left
-/// out.
-fn section_of(text: &str, name: &str) -> Option<BTreeMap<String, String>> {
-    let mut section = None;
-    let mut inside = false;
+/// A file of `~/.aws`, or where `variable` says it is.
+fn aws_file(environment: &Environment, variable: &str, name: &str) -> Option<PathBuf> {
+    let home = environment.path("HOME");
+    match environment.path(variable) {
+        Some(path) => match (path.strip_prefix("~"), home) {
+            (Ok(below), Some(home)) => Some(home.join(below)),
+            _ => Some(path.to_owned()),
+        },
+        None => Some(home?.join(".aws").join(name)),
+    }
+}
+
+/// A setting with a value.
+fn value<'a>(section: &'a Section, key: &str) -> Option<&'a str> {
+    section.get(key).map(String::as_str).filter(|value| !value.is_empty())
+}
+
+/// The sections of a file by their headers, which are words: `profile dev`. Quotes around a word go.
+fn parse(text: &str) -> BTreeMap<String, Section> {
+    let mut sections = BTreeMap::<String, Section>::new();
+    // Where lines go now: the section, and the setting that indented lines are nested in.
+    let mut header: Option<String> = None;
+    let mut outer = String::new();
     for line in text.lines() {
-        if line.starts_with([' ', '\t', '#', ';']) {
+        let indented = line.starts_with([' ', '\t']);
+        let line = line.trim();
+        if line.is_empty() || line.starts_with(['#', ';']) {
             continue;
         }
-        let line = line.trim_end();
-        if let Some(header) = line.strip_prefix('[').and_then(|line| line.split(']').next()) {
-            let header = header.split_whitespace().collect::<Vec<_>>().join(" ");
-            inside = header == name;
-            if inside {
-                section.get_or_insert_with(BTreeMap::new);
-            }
-        } else if let (true, Some((key, value)), Some(section)) =
-            (inside, line.split_once('='), &mut section)
-        {
-            section.insert(key.trim().to_ascii_lowercase(), value.trim().to_owned());
+        let title = line.strip_prefix('[').filter(|_| !indented);
+        if let Some(title) = title.and_then(|line| line.split(']').next()) {
+            let words = title.replace(['"', '\''], " ");
+            let words = words.split_whitespace().collect::<Vec<_>>().join(" ");
+            sections.entry(words.clone()).or_default();
+            header = Some(words);
+            outer.clear();
+            continue;
+        }
+        let (Some(header), Some((key, value))) = (&header, line.split_once('=')) else { continue };
+        let Some(section) = sections.get_mut(header) else { continue };
+        let (key, value) = (key.trim().to_ascii_lowercase(), value.trim().to_owned());
+        if !indented {
+            outer.clone_from(&key);
+            section.insert(key, value);
+        } else if !outer.is_empty() {
+            section.insert(format!("{outer}.{key}"), value);
         }
     }
-    section
+    sections
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn environment(config: &str, credentials: &str) -> (tempfile::TempDir, Environment) {
+    /// Options with a home whose `~/.aws` holds these files, which lasts as long as the directory.
+    fn home(config: &str, credentials: &str) -> (tempfile::TempDir, StoreOptions) {
         let home = tempfile::tempdir().unwrap();
         std::fs::create_dir(home.path().join(".aws")).unwrap();
         std::fs::write(home.path().join(".aws/config"), config).unwrap();
         std::fs::write(home.path().join(".aws/credentials"), credentials).unwrap();
-        let environment = [("HOME", home.path().to_str().unwrap())].into_iter().collect();
-        (home, environment)
+        let environment = [("HOME", home.path())].into_iter().collect();
+        (home, StoreOptions { environment, ..StoreOptions::default() })
+    }
+
+    fn asked(options: &StoreOptions, profile: &str) -> StoreOptions {
+        StoreOptions { profile: Some(profile.into()), ..options.clone() }
     }
 
     #[tokio::test]
-    async fn credentials_win_over_config_and_nested_settings_are_left_out() {
-        let (_home, environment) = environment(
+    async fn credentials_win_over_config_and_nested_settings_are_apart() {
+        let (_home, options) = home(
             "[default]\nregion=us-west-2\n[profile  dev]\nregion = auto # not a comment\n\
-             s3 =\n  region = nested\naws_access_key_id = old\n",
+             s3 =\n  region = nested\naws_access_key_id = old\n[profile \"two words\"]\nregion=r\n",
             "# comment\n[dev]\naws_access_key_id = new\naws_secret_access_key = a=b\n\
              aws_session_token = t\n[other]\naws_access_key_id = no\n",
         );
-        let profile = Profile::read(&environment, Some("dev")).unwrap();
+        let profile = Profile::read(&asked(&options, "dev")).unwrap();
         assert_eq!(profile.get("region"), Some("auto # not a comment"));
         let keys = profile.keys().await.unwrap().unwrap();
         assert_eq!(keys.credential.key_id, "new");
         assert_eq!(keys.credential.secret_key, "a=b");
         assert_eq!(keys.credential.token.as_deref(), Some("t"));
-        assert_eq!(Profile::read(&environment, None).unwrap().get("region"), Some("us-west-2"));
-        assert!(Profile::read(&environment, None).unwrap().keys().await.unwrap().is_none());
+        assert_eq!(Profile::read(&options).unwrap().get("region"), Some("us-west-2"));
+        assert!(Profile::read(&options).unwrap().keys().await.unwrap().is_none());
+        let quoted = Profile::read(&asked(&options, "two words")).unwrap();
+        assert_eq!(quoted.get("region"), Some("r"));
+        let half = Profile::read(&asked(&options, "other")).unwrap().keys().await.err().unwrap();
+        let expected = "profile other: it has aws_access_key_id but no aws_secret_access_key";
+        assert_eq!(half.to_string(), expected);
+    }
+
+    #[test]
+    fn a_services_section_says_where_s3_is() {
+        let (_home, options) = home(
+            "[profile a]\nservices = one\nendpoint_url = http://all\n\
+             [services one]\ndynamodb =\n  endpoint_url = http://dynamo\n\
+             s3 = \n\tendpoint_url = http://s3\n\n\
+             [profile b]\nservices = two\nendpoint_url = http://all\n\
+             [services two]\nsqs =\n  endpoint_url = http://sqs\n\
+             [profile c]\nservices = none\n",
+            "",
+        );
+        let endpoint = |name: &str| {
+            let profile = Profile::read(&asked(&options, name)).unwrap();
+            profile.endpoint().map(|found| found.map(str::to_owned))
+        };
+        assert_eq!(endpoint("a").unwrap().as_deref(), Some("http://s3"));
+        assert_eq!(endpoint("b").unwrap().as_deref(), Some("http://all"));
+        let missing = endpoint("c").unwrap_err().to_string();
+        assert_eq!(missing, "profile c: ~/.aws/config has no [services none]");
+    }
+
+    #[test]
+    fn files_may_lie_elsewhere() {
+        let (home, options) = home("", "");
+        std::fs::write(home.path().join("mine"), "[default]\nregion = r\n").unwrap();
+        for path in ["~/mine".into(), home.path().join("mine")] {
+            let variables = [("HOME", home.path()), ("AWS_CONFIG_FILE", path.as_path())];
+            let environment = variables.into_iter().collect();
+            let options = StoreOptions { environment, ..options.clone() };
+            assert_eq!(Profile::read(&options).unwrap().get("region"), Some("r"), "{path:?}");
+        }
     }
 
     #[tokio::test]
     async fn a_process_gives_keys_and_its_failure_shows_no_secret() {
         let run = |command: &str| {
-            let settings = [("credential_process".to_owned(), command.to_owned())];
-            Profile { name: "p".into(), settings: settings.into() }
+            let config = [("credential_process".to_owned(), command.to_owned())].into();
+            Profile { name: "p".into(), config, ..Profile::default() }
         };
         let good = run(
             r#"echo '{"Version":1,"AccessKeyId":"k","SecretAccessKey":"s","Expiration":"2030-01-01T00:00:00Z"}'"#,
@@ -234,16 +334,11 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_not_supported_is_said() {
-        let (_home, environment) = environment("[profile sso]\nsso_session = x\n", "");
-        let profile = Profile::read(&environment, Some("sso")).unwrap();
+        let (_home, options) = home("[profile sso]\nsso_session = x\n", "");
+        let profile = Profile::read(&asked(&options, "sso")).unwrap();
         let error = profile.keys().await.err().unwrap().to_string();
         assert!(error.starts_with("profile sso: sso_session is not supported"), "{error}");
-        let missing = Profile::read(&environment, Some("nope")).err().unwrap().to_string();
+        let missing = Profile::read(&asked(&options, "nope")).err().unwrap().to_string();
         assert!(missing.starts_with("profile nope: neither"), "{missing}");
-        let variables = |keys: &[(&'static str, &'static str)]| -> Environment {
-            [("AWS_PROFILE", "nope")].into_iter().chain(keys.iter().copied()).collect()
-        };
-        assert!(Profile::read(&variables(&[]), None).is_err());
-        assert!(Profile::read(&variables(&[("AWS_ACCESS_KEY_ID", "k")]), None).is_ok());
     }
 }

@@ -31,20 +31,15 @@ pub(super) struct S3Store {
 impl S3Store {
     /// For `bucket`, where the options, the environment and the profile say it is. Sends nothing.
     pub(super) async fn open(bucket: &str, options: &StoreOptions) -> Result<Self> {
-        let environment = &options.environment;
-        let profile = Profile::read(environment, options.profile.as_deref())?;
-        let endpoint = options
-            .endpoint
-            .as_deref()
-            .or_else(|| environment.get("AWS_ENDPOINT_URL_S3"))
-            .or_else(|| environment.get("AWS_ENDPOINT_URL"))
-            .or_else(|| profile.get("endpoint_url"));
+        let profile = Profile::read(options)?;
+        let endpoint = find_endpoint(options, &profile)?;
         let is_r2 = endpoint.is_some_and(|endpoint| endpoint.contains(".r2.cloudflarestorage.com"));
         let region = options
             .region
             .as_deref()
-            .or_else(|| environment.get("AWS_REGION"))
-            .or_else(|| environment.get("AWS_DEFAULT_REGION"))
+            .or_else(|| options.environment.get("AWS_REGION"))
+            .or_else(|| options.environment.get("AWS_DEFAULT_REGION"))
+            .or(options.defaults.region.as_deref())
             .or_else(|| profile.get("region"))
             .unwrap_or(if is_r2 { "auto" } else { "us-east-1" })
             .to_owned();
@@ -191,6 +186,25 @@ impl Store for S3Store {
 impl fmt::Debug for S3Store {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "S3Store({} at {})", self.bucket, self.base)
+    }
+}
+
+/// The endpoint in the order of AWS's tools. Those that are configured for all of them can be switched
+/// off, which says nothing of ours.
+fn find_endpoint<'a>(options: &'a StoreOptions, profile: &'a Profile) -> Result<Option<&'a str>> {
+    let environment = &options.environment;
+    let ignored = environment.flag("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS").unwrap_or_else(|| {
+        let setting = profile.get("ignore_configured_endpoint_urls");
+        setting.is_some_and(|value| value.eq_ignore_ascii_case("true"))
+    });
+    let of_environment = || {
+        let service = environment.get("AWS_ENDPOINT_URL_S3");
+        service.or_else(|| environment.get("AWS_ENDPOINT_URL")).filter(|_| !ignored)
+    };
+    let ours = options.endpoint.as_deref().or_else(of_environment);
+    match ours.or(options.defaults.endpoint.as_deref()) {
+        None if !ignored => profile.endpoint(),
+        found => Ok(found),
     }
 }
 

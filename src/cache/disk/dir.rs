@@ -14,6 +14,7 @@ use rustix::fs::{Mode, OFlags};
 use serde::{Deserialize, Serialize};
 
 use super::entry::{About, ENDINGS, Entry, open_file, place_stem};
+use crate::environment::Environment;
 
 /// What [`DiskLimit::Auto`] takes at most, in bytes.
 const AUTO_MOST: u64 = 10 << 30;
@@ -56,17 +57,13 @@ impl CacheDir {
     /// `THAWFS_CACHE_DIR`, or `/var/cache/thawfs` for root, or `$XDG_CACHE_HOME/thawfs` (by default
     /// `~/.cache/thawfs`). `None` for a user without a home.
     pub fn locate() -> Option<PathBuf> {
-        let from = |name: &str| {
-            std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from)
-        };
-        let path = if let Some(path) = from("THAWFS_CACHE_DIR") {
-            path
+        let environment = Environment::of_process();
+        let path = if let Some(path) = environment.path("THAWFS_CACHE_DIR") {
+            path.to_owned()
         } else if rustix::process::geteuid().is_root() {
             PathBuf::from("/var/cache/thawfs")
-        } else if let Some(path) = from("XDG_CACHE_HOME").filter(|path| path.is_absolute()) {
-            path.join("thawfs")
         } else {
-            from("HOME").filter(|path| path.is_absolute())?.join(".cache/thawfs")
+            environment.base_directory("XDG_CACHE_HOME", ".cache")?.join("thawfs")
         };
         std::path::absolute(path).ok()
     }
