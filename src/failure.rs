@@ -132,9 +132,12 @@ impl From<&store::Error> for Failure {
         use store::Error as E;
         let code = match error {
             E::NotFound { .. } | E::NoSuchBucket { .. } => Code::NotFound,
-            E::AccessDenied { .. } | E::BadCredentials { .. } | E::ExpiredCredentials { .. } => {
-                Code::AccessDenied
-            }
+            E::AccessDenied { .. }
+            | E::BadCredentials { .. }
+            | E::RefusedCredentials { .. }
+            | E::ExpiredCredentials { .. } => Code::AccessDenied,
+            // An archived object, or a clock that makes every signature a stranger's.
+            E::Refused { refusal, .. } if refusal.status == 403 => Code::AccessDenied,
             E::Changed { .. } => Code::Changed,
             // The first bytes of an archive exist: what is too short to have them is none.
             E::OutOfRange { .. } => Code::NotAnArchive,

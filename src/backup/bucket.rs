@@ -157,7 +157,7 @@ impl BucketRequest {
     fn source(&self) -> Result<Source, Failure> {
         let text = self.bucket.as_deref().ok_or_else(no_bucket)?;
         let invalid = |failure: Failure| Failure { code: Code::InvalidBackupConfig, ..failure };
-        if !text.contains('/') {
+        if !text.contains([':', '/']) {
             // As a path it would quietly be a directory here.
             let message = format!("{text:?} is not how a bucket is named");
             return Err(Failure::new(Code::InvalidBackupConfig, message)

@@ -195,13 +195,20 @@ fn open_cache(limit: DiskLimit) -> Option<CacheDir> {
 }
 
 /// Opens a file, or `data.sqsh` in a directory; gives its name, too.
-fn open_file(path: &Path, offset: u64) -> Result<(FileBlob, String), Failure> {
-    let path = if path.is_dir() { path.join("data.sqsh") } else { path.to_owned() };
+fn open_file(asked: &Path, offset: u64) -> Result<(FileBlob, String), Failure> {
+    let is_directory = asked.is_dir();
+    let path = if is_directory { asked.join(Backups::ARCHIVE) } else { asked.to_owned() };
     let name = path.display().to_string();
     match FileBlob::open(&path, offset) {
         Ok(blob) => Ok((blob, name)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound && is_directory => {
+            let message = format!("{name} does not exist, and a directory is no source without it");
+            Err(Failure::new(Code::NotFound, message)
+                .hint("a source is an archive; thawfs create backs a directory up as one"))
+        }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            Err(Failure::new(Code::NotFound, format!("{name} does not exist")))
+            Err(Failure::new(Code::NotFound, format!("{name} does not exist"))
+                .hint("check the path; a key in a bucket is written s3://BUCKET/KEY"))
         }
         Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
             Err(Failure::new(Code::AccessDenied, format!("cannot open {name}: {error}")))

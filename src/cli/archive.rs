@@ -11,7 +11,7 @@ use std::sync::atomic::Ordering;
 use serde::Serialize;
 
 use super::args::{CatArgs, ExtractArgs, InspectArgs, LsArgs};
-use super::mount::source_request;
+use super::mount::{check_not_source, source_request};
 use super::output::{Output, Watcher, human_bytes, human_time, stdout_failed};
 use crate::backup::{self, ExtractOptions, ExtractProgress, OpenArchive, find};
 use crate::failure::{Code, Failure};
@@ -239,6 +239,7 @@ pub(super) fn cat(args: &CatArgs) -> Result<(), Failure> {
 }
 
 pub(super) fn extract(args: &ExtractArgs, output: &Output) -> Result<(), Failure> {
+    check_not_source(&args.into, Code::Usage)?;
     let opened = source_request(&args.source)?.open()?;
     let options = ExtractOptions {
         path: args.path.as_bytes().to_vec(),

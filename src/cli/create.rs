@@ -26,6 +26,11 @@ const MAX_PRESIGNED: u64 = 64 << 20;
 const LOOK: Duration = Duration::from_millis(100);
 
 pub(super) fn create(args: CreateArgs, output: &Output) -> Result<(), Failure> {
+    if args.dir.to_string_lossy().contains("://") {
+        let message = "what is backed up is a directory, and no URL";
+        return Err(Failure::new(Code::InvalidBackupConfig, message)
+            .hint("where the backup goes is said by --bucket: thawfs create DIR --bucket URL"));
+    }
     let OpenBucket { runtime, backups } = match &args.presigned {
         Some(file) => OpenBucket {
             runtime: start_runtime()?,

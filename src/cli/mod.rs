@@ -46,10 +46,7 @@ pub fn run(arguments: Vec<OsString>) -> ExitCode {
     let cli = match Cli::try_parse_from(arguments) {
         Ok(cli) => cli,
         Err(error) if json && error.use_stderr() => {
-            let text = error.to_string();
-            let message = text.trim_start_matches("error: ").lines().next().unwrap_or_default();
-            let failure = Failure::new(Code::Usage, message).hint("see thawfs --help");
-            return Output { json, quiet: true }.fail(&failure);
+            return Output { json, quiet: true }.fail(&usage_failure(&error));
         }
         Err(error) => {
             // Printing fails only where there is nobody to print to.
@@ -107,4 +104,30 @@ fn execute(command: Command, output: &Output) -> Result<(), Failure> {
         }
         Command::Serve { .. } => crate::server::run_detached(),
     }
+}
+
+/// What clap has to say, in our own form: what is wrong with all that is named below it, and for a hint
+/// what it advises, or else how the command is written.
+fn usage_failure(error: &clap::Error) -> Failure {
+    if error.kind() == clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        return Failure::new(Code::Usage, "a command is missing").hint("see thawfs --help");
+    }
+    let text = error.render().to_string();
+    let paragraphs = text.split("\n\n").map(|lines| {
+        let words = lines.split_whitespace().collect::<Vec<_>>();
+        words.join(" ")
+    });
+    let mut message = String::new();
+    let mut hints = Vec::new();
+    for paragraph in paragraphs.filter(|paragraph| !paragraph.is_empty()) {
+        if message.is_empty() {
+            message = paragraph.trim_start_matches("error: ").to_owned();
+        } else if let Some(tip) = paragraph.strip_prefix("tip: ") {
+            hints.insert(0, tip.to_owned());
+        } else if let Some(usage) = paragraph.strip_prefix("Usage: ") {
+            hints.push(format!("it is written: {usage}"));
+        }
+    }
+    let hint = hints.into_iter().next().unwrap_or_else(|| "see thawfs --help".to_owned());
+    Failure::new(Code::Usage, message).hint(hint)
 }

@@ -1,5 +1,6 @@
 //! `thawfs mount`.
 
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use super::args::{MountArgs, ReadingArgs, SourceArgs, StoreArgs};
@@ -9,7 +10,7 @@ use crate::cache::DiskLimit;
 use crate::failure::{Code, Failure};
 use crate::server::state::{Lock, lock_directory};
 use crate::server::{MountRequest, Ready, check_free, restart_limited, serve, start_detached};
-use crate::store::StoreDefaults;
+use crate::store::{Source, StoreDefaults};
 
 /// Mounts, and returns when the mount answers (or, in the foreground, when it is gone).
 pub(super) fn mount(args: MountArgs, output: &Output) -> Result<(), Failure> {
@@ -110,6 +111,7 @@ pub(super) fn request_for(source: &str, store: &StoreArgs, reading: &ReadingArgs
 
 /// The directory to mount on, absolute and without symlinks.
 pub(super) fn find_mountpoint(path: &Path) -> Result<PathBuf, Failure> {
+    check_not_source(path, Code::Mountpoint)?;
     let shown = path.display();
     let found = path.canonicalize().and_then(|real| Ok((real.metadata()?.is_dir(), real)));
     let (is_directory, real) = found.map_err(|error| match error.raw_os_error() {
@@ -130,6 +132,27 @@ pub(super) fn find_mountpoint(path: &Path) -> Result<PathBuf, Failure> {
         ));
     }
     Ok(real)
+}
+
+/// Refuses what is a source where a directory is due: the two are easily swapped.
+pub(super) fn check_not_source(directory: &Path, code: Code) -> Result<(), Failure> {
+    let text = directory.to_string_lossy();
+    let is_archive = || {
+        let mut magic = [0; 4];
+        let file = std::fs::File::open(directory);
+        file.and_then(|mut file| file.read_exact(&mut magic)).is_ok() && is_squashfs(&magic)
+    };
+    if !text.contains("://") && !is_archive() {
+        return Ok(());
+    }
+    let shown = text.parse::<Source>().map_or_else(|_| "a URL".to_owned(), |it| it.to_string());
+    Err(Failure::new(code, format!("{shown} is a source, where a directory is due"))
+        .hint("the source comes first, the directory behind it"))
+}
+
+/// Whether a file that begins so is an archive.
+pub(super) fn is_squashfs(start: &[u8]) -> bool {
+    start.starts_with(b"hsqs")
 }
 
 /// Makes the request's paths absolute (a server has another working directory), makes upper and

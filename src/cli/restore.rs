@@ -8,12 +8,13 @@ use std::time::Duration;
 use super::archive::extract_opened;
 use super::backups::OpenBucket;
 use super::life_args::RestoreArgs;
-use super::mount::show as show_ready;
+use super::mount::{check_not_source, is_squashfs, show as show_ready};
 use super::options;
 use super::output::{Output, say};
 use crate::backup::{BackupId, ExtractOptions, Handle, Metadata, SourceRequest};
 use crate::failure::{Code, Failure};
 use crate::server::{self, RestoreRequest, Restored, restart_limited};
+use crate::store::Source;
 
 /// Most bytes of a handle; the directory in it has 4 KiB at most.
 const MAX_HANDLE: u64 = 64 << 10;
@@ -29,6 +30,9 @@ pub(super) fn restore(args: RestoreArgs, output: &Output) -> Result<(), Failure>
     }
     if args.backup.starts_with("https://") || args.backup.starts_with("http://") {
         return restore_url(args, output);
+    }
+    if let Some(dir) = &args.dir {
+        check_not_backup(dir)?;
     }
     let Given { id, dir: made_in } = read_backup(&args.backup)?;
     let OpenBucket { runtime, backups } = OpenBucket::open(&args.bucket)?;
@@ -144,22 +148,63 @@ fn read_backup(text: &str) -> Result<Given, Failure> {
         return parse_handle(text, "the handle");
     }
     if text == "-" {
-        let mut handle = String::new();
-        let read = std::io::stdin().lock().take(MAX_HANDLE).read_to_string(&mut handle);
+        let mut handle = Vec::new();
+        let read = std::io::stdin().lock().take(MAX_HANDLE).read_to_end(&mut handle);
         read.map_err(|error| unreadable("standard input", &error.to_string()))?;
-        return parse_handle(&handle, "standard input");
+        return parse_handle(&as_text(handle, "standard input")?, "standard input");
     }
     match text.parse() {
         Ok(id) => Ok(Given { id, dir: None }),
+        Err(_) if text.contains("://") || text.ends_with(".sqsh") && !Path::new(text).exists() => {
+            Err(is_archive(&text.parse::<Source>()?.to_string()))
+        }
         Err(failure) if !Path::new(text).exists() => Err(failure),
+        Err(_) if Path::new(text).is_dir() => {
+            let message = format!("{text} is a directory, where a backup is due");
+            Err(Failure::new(Code::InvalidBackupConfig, message)
+                .hint("the backup comes first, the directory behind it: thawfs restore ID DIR"))
+        }
         Err(_) => {
-            let mut handle = String::new();
+            let mut handle = Vec::new();
             let file = std::fs::File::open(text);
-            file.and_then(|file| file.take(MAX_HANDLE).read_to_string(&mut handle))
+            file.and_then(|file| file.take(MAX_HANDLE).read_to_end(&mut handle))
                 .map_err(|error| unreadable(text, &error.to_string()))?;
-            parse_handle(&handle, text)
+            parse_handle(&as_text(handle, text)?, text)
         }
     }
+}
+
+/// The text of what should be a handle, and may be an archive.
+fn as_text(bytes: Vec<u8>, place: &str) -> Result<String, Failure> {
+    if is_squashfs(&bytes) {
+        return Err(is_archive(place));
+    }
+    String::from_utf8(bytes).map_err(|_| unreadable(place, "it is not text"))
+}
+
+fn is_archive(place: &str) -> Failure {
+    Failure::new(
+        Code::InvalidBackupConfig,
+        format!("{place} is an archive, where the handle of a backup is due"),
+    )
+    .hint(
+        "thawfs mount SOURCE DIR mounts an archive, thawfs extract SOURCE DIR unpacks it; a backup \
+             is restored by its id, from the bucket that --bucket names",
+    )
+}
+
+/// Refuses an id or a handle where a directory is due: the two are easily swapped.
+fn check_not_backup(dir: &Path) -> Result<(), Failure> {
+    check_not_source(dir, Code::InvalidBackupConfig)?;
+    let text = dir.to_string_lossy();
+    if text.parse::<BackupId>().is_err() && !text.starts_with('{') || dir.is_dir() {
+        return Ok(());
+    }
+    Err(Failure::new(
+        Code::InvalidBackupConfig,
+        format!("{text} is a backup, where a directory is due"),
+    )
+    .hint("the backup comes first, the directory behind it: thawfs restore ID DIR"))
 }
 
 /// A handle, or a bare id as people keep it in a file.

@@ -1,5 +1,6 @@
 //! A server's life: open, mount, answer, clean up.
 
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
@@ -395,6 +396,11 @@ fn mount_failed(mountpoint: &Path, error: &io::Error) -> Failure {
         return Failure::new(Code::Fuse, "/dev/fuse does not exist")
             .hint("load it with modprobe fuse; in a container add --device /dev/fuse");
     }
+    if let Err(error) = File::options().read(true).write(true).open("/dev/fuse")
+        && rustix::process::geteuid().is_root()
+    {
+        return device_failed(&error);
+    }
     match error.kind() {
         io::ErrorKind::PermissionDenied => {
             Failure::new(Code::Fuse, format!("not permitted to mount at {what}: {error}"))
@@ -404,12 +410,32 @@ fn mount_failed(mountpoint: &Path, error: &io::Error) -> Failure {
         _ => Failure::new(Code::Fuse, format!("cannot mount at {what}: {error}")),
     }
     .hint(match rustix::process::geteuid().is_root() {
-        true => "mounting needs CAP_SYS_ADMIN; in a container add --cap-add SYS_ADMIN",
+        true => {
+            "mounting needs CAP_SYS_ADMIN over the mount namespace: in a container add --cap-add \
+             SYS_ADMIN, in a user namespace unshare its mounts, too (unshare -rm)"
+        }
         false => {
             "/dev/fuse must be open to you (mode 0666 on most systems), the directory yours, and \
              allow_other needs user_allow_other in /etc/fuse.conf"
         }
     })
+}
+
+/// Why `/dev/fuse` cannot be opened. That of an ordinary user is opened by fusermount3, but root of a
+/// user namespace is nobody to the device.
+fn device_failed(error: &io::Error) -> Failure {
+    let hint = match error.raw_os_error() {
+        Some(libc::EACCES) => {
+            "its mode must let this user in (0666 on most systems), as root of a user namespace is an \
+             ordinary user to it; and /dev may not be mounted nodev"
+        }
+        Some(libc::EPERM) => {
+            "a device control group forbids it: in a container add --device /dev/fuse, in a unit of \
+             systemd DeviceAllow=/dev/fuse rw"
+        }
+        _ => "load the module: modprobe fuse",
+    };
+    Failure::new(Code::Fuse, format!("cannot open /dev/fuse: {error}")).hint(hint)
 }
 
 /// Refuses a mountpoint that a mount of ours is on already.

@@ -4,6 +4,8 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::Refusal;
+
 /// Result of a store operation.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -14,34 +16,46 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The bucket (or server, or directory) is there, the object is not.
-    #[error("{object} does not exist")]
+    #[error("{object} does not exist{}", words(.refusal.as_deref()))]
     NotFound {
         /// The object.
         object: String,
+        /// What a server said; none for a file.
+        refusal: Option<Box<Refusal>>,
     },
     /// The bucket itself does not exist at this endpoint.
-    #[error("bucket {bucket} does not exist at {host}")]
+    #[error("bucket {bucket} does not exist at {host}{}", words(Some(refusal)))]
     NoSuchBucket {
         /// The bucket's name.
         bucket: String,
         /// Host of the endpoint that was asked.
         host: String,
+        /// What the server said.
+        refusal: Box<Refusal>,
     },
     /// The credentials are good but may not do this.
-    #[error("access to {object} was denied{}", detail(.code))]
+    #[error("access to {object} was denied{}", words(Some(refusal)))]
     AccessDenied {
         /// The object.
         object: String,
-        /// The server's error code, empty if it gave none.
-        code: String,
+        /// What the server said.
+        refusal: Box<Refusal>,
     },
-    /// There are no credentials, or the server does not accept them.
+    /// There are no credentials, or none that can be used.
     #[error("credentials for {object} are no good: {reason}")]
     BadCredentials {
         /// The object, or the bucket.
         object: String,
-        /// The server's error code, or what is missing.
+        /// What is missing or wrong.
         reason: String,
+    },
+    /// The server does not accept the credentials.
+    #[error("credentials for {object} are no good: {refusal}")]
+    RefusedCredentials {
+        /// The object.
+        object: String,
+        /// What the server said.
+        refusal: Box<Refusal>,
     },
     /// The credentials (or the presigned URL) were good once, and there are no newer ones.
     #[error("credentials for {object} have expired")]
@@ -134,14 +148,12 @@ pub enum Error {
         to: String,
     },
     /// The server refused the request for a reason not listed above.
-    #[error("{object}: the server refused: {status}{}", detail(.reason))]
+    #[error("{object}: the server refused: {}", refused(refusal))]
     Refused {
         /// The object.
         object: String,
-        /// HTTP status.
-        status: u16,
-        /// Error code and message of the server.
-        reason: String,
+        /// What the server said.
+        refusal: Box<Refusal>,
     },
     /// The answer cannot be understood.
     #[error("{object}: the server's answer makes no sense: {reason}")]
@@ -201,15 +213,22 @@ impl Error {
     /// What the user can do about it, where there is something.
     pub fn hint(&self) -> Option<&'static str> {
         Some(match self {
-            Self::NotFound { .. } => "check the bucket and key, and that the backup was completed",
-            Self::NoSuchBucket { .. } => "check the bucket's name and --endpoint",
-            Self::AccessDenied { .. } => {
-                "reading needs s3:GetObject on this key (and s3:ListBucket to tell a missing object \
-                 from a forbidden one), writing s3:PutObject, deleting s3:DeleteObject"
+            Self::NotFound { refusal: None, .. } => "check the path",
+            Self::NotFound { refusal: Some(refusal), .. } => {
+                refusal.hint().unwrap_or("check the bucket and key, and that the backup was completed")
             }
+            Self::NoSuchBucket { refusal, .. } => {
+                refusal.hint().unwrap_or("check the bucket's name and --endpoint")
+            }
+            Self::AccessDenied { refusal, .. }
+            | Self::RefusedCredentials { refusal, .. }
+            | Self::Refused { refusal, .. } => return refusal.hint(),
             Self::BadCredentials { .. } => {
                 "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, choose a --profile of \
                  ~/.aws/credentials, or use --anonymous for a public bucket"
+            }
+            Self::ExpiredCredentials { object } if object.starts_with("http") => {
+                "a presigned URL is good for some time only: get another"
             }
             Self::ExpiredCredentials { .. } => {
                 "get new credentials; a profile with credential_process or a rewritten \
@@ -232,7 +251,6 @@ impl Error {
             | Self::Truncated { .. }
             | Self::Stalled { .. }
             | Self::Unavailable { .. }
-            | Self::Refused { .. }
             | Self::BadAnswer { .. }
             | Self::BadOption { .. }
             | Self::Io { .. }
@@ -250,6 +268,19 @@ impl Error {
                 | Self::Unavailable { .. }
         )
     }
+}
+
+/// ` (CODE)` and what else a server said, if one said anything.
+fn words(refusal: Option<&Refusal>) -> String {
+    refusal.map_or_else(String::new, |it| format!(" ({}){}", it.code, it.details()))
+}
+
+/// The same with the status, for codes that we know nothing of.
+fn refused(refusal: &Refusal) -> String {
+    let Refusal { status, code, message, asked, .. } = refusal;
+    let said = [code.as_str(), message.as_str()].join(" ");
+    let asked = if asked.is_empty() { String::new() } else { format!(" ({asked})") };
+    format!("{status} ({}){asked}", said.trim())
 }
 
 /// ` (text)`, or nothing for an empty text.

@@ -18,7 +18,7 @@ use url::Url;
 use super::counters::{Tally, add};
 use super::credentials::Credentials;
 use super::error::root_cause;
-use super::refusal::{Asked, classify};
+use super::refusal::{Asked, Right, classify};
 use super::{Error, Result, StoreOptions};
 
 /// Slowest transfer that counts as working, in bytes per second: 1 Mbit/s.
@@ -145,9 +145,7 @@ impl Exchange {
                 (parts, body) => {
                     // The status alone is enough to go by if its explanation does not arrive.
                     let body = self.small_body(call, body, 16 << 10).await.unwrap_or_default();
-                    let host = host_of(&call.url);
-                    let bucket = self.bucket.as_deref();
-                    let asked = Asked { object: &call.object, host: &host, bucket };
+                    let asked = self.asked(call, used.is_some());
                     classify(asked, parts.status, &parts.headers, &body)
                 }
             };
@@ -161,6 +159,17 @@ impl Exchange {
                 _ => return Err(error),
             }
         }
+    }
+
+    /// Who was asked what, for words about the answer.
+    pub(super) fn asked<'a>(&'a self, call: &'a Call, signed: bool) -> Asked<'a> {
+        let Call { method, url, object, .. } = call;
+        let right = match &self.auth {
+            Auth::None | Auth::Basic(_) => Right::Url,
+            Auth::Aws { .. } if signed => Right::Keys,
+            Auth::Aws { .. } => Right::Anonymous,
+        };
+        Asked { object, method, url, bucket: self.bucket.as_deref(), right }
     }
 
     async fn execute(

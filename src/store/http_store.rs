@@ -59,7 +59,10 @@ impl HttpStore {
     }
 
     fn check(&self, key: &str) -> Result<()> {
-        if key == self.key { Ok(()) } else { Err(Error::NotFound { object: self.name(key) }) }
+        match key == self.key {
+            true => Ok(()),
+            false => Err(Error::NotFound { object: self.name(key), refusal: None }),
+        }
     }
 }
 

@@ -382,7 +382,7 @@ fn not_found(call: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error
     let path = path.to_owned();
     move |error| match error.kind() {
         io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => {
-            Error::NotFound { object: path.display().to_string() }
+            Error::NotFound { object: path.display().to_string(), refusal: None }
         }
         _ => Error::Io { call, path, error },
     }

@@ -45,6 +45,7 @@ pub use hedge::Hedged;
 pub use options::{StoreDefaults, StoreOptions};
 pub use pages::Pages;
 pub use presigned::PresignedUrls;
+pub use refusal::{Refusal, Right};
 pub use source::Source;
 
 /// Smallest multipart part S3 and R2 accept, in bytes; the last part may be smaller.

@@ -4,8 +4,8 @@ use bytes::Bytes;
 use http::header::ETAG;
 use http::{HeaderMap, StatusCode};
 
-use super::exchange::{Call, Exchange, host_of};
-use super::refusal::{Asked, classify};
+use super::exchange::{Call, Exchange};
+use super::refusal::classify;
 use super::{Error, Part, Result, Upload, check_parts, s3_wire};
 
 /// Sends one part. `call` is the request without its body.
@@ -32,7 +32,6 @@ pub(super) async fn put_part(
 pub(super) async fn complete(
     exchange: &Exchange,
     mut call: Call,
-    bucket: Option<&str>,
     upload: &Upload,
     parts: &[Part],
 ) -> Result<()> {
@@ -46,9 +45,7 @@ pub(super) async fn complete(
             if !s3_wire::is_error(&body) {
                 return Ok(());
             }
-            let host = host_of(&call.url);
-            let asked = Asked { object: &call.object, host: &host, bucket };
-            Err(classify(asked, StatusCode::OK, &HeaderMap::new(), &body))
+            Err(classify(exchange.asked(&call, true), StatusCode::OK, &HeaderMap::new(), &body))
         };
         match attempts.within(attempt).await {
             // The first request did its work, and only its answer was lost.

@@ -189,7 +189,7 @@ impl Store for PresignedStore {
     async fn complete_upload(&self, upload: &Upload, parts: &[Part]) -> Result<()> {
         self.completed.store(true, Ordering::Relaxed);
         let call = self.call(Method::POST, &self.urls.complete);
-        multipart::complete(&self.exchange, call, None, upload, parts).await
+        multipart::complete(&self.exchange, call, upload, parts).await
     }
 
     async fn abort_upload(&self, _: &Upload) -> Result<()> {

@@ -85,7 +85,7 @@ async fn attempt(
     }
     let (parts, body) = match attempts.within(exchange.once(&call)).await {
         // 416 names no reason; a size that shrank to nothing is a change like any other.
-        Err(Error::Refused { status: 416, .. }) => {
+        Err(Error::Refused { refusal, .. }) if refusal.status == 416 => {
             return Err(Error::OutOfRange { object: object.into(), range: range.to_string() });
         }
         other => other?,

@@ -1,9 +1,14 @@
 //! What an answer that is no success means.
 
-use http::{HeaderMap, StatusCode};
+use std::fmt;
+
+use http::{HeaderMap, Method, StatusCode};
+use percent_encoding::percent_decode_str;
 use serde::Deserialize;
+use url::Url;
 
 use super::Error;
+use super::exchange::host_of;
 
 /// The body of an S3 error. Only these two fields are taken: others repeat the string that was
 /// signed and the key id.
@@ -15,12 +20,166 @@ struct Body {
     region: Option<String>,
 }
 
-/// Who was asked for what.
+/// Who was asked for what, and by which right.
 #[derive(Clone, Copy)]
 pub(super) struct Asked<'a> {
     pub(super) object: &'a str,
-    pub(super) host: &'a str,
+    pub(super) method: &'a Method,
+    pub(super) url: &'a Url,
     pub(super) bucket: Option<&'a str>,
+    pub(super) right: Right,
+}
+
+/// By which right something was asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Right {
+    /// The request was signed with keys.
+    Keys,
+    /// By nobody's, as the user wished.
+    Anonymous,
+    /// What the URL holds: a signature, a user and password, or nothing.
+    Url,
+}
+
+/// An answer that is no success, in the server's own words.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// Method and URL that were asked, without a signature; empty where the URL is the object's name.
+    pub asked: String,
+    /// HTTP status.
+    pub status: u16,
+    /// The server's error code, or the status with its name if it gave none.
+    pub code: String,
+    /// The server's explanation, empty if it gave none.
+    pub message: String,
+    /// By which right it was asked.
+    pub right: Right,
+    /// Whether the bucket's name is in the endpoint, too.
+    pub bucket_twice: bool,
+}
+
+/// `CODE: "WORDS" (GET URL)`, the latter two if there are any.
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}{}", self.code, self.details())
+    }
+}
+
+impl Refusal {
+    /// What follows the code: the server's words, and what was asked.
+    pub(super) fn details(&self) -> String {
+        let Self { message, asked, .. } = self;
+        let words = if message.is_empty() { String::new() } else { format!(": \"{message}\"") };
+        let asked = if asked.is_empty() { String::new() } else { format!(" ({asked})") };
+        words + &asked
+    }
+
+    /// What the user can do about it, by the server's code and not by its status: a wrong clock and an
+    /// archived object are 403, too.
+    pub fn hint(&self) -> Option<&'static str> {
+        if self.bucket_twice {
+            return Some(
+                "the endpoint names the bucket, too: leave it out there, or add --virtual-host-style",
+            );
+        }
+        let says = |words: &str| self.message.to_ascii_lowercase().contains(words);
+        Some(match (self.code.as_str(), self.right) {
+            ("RequestTimeTooSkewed", _) => {
+                "the clock of this machine is wrong: set it, best by NTP; the keys are not to blame"
+            }
+            ("InvalidObjectState", _) => {
+                "the object is archived: have the store restore it first (aws s3api restore-object), \
+                 or copy it to a storage class that is read at once"
+            }
+            ("SignatureDoesNotMatch", Right::Url) => {
+                "the URL is not as it was signed: quote it for the shell, or sign another"
+            }
+            ("SignatureDoesNotMatch", _) => {
+                "AWS_SECRET_ACCESS_KEY (or the profile's) does not belong to the key id, or a proxy \
+                 changed the request"
+            }
+            ("InvalidAccessKeyId", _) => {
+                "this endpoint does not know the key id: check AWS_ACCESS_KEY_ID, --profile and \
+                 --endpoint"
+            }
+            ("InvalidToken" | "InvalidSecurity", _) => {
+                "AWS_SESSION_TOKEN (or the profile's) does not belong to the key id or this endpoint"
+            }
+            ("NotSignedUp" | "AccountProblem" | "AllAccessDisabled", _) => {
+                "this is for the owner of the account to settle with the provider"
+            }
+            (code, _) if code.starts_with("KMS") || says("kms:") => {
+                "the object is encrypted: reading it needs kms:Decrypt on its key, writing \
+                 kms:GenerateDataKey"
+            }
+            ("InvalidRequest" | "InvalidArgument", _) if says("server side encryption") => {
+                "the object is encrypted with a key of the customer's own, which is not supported"
+            }
+            _ if says("explicit deny") => "a policy forbids it whatever others allow: see its words",
+            (_, Right::Url) if self.status == 401 => {
+                "the server wants a user and password: https://USER:PASSWORD@HOST/…"
+            }
+            (_, Right::Url) if self.status == 403 => {
+                "a presigned URL is good for one method, one object and some time: get another"
+            }
+            (_, Right::Anonymous) if matches!(self.status, 401 | 403) => {
+                "it is not public: leave --anonymous out, and say whose credentials to use"
+            }
+            (_, Right::Keys) if self.status == 401 => {
+                "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or the --profile, and the --endpoint"
+            }
+            (_, Right::Keys) if self.status == 403 => {
+                "reading needs s3:GetObject on this key (and s3:ListBucket to tell a missing object \
+                 from a forbidden one), writing s3:PutObject, deleting s3:DeleteObject"
+            }
+            _ => return None,
+        })
+    }
+}
+
+impl Asked<'_> {
+    fn refusal(&self, status: StatusCode, code: &str, message: &str) -> Box<Refusal> {
+        let asked = match self.right {
+            // Its object is called by its URL, of which the rest may be a secret.
+            Right::Url => String::new(),
+            Right::Keys | Right::Anonymous => format!("{} {}", self.method, self.url),
+        };
+        let code = if code.is_empty() { status.to_string() } else { one_line(code) };
+        let mut message = one_line(message);
+        // Some servers repeat what they were asked.
+        if self.url.query_pairs().any(|(_, value)| value.len() > 7 && message.contains(&*value)) {
+            message.clear();
+        }
+        Box::new(Refusal {
+            asked,
+            status: status.as_u16(),
+            code,
+            message,
+            right: self.right,
+            bucket_twice: self.bucket_twice(),
+        })
+    }
+
+    /// Whether the endpoint names the bucket that is in the path as well: as a host, or as a folder.
+    fn bucket_twice(&self) -> bool {
+        let Some(bucket) = self.bucket else { return false };
+        let key = self.object.strip_prefix(&format!("s3://{bucket}/")).unwrap_or_default();
+        let path = percent_decode_str(self.url.path()).decode_utf8_lossy();
+        let base = path.strip_suffix(key).unwrap_or(&path);
+        let of_host = self.url.host_str().is_some_and(|host| host.starts_with(&format!("{bucket}.")));
+        let of_path = base.split('/').filter(|segment| *segment == bucket).count();
+        usize::from(of_host) + of_path > 1
+    }
+}
+
+/// Words of a server as a part of our one line, of a length that people read.
+fn one_line(text: &str) -> String {
+    const MOST: usize = 500;
+    let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    match line.char_indices().nth(MOST) {
+        Some((end, _)) => format!("{}…", line.get(..end).unwrap_or_default()),
+        None => line,
+    }
 }
 
 /// Turns status, headers and body of a failed request into an error.
@@ -34,28 +193,25 @@ pub(super) fn classify(
     let text = String::from_utf8_lossy(body);
     let Body { code, message, region } = quick_xml::de::from_str(&text).unwrap_or_default();
     let object = asked.object.to_owned();
+    let refusal = asked.refusal(status, &code, &message);
     let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
     match code.as_str() {
         "NoSuchBucket" => {
-            return Error::NoSuchBucket {
-                bucket: asked.bucket.unwrap_or_default().to_owned(),
-                host: asked.host.to_owned(),
-            };
+            let bucket = asked.bucket.unwrap_or_default().to_owned();
+            return Error::NoSuchBucket { bucket, host: host_of(asked.url), refusal };
         }
         "ExpiredToken" | "ExpiredTokenException" | "TokenRefreshRequired" | "ExpiredRequest" => {
             return Error::ExpiredCredentials { object };
         }
-        "SignatureDoesNotMatch"
-        | "InvalidAccessKeyId"
-        | "InvalidToken"
-        | "InvalidSecurity"
-        | "RequestTimeTooSkewed"
+        "SignatureDoesNotMatch" | "InvalidAccessKeyId" | "InvalidToken" | "InvalidSecurity"
         | "NotSignedUp" => {
-            return Error::BadCredentials { object, reason: code };
+            return Error::RefusedCredentials { object, refusal };
         }
+        // Neither the keys nor their rights are to blame.
+        "RequestTimeTooSkewed" | "InvalidObjectState" => return Error::Refused { object, refusal },
         // R2's answer to a key id of the wrong length.
         "InvalidArgument" if message.contains("Credential") => {
-            return Error::BadCredentials { object, reason: message };
+            return Error::RefusedCredentials { object, refusal };
         }
         "AuthorizationHeaderMalformed" if region.is_some() => {
             return Error::WrongEndpoint { object, to: region.unwrap_or_default() };
@@ -66,16 +222,15 @@ pub(super) fn classify(
         _ => {}
     }
     match status {
-        StatusCode::NOT_FOUND | StatusCode::GONE => Error::NotFound { object },
+        StatusCode::NOT_FOUND | StatusCode::GONE => {
+            Error::NotFound { object, refusal: Some(refusal) }
+        }
         // S3's words for a presigned URL that is past its time.
         StatusCode::FORBIDDEN if message.contains("expired") => {
             Error::ExpiredCredentials { object }
         }
-        StatusCode::FORBIDDEN => Error::AccessDenied { object, code },
-        StatusCode::UNAUTHORIZED => Error::BadCredentials {
-            object,
-            reason: if code.is_empty() { status.to_string() } else { code },
-        },
+        StatusCode::FORBIDDEN => Error::AccessDenied { object, refusal },
+        StatusCode::UNAUTHORIZED => Error::RefusedCredentials { object, refusal },
         StatusCode::PRECONDITION_FAILED => Error::Changed { object },
         StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS => {
             Error::Unavailable { object, status: status.as_u16(), code }
@@ -98,11 +253,7 @@ pub(super) fn classify(
                 .unwrap_or_default();
             Error::WrongEndpoint { object, to }
         }
-        status => Error::Refused {
-            object,
-            status: status.as_u16(),
-            reason: [code, message].join(" ").trim().to_owned(),
-        },
+        _ => Error::Refused { object, refusal },
     }
 }
 
@@ -110,49 +261,125 @@ pub(super) fn classify(
 mod tests {
     use super::*;
 
+    const URL: &str = "https://h/b/k";
+
+    /// The error for an answer with this status, code and message.
+    fn answered(url: &str, right: Right, answer: (u16, &str, &str)) -> Error {
+        let (status, code, message) = answer;
+        let body = format!(
+            "<?xml version=\"1.0\"?><Error><Code>{code}</Code><Message>{message}</Message>\
+             <StringToSign>secret</StringToSign></Error>"
+        );
+        let asked = Asked {
+            object: "s3://b/k",
+            method: &Method::GET,
+            url: &url.parse().unwrap(),
+            bucket: Some("b"),
+            right,
+        };
+        let status = StatusCode::from_u16(status).unwrap();
+        classify(asked, status, &HeaderMap::new(), body.as_bytes())
+    }
+
     #[test]
     fn code_and_status_tell_the_kind() {
-        let asked = Asked { object: "s3://b/k", host: "h", bucket: Some("b") };
         let table: &[(u16, &str, &str, &str)] = &[
-            (404, "NoSuchKey", "", "s3://b/k does not exist"),
-            (404, "NoSuchBucket", "", "bucket b does not exist at h"),
-            (403, "AccessDenied", "", "access to s3://b/k was denied (AccessDenied)"),
+            (404, "NoSuchKey", "", "s3://b/k does not exist (NoSuchKey) (GET https://h/b/k)"),
+            (404, "NoSuchBucket", "", "bucket b does not exist at h (NoSuchBucket) (GET https://h/b/k)"),
+            (403, "AccessDenied", "no", "access to s3://b/k was denied (AccessDenied): \"no\" (GET "),
             (403, "AccessDenied", "Request has expired", "credentials for s3://b/k have expired"),
             (400, "ExpiredToken", "", "credentials for s3://b/k have expired"),
             (
                 403,
                 "SignatureDoesNotMatch",
-                "",
-                "credentials for s3://b/k are no good: SignatureDoesNotMatch",
+                "The\n  words",
+                "credentials for s3://b/k are no good: SignatureDoesNotMatch: \"The words\" \
+                 (GET https://h/b/k)",
             ),
-            (401, "", "", "credentials for s3://b/k are no good: 401 Unauthorized"),
+            (401, "", "", "credentials for s3://b/k are no good: 401 Unauthorized (GET "),
             (412, "PreconditionFailed", "", "s3://b/k changed while it was in use"),
             (503, "SlowDown", "", "s3://b/k: the server answered 503 (SlowDown)"),
             (500, "", "", "s3://b/k: the server answered 500"),
-            (501, "NotImplemented", "", "s3://b/k: the server refused: 501 (NotImplemented)"),
+            (501, "NotImplemented", "", "s3://b/k: the server refused: 501 (NotImplemented) (GET "),
             (
                 400,
                 "EntityTooSmall",
                 "too small",
-                "s3://b/k: the server refused: 400 (EntityTooSmall too small)",
+                "s3://b/k: the server refused: 400 (EntityTooSmall too small) (GET https://h/b/k)",
             ),
         ];
         for (status, code, message, expected) in table {
-            let body = format!(
-                "<?xml version=\"1.0\"?><Error><Code>{code}</Code><Message>{message}</Message>\
-                 <StringToSign>secret</StringToSign></Error>"
-            );
-            let status = StatusCode::from_u16(*status).unwrap();
-            let error = classify(asked, status, &HeaderMap::new(), body.as_bytes());
-            assert_eq!(error.to_string(), *expected);
+            let error = answered(URL, Right::Keys, (*status, code, message)).to_string();
+            assert!(error.starts_with(expected), "{error}\n{expected}");
+            assert!(!error.contains("secret"), "{error}");
         }
+        let url = &URL.parse().unwrap();
+        let (method, bucket, right) = (&Method::GET, Some("b"), Right::Keys);
+        let asked = Asked { object: "s3://b/k", method, url, bucket, right };
         let html = classify(asked, StatusCode::FORBIDDEN, &HeaderMap::new(), b"<html>no");
         assert!(matches!(html, Error::AccessDenied { .. }), "{html:?}");
     }
 
     #[test]
+    fn a_hint_goes_by_the_code_the_words_and_the_right() {
+        use Right::{Anonymous, Keys, Url};
+        let table: &[(Right, u16, &str, &str, &str)] = &[
+            (Keys, 403, "AccessDenied", "", "s3:GetObject"),
+            (Anonymous, 403, "AccessDenied", "", "leave --anonymous out"),
+            (Url, 403, "AccessDenied", "", "presigned"),
+            (Keys, 403, "RequestTimeTooSkewed", "", "clock"),
+            (Keys, 403, "InvalidObjectState", "", "archived"),
+            (Keys, 403, "AccessDenied", "not authorized to perform: kms:Decrypt", "encrypted"),
+            (Keys, 400, "KMS.DisabledException", "", "encrypted"),
+            (Keys, 403, "AccessDenied", "with an explicit deny in a policy", "policy"),
+            (Keys, 400, "InvalidRequest", "a form of Server Side Encryption", "customer"),
+            (Keys, 403, "SignatureDoesNotMatch", "", "AWS_SECRET_ACCESS_KEY"),
+            (Url, 403, "SignatureDoesNotMatch", "", "quote it"),
+            (Keys, 403, "InvalidAccessKeyId", "", "AWS_ACCESS_KEY_ID"),
+            (Keys, 403, "InvalidToken", "", "AWS_SESSION_TOKEN"),
+            (Url, 401, "", "", "USER:PASSWORD"),
+            (Keys, 400, "EntityTooSmall", "", ""),
+        ];
+        for (right, status, code, message, expected) in table {
+            let error = answered(URL, *right, (*status, code, message));
+            let hint = error.hint().unwrap_or_default();
+            assert!(hint.contains(expected), "{right:?} {code}: {hint}");
+            let keys_are_named = hint.contains("AWS_ACCESS_KEY_ID");
+            assert_eq!(keys_are_named, *code == "InvalidAccessKeyId", "{right:?} {code}: {hint}");
+        }
+    }
+
+    #[test]
+    fn a_bucket_that_is_in_the_endpoint_too_is_noticed() {
+        for (url, twice) in [
+            ("https://h/b/k", false),
+            ("https://b.h/k", false),
+            ("https://b.h/b/k", true),
+            ("https://h/b/b/k", true),
+            // A key may begin as the bucket does.
+            ("https://bb.h/b/k", false),
+        ] {
+            let error = answered(url, Right::Keys, (404, "NoSuchKey", ""));
+            let hint = error.hint().unwrap_or_default();
+            assert_eq!(hint.contains("--virtual-host-style"), twice, "{url}: {hint}");
+        }
+    }
+
+    #[test]
+    fn a_signature_is_shown_neither_by_us_nor_by_the_server() {
+        let url = "https://h/b/k?X-Amz-Signature=0123456789";
+        let error = answered(url, Right::Url, (403, "AccessDenied", "no, 0123456789 is wrong"));
+        assert_eq!(error.to_string(), "access to s3://b/k was denied (AccessDenied)");
+        let long = "long ".repeat(1000);
+        let error = answered(URL, Right::Keys, (400, "Odd", &long)).to_string();
+        assert!(error.len() < 700 && error.contains('…'), "{}", error.len());
+    }
+
+    #[test]
     fn a_redirect_names_the_region_or_the_host_but_no_query() {
-        let asked = Asked { object: "s3://b/k", host: "h", bucket: Some("b") };
+        let url = &URL.parse().unwrap();
+        let (method, bucket, right) = (&Method::GET, Some("b"), Right::Keys);
+        let asked = Asked { object: "s3://b/k", method, url, bucket, right };
         for (name, value, to) in [
             ("x-amz-bucket-region", "eu-west-1", "eu-west-1"),
             ("location", "https://other/b?X-Amz-Signature=secret", "other"),

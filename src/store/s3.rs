@@ -136,7 +136,7 @@ impl Store for S3Store {
     async fn complete_upload(&self, upload: &Upload, parts: &[Part]) -> Result<()> {
         let query = [("uploadId", upload.id.as_str())];
         let call = self.call(Method::POST, &upload.key, &query)?;
-        multipart::complete(&self.exchange, call, Some(&self.bucket), upload, parts).await
+        multipart::complete(&self.exchange, call, upload, parts).await
     }
 
     async fn abort_upload(&self, upload: &Upload) -> Result<()> {

@@ -131,7 +131,10 @@ impl FromStr for Source {
                     reason: "it is empty".into(),
                 });
             }
-            return Self::Local(PathBuf::from(text)).check();
+            return match without_slashes(text) {
+                Some(slip) => Err(slip),
+                None => Self::Local(PathBuf::from(text)).check(),
+            };
         };
         // The rest may hold secrets; only the scheme is safe to repeat.
         let unsupported = |reason: &str| Error::UnsupportedSource {
@@ -172,6 +175,22 @@ impl fmt::Debug for Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Source({self})")
     }
+}
+
+/// What is wrong with `s3:BUCKET/KEY` and the like, which as a path would be a file that is not there.
+fn without_slashes(text: &str) -> Option<Error> {
+    let (scheme, rest) = text.split_once(':')?;
+    if !["s3", "http", "https", "file"].contains(&scheme.to_ascii_lowercase().as_str()) {
+        return None;
+    }
+    let rest = rest.trim_start_matches('/');
+    let (source_text, reason) = match scheme {
+        "file" => (text.to_owned(), format!("write file:///{rest}, or ./{text} for a file")),
+        "s3" | "S3" => (text.to_owned(), format!("write s3://{rest}, or ./{text} for a file")),
+        // The rest may hold secrets.
+        _ => (format!("{scheme}:…"), format!("write {scheme}://…")),
+    };
+    Some(Error::UnsupportedSource { source_text, reason })
 }
 
 /// `name` below a prefix that may or may not end in a slash.
@@ -228,10 +247,15 @@ mod tests {
             ("s3://b@d/k", "bucket"),
             ("s3://b/a/../k", ".."),
             ("file://host/k", "another host"),
+            ("s3:bk/x.sqsh", "write s3://bk/x.sqsh, or ./s3:bk/x.sqsh"),
+            ("s3:/bk/x.sqsh", "write s3://bk/x.sqsh"),
+            ("https:/h/x.sqsh?X-Amz-Signature=secret", "cannot use https:… as a source"),
+            ("file:/x.sqsh", "write file:///x.sqsh"),
         ] {
             let error = text.parse::<Source>().unwrap_err();
             assert!(error.to_string().contains(reason), "{text:?}: {error}");
             assert!(matches!(error, Error::UnsupportedSource { .. }));
+            assert!(!error.to_string().contains("secret"), "{error}");
         }
     }
 
