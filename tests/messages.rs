@@ -200,3 +200,44 @@ fn a_device_that_may_not_be_opened_is_named_in_a_root_mapped_namespace() {
     assert!(said.contains("cannot open /dev/fuse: Permission denied"), "{said}");
     assert!(said.contains("its mode") && !said.contains("CAP_SYS_ADMIN"), "{said}");
 }
+
+#[test]
+fn a_bucket_that_was_named_is_there_and_the_default_one_may_be_empty() {
+    let bench = Bench::new();
+    let tree = bench.directory("tree");
+    write_tree(&tree);
+    let typo = format!("file://{}", bench.path("typo").display());
+    let id = "0f0f0f0f-1111-4222-8333-444444444444";
+    let commands: [&[&str]; 6] = [
+        &["list"],
+        &["prune", "--expired"],
+        &["prune", "--uploads"],
+        &["show", id],
+        &["delete", id],
+        &["verify", id],
+    ];
+    let config = bench.directory(".config/thawfs").join("config.toml");
+    for command in commands {
+        let named = bench.thawfs().args(command).args(["--bucket", &typo]).output().unwrap();
+        let variable = bench.thawfs().args(command).env("THAWFS_BUCKET", &typo).output().unwrap();
+        std::fs::write(&config, format!("bucket = \"{typo}\"\n")).unwrap();
+        let configured = bench.run(command);
+        std::fs::remove_file(&config).unwrap();
+        for output in [named, variable, configured] {
+            let (status, said) = said(&output);
+            assert_eq!(status, 3, "{command:?}: {said}");
+            assert!(said.contains("typo does not exist"), "{command:?}: {said}");
+        }
+        // Nobody named this one, and it is not made yet.
+        let expected = if command.contains(&id) { 16 } else { 0 };
+        assert_eq!(bench.run(command).status.code(), Some(expected), "{command:?}");
+    }
+    let file = format!("file://{}", bench.path("tree/hello").display());
+    let (status, said) = said(&bench.run(&["list", "--bucket", &file]));
+    assert!(status == 3 && said.contains("hello is not a directory"), "{said}");
+    // To back up into it makes it, and one that is empty is there.
+    bench.ok(&["create", text(&tree), "--bucket", &typo, "-q"]);
+    assert!(bench.ok(&["list", "--bucket", &typo]).contains("ok"));
+    let empty = format!("file://{}", bench.directory("empty").display());
+    bench.ok(&["list", "--bucket", &empty]);
+}

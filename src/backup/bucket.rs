@@ -70,6 +70,9 @@ impl Jurisdiction {
 pub struct BucketRequest {
     /// `s3://BUCKET[/PREFIX]`, `file:///PATH`, or a path with a slash in it.
     pub bucket: Option<String>,
+    /// Nobody named the bucket. A directory that is not made yet is an empty one then, and one that does
+    /// not exist otherwise.
+    pub is_default: bool,
     /// See [`StoreOptions::endpoint`]. Without, it follows from `account_id`.
     pub endpoint: Option<String>,
     /// See [`StoreOptions::region`].
@@ -95,6 +98,7 @@ impl BucketRequest {
     pub fn new(bucket: impl Into<String>) -> Self {
         Self {
             bucket: Some(bucket.into()),
+            is_default: false,
             endpoint: None,
             region: None,
             profile: None,
@@ -124,6 +128,7 @@ impl BucketRequest {
             let path = directory.map(|directory| directory.join("thawfs"));
             let text = path.and_then(|path| path.into_os_string().into_string().ok());
             request.bucket = Some(text.ok_or_else(no_bucket)?);
+            request.is_default = true;
         }
         Ok(request)
     }
@@ -195,6 +200,8 @@ pub struct Backups {
     pub(super) folder: Folder,
     source: Source,
     options: StoreOptions,
+    /// See [`BucketRequest::is_default`].
+    is_default: bool,
     /// Where all there is is one backup that can be made: its id, and the size of its parts.
     pub(super) only: Option<(BackupId, u64)>,
 }
@@ -208,7 +215,7 @@ impl Backups {
     pub const TRACE: &str = "trace.json";
 
     /// Opens a bucket. Finds credentials, which may ask a metadata service; the bucket itself is
-    /// not asked anything, and a local directory need not exist.
+    /// not asked anything. A local directory need not exist to back up into.
     ///
     /// # Errors
     /// [`Code::InvalidBackupConfig`] where the request names no bucket or makes no sense, and what
@@ -226,7 +233,7 @@ impl Backups {
             ..StoreOptions::default()
         };
         let folder = source.folder(&options).await?;
-        Ok(Self { folder, source, options, only: None })
+        Ok(Self { folder, source, options, is_default: request.is_default, only: None })
     }
 
     /// Opens presigned URLs, by which one backup can be made without credentials, and nothing else
@@ -243,12 +250,30 @@ impl Backups {
         let folder = urls.folder(key(Self::ARCHIVE), key(Self::METADATA), &options);
         let folder =
             folder.map_err(|error| Failure { code: Code::InvalidBackupConfig, ..error.into() })?;
-        Ok(Self { folder, source, options, only })
+        Ok(Self { folder, source, options, is_default: false, only })
     }
 
     /// The bucket as messages show it.
     pub fn name(&self) -> String {
         self.source.to_string()
+    }
+
+    /// Checks that a directory that was named as the bucket is there, before it passes for an empty one.
+    ///
+    /// # Errors
+    /// [`Code::NotFound`] if not.
+    pub(super) fn check_exists(&self) -> Result<(), Failure> {
+        let Source::Local(root) = &self.source else { return Ok(()) };
+        let problem = match std::fs::metadata(root) {
+            _ if self.is_default => return Ok(()),
+            Ok(found) if !found.is_dir() => "is not a directory",
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => "does not exist",
+            Err(error) if error.kind() == std::io::ErrorKind::NotADirectory => "does not exist",
+            // What else is wrong with it is said by who reads it.
+            _ => return Ok(()),
+        };
+        Err(Failure::new(Code::NotFound, format!("the bucket {} {problem}", root.display()))
+            .hint("check how it is written; thawfs create makes one that does not exist"))
     }
 
     /// The directory that is the bucket, without symbolic links, if it is one of this machine.

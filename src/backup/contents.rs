@@ -142,6 +142,7 @@ impl Backups {
 
     /// The contents of one backup; empty where there is no such backup.
     pub(super) async fn contents(&self, id: &BackupId) -> Result<Contents, Failure> {
+        self.check_exists()?;
         let mut found = std::pin::pin!(self.walk(id.as_str()));
         let first = futures::StreamExt::next(&mut found).await.transpose()?;
         Ok(first.unwrap_or_else(|| Contents::new(id.clone())))

@@ -1,7 +1,7 @@
 //! Listing backups: what each is called, and what state it is in.
 
 use chrono::{DateTime, SecondsFormat, Utc};
-use futures::stream::{Stream, StreamExt, TryStreamExt};
+use futures::stream::{self, Stream, StreamExt, TryStreamExt};
 use serde::Serialize;
 
 use super::bucket::Backups;
@@ -150,9 +150,11 @@ impl Backups {
     /// whose listing has no pages, excepted).
     ///
     /// # Errors
-    /// What the store has to offer; a backup that is no good is no error.
+    /// [`crate::failure::Code::NotFound`] for a directory that was named and is not there, and what the
+    /// store has to offer; a backup that is no good is no error.
     pub fn list(&self) -> impl Stream<Item = Result<BackupEntry, Failure>> + Send + '_ {
-        self.walk("")
+        stream::iter(self.check_exists().err().map(Err))
+            .chain(self.walk(""))
             .map(move |contents| async move { self.describe(contents?).await })
             .buffered(IN_FLIGHT)
             .try_filter_map(|entry| async move { Ok(entry) })

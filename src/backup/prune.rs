@@ -195,6 +195,7 @@ impl Backups {
         summary: &mut PruneSummary,
         told: &mut impl FnMut(&Pruned) -> Result<(), Failure>,
     ) -> Result<(), Failure> {
+        self.check_exists()?;
         let (store, prefix) = (&self.folder.store, format!("{}{ALL}", self.folder.prefix));
         let mut pages = Pages::default();
         while let Some(token) = pages.next() {

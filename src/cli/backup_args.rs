@@ -37,6 +37,7 @@ impl BucketArgs {
     pub(crate) fn request(&self) -> BucketRequest {
         BucketRequest {
             bucket: self.bucket.clone(),
+            is_default: false,
             endpoint: self.store.endpoint.clone(),
             region: self.store.region.clone(),
             profile: self.store.profile.clone(),

@@ -30,7 +30,7 @@ impl Log for Weighed {
     }
 
     fn log(&self, record: &Record<'_>) {
-        if record.level() < Level::Debug && answers_nobody(record) {
+        if record.level() < Level::Debug && (answers_nobody(record) || is_of_verifier(record)) {
             let (args, target) = (*record.args(), record.target());
             self.0.log(&Record::builder().level(Level::Debug).target(target).args(args).build());
         } else {
@@ -54,6 +54,12 @@ fn answers_nobody(record: &Record<'_>) -> bool {
         && [libc::ENOENT, libc::ENODEV]
             .iter()
             .any(|errno| text.ends_with(&format!("(os error {errno})")))
+}
+
+/// Whether this is a certificate that is no good: the failure tells of it, and the verifier of every
+/// attempt.
+fn is_of_verifier(record: &Record<'_>) -> bool {
+    record.level() == Level::Error && record.target().starts_with("rustls_platform_verifier")
 }
 
 #[cfg(test)]

@@ -33,6 +33,7 @@ use clap::{CommandFactory, Parser};
 use args::{Cli, Command};
 use output::Output;
 
+use crate::environment::Environment;
 use crate::failure::{Code, Failure};
 
 /// Runs the program with `arguments`, the first being its name.
@@ -59,6 +60,9 @@ pub fn run(arguments: Vec<OsString>) -> ExitCode {
         }
     };
     let output = Output { json: cli.json, quiet: cli.quiet };
+    if cli.quiet && Environment::of_process().get("THAWFS_LOG").is_none() {
+        log::set_max_level(log::LevelFilter::Error);
+    }
     if let Command::Serve { .. } = cli.command {
         // The command that started this server is told, and tells the user.
         return match crate::server::run_detached() {

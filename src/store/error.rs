@@ -239,6 +239,14 @@ impl Error {
             }
             Self::Changed { .. } => "mount again to see the new object",
             Self::Timeout { last, .. } => return last.hint(),
+            Self::Connect { reason, .. } if reason.contains("UnknownIssuer") => {
+                "who issued the server's certificate is not known here: name a file with the issuer's \
+                 certificate in AWS_CA_BUNDLE or SSL_CERT_FILE"
+            }
+            Self::Connect { reason, .. } if reason.contains("invalid peer certificate") => {
+                "the server's certificate is not good for this host or this time: check --endpoint and \
+                 the clock"
+            }
             Self::Connect { .. } => "check --endpoint, the network and any proxy variables",
             Self::WrongEndpoint { .. } => "set --region or --endpoint to where the bucket lives",
             Self::ReadOnly { .. } => "use an s3:// source or a local directory for writing",

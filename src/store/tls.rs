@@ -1,16 +1,20 @@
 //! The HTTP client under every remote store.
 
+use std::path::Path;
 use std::sync::OnceLock;
 
 use object_store::client::HttpClient;
 
+use super::error::root_cause;
 use super::{Error, Result, StoreOptions};
+use crate::environment::Environment;
 
 /// Builds a client. Redirects are followed only for plain URLs: a signature covers its host.
 ///
-/// Trust comes from the system, which honours `SSL_CERT_FILE` and company roots. Mozilla's roots
-/// stand in where the system has none, as in a minimal container; building a client would fail
-/// there, even one that only speaks to an `http://` endpoint.
+/// Trust comes from the file of `AWS_CA_BUNDLE` alone, if that is set, else from the system, which
+/// honours `SSL_CERT_FILE`, `SSL_CERT_DIR` and company roots. Mozilla's roots stand in where the system
+/// has none, as in a minimal container; building a client would fail there, even one that only speaks to
+/// an `http://` endpoint.
 pub(super) fn client(options: &StoreOptions, follow_redirects: bool) -> Result<HttpClient> {
     // Another part of the process may have installed a provider first, which is as good.
     let _ = rustls::crypto::ring::default_provider().install_default();
@@ -28,7 +32,9 @@ pub(super) fn client(options: &StoreOptions, follow_redirects: bool) -> Result<H
         } else {
             reqwest::redirect::Policy::none()
         };
-        reqwest::Client::builder()
+        let builder = reqwest::Client::builder();
+        let builder = if no_proxy(&options.environment) { builder.no_proxy() } else { builder };
+        builder
             .user_agent(concat!("thawfs/", env!("CARGO_PKG_VERSION")))
             .connect_timeout(options.connect_timeout)
             // Parallel GETs want connections of their own: over one HTTP/2 connection they share
@@ -39,15 +45,36 @@ pub(super) fn client(options: &StoreOptions, follow_redirects: bool) -> Result<H
             .referer(false)
             .tcp_nodelay(true)
     };
-    let client = match builder().build() {
-        Ok(client) => client,
-        Err(_) => {
-            builder().tls_certs_only(mozilla_roots().iter().cloned()).build().map_err(|error| {
-                Error::BadOption { what: "TLS".into(), reason: super::error::root_cause(&error) }
-            })?
-        }
+    let only = |certificates: &[reqwest::Certificate]| {
+        let client = builder().tls_certs_only(certificates.iter().cloned()).build();
+        client.map_err(|error| Error::BadOption { what: "TLS".into(), reason: root_cause(&error) })
+    };
+    let client = match options.environment.path("AWS_CA_BUNDLE") {
+        Some(path) => only(&read_bundle(path)?)?,
+        None => match builder().build() {
+            Ok(client) => client,
+            Err(_) => only(mozilla_roots())?,
+        },
     };
     Ok(HttpClient::new(client))
+}
+
+/// The certificates of `AWS_CA_BUNDLE`.
+fn read_bundle(path: &Path) -> Result<Vec<reqwest::Certificate>> {
+    let bad = |reason: String| Error::BadOption {
+        what: format!("AWS_CA_BUNDLE={}", path.display()),
+        reason,
+    };
+    let pem = std::fs::read(path).map_err(|error| bad(error.to_string()))?;
+    let certificates = reqwest::Certificate::from_pem_bundle(&pem);
+    let certificates = certificates.map_err(|error| bad(root_cause(&error)))?;
+    if certificates.is_empty() { Err(bad("it holds no certificate".into())) } else { Ok(certificates) }
+}
+
+/// Whether no request is to go through a proxy. The library takes `*` for every name and no address.
+fn no_proxy(environment: &Environment) -> bool {
+    let exempt = environment.get("NO_PROXY").or_else(|| environment.get("no_proxy"));
+    exempt.is_some_and(|list| list.split(',').any(|entry| entry.trim() == "*"))
 }
 
 fn mozilla_roots() -> &'static [reqwest::Certificate] {
