@@ -14,10 +14,10 @@
 //! cache                  chunks of a remote object: memory, single flight, readahead
 //! store                  object stores behind one narrow trait
 //! types       buffers    numbers with units, no I/O | large buffers that are used again
-//! environment            the variables that the program looks at
+//! environment names      the variables that the program looks at | names and words of others, shown
 //! ```
 //!
-//! From bottom to top: [`environment`], [`types`] and `buffers`, [`store`], [`cache`], [`squashfs`], [`overlay`], [`failure`],
+//! From bottom to top: [`environment`], [`names`], [`types`] and `buffers`, [`store`], [`cache`], [`squashfs`], [`overlay`], [`failure`],
 //! [`backup`], [`mod@bench`], [`fuse`], [`server`], [`cli`]. Everything from the cache upward is ordinary blocking
 //! code; only the stores are asynchronous, and the calls on [`backup::Backups`], which are many small
 //! requests to them. There is no unsafe code.
@@ -32,6 +32,7 @@ pub mod cli;
 pub mod environment;
 pub mod failure;
 pub mod fuse;
+pub mod names;
 pub mod overlay;
 pub mod server;
 pub mod squashfs;

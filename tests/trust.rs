@@ -61,7 +61,8 @@ fn serve(certificate: &Path) -> String {
             while stream.read_line(&mut line).is_ok_and(|read| read > 2) {
                 line.clear();
             }
-            let answer = b"HTTP/1.1 404 Not Found\r\nConnection: close\r\nContent-Length: 0\r\n\r\n";
+            let answer =
+                b"HTTP/1.1 404 Not Found\r\nConnection: close\r\nContent-Length: 0\r\n\r\n";
             let _ = stream.get_mut().write_all(answer);
         }
     });
@@ -137,7 +138,13 @@ fn certificates_are_those_of_the_bundle_else_of_the_system_s_variables() {
     ] {
         for arguments in [
             vec!["ls".to_owned(), format!("{url}/x.sqsh")],
-            vec!["ls".into(), "s3://b/x.sqsh".into(), "--anonymous".into(), "--endpoint".into(), url.clone()],
+            vec![
+                "ls".into(),
+                "s3://b/x.sqsh".into(),
+                "--anonymous".into(),
+                "--endpoint".into(),
+                url.clone(),
+            ],
         ] {
             let output = thawfs(&bench, variables).args(&arguments).output().unwrap();
             let said = String::from_utf8_lossy(&output.stderr);
@@ -169,7 +176,9 @@ fn an_asterisk_exempts_every_host_from_the_proxy_an_address_too() {
     ] {
         for source in [vec![url.as_str()], vec!["s3://box", "--endpoint"]] {
             let mut command = thawfs(&bench, variables);
-            command.args(["ls", "--anonymous", "--timeout", "2", "--disk-cache", "off"]).args(&source);
+            command
+                .args(["ls", "--anonymous", "--timeout", "2", "--disk-cache", "off"])
+                .args(&source);
             if source.len() > 1 {
                 command.arg(server.url());
             }

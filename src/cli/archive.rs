@@ -2,9 +2,9 @@
 
 use std::collections::HashSet;
 use std::ffi::OsStr;
-use std::io::{BufWriter, Write};
+use std::io::{BufWriter, IsTerminal, Write};
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -15,6 +15,7 @@ use super::mount::{check_not_source, source_request};
 use super::output::{Output, Watcher, human_bytes, human_time, stdout_failed};
 use crate::backup::{self, ExtractOptions, ExtractProgress, OpenArchive, find};
 use crate::failure::{Code, Failure};
+use crate::names::{self, printable};
 use crate::squashfs::{self, Archive, DirCursor, Inode};
 use crate::types::{FileKind, FileOffset};
 
@@ -25,7 +26,8 @@ const READ_BYTES: usize = 1 << 20;
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Listed {
-    path: String,
+    #[serde(flatten, with = "names::path")]
+    path: PathBuf,
     kind: &'static str,
     mode: u16,
     uid: u32,
@@ -33,18 +35,33 @@ struct Listed {
     size: u64,
     mtime: i64,
     nlink: u32,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    target: Option<String>,
+    #[serde(flatten)]
+    target: Option<Target>,
+}
+
+/// One that cannot be described.
+#[derive(Serialize)]
+struct Unreadable {
+    #[serde(flatten, with = "names::path")]
+    path: PathBuf,
+    error: String,
+}
+
+/// Where a symbolic link leads.
+#[derive(Serialize)]
+struct Target {
+    #[serde(flatten, with = "names::target")]
+    target: PathBuf,
 }
 
 impl Listed {
     fn new(archive: &Archive, path: &[u8], inode: &Inode) -> Result<Self, Failure> {
         let target = match inode.kind {
-            FileKind::Symlink => Some(lossy(&archive.read_link(inode)?)),
+            FileKind::Symlink => Some(Target { target: as_path(&archive.read_link(inode)?) }),
             _ => None,
         };
         Ok(Self {
-            path: lossy(path),
+            path: as_path(path),
             kind: kind_name(inode.kind),
             mode: inode.permissions,
             uid: inode.uid,
@@ -57,9 +74,9 @@ impl Listed {
     }
 
     /// Like `ls -l`, with numbers for owners: the names on this machine are not the archive's.
-    fn long(&self, kind: FileKind) -> String {
+    fn long(&self, kind: FileKind) -> Vec<u8> {
         let mut line = format!(
-            "{}{} {:>2} {:>5} {:>5} {:>10} {} {}",
+            "{}{} {:>2} {:>5} {:>5} {:>10} {} ",
             kind_letter(kind),
             mode_letters(self.mode),
             self.nlink,
@@ -67,11 +84,12 @@ impl Listed {
             self.gid,
             self.size,
             human_time(self.mtime),
-            self.path
-        );
-        if let Some(target) = &self.target {
-            line.push_str(" -> ");
-            line.push_str(target);
+        )
+        .into_bytes();
+        line.extend(self.path.as_os_str().as_bytes());
+        if let Some(Target { target }) = &self.target {
+            line.extend(b" -> ");
+            line.extend(target.as_os_str().as_bytes());
         }
         line
     }
@@ -82,6 +100,7 @@ pub(super) fn ls(args: &LsArgs, output: &Output) -> Result<(), Failure> {
     let archive = &opened.archive;
     let path = args.path.as_bytes();
     let start = find(archive, path)?;
+    let escaped = !args.null && std::io::stdout().is_terminal();
     let mut out = BufWriter::new(std::io::stdout().lock());
     let mut listed = Vec::new();
     let mut show = |path: &[u8], inode: Result<&Inode, &Failure>| -> Result<(), Failure> {
@@ -89,23 +108,23 @@ pub(super) fn ls(args: &LsArgs, output: &Output) -> Result<(), Failure> {
             listed.push(match inode {
                 Ok(inode) => serde_json::json!(Listed::new(archive, path, inode)?),
                 Err(problem) => {
-                    serde_json::json!({ "path": lossy(path), "error": problem.message })
+                    let (path, error) = (as_path(path), problem.message.clone());
+                    serde_json::json!(Unreadable { path, error })
                 }
             });
             return Ok(());
         }
-        if args.long {
-            let line = match inode {
-                Ok(inode) => Listed::new(archive, path, inode)?.long(inode.kind),
-                // As ls(1) has it where stat(2) fails.
-                Err(_) => format!("?????????? {}", lossy(path)),
-            };
-            out.write_all(line.as_bytes())
-        } else {
-            out.write_all(path)
+        let mut line = match (args.long, inode) {
+            (true, Ok(inode)) => Listed::new(archive, path, inode)?.long(inode.kind),
+            // As ls(1) has it where stat(2) fails.
+            (true, Err(_)) => [b"?????????? ".as_slice(), path].concat(),
+            (false, _) => path.to_owned(),
+        };
+        if escaped {
+            line = printable(&line).into_bytes();
         }
-        .and_then(|()| out.write_all(b"\n"))
-        .map_err(|error| stdout_failed(&error))
+        line.push(if args.null { 0 } else { b'\n' });
+        out.write_all(&line).map_err(|error| stdout_failed(&error))
     };
     let mut problems = Problems::default();
     if start.kind != FileKind::Directory {
@@ -138,8 +157,10 @@ impl Problems {
         let of_the_archive = !matches!(error, squashfs::Error::Blob(_));
         let failure = Failure::from(error);
         let shown = failure.clone();
-        let failure =
-            Failure { message: format!("{}: {}", lossy(path), failure.message), ..failure };
+        let failure = Failure {
+            message: format!("{}: {}", as_path(path).display(), failure.message),
+            ..failure
+        };
         if !of_the_archive {
             return Err(failure);
         }
@@ -390,8 +411,8 @@ pub(super) fn describe_lines(opened: &OpenArchive, output: &Output) -> Result<()
     Ok(())
 }
 
-fn lossy(bytes: &[u8]) -> String {
-    OsStr::from_bytes(bytes).to_string_lossy().into_owned()
+fn as_path(bytes: &[u8]) -> PathBuf {
+    PathBuf::from(OsStr::from_bytes(bytes))
 }
 
 fn kind_name(kind: FileKind) -> &'static str {

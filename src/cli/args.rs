@@ -302,6 +302,11 @@ pub(crate) struct LsArgs {
     /// Directories below as well, with whole paths.
     #[arg(long, short = 'R')]
     pub(crate) recursive: bool,
+
+    /// End each line with a NUL instead, and write names as they are; a terminal is else spared what it
+    /// would obey.
+    #[arg(long, short = '0')]
+    pub(crate) null: bool,
 }
 
 #[derive(Debug, Args)]

@@ -9,7 +9,7 @@ use tokio::runtime::Runtime;
 
 use super::archive::{describe_json, describe_lines};
 use super::backup_args::{BucketArgs, DeleteArgs, ListArgs, PruneArgs, ShowArgs};
-use super::output::{Output, human_bytes, human_time, printable, say};
+use super::output::{Output, human_bytes, human_time, say};
 use crate::backup::{
     BackupEntry, BackupId, Backups, Deleted, Deletion, PruneRules, Pruned, start_runtime,
 };
@@ -87,8 +87,8 @@ fn entry_row(entry: &BackupEntry, now: DateTime<Utc>) -> String {
         metadata.map_or_else(none, |metadata| human_time(metadata.created_at.timestamp())),
         metadata.map_or_else(none, |metadata| expiry(metadata.expires_at(), now)),
         entry.state.name().to_owned(),
-        metadata.map_or_else(none, |metadata| printable(&metadata.dir)),
-        metadata.and_then(|metadata| metadata.name.as_deref()).map(printable).unwrap_or_default(),
+        metadata.map_or_else(none, |metadata| metadata.dir.clone()),
+        metadata.and_then(|metadata| metadata.name.clone()).unwrap_or_default(),
     ])
 }
 
@@ -131,12 +131,12 @@ pub(super) fn show(args: &ShowArgs, output: &Output) -> Result<(), Failure> {
     line("id", id.as_str())?;
     line("state", entry.state.name())?;
     if let Some(problem) = &entry.problem {
-        line("problem", &printable(problem))?;
+        line("problem", problem)?;
     }
     if let Some(metadata) = &entry.metadata {
         let now = std::time::SystemTime::now().into();
-        line("dir", &printable(&metadata.dir))?;
-        line("name", &metadata.name.as_deref().map_or("-".to_owned(), printable))?;
+        line("dir", &metadata.dir)?;
+        line("name", metadata.name.as_deref().unwrap_or("-"))?;
         line("backed up", &human_time(metadata.created_at.timestamp()))?;
         line("expires", &expiry(metadata.expires_at(), now))?;
     }
@@ -229,14 +229,14 @@ fn tell_pruned(pruned: &Pruned, dry_run: bool, output: &Output) -> Result<(), Fa
     match pruned {
         Pruned::Backup { entry, .. } => {
             let verb = if dry_run { "would delete" } else { "deleted" };
-            let dir = entry.metadata.as_ref().map_or("-".to_owned(), |it| printable(&it.dir));
+            let dir = entry.metadata.as_ref().map_or("-", |it| &it.dir);
             let (id, state) = (&entry.id, entry.state.name());
             let bytes = human_bytes(entry.total_bytes);
             output.print_line(&format!("{verb} {id}, {state}, {bytes}, {dir}"))
         }
         Pruned::Upload { upload } => {
             let verb = if dry_run { "would abort" } else { "aborted" };
-            output.print_line(&format!("{verb} the unfinished upload of {}", printable(upload)))
+            output.print_line(&format!("{verb} the unfinished upload of {upload}"))
         }
     }
 }

@@ -50,14 +50,16 @@ fn print(measured: &Measured, output: &Output) -> Result<(), Failure> {
         output.print_line(&format!("{name:<26}{at_a_time:>10}{times}{rate:>12.1}{bar}"))?;
     }
     let scale = longest(&mut measured.reading.iter().map(|row| row.seconds));
-    output.print_line(&format!("\n{:<26}{:>10}{HEADING}", "reading", "times"))?;
+    output.print_line("")?;
+    output.print_line(&format!("{:<26}{:>10}{HEADING}", "reading", "times"))?;
     for row in &measured.reading {
         let times = times(&row.seconds);
         let bar = if bars { bar(&row.seconds, scale) } else { String::new() };
         output.print_line(&format!("{:<26}{:>10}{times}{bar}", row.work, row.seconds.count))?;
     }
     for advice in &measured.advice {
-        output.print_line(&format!("\n{}", advice.text))?;
+        output.print_line("")?;
+        output.print_line(&advice.text)?;
     }
     Ok(())
 }

@@ -5,9 +5,10 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 use super::args::CacheCommand;
-use super::output::{Output, human_bytes, human_time, printable, say};
+use super::output::{Output, human_bytes, human_time, say};
 use crate::cache::{CacheDir, Cleared, DiskLimit, Usage};
 use crate::failure::{Code, Failure};
+use crate::names;
 
 pub(super) fn cache(command: &CacheCommand, output: &Output) -> Result<(), Failure> {
     let path = CacheDir::locate().ok_or_else(|| {
@@ -42,6 +43,7 @@ fn open(path: &std::path::Path, limit: DiskLimit) -> Result<Option<CacheDir>, Fa
 fn show(path: PathBuf, usage: &Usage, output: &Output) -> Result<(), Failure> {
     #[derive(Serialize)]
     struct Shown<'a> {
+        #[serde(flatten, with = "names::path")]
         path: PathBuf,
         #[serde(flatten)]
         usage: &'a Usage,
@@ -50,7 +52,7 @@ fn show(path: PathBuf, usage: &Usage, output: &Output) -> Result<(), Failure> {
         return output.print_json(&Shown { path, usage });
     }
     for archive in &usage.archives {
-        let name = printable(archive.name.as_deref().unwrap_or("(damaged)"));
+        let name = archive.name.as_deref().unwrap_or("(damaged)");
         let used = human_time(i64::try_from(archive.last_used).unwrap_or(i64::MAX));
         let used = if archive.in_use { "in use" } else { &used };
         output.print_line(&format!("{:>9}  {used:<16}  {name}", human_bytes(archive.bytes)))?;

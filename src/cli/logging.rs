@@ -5,6 +5,7 @@ use std::io::Write;
 use log::{Level, Log, Metadata, Record};
 
 use crate::environment::Environment;
+use crate::names::printable;
 
 /// Messages of the libraries and ours go to standard error, from warnings up; `THAWFS_LOG` takes
 /// other levels, such as `debug` or `thawfs::cache=trace`.
@@ -13,7 +14,8 @@ pub(super) fn start() {
     let logger = env_logger::Builder::new()
         .parse_filters(environment.get("THAWFS_LOG").unwrap_or("warn"))
         .format(|out, record| {
-            writeln!(out, "{} {}: {}", out.timestamp_millis(), record.level(), record.args())
+            let message = printable(record.args().to_string());
+            writeln!(out, "{} {}: {message}", out.timestamp_millis(), record.level())
         })
         .build();
     log::set_max_level(logger.filter());

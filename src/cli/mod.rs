@@ -25,6 +25,7 @@ mod warm;
 
 use std::ffi::OsString;
 use std::io::Write;
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -35,6 +36,7 @@ use output::Output;
 
 use crate::environment::Environment;
 use crate::failure::{Code, Failure};
+use crate::names::printable;
 
 /// Runs the program with `arguments`, the first being its name.
 pub fn run(arguments: Vec<OsString>) -> ExitCode {
@@ -44,14 +46,20 @@ pub fn run(arguments: Vec<OsString>) -> ExitCode {
         return mount_helper::run(arguments.get(1..).unwrap_or_default());
     }
     let json = arguments.iter().any(|argument| argument == "--json");
+    let is_plain = arguments.iter().all(|word| printable(word.as_bytes()).as_str() == word);
     let cli = match Cli::try_parse_from(arguments) {
         Ok(cli) => cli,
         Err(error) if json && error.use_stderr() => {
             return Output { json, quiet: true }.fail(&usage_failure(&error));
         }
         Err(error) => {
-            // Printing fails only where there is nobody to print to.
-            let _ = error.print();
+            if is_plain || !error.use_stderr() {
+                // Printing fails only where there is nobody to print to.
+                let _ = error.print();
+            } else {
+                // Without colours, which are what a terminal obeys.
+                error.render().to_string().lines().for_each(output::say);
+            }
             return if error.use_stderr() {
                 ExitCode::from(Code::Usage.exit_status())
             } else {
@@ -113,7 +121,9 @@ fn execute(command: Command, output: &Output) -> Result<(), Failure> {
 /// What clap has to say, in our own form: what is wrong with all that is named below it, and for a hint
 /// what it advises, or else how the command is written.
 fn usage_failure(error: &clap::Error) -> Failure {
-    if error.kind() == clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+    use clap::error::ErrorKind as Kind;
+    let no_command = [Kind::DisplayHelpOnMissingArgumentOrSubcommand, Kind::MissingSubcommand];
+    if no_command.contains(&error.kind()) {
         return Failure::new(Code::Usage, "a command is missing").hint("see thawfs --help");
     }
     let text = error.render().to_string();

@@ -142,7 +142,9 @@ pub(super) fn check_not_source(directory: &Path, code: Code) -> Result<(), Failu
         let file = std::fs::File::open(directory);
         file.and_then(|mut file| file.read_exact(&mut magic)).is_ok() && is_squashfs(&magic)
     };
-    if !text.contains("://") && !is_archive() {
+    let is_url = text.contains("://") && !directory.is_dir();
+    // Of a pipe, opening would wait for a writer.
+    if !is_url && !(directory.is_file() && is_archive()) {
         return Ok(());
     }
     let shown = text.parse::<Source>().map_or_else(|_| "a URL".to_owned(), |it| it.to_string());

@@ -11,6 +11,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 
 use crate::failure::{Code, Failure};
+use crate::names::{printable, printable_json};
 
 /// Where and how to speak.
 #[derive(Clone, Copy, Debug)]
@@ -24,23 +25,17 @@ pub(super) struct Output {
 impl Output {
     /// Prints one JSON document.
     pub(super) fn print_json(&self, value: &impl Serialize) -> Result<(), Failure> {
-        let mut out = std::io::stdout().lock();
-        serde_json::to_writer_pretty(&mut out, value)
-            .map_err(std::io::Error::from)
-            .and_then(|()| out.write_all(b"\n"))
-            .map_err(|error| stdout_failed(&error))
+        print_document(serde_json::to_string_pretty(value))
     }
 
     /// Prints a JSON document on one line, where more of them follow.
     pub(super) fn print_json_line(&self, value: &impl Serialize) -> Result<(), Failure> {
-        let mut line = serde_json::to_vec(value)
-            .map_err(|error| stdout_failed(&std::io::Error::from(error)))?;
-        line.push(b'\n');
-        std::io::stdout().write_all(&line).map_err(|error| stdout_failed(&error))
+        print_document(serde_json::to_string(value))
     }
 
-    /// Prints a line for people.
+    /// Prints a line for people, in which nothing is left for a terminal to obey.
     pub(super) fn print_line(&self, line: &str) -> Result<(), Failure> {
+        let line = printable(line);
         writeln!(std::io::stdout(), "{line}").map_err(|error| stdout_failed(&error))
     }
 
@@ -121,8 +116,16 @@ impl Drop for Watcher {
     }
 }
 
-/// Says a line on standard error. That nobody listens is no reason to stop.
+fn print_document(json: serde_json::Result<String>) -> Result<(), Failure> {
+    let json = json.map_err(|error| stdout_failed(&error.into()))?;
+    let json = printable_json(&json);
+    writeln!(std::io::stdout(), "{json}").map_err(|error| stdout_failed(&error))
+}
+
+/// Says a line on standard error, as [`Output::print_line`] prints one. That nobody listens is no reason
+/// to stop.
 pub(super) fn say(line: &str) {
+    let line = printable(line);
     let _ = writeln!(std::io::stderr(), "{line}");
 }
 
@@ -156,18 +159,6 @@ pub(super) fn human_bytes(bytes: u64) -> String {
     if value < 10.0 { format!("{value:.1} {unit}") } else { format!("{value:.0} {unit}") }
 }
 
-/// Text of others for a terminal: control characters are shown, not obeyed.
-pub(super) fn printable(text: &str) -> String {
-    let mut shown = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c.is_control() {
-            true => shown.extend(c.escape_default()),
-            false => shown.push(c),
-        }
-    }
-    shown
-}
-
 /// A moment for people, in UTC: `2026-01-31 23:59`.
 pub(super) fn human_time(seconds: i64) -> String {
     chrono::DateTime::from_timestamp(seconds, 0)
@@ -176,12 +167,7 @@ pub(super) fn human_time(seconds: i64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{human_bytes, printable};
-
-    #[test]
-    fn control_characters_are_not_sent_to_terminals() {
-        assert_eq!(printable("a\x1b[2Jü\n\u{9b}"), "a\\u{1b}[2Jü\\n\\u{9b}");
-    }
+    use super::human_bytes;
 
     #[test]
     fn bytes_are_shown_in_the_unit_that_fits() {

@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::Serialize;
+
 use super::archive::extract_opened;
 use super::backups::OpenBucket;
 use super::life_args::RestoreArgs;
@@ -13,6 +15,7 @@ use super::options;
 use super::output::{Output, say};
 use crate::backup::{BackupId, ExtractOptions, Handle, Metadata, SourceRequest};
 use crate::failure::{Code, Failure};
+use crate::names;
 use crate::server::{self, RestoreRequest, Restored, restart_limited};
 use crate::store::Source;
 
@@ -120,15 +123,28 @@ fn show(restored: &Restored, output: &Output) -> Result<(), Failure> {
     ready.warnings.iter().for_each(|warning| output.warn(warning));
     let Metadata { id, dir, name, .. } = metadata;
     if output.json {
-        return output.print_json_line(&serde_json::json!({
-            "id": id,
-            "dir": dir,
-            "name": name,
-            "mountpoint": ready.mountpoint,
-            "upper": ready.upper,
-            "pid": ready.pid,
-            "hidesFiles": ready.hides_files,
-        }));
+        #[derive(Serialize)]
+        struct Shown<'a> {
+            id: &'a BackupId,
+            dir: &'a str,
+            name: Option<&'a str>,
+            #[serde(flatten, with = "names::mountpoint")]
+            mountpoint: PathBuf,
+            #[serde(flatten, with = "names::upper")]
+            upper: Option<PathBuf>,
+            pid: u32,
+            #[serde(rename = "hidesFiles")]
+            hides_files: bool,
+        }
+        return output.print_json_line(&Shown {
+            id,
+            dir,
+            name: name.as_deref(),
+            mountpoint: ready.mountpoint.clone(),
+            upper: ready.upper.clone(),
+            pid: ready.pid,
+            hides_files: ready.hides_files,
+        });
     }
     if output.quiet {
         return Ok(());

@@ -1,6 +1,5 @@
 //! `thawfs status`.
 
-use std::fmt::Write;
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -50,7 +49,7 @@ pub(super) fn status(args: &StatusArgs, output: &Output) -> Result<(), Failure> 
         return output.print_line("nothing is mounted");
     }
     for mount in &mounts {
-        output.print_line(&describe(mount))?;
+        describe(mount).iter().try_for_each(|line| output.print_line(line))?;
     }
     Ok(())
 }
@@ -69,32 +68,28 @@ fn look(mount: &MountDir, record: Record) -> Mounted {
     }
 }
 
-fn describe(mount: &Mounted) -> String {
+/// A mount in lines for people.
+fn describe(mount: &Mounted) -> Vec<String> {
     let report = match mount {
         Mounted::Live(report) => report,
         Mounted::Silent(record) => {
-            return format!(
-                "{} on {}\n  server {} runs but does not answer",
-                record.source,
-                record.mountpoint.display(),
-                record.pid
-            );
+            let Record { source, mountpoint, pid, .. } = record;
+            return vec![
+                format!("{source} on {}", mountpoint.display()),
+                format!("  server {pid} runs but does not answer"),
+            ];
         }
         Mounted::Dead(record) => {
-            return format!(
-                "{} on {}\n  server {} was killed; clear it with: thawfs unmount {}",
-                record.source,
-                record.mountpoint.display(),
-                record.pid,
-                record.mountpoint.display()
-            );
+            let Record { source, mountpoint, pid, .. } = record;
+            let mountpoint = mountpoint.display();
+            return vec![
+                format!("{source} on {mountpoint}"),
+                format!("  server {pid} was killed; clear it with: thawfs unmount {mountpoint}"),
+            ];
         }
     };
-    let mut text = format!("{} on {}\n", report.source, report.mountpoint.display());
-    let mut line = |name: &str, value: String| {
-        // Writing to a string does not fail.
-        let _ = writeln!(text, "  {name:<9} {value}");
-    };
+    let mut lines = vec![format!("{} on {}", report.source, report.mountpoint.display())];
+    let mut line = |name: &str, value: String| lines.push(format!("  {name:<9} {value}"));
     let archive = &report.archive;
     line(
         "archive",
@@ -151,8 +146,7 @@ fn describe(mount: &Mounted) -> String {
         Some(last) => line("errors", format!("{}, the last: {last}", report.faults.count)),
         None => line("errors", "none".into()),
     }
-    text.truncate(text.trim_end().len());
-    text
+    lines
 }
 
 fn human_age(since: u64) -> String {

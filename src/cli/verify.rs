@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::backup_args::VerifyArgs;
 use super::backups::OpenBucket;
 use super::mount::request_for;
-use super::output::{Output, Watcher, human_bytes, printable};
+use super::output::{Output, Watcher, human_bytes};
 use crate::backup::{self, BackupId, Verified, VerifyProgress};
 use crate::failure::Failure;
 use crate::store::Source;
@@ -82,7 +82,6 @@ fn tell(name: &str, verified: Verified, output: &Output) -> Result<(), Failure> 
         return Ok(());
     }
     let Verified { inodes, blocks, bytes } = verified;
-    let name = printable(name);
     let bytes = human_bytes(bytes);
     output.print_line(&format!("{name} is whole: {inodes} inodes, {blocks} blocks, {bytes}"))
 }

@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::backup_args::WarmArgs;
 use super::backups::OpenBucket;
 use super::mount::request_for;
-use super::output::{Output, Watcher, human_bytes, printable};
+use super::output::{Output, Watcher, human_bytes};
 use crate::backup::{BackupId, Warmed};
 use crate::cache::Warming;
 use crate::failure::Failure;
@@ -54,5 +54,5 @@ fn tell(name: &str, warmed: Warmed, output: &Output) -> Result<(), Failure> {
         return Ok(());
     }
     let [bytes, fetched] = [warmed.bytes, warmed.fetched_bytes].map(human_bytes);
-    output.print_line(&format!("{}: {bytes} on disk, {fetched} of it fetched now", printable(name)))
+    output.print_line(&format!("{name}: {bytes} on disk, {fetched} of it fetched now"))
 }

@@ -4,11 +4,14 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::names;
+
 /// One mount, now.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Report {
     /// Where it is mounted.
+    #[serde(flatten, with = "names::mountpoint")]
     pub mountpoint: PathBuf,
     /// The source, with query string and user info left out.
     pub source: String,
@@ -17,6 +20,7 @@ pub struct Report {
     /// Seconds since the epoch when it was mounted.
     pub since: u64,
     /// The upper directory; none for a read-only mount.
+    #[serde(flatten, with = "names::upper")]
     pub upper: Option<PathBuf>,
     /// The archive.
     pub archive: ArchiveReport,

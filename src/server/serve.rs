@@ -19,6 +19,7 @@ use super::traces::Traces;
 use crate::backup::{OpenArchive, SourceRequest};
 use crate::failure::{Code, Failure};
 use crate::fuse::{self, Faults, Mount, MountOptions, Unmounter};
+use crate::names;
 use crate::overlay::{self, Overlay, Upper};
 
 /// What to mount, where and how. Serialised only through a pipe: the source can hold a secret.
@@ -27,10 +28,13 @@ pub struct MountRequest {
     /// The archive.
     pub source: SourceRequest,
     /// An existing directory, absolute and without symlinks.
+    #[serde(flatten, with = "names::mountpoint")]
     pub mountpoint: PathBuf,
     /// Where changes go; without it the server makes a directory of its own.
+    #[serde(flatten, with = "names::upper")]
     pub upper: Option<PathBuf>,
     /// A directory beside the upper for work in progress.
+    #[serde(flatten, with = "names::workdir")]
     pub workdir: Option<PathBuf>,
     /// Keep the upper that the server made.
     pub keep_upper: bool,
@@ -98,12 +102,14 @@ impl MountRequest {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ready {
     /// Where it is mounted.
+    #[serde(flatten, with = "names::mountpoint")]
     pub mountpoint: PathBuf,
     /// The source, with query string and user info left out.
     pub source: String,
     /// The server's process id.
     pub pid: u32,
     /// Where changes go.
+    #[serde(flatten, with = "names::upper")]
     pub upper: Option<PathBuf>,
     /// Whether there were files in the directory, which are hidden until the unmount.
     #[serde(rename = "hidesFiles")]

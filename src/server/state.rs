@@ -22,17 +22,20 @@ use serde::{Deserialize, Serialize};
 
 use crate::environment::Environment;
 use crate::failure::{Code, Failure};
+use crate::names;
 
 /// What a running server wrote down about itself. Holds no secret.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Record {
     /// Where it is mounted, absolute and without symlinks.
+    #[serde(flatten, with = "names::mountpoint")]
     pub mountpoint: PathBuf,
     /// The source, with query string and user info left out.
     pub source: String,
     /// The server's process id.
     pub pid: u32,
     /// The upper directory; none for a read-only mount.
+    #[serde(flatten, with = "names::upper")]
     pub upper: Option<PathBuf>,
     /// Whether the upper was made for this mount and goes with it.
     pub upper_is_ours: bool,

@@ -214,9 +214,9 @@ impl Error {
     pub fn hint(&self) -> Option<&'static str> {
         Some(match self {
             Self::NotFound { refusal: None, .. } => "check the path",
-            Self::NotFound { refusal: Some(refusal), .. } => {
-                refusal.hint().unwrap_or("check the bucket and key, and that the backup was completed")
-            }
+            Self::NotFound { refusal: Some(refusal), .. } => refusal
+                .hint()
+                .unwrap_or("check the bucket and key, and that the backup was completed"),
             Self::NoSuchBucket { refusal, .. } => {
                 refusal.hint().unwrap_or("check the bucket's name and --endpoint")
             }

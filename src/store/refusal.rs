@@ -115,7 +115,9 @@ impl Refusal {
             ("InvalidRequest" | "InvalidArgument", _) if says("server side encryption") => {
                 "the object is encrypted with a key of the customer's own, which is not supported"
             }
-            _ if says("explicit deny") => "a policy forbids it whatever others allow: see its words",
+            _ if says("explicit deny") => {
+                "a policy forbids it whatever others allow: see its words"
+            }
             (_, Right::Url) if self.status == 401 => {
                 "the server wants a user and password: https://USER:PASSWORD@HOST/…"
             }
@@ -166,7 +168,8 @@ impl Asked<'_> {
         let key = self.object.strip_prefix(&format!("s3://{bucket}/")).unwrap_or_default();
         let path = percent_decode_str(self.url.path()).decode_utf8_lossy();
         let base = path.strip_suffix(key).unwrap_or(&path);
-        let of_host = self.url.host_str().is_some_and(|host| host.starts_with(&format!("{bucket}.")));
+        let of_host =
+            self.url.host_str().is_some_and(|host| host.starts_with(&format!("{bucket}.")));
         let of_path = base.split('/').filter(|segment| *segment == bucket).count();
         usize::from(of_host) + of_path > 1
     }
@@ -203,7 +206,10 @@ pub(super) fn classify(
         "ExpiredToken" | "ExpiredTokenException" | "TokenRefreshRequired" | "ExpiredRequest" => {
             return Error::ExpiredCredentials { object };
         }
-        "SignatureDoesNotMatch" | "InvalidAccessKeyId" | "InvalidToken" | "InvalidSecurity"
+        "SignatureDoesNotMatch"
+        | "InvalidAccessKeyId"
+        | "InvalidToken"
+        | "InvalidSecurity"
         | "NotSignedUp" => {
             return Error::RefusedCredentials { object, refusal };
         }
@@ -285,8 +291,18 @@ mod tests {
     fn code_and_status_tell_the_kind() {
         let table: &[(u16, &str, &str, &str)] = &[
             (404, "NoSuchKey", "", "s3://b/k does not exist (NoSuchKey) (GET https://h/b/k)"),
-            (404, "NoSuchBucket", "", "bucket b does not exist at h (NoSuchBucket) (GET https://h/b/k)"),
-            (403, "AccessDenied", "no", "access to s3://b/k was denied (AccessDenied): \"no\" (GET "),
+            (
+                404,
+                "NoSuchBucket",
+                "",
+                "bucket b does not exist at h (NoSuchBucket) (GET https://h/b/k)",
+            ),
+            (
+                403,
+                "AccessDenied",
+                "no",
+                "access to s3://b/k was denied (AccessDenied): \"no\" (GET ",
+            ),
             (403, "AccessDenied", "Request has expired", "credentials for s3://b/k have expired"),
             (400, "ExpiredToken", "", "credentials for s3://b/k have expired"),
             (

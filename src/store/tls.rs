@@ -68,7 +68,11 @@ fn read_bundle(path: &Path) -> Result<Vec<reqwest::Certificate>> {
     let pem = std::fs::read(path).map_err(|error| bad(error.to_string()))?;
     let certificates = reqwest::Certificate::from_pem_bundle(&pem);
     let certificates = certificates.map_err(|error| bad(root_cause(&error)))?;
-    if certificates.is_empty() { Err(bad("it holds no certificate".into())) } else { Ok(certificates) }
+    if certificates.is_empty() {
+        Err(bad("it holds no certificate".into()))
+    } else {
+        Ok(certificates)
+    }
 }
 
 /// Whether no request is to go through a proxy. The library takes `*` for every name and no address.
