@@ -14,6 +14,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use serde::{Deserialize, Serialize};
 
 use super::heap;
+use super::inherited;
 use super::mounts::read_mounts;
 use super::{MountRequest, Ready};
 use crate::backup::SourceRequest;
@@ -46,8 +47,11 @@ impl Starting {
     /// # Errors
     /// [`Code::Failed`] where it cannot be started.
     pub fn new(source: &SourceRequest, shown: &Path) -> Result<Self, Failure> {
+        let mut source = source.clone();
+        source.make_absolute();
         let mut server = Command::new("/proc/self/exe");
         heap::limit(&mut server);
+        inherited::leave_directory(&mut server);
         let mut server = server
             .arg0("thawfs")
             .arg(SERVE_COMMAND)
@@ -60,7 +64,7 @@ impl Starting {
         let answers = server.stdout.take().map(BufReader::new);
         let answers = answers.ok_or_else(|| cannot_start(io::ErrorKind::BrokenPipe.into()))?;
         let mut starting = Self { shown: shown.to_owned(), server, stdin, answers, opened: false };
-        starting.send(source)?;
+        starting.send(&source)?;
         Ok(starting)
     }
 
@@ -169,9 +173,7 @@ pub fn start_detached(request: &MountRequest) -> Result<Ready, Failure> {
 /// # Errors
 /// Those of [`super::serve()`]; the command has been told already.
 pub fn run_detached() -> Result<(), Failure> {
-    // A session of its own: no signal of the terminal, or of the job that mounted, reaches it. It
-    // fails for a process that leads one already, which is as good.
-    let _ = rustix::process::setsid();
+    inherited::leave_caller();
     let mut detached = false;
     let served = open_and_serve(&mut detached);
     match &served {
@@ -198,7 +200,6 @@ fn open_and_serve(detached: &mut bool) -> Result<(), Failure> {
     super::serve(&request, opened, |ready, log| {
         tell(&Answer::Ready(ready))?;
         *detached = true;
-        let _ = std::env::set_current_dir("/");
         leave_terminal(log)
     })
 }

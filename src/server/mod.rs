@@ -6,6 +6,7 @@
 mod control;
 mod detach;
 mod heap;
+mod inherited;
 pub mod mounts;
 mod owners;
 pub mod report;
