@@ -461,8 +461,12 @@ impl Filesystem for Adapter {
         // Said of who writes through to us; what the kernel writes back later drops nothing.
         let drops_setid = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
         let sender = Sender::of(request).without_fsetid();
+        let held_back = write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
         let write = move |shared: &Shared, data: &[u8]| {
-            let result = shared.overlay.write(handle(fh), offset, data);
+            let result = match held_back {
+                true => shared.overlay.write_all(handle(fh), offset, data),
+                false => shared.overlay.write(handle(fh), offset, data),
+            };
             if drops_setid {
                 shared.drop_setid(Ino(ino.0), sender);
             }

@@ -66,6 +66,22 @@ impl Overlay {
         rustix::io::pwrite(fd, data, at).map_err(Error::sys("pwrite", "an open file"))
     }
 
+    /// As [`Overlay::write`], all of `data` or an error: for what the kernel has held back, of which it
+    /// takes a part for the whole.
+    ///
+    /// # Errors
+    /// As [`Overlay::write`], also after a part was written.
+    pub fn write_all(&self, handle: Handle, at: u64, data: &[u8]) -> Result<usize> {
+        let mut written = 0;
+        while let Some(rest) = data.get(written..).filter(|rest| !rest.is_empty()) {
+            match self.write(handle, at + written as u64, rest)? {
+                0 => return Err(Error::sys("pwrite", "an open file")(rustix::io::Errno::IO)),
+                more => written += more,
+            }
+        }
+        Ok(written)
+    }
+
     /// Brings an open file's data to the disk, and its attributes unless `datasync`.
     ///
     /// # Errors
