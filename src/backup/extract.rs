@@ -6,10 +6,9 @@
 
 use std::collections::HashMap;
 use std::ffi::{CString, OsStr};
-use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -17,6 +16,7 @@ use parking_lot::Mutex;
 use rustix::fd::OwnedFd;
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags};
 
+use super::staging::Staging;
 use crate::failure::{Code, Failure};
 use crate::squashfs::{Archive, DirCursor, DirReader, Inode, Xattr};
 use crate::types::{FileKind, FileOffset, InodeRef};
@@ -80,8 +80,8 @@ pub fn extract(
 ) -> Result<(), Failure> {
     let start = find(archive, &options.path)?;
     let staging = Staging::create(target)?;
-    let root = open_directory(rustix::fs::CWD, staging.path.as_os_str().as_bytes())
-        .map_err(|error| Failure::io("open", &staging.path, &error.into()))?;
+    let root = open_directory(rustix::fs::CWD, staging.path().as_os_str().as_bytes())
+        .map_err(|error| Failure::io("open", staging.path(), &error.into()))?;
     let tree = Tree {
         archive,
         progress,
@@ -136,55 +136,6 @@ pub fn find(archive: &Archive, path: &[u8]) -> Result<Inode, Failure> {
         inode = archive.inode(entry.inode)?;
     }
     Ok(inode)
-}
-
-/// The directory that becomes the target; removed again unless it does.
-struct Staging {
-    path: PathBuf,
-    published: bool,
-}
-
-impl Staging {
-    fn create(target: &Path) -> Result<Self, Failure> {
-        let failed = |error: io::Error| Failure::io("unpack into", target, &error);
-        let target = std::path::absolute(target).map_err(failed)?;
-        let is_empty = match std::fs::read_dir(&target) {
-            Ok(mut entries) => entries.next().is_none(),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => true,
-            Err(error) => return Err(failed(error)),
-        };
-        if !is_empty {
-            return Err(Failure::new(Code::Failed, format!("{} is not empty", target.display()))
-                .hint("name a directory that is empty or does not exist"));
-        }
-        let mut name = std::ffi::OsString::from(".");
-        name.push(target.file_name().unwrap_or_default());
-        name.push(format!(".{}.thawfs", std::process::id()));
-        let path = target.with_file_name(name);
-        if let Some(parent) = path.parent() {
-            std::fs::create_dir_all(parent).map_err(failed)?;
-        }
-        rustix::fs::mkdir(&path, Mode::RWXU).map_err(|error| failed(error.into()))?;
-        Ok(Self { path, published: false })
-    }
-
-    /// Renames over the target, which at most is an empty directory.
-    fn publish(mut self, target: &Path) -> Result<(), Failure> {
-        std::fs::rename(&self.path, target)
-            .map_err(|error| Failure::io("put in place", target, &error))?;
-        self.published = true;
-        Ok(())
-    }
-}
-
-impl Drop for Staging {
-    fn drop(&mut self) {
-        if !self.published
-            && let Err(error) = std::fs::remove_dir_all(&self.path)
-        {
-            log::error!("cannot remove {}: {error}", self.path.display());
-        }
-    }
 }
 
 /// A regular file to be filled.
