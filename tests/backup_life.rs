@@ -298,6 +298,14 @@ fn restores_of_one_directory_take_turns() {
         restore.stderr(Stdio::piped()).spawn().unwrap()
     };
     let restores: Vec<Child> = (0..6).map(|_| spawn()).collect();
+    // There while one of them has the directory locked.
+    let locks = place.bench.state_dir().join("locks");
+    let lock = loop {
+        if let Some(lock) = fs::read_dir(&locks).into_iter().flatten().flatten().next() {
+            break lock.path();
+        }
+        std::thread::yield_now();
+    };
     for restore in restores {
         let output = restore.wait_with_output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -306,14 +314,9 @@ fn restores_of_one_directory_take_turns() {
     assert_eq!(place.bench.servers().len(), 1);
 
     // One that has to wait says so.
-    let locks = fs::read_dir(place.bench.state_dir().join("locks")).unwrap();
-    let held: Vec<fs::File> = locks
-        .map(|lock| {
-            let lock = fs::File::open(lock.unwrap().path()).unwrap();
-            rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
-            lock
-        })
-        .collect();
+    assert!(!lock.exists());
+    let held = fs::File::create(&lock).unwrap();
+    rustix::fs::flock(&held, rustix::fs::FlockOperation::LockExclusive).unwrap();
     let mut waiting = spawn();
     let mut said = String::new();
     BufReader::new(waiting.stderr.take().unwrap()).read_line(&mut said).unwrap();

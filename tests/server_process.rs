@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use support::mount::{Bench, can_mount, write_tree};
+use support::mount::{Bench, can_mount_with, write_tree};
+use support::surrounding::Need;
 
 fn text(path: &Path) -> &str {
     path.to_str().unwrap()
@@ -95,7 +96,7 @@ fn status(pid: u32, field: &str) -> String {
 
 #[test]
 fn a_lock_of_the_caller_ends_with_the_command() {
-    if !can_mount("a_lock_of_the_caller_ends_with_the_command") {
+    if !can_mount_with("a_lock_of_the_caller_ends_with_the_command", &[Need::Processes]) {
         return;
     }
     let starters = Starters::new();
@@ -110,7 +111,7 @@ fn a_lock_of_the_caller_ends_with_the_command() {
 
 #[test]
 fn a_pipe_of_the_caller_ends_with_the_command() {
-    if !can_mount("a_pipe_of_the_caller_ends_with_the_command") {
+    if !can_mount_with("a_pipe_of_the_caller_ends_with_the_command", &[Need::Processes]) {
         return;
     }
     // Each standard stream, and a descriptor below and above ten, of which dash knows none.
@@ -129,7 +130,10 @@ fn a_pipe_of_the_caller_ends_with_the_command() {
 
 #[test]
 fn a_file_system_of_the_caller_is_not_kept_busy() {
-    if !can_mount("a_file_system_of_the_caller_is_not_kept_busy") {
+    if !can_mount_with(
+        "a_file_system_of_the_caller_is_not_kept_busy",
+        &[Need::Root, Need::Processes],
+    ) {
         return;
     }
     let starters = Starters::new();
@@ -151,7 +155,8 @@ fn a_file_system_of_the_caller_is_not_kept_busy() {
 
 #[test]
 fn relative_paths_of_the_caller_mean_what_they_mean_there() {
-    if !can_mount("relative_paths_of_the_caller_mean_what_they_mean_there") {
+    if !can_mount_with("relative_paths_of_the_caller_mean_what_they_mean_there", &[Need::Processes])
+    {
         return;
     }
     let starters = Starters::new();
@@ -164,7 +169,10 @@ fn relative_paths_of_the_caller_mean_what_they_mean_there() {
 
 #[test]
 fn session_umask_signals_and_priority_are_a_server_s_own() {
-    if !can_mount("session_umask_signals_and_priority_are_a_server_s_own") {
+    if !can_mount_with(
+        "session_umask_signals_and_priority_are_a_server_s_own",
+        &[Need::Root, Need::Processes],
+    ) {
         return;
     }
     let script = "umask 077
@@ -207,7 +215,10 @@ fn session_umask_signals_and_priority_are_a_server_s_own() {
 
 #[test]
 fn a_limit_on_file_sizes_is_an_error_of_the_write_and_not_the_end_of_the_mount() {
-    if !can_mount("a_limit_on_file_sizes_is_an_error_of_the_write_and_not_the_end_of_the_mount") {
+    if !can_mount_with(
+        "a_limit_on_file_sizes_is_an_error_of_the_write_and_not_the_end_of_the_mount",
+        &[Need::Processes],
+    ) {
         return;
     }
     let starters = Starters::new();
@@ -231,7 +242,7 @@ fn a_limit_on_file_sizes_is_an_error_of_the_write_and_not_the_end_of_the_mount()
 
 #[test]
 fn a_server_whose_starter_was_given_no_streams_mounts() {
-    if !can_mount("a_server_whose_starter_was_given_no_streams_mounts") {
+    if !can_mount_with("a_server_whose_starter_was_given_no_streams_mounts", &[Need::Processes]) {
         return;
     }
     Starters::new().each("$MOUNT 0<&- 1>&- 2>&-", |name, pid| {
@@ -245,7 +256,7 @@ fn a_server_whose_starter_was_given_no_streams_mounts() {
 #[test]
 fn data_that_fits_in_part_is_an_error_and_never_half_a_write() {
     let test = "data_that_fits_in_part_is_an_error_and_never_half_a_write";
-    if !can_mount(test) {
+    if !can_mount_with(test, &[Need::Root, Need::Processes]) {
         return;
     }
     const PAGE: usize = 4096;

@@ -16,6 +16,7 @@ use super::output::{Output, Watcher, human_bytes, human_time, stdout_failed};
 use crate::backup::{self, ExtractOptions, ExtractProgress, OpenArchive, find};
 use crate::failure::{Code, Failure};
 use crate::names::{self, printable};
+use crate::server::state::{Note, StateDir};
 use crate::squashfs::{self, Archive, DirCursor, Inode};
 use crate::types::{FileKind, FileOffset};
 
@@ -270,6 +271,15 @@ pub(super) fn extract(args: &ExtractArgs, output: &Output) -> Result<(), Failure
     extract_opened(&opened, &args.into, &options, output)
 }
 
+/// Writes down where `target` is being unpacked, for `thawfs gc` to find should this process be killed.
+/// Nothing depends on it.
+fn note_staging(target: &Path) -> Option<Note> {
+    let note = Note::Staging { path: backup::staging_path(target).ok()? };
+    let noted = StateDir::locate().note(&note);
+    noted.inspect_err(|error| log::debug!("the unfinished extract is not noted: {error}")).ok()?;
+    Some(note)
+}
+
 /// Unpacks into `target`, and shows how far it is and what it came to.
 pub(super) fn extract_opened(
     opened: &OpenArchive,
@@ -301,7 +311,11 @@ pub(super) fn extract_opened(
         let progress = Arc::clone(&progress);
         move |bar| bar.set_position(progress.bytes.load(Ordering::Relaxed))
     });
+    let noted = note_staging(target);
     let extracted = backup::extract(&opened.archive, target, options, &progress);
+    if let Some(note) = noted {
+        StateDir::locate().forget(&note);
+    }
     drop(watcher);
     extracted?;
     let done = Extracted {

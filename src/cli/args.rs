@@ -53,6 +53,8 @@ pub(crate) enum Command {
     Unmount(UnmountArgs),
     /// Show what is mounted, from where, and what it has fetched so far.
     Status(StatusArgs),
+    /// List what belongs to no live mount: uppers and records of servers that were killed; or remove it.
+    Gc(GcArgs),
     /// List files of an archive without mounting it.
     Ls(LsArgs),
     /// Write files of an archive to standard output.
@@ -277,6 +279,10 @@ pub(crate) struct UnmountArgs {
     /// Detach now, end when the last file in it is closed.
     #[arg(long, short = 'z')]
     pub(crate) lazy: bool,
+
+    /// Only if its server was killed; a mount that lives is left alone.
+    #[arg(long, conflicts_with = "lazy")]
+    pub(crate) dead: bool,
 }
 
 #[derive(Debug, Args)]
@@ -284,6 +290,17 @@ pub(crate) struct StatusArgs {
     /// Only this mount.
     #[arg(value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub(crate) mountpoint: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct GcArgs {
+    /// Remove what is listed, changes that were never backed up included.
+    #[arg(long, short)]
+    pub(crate) yes: bool,
+
+    /// Uppers that were kept by --keep-upper as well.
+    #[arg(long)]
+    pub(crate) kept: bool,
 }
 
 #[derive(Debug, Args)]

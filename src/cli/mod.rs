@@ -10,6 +10,7 @@ mod backups;
 mod bench;
 mod cache;
 mod create;
+mod gc;
 mod life_args;
 mod logging;
 mod mount;
@@ -42,6 +43,7 @@ use crate::names::printable;
 pub fn run(arguments: Vec<OsString>) -> ExitCode {
     logging::start();
     let name = arguments.first().map(Path::new).and_then(Path::file_name).unwrap_or_default();
+    crate::server::passes_through(&arguments);
     if name == "mount.thawfs" || name == "mount.fuse.thawfs" {
         return mount_helper::run(arguments.get(1..).unwrap_or_default());
     }
@@ -89,6 +91,7 @@ fn execute(command: Command, output: &Output) -> Result<(), Failure> {
         Command::Mount(args) => mount::mount(args, output),
         Command::Unmount(args) => unmount::unmount(&args, output),
         Command::Status(args) => status::status(&args, output),
+        Command::Gc(args) => gc::gc(&args, output),
         Command::Ls(args) => archive::ls(&args, output),
         Command::Cat(args) => archive::cat(&args),
         Command::Extract(args) => archive::extract(&args, output),

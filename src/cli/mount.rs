@@ -9,7 +9,9 @@ use crate::backup::SourceRequest;
 use crate::cache::DiskLimit;
 use crate::failure::{Code, Failure};
 use crate::server::state::{Lock, lock_directory};
-use crate::server::{MountRequest, Ready, check_free, restart_limited, serve, start_detached};
+use crate::server::{
+    MountRequest, Ready, ServerProgram, check_free, restart_limited, serve, start_detached,
+};
 use crate::store::{Source, StoreDefaults};
 
 /// Mounts, and returns when the mount answers (or, in the foreground, when it is gone).
@@ -50,7 +52,7 @@ pub(super) fn start(
         output.warn(&format!("{shown} is not empty; what is in it is hidden until the unmount"));
     }
     if !foreground {
-        return show(&start_detached(&request)?, output);
+        return show(&start_detached(&ServerProgram::this()?, &request)?, output);
     }
     let mut lock = Some(lock);
     serve(&request, request.source.open()?, |ready, _log| {
@@ -121,7 +123,7 @@ pub(super) fn find_mountpoint(path: &Path) -> Result<PathBuf, Failure> {
         }
         Some(libc::ENOTCONN) => {
             Failure::new(Code::Mountpoint, format!("a dead mount is still on {shown}"))
-                .hint(format!("clear it first: thawfs unmount {shown}"))
+                .hint(format!("clear it first: thawfs unmount --dead {shown}"))
         }
         _ => Failure::new(Code::Mountpoint, format!("the mountpoint {shown}: {error}")),
     })?;

@@ -6,9 +6,11 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde::Serialize;
 
 use super::args::StatusArgs;
+use super::gc;
 use super::output::{Output, human_bytes};
 use crate::failure::{Code, Failure};
 use crate::server::fetch_report;
+use crate::server::leftovers::{self, Leftover};
 use crate::server::report::Report;
 use crate::server::state::{MountDir, Record, StateDir};
 
@@ -21,34 +23,47 @@ enum Mounted {
     /// The server runs but says nothing.
     Silent(Record),
     /// The server was killed.
-    Dead(Record),
+    Dead {
+        #[serde(flatten)]
+        record: Record,
+        /// Whether its mount is still there, and answers nothing.
+        mounted: bool,
+    },
+    /// No mount at all: an upper that no live mount has.
+    Upper(Leftover),
 }
 
 pub(super) fn status(args: &StatusArgs, output: &Output) -> Result<(), Failure> {
     let state = StateDir::locate();
-    let mounts = state
+    let failed = |error| Failure::io("read", state.path(), &error);
+    let wanted = |mountpoint: &Path| match &args.mountpoint {
+        Some(wanted) => is_same(mountpoint, wanted),
+        None => true,
+    };
+    let mut shown = state
         .read_mounts()
-        .map_err(|error| Failure::io("read", state.path(), &error))?
+        .map_err(failed)?
         .into_iter()
-        .filter(|(_, record)| match &args.mountpoint {
-            Some(wanted) => is_same(&record.mountpoint, wanted),
-            None => true,
-        })
-        .map(|(mount, record)| look(&mount, record))
+        .filter(|(_, record)| wanted(&record.mountpoint))
+        .map(|(mount, record)| look(&state, &mount, record))
         .collect::<Vec<_>>();
-    if let (Some(wanted), true) = (&args.mountpoint, mounts.is_empty()) {
+    if let (Some(wanted), true) = (&args.mountpoint, shown.is_empty()) {
         return Err(Failure::new(
             Code::NotMounted,
             format!("nothing of thawfs is on {}", wanted.display()),
         ));
     }
+    let mounts = shown.len();
+    let mut uppers = leftovers::find_uppers(&state).map_err(failed)?;
+    uppers.retain(|upper| upper.mountpoint.as_deref().is_none_or(wanted));
+    shown.extend(uppers.into_iter().map(Mounted::Upper));
     if output.json {
-        return output.print_json(&mounts);
+        return output.print_json(&shown);
     }
-    if mounts.is_empty() {
-        return output.print_line("nothing is mounted");
+    if mounts == 0 {
+        output.print_line("nothing is mounted")?;
     }
-    for mount in &mounts {
+    for mount in &shown {
         describe(mount).iter().try_for_each(|line| output.print_line(line))?;
     }
     Ok(())
@@ -60,11 +75,14 @@ fn is_same(mountpoint: &Path, wanted: &Path) -> bool {
         || wanted.canonicalize().is_ok_and(|wanted| wanted == mountpoint)
 }
 
-fn look(mount: &MountDir, record: Record) -> Mounted {
+fn look(state: &StateDir, mount: &MountDir, record: Record) -> Mounted {
     match fetch_report(&mount.control_path()) {
         Ok(report) => Mounted::Live(Box::new(report)),
         Err(_) if mount.is_alive() => Mounted::Silent(record),
-        Err(_) => Mounted::Dead(record),
+        Err(_) => {
+            let mounted = leftovers::dead_mount(state, &record).is_some();
+            Mounted::Dead { record, mounted }
+        }
     }
 }
 
@@ -79,13 +97,23 @@ fn describe(mount: &Mounted) -> Vec<String> {
                 format!("  server {pid} runs but does not answer"),
             ];
         }
-        Mounted::Dead(record) => {
+        Mounted::Dead { record, mounted } => {
             let Record { source, mountpoint, pid, .. } = record;
             let mountpoint = mountpoint.display();
+            // No advice here may take down what lives, whatever is mounted there by the time it is taken.
+            let advice = match mounted {
+                true => format!("clear it with: thawfs unmount --dead {mountpoint}"),
+                false => "its mount is gone; thawfs gc shows what it left".to_owned(),
+            };
             return vec![
                 format!("{source} on {mountpoint}"),
-                format!("  server {pid} was killed; clear it with: thawfs unmount {mountpoint}"),
+                format!("  server {pid} was killed; {advice}"),
             ];
+        }
+        Mounted::Upper(upper) => {
+            let kept = if upper.kept { "kept" } else { "left by a server that was killed" };
+            let advice = format!("  {kept}; thawfs gc shows what can be removed");
+            return vec![gc::describe(upper), advice];
         }
     };
     let mut lines = vec![format!("{} on {}", report.source, report.mountpoint.display())];
@@ -134,6 +162,16 @@ fn describe(mount: &Mounted) -> Vec<String> {
             human_age(report.since)
         ),
     );
+    for group in &report.groups {
+        let path = group.path.display();
+        line(
+            "group",
+            match &group.because {
+                None => format!("{path}, its own"),
+                Some(because) => format!("{path}, its caller's: {because}"),
+            },
+        );
+    }
     if report.store.hedges > 0 {
         let store = &report.store;
         line("slow", format!("{} GETs asked again, {} sooner so", store.hedges, store.hedges_won));
@@ -149,7 +187,7 @@ fn describe(mount: &Mounted) -> Vec<String> {
     lines
 }
 
-fn human_age(since: u64) -> String {
+pub(super) fn human_age(since: u64) -> String {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
     let seconds = now.saturating_sub(since);
     match (seconds / 86_400, seconds / 3600 % 24, seconds / 60 % 60, seconds % 60) {

@@ -1,27 +1,25 @@
 //! Starting a server that outlives the command, and telling the command when it is ready.
 //!
-//! The command runs its own program again with the hidden `serve` subcommand. Two lines of JSON go
+//! The command runs a program of its choice, mostly its own again, with the hidden `serve` subcommand. Two lines of JSON go
 //! through the server's standard input, so that a presigned URL shows in no process list: the source
 //! to open, and what to mount, which the command may still be finding out. Each is answered with a
 //! line on its standard output.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Write};
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Stdio};
 
 use serde::{Deserialize, Serialize};
 
+use super::group::Groups;
 use super::heap;
 use super::inherited;
-use super::mounts::read_mounts;
-use super::{MountRequest, Ready};
+use super::program::ServerProgram;
+use super::serve::serve_in;
+use super::{Manner, MountRequest, Ready};
 use crate::backup::SourceRequest;
 use crate::failure::{Code, Failure};
-
-/// The hidden subcommand that [`start_detached`] starts.
-pub const SERVE_COMMAND: &str = "serve";
 
 /// What a server says: that it can read the archive, that its mount answers, or why it gave up.
 #[derive(Serialize, Deserialize)]
@@ -35,26 +33,29 @@ enum Answer {
 /// A server that has not mounted yet. Dropped, it ends without a trace.
 pub struct Starting {
     shown: PathBuf,
-    server: Child,
+    /// `None` once it has mounted.
+    server: Option<Child>,
     stdin: Option<ChildStdin>,
     answers: BufReader<ChildStdout>,
     opened: bool,
 }
 
 impl Starting {
-    /// Starts a server that opens `source`. `shown` is what process lists say of it.
+    /// Has `program` open `source`. `shown` is what process lists say of it.
     ///
     /// # Errors
-    /// [`Code::Failed`] where it cannot be started.
-    pub fn new(source: &SourceRequest, shown: &Path) -> Result<Self, Failure> {
+    /// [`Code::Usage`] for a program that is no server, [`Code::Failed`] where it cannot be started.
+    pub fn new(
+        program: &ServerProgram,
+        source: &SourceRequest,
+        shown: &Path,
+    ) -> Result<Self, Failure> {
         let mut source = source.clone();
         source.make_absolute();
-        let mut server = Command::new("/proc/self/exe");
+        let mut server = program.command()?;
         heap::limit(&mut server);
         inherited::leave_directory(&mut server);
         let mut server = server
-            .arg0("thawfs")
-            .arg(SERVE_COMMAND)
             .arg(shown)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -63,6 +64,7 @@ impl Starting {
         let stdin = server.stdin.take();
         let answers = server.stdout.take().map(BufReader::new);
         let answers = answers.ok_or_else(|| cannot_start(io::ErrorKind::BrokenPipe.into()))?;
+        let server = Some(server);
         let mut starting = Self { shown: shown.to_owned(), server, stdin, answers, opened: false };
         starting.send(&source)?;
         Ok(starting)
@@ -97,6 +99,9 @@ impl Starting {
         match self.read_answer()? {
             Answer::Ready(ready) => {
                 self.stdin = None;
+                if let Some(server) = self.server.take() {
+                    wait_for_end(server);
+                }
                 check_answers(&ready.mountpoint)?;
                 Ok(ready)
             }
@@ -120,12 +125,25 @@ impl Starting {
     fn read_answer(&mut self) -> Result<Answer, Failure> {
         let mut line = String::new();
         self.answers.read_line(&mut line).map_err(cannot_start)?;
-        serde_json::from_str(&line).map_err(|_| self.ended_early())
+        serde_json::from_str(&line).map_err(|_| {
+            // One that talks of something else may do so for ever.
+            if !line.is_empty()
+                && let Some(server) = &mut self.server
+            {
+                let _ = server.kill();
+            }
+            self.ended_early()
+        })
     }
 
     fn ended_early(&mut self) -> Failure {
         self.stdin = None;
-        let ended = self.server.wait().map_or_else(|error| error.to_string(), |s| s.to_string());
+        let ended = self.server.as_mut().map(Child::wait);
+        let ended = match ended {
+            Some(Ok(status)) => status.to_string(),
+            Some(Err(error)) => error.to_string(),
+            None => String::new(),
+        };
         let message = format!("the server for {} ended early: {ended}", self.shown.display());
         Failure::new(Code::Failed, message)
     }
@@ -135,9 +153,21 @@ impl Drop for Starting {
     fn drop(&mut self) {
         // A server that waits for its second line ends when there is none. One that has mounted got
         // both, and goes on.
-        if self.stdin.take().is_some() {
-            let _ = self.server.wait();
+        if self.stdin.take().is_some()
+            && let Some(server) = &mut self.server
+        {
+            let _ = server.wait();
         }
+    }
+}
+
+/// Waits for the server's end beside whatever its starter does, which is no init and would keep a zombie of
+/// every server for as long as it lives.
+fn wait_for_end(mut server: Child) {
+    let waiting =
+        std::thread::Builder::new().name("thawfs-wait".into()).spawn(move || server.wait());
+    if let Err(error) = waiting {
+        log::debug!("the server's end will not be waited for: {error}");
     }
 }
 
@@ -147,7 +177,7 @@ fn check_answers(mountpoint: &Path) -> Result<(), Failure> {
     let answer = std::fs::read_dir(mountpoint).and_then(|mut root| root.next().transpose());
     answer.map(drop).map_err(|error| {
         // Nobody is told of the mount: it goes.
-        if let Err(failure) = super::unmount(mountpoint, true) {
+        if let Err(failure) = super::unmount(mountpoint, Manner::Lazy) {
             log::warn!("cleaning up: {failure}");
         }
         let shown = mountpoint.display();
@@ -159,12 +189,12 @@ fn cannot_start(error: io::Error) -> Failure {
     Failure::new(Code::Failed, format!("cannot start the server: {error}"))
 }
 
-/// Starts a server for `request` and waits until its mount answers.
+/// Has `program` serve `request` and waits until its mount answers.
 ///
 /// # Errors
-/// What the server said, or that it ended without a word.
-pub fn start_detached(request: &MountRequest) -> Result<Ready, Failure> {
-    Starting::new(&request.source, &request.mountpoint)?.mount(request)
+/// As [`Starting::new`]; what the server said, or that it ended without a word.
+pub fn start_detached(program: &ServerProgram, request: &MountRequest) -> Result<Ready, Failure> {
+    Starting::new(program, &request.source, &request.mountpoint)?.mount(request)
 }
 
 /// The other end of [`Starting`]: opens and serves what standard input says, and reports on standard
@@ -196,8 +226,7 @@ fn open_and_serve(detached: &mut bool) -> Result<(), Failure> {
     }
     // The command has changed its mind if there is none.
     let Some(request) = read_message::<MountRequest>()? else { return Ok(()) };
-    let _group = OwnGroup::enter();
-    super::serve(&request, opened, |ready, log| {
+    serve_in(&Groups::enter(), &request, opened, |ready, log| {
         tell(&Answer::Ready(ready))?;
         *detached = true;
         leave_terminal(log)
@@ -232,48 +261,4 @@ fn leave_terminal(log: &Path) -> io::Result<()> {
     rustix::stdio::dup2_stdout(&nothing)?;
     rustix::stdio::dup2_stderr(&log)?;
     Ok(())
-}
-
-/// A control group of the server's own, so that ending the job that mounted does not end the
-/// mount. Only where version 2 control groups are writable; elsewhere the server stays where it is.
-struct OwnGroup {
-    /// The top of the hierarchy, and the group below it.
-    entered: Option<(PathBuf, PathBuf)>,
-}
-
-impl OwnGroup {
-    fn enter() -> Self {
-        let top = read_mounts()
-            .unwrap_or_default()
-            .into_iter()
-            .find(|mount| mount.fs_type == "cgroup2")
-            .map(|mount| mount.mountpoint);
-        let Some(top) = top else {
-            return Self { entered: None };
-        };
-        let group = top.join(format!("thawfs-{}", std::process::id()));
-        if std::fs::create_dir(&group).is_err() {
-            return Self { entered: None };
-        }
-        if let Err(error) = move_to(&group) {
-            log::debug!("staying in the caller's control group: {error}");
-        }
-        Self { entered: Some((top, group)) }
-    }
-}
-
-impl Drop for OwnGroup {
-    fn drop(&mut self) {
-        if let Some((top, group)) = &self.entered {
-            // A group with a process in it cannot be removed, so step out first. Where either
-            // fails the group stays behind empty and harmless.
-            let _ = move_to(top);
-            let _ = std::fs::remove_dir(group);
-        }
-    }
-}
-
-/// Moves this process, all its threads included.
-fn move_to(group: &Path) -> io::Result<()> {
-    std::fs::write(group.join("cgroup.procs"), "0")
 }

@@ -14,6 +14,8 @@ use std::sync::atomic::AtomicBool;
 
 use nix::sys::signal::SigSet;
 
+use crate::environment::Environment;
+
 /// Variables that hold paths, which count from the caller's directory where they are relative.
 const PATHS: [&str; 8] = [
     "AWS_CA_BUNDLE",
@@ -30,8 +32,9 @@ const PATHS: [&str; 8] = [
 /// mean here.
 pub(super) fn leave_directory(server: &mut Command) {
     server.current_dir("/");
+    let environment = Environment::of_process();
     for name in PATHS {
-        if let Some(path) = std::env::var_os(name).filter(|path| !path.is_empty())
+        if let Some(path) = environment.path(name)
             && let Ok(absolute) = std::path::absolute(path)
         {
             server.env(name, absolute);

@@ -5,10 +5,16 @@
 
 mod control;
 mod detach;
+pub mod group;
 mod heap;
 mod inherited;
+pub mod leftovers;
+mod locks;
+mod mount_dir;
 pub mod mounts;
 mod owners;
+mod program;
+mod record;
 pub mod report;
 mod restore;
 mod serve;
@@ -18,10 +24,12 @@ mod unchosen;
 mod unmount;
 
 pub use control::fetch_report;
-pub use detach::{SERVE_COMMAND, Starting, run_detached, start_detached};
+pub use detach::{Starting, run_detached, start_detached};
 pub use heap::restart_limited;
 pub use owners::OwnerOptions;
+pub(crate) use program::passes_through;
+pub use program::{SERVE_COMMAND, ServerProgram, serve_if_asked};
 pub use restore::{Notice, RestoreRequest, Restored, restore, restore_archive, restore_here};
-pub use serve::{MountRequest, Ready, check_free, serve};
+pub use serve::{MountRequest, Ready, serve};
 pub use unchosen::check_unchosen;
-pub use unmount::{resolve_mountpoint, unmount};
+pub use unmount::{Manner, check_free, resolve_mountpoint, unmount};

@@ -10,12 +10,16 @@ use std::path::{Path, PathBuf};
 pub struct MountInfo {
     /// Its device number, as `major:minor`.
     pub device: String,
+    /// Which directory of the file system is mounted, `/` for all of it.
+    pub root: PathBuf,
     /// Where it is mounted.
     pub mountpoint: PathBuf,
     /// The type with its subtype, `fuse.thawfs` for ours.
     pub fs_type: String,
     /// The source as `/proc/mounts` shows it.
     pub source: String,
+    /// Options of the file system.
+    pub options: String,
 }
 
 impl MountInfo {
@@ -47,11 +51,15 @@ pub fn read_mount_at(mountpoint: &Path) -> io::Result<Option<MountInfo>> {
 fn parse_line(line: &[u8]) -> Option<MountInfo> {
     let mut fields = line.split(|byte| *byte == b' ');
     let device = String::from_utf8_lossy(fields.nth(2)?).into_owned();
-    let mountpoint = unescape(fields.nth(1)?);
+    let root = unescape(fields.next()?);
+    let mountpoint = unescape(fields.next()?);
     let mut after_dash = fields.skip_while(|field| field != b"-").skip(1);
     let fs_type = String::from_utf8_lossy(after_dash.next()?).into_owned();
     let source = String::from_utf8_lossy(&unescape(after_dash.next()?)).into_owned();
-    Some(MountInfo { device, mountpoint: OsString::from_vec(mountpoint).into(), fs_type, source })
+    let options = String::from_utf8_lossy(after_dash.next().unwrap_or_default()).into_owned();
+    let path = |bytes| PathBuf::from(OsString::from_vec(bytes));
+    let (root, mountpoint) = (path(root), path(mountpoint));
+    Some(MountInfo { device, root, mountpoint, fs_type, source, options })
 }
 
 /// Undoes the kernel's `\ooo` for space, tab, newline and backslash.
@@ -86,6 +94,7 @@ mod tests {
             let mount = parse_line(line.as_bytes()).unwrap();
             assert_eq!((mount.mountpoint.to_str(), &*mount.source), (Some(mountpoint), source));
             assert_eq!(mount.device, "0:40");
+            assert_eq!(mount.root, Path::new("/"));
             assert!(mount.is_ours());
         }
     }

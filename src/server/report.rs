@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::group::Group;
 use crate::names;
 
 /// One mount, now.
@@ -22,6 +23,9 @@ pub struct Report {
     /// The upper directory; none for a read-only mount.
     #[serde(flatten, with = "names::upper")]
     pub upper: Option<PathBuf>,
+    /// The server's control groups, in hierarchies in which it makes its own.
+    #[serde(default)]
+    pub groups: Vec<Group>,
     /// The archive.
     pub archive: ArchiveReport,
     /// Traffic with the store; all zero for an archive on this machine.

@@ -15,6 +15,7 @@ use std::sync::Arc;
 
 use tokio::task::spawn_blocking;
 
+use super::program::ServerProgram;
 use super::state::{Lock, check_outside_state, lock_directory};
 use super::unchosen::check_unchosen;
 use super::unmount::{clear, resolve_mountpoint};
@@ -36,6 +37,8 @@ pub struct RestoreRequest {
     /// How to mount. Source, mountpoint and upper are set by the restore; of the source, the memory for
     /// caches counts.
     pub mount: MountRequest,
+    /// What is to serve it; `None`: this program, if it can ([`ServerProgram::this`]).
+    pub program: Option<ServerProgram>,
     /// Gets what a user would want to know meanwhile.
     pub notice: Notice,
 }
@@ -44,7 +47,7 @@ impl Default for RestoreRequest {
     /// Writable, where the backup was made.
     fn default() -> Self {
         let mount = MountRequest::new(SourceRequest::new(""), PathBuf::new());
-        Self { dir: None, made_in: None, mount, notice: Arc::new(|_| ()) }
+        Self { dir: None, made_in: None, mount, program: None, notice: Arc::new(|_| ()) }
     }
 }
 
@@ -71,6 +74,7 @@ pub struct Restored {
 /// Restores backup `id`. Returns when its files can be used, served by a process of its own.
 ///
 /// # Errors
+/// [`Code::Usage`] where there is no program that could serve them;
 /// [`Code::BackupNotFound`], which says what is missing, [`Code::BackupExpired`], or
 /// [`Code::BackupRestoreFailed`]. Nothing is mounted then, and a directory that was made for it is
 /// removed.
@@ -81,7 +85,8 @@ pub async fn restore(
 ) -> Result<Restored, Failure> {
     let source = source_of(backups, id, &request)?;
     let shown = request.dir.clone().unwrap_or_else(|| id.as_str().into());
-    let opening = spawn_blocking(move || open_server(&source, &shown));
+    let program = server_program(&request)?;
+    let opening = spawn_blocking(move || open_server(&program, &source, &shown));
     // Where this fails, the server is dropped, and ends.
     let metadata = restorable(backups, id).await?;
     let dir = request.target(&metadata)?;
@@ -137,7 +142,12 @@ pub fn restore_archive(
     mut request: RestoreRequest,
 ) -> Result<Ready, Failure> {
     request.dir = Some(dir.to_owned());
-    mount_in_place(open_server(source, dir)?, request, dir)
+    let server = open_server(&server_program(&request)?, source, dir)?;
+    mount_in_place(server, request, dir)
+}
+
+fn server_program(request: &RestoreRequest) -> Result<ServerProgram, Failure> {
+    request.program.clone().map_or_else(ServerProgram::this, Ok)
 }
 
 async fn restorable(backups: &Backups, id: &BackupId) -> Result<Metadata, Failure> {
@@ -159,8 +169,12 @@ fn source_of(
 }
 
 /// Starts a server, and waits until it can read the archive.
-fn open_server(source: &SourceRequest, shown: &Path) -> Result<Starting, Failure> {
-    let mut server = Starting::new(source, shown)?;
+fn open_server(
+    program: &ServerProgram,
+    source: &SourceRequest,
+    shown: &Path,
+) -> Result<Starting, Failure> {
+    let mut server = Starting::new(program, source, shown)?;
     server.wait_opened()?;
     Ok(server)
 }
@@ -237,7 +251,7 @@ fn check_directory(mountpoint: &Path) -> Result<(), Failure> {
         Ok(_) => Err(failure(format!("{shown} is not a directory"))),
         Err(error) if error.raw_os_error() == Some(libc::ENOTCONN) => {
             Err(failure(format!("{shown} lies in a mount whose server is dead"))
-                .hint("thawfs unmount takes that down"))
+                .hint("thawfs status shows which; thawfs unmount --dead takes it down"))
         }
         Err(error) => Err(failure(format!("{shown}: {error}"))),
     }

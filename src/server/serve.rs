@@ -9,12 +9,13 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 
 use super::control;
-use super::mounts::read_mount_at;
+use super::group::{Group, Groups};
+use super::mounts::{MountInfo, read_mount_at};
 use super::owners::OwnerOptions;
 use super::report::{
     ArchiveReport, BlockReport, ChunkReport, DiskReport, FaultReport, Report, StoreReport,
 };
-use super::state::{MountDir, Record, StateDir, check_outside_state};
+use super::state::{Lock, MountDir, Note, Origin, Place, Record, StateDir, check_outside_state};
 use super::traces::Traces;
 use crate::backup::{OpenArchive, SourceRequest};
 use crate::failure::{Code, Failure};
@@ -119,14 +120,16 @@ pub struct Ready {
     pub warnings: Vec<String>,
 }
 
-/// The directories of this mount in the state directory, removed at the end.
-struct Place {
+/// The directories of this mount, removed at the end.
+struct Directories {
     state: StateDir,
     mount: MountDir,
     keep_upper: bool,
+    /// The work directory that was made beside an upper of the user's.
+    work: Option<Note>,
 }
 
-impl Drop for Place {
+impl Drop for Directories {
     fn drop(&mut self) {
         if !self.keep_upper
             && let Err(error) = self.state.remove_upper(&self.mount)
@@ -136,7 +139,22 @@ impl Drop for Place {
         if let Err(error) = self.mount.remove() {
             log::error!("the mount's record was not removed: {error}");
         }
+        if let Some(note) = &self.work {
+            match remove_work(note.path()) {
+                Ok(()) => self.state.forget(note),
+                Err(error) => log::debug!("{} stays: {error}", note.path().display()),
+            }
+        }
     }
+}
+
+/// Removes a work directory, unless another mount has it, or it holds what the next mount of its upper
+/// needs: the index of hard links.
+fn remove_work(work: &Path) -> io::Result<()> {
+    let _lock = Lock::on_directory(work)?.ok_or(io::ErrorKind::ResourceBusy)?;
+    std::fs::remove_dir(work.join("index"))?;
+    std::fs::remove_dir_all(work.join("work"))?;
+    std::fs::remove_dir(work)
 }
 
 /// Mounts and serves `request` until it is unmounted, from its source, which is `opened`. `ready` is
@@ -146,6 +164,16 @@ impl Drop for Place {
 /// # Errors
 /// When the mount cannot be made. Nothing is left behind then.
 pub fn serve(
+    request: &MountRequest,
+    opened: OpenArchive,
+    ready: impl FnOnce(Ready, &Path) -> io::Result<()>,
+) -> Result<(), Failure> {
+    serve_in(&Groups::stay("it runs in the foreground"), request, opened, ready)
+}
+
+/// As [`serve()`], in control groups that the process has entered.
+pub(super) fn serve_in(
+    groups: &Groups,
     request: &MountRequest,
     opened: OpenArchive,
     ready: impl FnOnce(Ready, &Path) -> io::Result<()>,
@@ -165,15 +193,36 @@ pub fn serve(
     let (mount_dir, lock) = state.create_mount().map_err(state_failed)?;
     // Held until the process is no more: whoever waits for that waits for all of it.
     std::mem::forget(lock);
-    let place =
-        Place { state: state.clone(), mount: mount_dir.clone(), keep_upper: request.keep_upper };
+    let since = seconds_since_epoch(SystemTime::now());
+    let mut directories = Directories {
+        state: state.clone(),
+        mount: mount_dir.clone(),
+        keep_upper: request.keep_upper,
+        work: None,
+    };
     let upper_paths = match (&request.upper, request.read_only) {
         (_, true) => None,
         (Some(upper), false) => Some((upper.clone(), work_beside(upper, request))),
-        (None, false) => Some(state.create_upper(&mount_dir).map_err(state_failed)?),
+        (None, false) => {
+            let of = Origin {
+                mountpoint: request.mountpoint.clone(),
+                source: opened.name.clone(),
+                since,
+                kept: request.keep_upper,
+            };
+            Some(state.create_upper(&mount_dir, &of).map_err(state_failed)?)
+        }
     };
     let upper = match &upper_paths {
         Some((upper, work)) => {
+            if request.upper.is_some() {
+                state.keep_named(upper);
+            }
+            if request.upper.is_some() && request.workdir.is_none() {
+                let note = Note::Work { path: work.clone(), upper: upper.clone() };
+                state.note(&note).map_err(state_failed)?;
+                directories.work = Some(note);
+            }
             if let Err(error) = std::fs::create_dir_all(work) {
                 let message = format!("the work directory {}: {error}", work.display());
                 return Err(Failure::new(Code::Upper, message));
@@ -217,21 +266,28 @@ pub fn serve(
         .spawn(move || mount.serve())
         .map_err(state_failed)?;
 
+    let mounted = read_mount_at(&request.mountpoint).ok().flatten();
     let record = Record {
         mountpoint: request.mountpoint.clone(),
         source: opened.name.clone(),
         pid: std::process::id(),
         upper: upper_paths.as_ref().map(|(upper, _)| upper.clone()),
         upper_is_ours: request.upper.is_none() && !request.keep_upper,
-        since: seconds_since_epoch(SystemTime::now()),
+        since,
+        device: mounted.as_ref().map(|mount| mount.device.clone()),
+        place: Place::here(),
+        groups: groups.own(),
     };
-    raise_readahead(&request.mountpoint);
+    if let Some(mount) = &mounted {
+        raise_readahead(mount);
+    }
     let traces =
         Traces::start(&opened, request.share_trace, request.fill).unwrap_or_else(|error| {
             log::warn!("nothing is fetched ahead: {error}");
             None
         });
-    let told = publish(&mount_dir, &record, tree, opened, faults).and_then(|()| {
+    let found = groups.found().to_vec();
+    let told = publish(&mount_dir, &record, found, tree, opened, faults).and_then(|()| {
         let Record { mountpoint, source, pid, upper, .. } = record;
         ready(
             Ready { mountpoint, source, pid, upper, hides_files, warnings },
@@ -254,7 +310,7 @@ pub fn serve(
 
     let ended = serving.join();
     signals.close();
-    drop(place);
+    drop(directories);
     traces.map(Traces::finish).unwrap_or_default();
     match ended {
         Ok(Ok(())) => Ok(()),
@@ -310,10 +366,9 @@ fn unmount_on_signal(unmounter: Unmounter) -> io::Result<signal_hook::iterator::
 
 /// The kernel reads 128 KiB ahead by default, less than one round trip is worth. Only root may say
 /// otherwise, and sysfs may be read-only in a container: then the default stays.
-fn raise_readahead(mountpoint: &Path) {
-    // Not from a stat of the mount, which would wait for ourselves: killed meanwhile, a thread that
-    // does keeps the device open, and waits for ever.
-    let Ok(Some(mount)) = read_mount_at(mountpoint) else { return };
+fn raise_readahead(mount: &MountInfo) {
+    // The number is not from a stat of the mount, which would wait for ourselves: killed meanwhile, a
+    // thread that does keeps the device open, and waits for ever.
     let path = format!("/sys/class/bdi/{}/read_ahead_kb", mount.device);
     if let Err(error) = std::fs::write(&path, "1024") {
         log::debug!("readahead stays at the kernel's default: {path}: {error}");
@@ -324,12 +379,16 @@ fn raise_readahead(mountpoint: &Path) {
 fn publish(
     mount_dir: &MountDir,
     record: &Record,
+    groups: Vec<Group>,
     tree: Weak<Overlay>,
     opened: OpenArchive,
     faults: Arc<Faults>,
 ) -> io::Result<()> {
     let about = record.clone();
-    control::listen(&mount_dir.control_path(), move || report(&about, &tree, &opened, &faults))?;
+    control::listen(&mount_dir.control_path(), move || Report {
+        groups: groups.clone(),
+        ..report(&about, &tree, &opened, &faults)
+    })?;
     mount_dir.write_record(record)
 }
 
@@ -344,6 +403,7 @@ fn report(record: &Record, tree: &Weak<Overlay>, opened: &OpenArchive, faults: &
         pid: record.pid,
         since: record.since,
         upper: record.upper.clone(),
+        groups: Vec::new(),
         archive: ArchiveReport {
             bytes: superblock.bytes_used,
             inodes: superblock.inodes,
@@ -442,21 +502,4 @@ fn device_failed(error: &io::Error) -> Failure {
         _ => "load the module: modprobe fuse",
     };
     Failure::new(Code::Fuse, format!("cannot open /dev/fuse: {error}")).hint(hint)
-}
-
-/// Refuses a mountpoint that a mount of ours is on already.
-///
-/// # Errors
-/// [`Code::Mountpoint`] if so.
-pub fn check_free(mountpoint: &Path) -> Result<(), Failure> {
-    let mounted = read_mount_at(mountpoint)
-        .map_err(|error| Failure::io("read", Path::new("/proc/self/mountinfo"), &error))?;
-    match mounted {
-        Some(mount) if mount.is_ours() => Err(Failure::new(
-            Code::Mountpoint,
-            format!("{} is mounted already, from {}", mountpoint.display(), mount.source),
-        )
-        .hint(format!("unmount it first: thawfs unmount {}", mountpoint.display()))),
-        _ => Ok(()),
-    }
 }

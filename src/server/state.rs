@@ -1,4 +1,4 @@
-//! The state directory: which servers run, for which mountpoint, and where their upper lies.
+//! The state directory of one machine: which servers run, for which mountpoint, and where their upper lies.
 //!
 //! ```text
 //! STATE/mounts/ID/mount.json   what is mounted where (a [`Record`])
@@ -6,60 +6,31 @@
 //!                 control      its socket
 //!                 log          what it had to say
 //! STATE/uppers/ID/{upper,work} the upper of a mount that was given none
-//! STATE/locks/HASH             taken while a mountpoint is being mounted or unmounted
+//!                 origin.json  what it is the upper of (an [`Origin`])
+//! STATE/locks/HASH             there while a mountpoint is being mounted or unmounted
+//! STATE/notes/HASH             a directory elsewhere that something leaves when it is killed (a [`Note`])
 //! ```
 
-use std::fs::{File, OpenOptions};
-use std::hash::{Hash, Hasher};
+use std::fs::File;
 use std::io;
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
 use rustix::fs::IFlags;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
+pub use super::locks::Lock;
+use super::locks::{hash_of, wait_for};
+pub use super::mount_dir::{EndWatch, MountDir};
+use super::mounts::MountInfo;
+pub use super::record::{Note, Origin, Place, Record};
 use crate::environment::Environment;
 use crate::failure::{Code, Failure};
-use crate::names;
-
-/// What a running server wrote down about itself. Holds no secret.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Record {
-    /// Where it is mounted, absolute and without symlinks.
-    #[serde(flatten, with = "names::mountpoint")]
-    pub mountpoint: PathBuf,
-    /// The source, with query string and user info left out.
-    pub source: String,
-    /// The server's process id.
-    pub pid: u32,
-    /// The upper directory; none for a read-only mount.
-    #[serde(flatten, with = "names::upper")]
-    pub upper: Option<PathBuf>,
-    /// Whether the upper was made for this mount and goes with it.
-    pub upper_is_ours: bool,
-    /// Seconds since the epoch when it was mounted.
-    pub since: u64,
-}
 
 /// The state directory of this user.
 #[derive(Clone, Debug)]
 pub struct StateDir {
     root: PathBuf,
-}
-
-/// The directory of one mount below the state directory.
-#[derive(Clone, Debug)]
-pub struct MountDir {
-    path: PathBuf,
-}
-
-/// A lock that lasts as long as the value. The file is left in place: removing it would let two
-/// holders in.
-#[derive(Debug)]
-pub struct Lock {
-    _file: File,
 }
 
 impl StateDir {
@@ -78,7 +49,7 @@ impl StateDir {
             // Others cannot rename what lies in /tmp itself.
             PathBuf::from(format!("/tmp/thawfs-{}", rustix::process::geteuid().as_raw()))
         };
-        // A server changes its working directory, so a relative path would not last.
+        // A server has another working directory, so a relative path would not last.
         Self { root: std::path::absolute(&root).unwrap_or(root) }
     }
 
@@ -93,25 +64,29 @@ impl StateDir {
     /// When the state directory cannot be written.
     pub fn create_mount(&self) -> io::Result<(MountDir, Lock)> {
         let mounts = self.make("mounts")?;
-        let nanos = std::time::SystemTime::now()
-            .duration_since(std::time::UNIX_EPOCH)
-            .map_or(0, |since| since.as_nanos() as u64);
-        let mount = MountDir { path: mounts.join(format!("{}-{nanos:x}", std::process::id())) };
-        std::fs::DirBuilder::new().mode(0o700).create(&mount.path)?;
-        let lock = lock_file(&mount.path.join("lock"))?;
-        rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive)?;
-        Ok((mount, Lock { _file: lock }))
+        loop {
+            let nanos = std::time::SystemTime::now()
+                .duration_since(std::time::UNIX_EPOCH)
+                .map_or(0, |since| since.as_nanos() as u64);
+            let mount = MountDir { path: mounts.join(format!("{}-{nanos:x}", std::process::id())) };
+            std::fs::DirBuilder::new().mode(0o700).create(&mount.path)?;
+            if let Some(lock) = Lock::on_file(&mount.lock_path())? {
+                return Ok((mount, lock));
+            }
+            // Somebody looked at it, or took it for left behind, before it was locked.
+        }
     }
 
-    /// Makes an upper and a work directory for `mount`.
+    /// Makes an upper and a work directory for `mount`, and writes down whose they are.
     ///
     /// # Errors
     /// When the state directory cannot be written.
-    pub fn create_upper(&self, mount: &MountDir) -> io::Result<(PathBuf, PathBuf)> {
+    pub fn create_upper(&self, mount: &MountDir, of: &Origin) -> io::Result<(PathBuf, PathBuf)> {
         let uppers = self.make("uppers")?;
         spread(&uppers);
         let base = self.upper_base(mount);
         make_private(&base)?;
+        write_json(&base.join("origin.json"), of)?;
         let (upper, work) = (base.join("upper"), base.join("work"));
         // Their modes show only below a directory that is private already.
         std::fs::create_dir(&upper)?;
@@ -119,15 +94,35 @@ impl StateDir {
         Ok((upper, work))
     }
 
+    /// Has an upper of the state directory that a user names again count as one that was to be kept.
+    pub(super) fn keep_named(&self, upper: &Path) {
+        let Some(base) = upper.parent() else { return };
+        if base.parent() == Some(&*self.root.join("uppers")) && upper.ends_with("upper") {
+            let of = read_origin(base).unwrap_or_default();
+            if let Err(error) = write_json(&base.join("origin.json"), &Origin { kept: true, ..of })
+            {
+                log::warn!("{} is not marked as kept: {error}", upper.display());
+            }
+        }
+    }
+
     /// Removes what [`StateDir::create_upper`] made, with all that was written into it.
     ///
     /// # Errors
     /// When something in it cannot be removed.
     pub fn remove_upper(&self, mount: &MountDir) -> io::Result<()> {
-        match std::fs::remove_dir_all(self.upper_base(mount)) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            done => done,
-        }
+        remove_tree(&self.upper_base(mount))
+    }
+
+    /// Every directory of uppers, one for each mount that was given none, with the directory that such a
+    /// mount has or had.
+    pub(super) fn uppers(&self) -> io::Result<Vec<(PathBuf, MountDir)>> {
+        let mounts = self.root.join("mounts");
+        let uppers = list(&self.root.join("uppers"))?.into_iter().map(|base| {
+            let mount = MountDir { path: mounts.join(base.file_name().unwrap_or_default()) };
+            (base, mount)
+        });
+        Ok(uppers.collect())
     }
 
     /// Makes the directory `name` below the state directory, which must not be in the hands of another
@@ -148,34 +143,38 @@ impl StateDir {
         self.root.join("uppers").join(mount.path.file_name().unwrap_or_default())
     }
 
+    /// The directory of every mount, whether it has a record (yet, or still) or not.
+    pub(super) fn mount_dirs(&self) -> io::Result<Vec<MountDir>> {
+        let paths = list(&self.root.join("mounts"))?;
+        Ok(paths.into_iter().map(|path| MountDir { path }).collect())
+    }
+
     /// Every mount on record, oldest first; unreadable records (a server that is just starting or
     /// ending) are left out.
     ///
     /// # Errors
     /// When the state directory exists but cannot be read.
     pub fn read_mounts(&self) -> io::Result<Vec<(MountDir, Record)>> {
-        let entries = match std::fs::read_dir(self.root.join("mounts")) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            entries => entries?,
+        let with_record = |mount: MountDir| {
+            let record = mount.read_record()?;
+            Some((mount, record))
         };
-        let mut mounts: Vec<_> = entries
-            .filter_map(|entry| {
-                let mount = MountDir { path: entry.ok()?.path() };
-                let record = mount.read_record()?;
-                Some((mount, record))
-            })
-            .collect();
+        let mut mounts: Vec<_> = self.mount_dirs()?.into_iter().filter_map(with_record).collect();
         mounts.sort_by_key(|(_, record)| (record.since, record.pid));
         Ok(mounts)
     }
 
-    /// The newest mount on record for `mountpoint`.
+    /// The record of the server behind `mount`: of one that lives, or else of one that was killed.
     ///
     /// # Errors
     /// When the state directory exists but cannot be read.
-    pub fn read_mount_of(&self, mountpoint: &Path) -> io::Result<Option<(MountDir, Record)>> {
-        let mounts = self.read_mounts()?;
-        Ok(mounts.into_iter().rev().find(|(_, record)| record.mountpoint == mountpoint))
+    pub fn read_mount_of(&self, mount: &MountInfo) -> io::Result<Option<(MountDir, Record)>> {
+        let mut records = self.read_mounts()?;
+        records.retain(|(_, record)| record.is_of(mount));
+        let live = records.iter().rposition(|(dir, _)| dir.is_alive());
+        // A number of the kernel's that a dead mount had may be another mount's by now.
+        let dead = || records.iter().rposition(|(_, it)| it.mountpoint == mount.mountpoint);
+        Ok(live.or_else(dead).map(|found| records.swap_remove(found)))
     }
 
     /// Waits until no other process mounts or unmounts `mountpoint`; calls `waiting` once if that
@@ -184,104 +183,32 @@ impl StateDir {
     /// # Errors
     /// When the state directory cannot be written.
     pub fn lock_mountpoint(&self, mountpoint: &Path, waiting: impl FnOnce()) -> io::Result<Lock> {
-        let locks = self.make("locks")?;
-        let mut hasher = std::hash::DefaultHasher::new();
-        mountpoint.as_os_str().as_bytes().hash(&mut hasher);
-        let file = lock_file(&locks.join(format!("{:016x}", hasher.finish())))?;
-        let mut waiting = Some(waiting);
-        let asked = Instant::now();
-        loop {
-            match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => return Ok(Lock { _file: file }),
-                Err(rustix::io::Errno::WOULDBLOCK) => {}
-                Err(error) => return Err(error.into()),
-            }
-            if asked.elapsed() > Duration::from_millis(250)
-                && let Some(waiting) = waiting.take()
-            {
-                waiting();
-            }
-            std::thread::sleep(Duration::from_millis(20));
-        }
+        wait_for(&self.make("locks")?.join(hash_of(mountpoint)), waiting)
     }
-}
 
-impl MountDir {
-    /// Publishes `record`.
+    /// The files of locks, held or not.
+    pub(super) fn lock_files(&self) -> io::Result<Vec<PathBuf>> {
+        list(&self.root.join("locks"))
+    }
+
+    /// Writes down that a directory has to go some day.
     ///
     /// # Errors
-    /// When it cannot be written.
-    pub fn write_record(&self, record: &Record) -> io::Result<()> {
-        let text = serde_json::to_vec_pretty(record)?;
-        let new = self.path.join("mount.json.new");
-        std::fs::write(&new, text)?;
-        std::fs::rename(new, self.path.join("mount.json"))
+    /// When the state directory cannot be written.
+    pub fn note(&self, note: &Note) -> io::Result<()> {
+        write_json(&self.make("notes")?.join(hash_of(note.path())), note)
     }
 
-    fn read_record(&self) -> Option<Record> {
-        serde_json::from_slice(&std::fs::read(self.path.join("mount.json")).ok()?).ok()
+    /// Takes a note away: the directory is gone.
+    pub fn forget(&self, note: &Note) {
+        // A note of what is not there is harmless, and found by whoever clears up.
+        let _ = std::fs::remove_file(self.root.join("notes").join(hash_of(note.path())));
     }
 
-    /// Where the server's socket lies.
-    pub fn control_path(&self) -> PathBuf {
-        self.path.join("control")
-    }
-
-    /// Where the server logs to once it is detached.
-    pub fn log_path(&self) -> PathBuf {
-        self.path.join("log")
-    }
-
-    /// Whether the server that wrote the record still runs.
-    pub fn is_alive(&self) -> bool {
-        self.watch().is_some_and(|watch| watch.is_alive())
-    }
-
-    /// Something to wait for the server's end with. To be made before the server is told to end: it
-    /// removes its record first and ends then.
-    pub fn watch(&self) -> Option<EndWatch> {
-        File::open(self.path.join("lock")).ok().map(|lock| EndWatch { lock })
-    }
-
-    /// Removes the record and everything beside it.
-    ///
-    /// # Errors
-    /// When something in it cannot be removed.
-    pub fn remove(&self) -> io::Result<()> {
-        match std::fs::remove_dir_all(&self.path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            done => done,
-        }
-    }
-}
-
-/// The lock of a running server, seen from outside.
-#[derive(Debug)]
-pub struct EndWatch {
-    lock: File,
-}
-
-impl EndWatch {
-    /// Whether the server's process still has its lock.
-    pub fn is_alive(&self) -> bool {
-        use rustix::fs::FlockOperation::{NonBlockingLockShared, Unlock};
-        match rustix::fs::flock(&self.lock, NonBlockingLockShared) {
-            Err(errno) => errno == rustix::io::Errno::WOULDBLOCK,
-            // Cannot fail on a lock just taken.
-            Ok(()) => rustix::fs::flock(&self.lock, Unlock).is_err(),
-        }
-    }
-
-    /// Waits until the server has cleaned up and ended; says whether it did in time.
-    pub fn wait(&self, patience: Duration) -> bool {
-        let deadline = Instant::now() + patience;
-        while self.is_alive() {
-            if Instant::now() >= deadline {
-                return false;
-            }
-            std::thread::sleep(Duration::from_millis(2));
-        }
-        true
+    /// Every note that can be read.
+    pub(super) fn notes(&self) -> io::Result<Vec<Note>> {
+        let read = |path: PathBuf| serde_json::from_slice(&std::fs::read(path).ok()?).ok();
+        Ok(list(&self.root.join("notes"))?.into_iter().filter_map(read).collect())
     }
 }
 
@@ -316,6 +243,11 @@ pub(super) fn check_outside_state(mountpoint: &Path) -> Result<(), Failure> {
         .hint("set THAWFS_STATE_DIR to a directory outside of it"))
 }
 
+/// What is known of the upper in `base`.
+pub(super) fn read_origin(base: &Path) -> Option<Origin> {
+    serde_json::from_slice(&std::fs::read(base.join("origin.json")).ok()?).ok()
+}
+
 /// Has ext4 place each directory in `path` in another part of the disk, as it does at the top of a file
 /// system. It gives inodes that were deleted in the last minutes to no new file, and passes over them
 /// one by one: an upper where another has just been thrown away takes ten times as long to write to.
@@ -336,8 +268,30 @@ fn make_private(path: &Path) -> io::Result<()> {
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
 }
 
-fn lock_file(path: &Path) -> io::Result<File> {
-    OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path)
+/// Replaces the file at `path` in one step.
+pub(super) fn write_json(path: &Path, value: &impl Serialize) -> io::Result<()> {
+    let new = path.with_extension("new");
+    std::fs::write(&new, serde_json::to_vec_pretty(value)?)?;
+    std::fs::rename(new, path)
+}
+
+/// The paths in a directory, sorted; none where there is no such directory.
+fn list(dir: &Path) -> io::Result<Vec<PathBuf>> {
+    let entries = match std::fs::read_dir(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries?,
+    };
+    let mut paths: Vec<_> = entries.flatten().map(|entry| entry.path()).collect();
+    paths.sort();
+    Ok(paths)
+}
+
+/// Removes a directory with all in it, if it is there.
+pub(super) fn remove_tree(path: &Path) -> io::Result<()> {
+    match std::fs::remove_dir_all(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        done => done,
+    }
 }
 
 #[cfg(test)]
@@ -350,33 +304,87 @@ mod tests {
         (dir, state)
     }
 
-    #[test]
-    fn a_record_lives_and_dies_with_its_lock() {
-        let (_dir, state) = state();
-        let (mount, lock) = state.create_mount().unwrap();
-        let record = Record {
+    fn record(device: &str, place: Option<Place>) -> Record {
+        Record {
             mountpoint: "/mnt/x".into(),
             source: "s3://b/k".into(),
             pid: 7,
             upper: None,
             upper_is_ours: false,
             since: 1,
-        };
-        mount.write_record(&record).unwrap();
-        let (found, read) = state.read_mount_of(Path::new("/mnt/x")).unwrap().unwrap();
+            device: Some(device.into()),
+            place,
+            groups: Vec::new(),
+        }
+    }
+
+    fn mount(device: &str) -> MountInfo {
+        MountInfo {
+            device: device.into(),
+            root: "/".into(),
+            mountpoint: "/mnt/x".into(),
+            fs_type: "fuse.thawfs".into(),
+            source: "s3://b/k".into(),
+            options: String::new(),
+        }
+    }
+
+    #[test]
+    fn a_record_lives_and_dies_with_its_lock() {
+        let (_dir, state) = state();
+        let (dir, lock) = state.create_mount().unwrap();
+        dir.write_record(&record("0:9", Place::here())).unwrap();
+        let (found, read) = state.read_mount_of(&mount("0:9")).unwrap().unwrap();
         assert_eq!(read.pid, 7);
         assert!(found.is_alive());
+        assert!(found.claim().unwrap().is_none());
         drop(lock);
         assert!(!found.is_alive());
+        assert!(found.claim().unwrap().is_some());
         found.remove().unwrap();
         assert!(state.read_mounts().unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_mount_has_the_record_of_its_own_server_whatever_else_is_on_record() {
+        let (_dir, state) = state();
+        let here = Place::here().unwrap();
+        let before = Place { boot: "another".into(), ..here.clone() };
+        let elsewhere = Place { mounts: "mnt:[1]".into(), ..here.clone() };
+        let mut locks = Vec::new();
+        // Whose device and place, and whether its server lives.
+        for (device, place, lives) in [
+            ("0:1", &here, true),
+            ("0:2", &here, false),
+            ("0:3", &before, false),
+            ("0:4", &elsewhere, true),
+            ("0:5", &here, false),
+            ("0:5", &here, true),
+            ("0:5", &here, false),
+        ] {
+            let (dir, lock) = state.create_mount().unwrap();
+            dir.write_record(&record(device, Some(place.clone()))).unwrap();
+            locks.extend(lives.then_some(lock));
+        }
+        for (device, expected) in [
+            ("0:1", Some(true)),
+            ("0:2", Some(false)),
+            // The number is another mount's since the machine was started.
+            ("0:3", None),
+            ("0:4", Some(true)),
+            ("0:5", Some(true)),
+            ("0:6", None),
+        ] {
+            let found = state.read_mount_of(&mount(device)).unwrap();
+            assert_eq!(found.map(|(dir, _)| dir.is_alive()), expected, "{device}");
+        }
     }
 
     #[test]
     fn uppers_are_spread_over_the_disk_where_it_can_be_told() {
         let (_dir, state) = state();
         let (mount, _lock) = state.create_mount().unwrap();
-        let (upper, _) = state.create_upper(&mount).unwrap();
+        let (upper, _) = state.create_upper(&mount, &Origin::default()).unwrap();
         let uppers = File::open(upper.parent().unwrap().parent().unwrap()).unwrap();
         let Ok(flags) = rustix::fs::ioctl_getflags(&uppers) else {
             eprintln!("SKIPPED: the temporary directory's file system has no such flags");
@@ -387,22 +395,13 @@ mod tests {
     }
 
     #[test]
-    fn a_mountpoint_is_locked_by_one_at_a_time() {
+    fn notes_are_kept_until_they_are_forgotten() {
         let (_dir, state) = state();
-        let first = state.lock_mountpoint(Path::new("/m"), || ()).unwrap();
-        let (said, heard) = crossbeam_channel::bounded(2);
-        let other = std::thread::spawn({
-            let state = state.clone();
-            move || {
-                let lock = state.lock_mountpoint(Path::new("/m"), || said.send("waits").unwrap());
-                said.send("has it").unwrap();
-                drop(lock);
-            }
-        });
-        assert_eq!(heard.recv().unwrap(), "waits");
-        assert!(heard.try_recv().is_err());
-        drop(first);
-        assert_eq!(heard.recv().unwrap(), "has it");
-        other.join().unwrap();
+        let note = Note::Work { path: "/x/.up.work".into(), upper: "/x/up".into() };
+        state.note(&note).unwrap();
+        state.note(&note).unwrap();
+        assert_eq!(state.notes().unwrap(), [note.clone()]);
+        state.forget(&note);
+        assert_eq!(state.notes().unwrap(), []);
     }
 }

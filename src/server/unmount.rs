@@ -4,7 +4,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use super::mounts::{read_mount_at, read_mounts};
+use super::leftovers::{clear_records, remove_upper};
+use super::mounts::{MountInfo, read_mount_at, read_mounts};
 use super::state::{EndWatch, MountDir, Record, StateDir};
 use crate::failure::{Code, Failure};
 use crate::fuse;
@@ -16,32 +17,50 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// How long the users of a mount that is to be replaced get to leave it.
 const DRAIN: Duration = Duration::from_secs(1);
 
-/// Unmounts `mountpoint`, and waits until its server has removed what was its own and ended. With
-/// `lazy` the mount is detached instead, and ends with its last user. To be called with the
-/// mountpoint locked ([`StateDir::lock_mountpoint`]).
+/// How a mount is taken down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Manner {
+    /// As umount(8) would, unless it is in use.
+    Whole,
+    /// Detached now, to end with its last user.
+    Lazy,
+    /// Only if its server was killed.
+    Dead,
+}
+
+/// Unmounts `mountpoint`, and waits until its server has removed what was its own and ended, unless it is
+/// detached to end later. Clears what servers of that directory have on record that were killed; their
+/// uppers stay, as changes are never thrown away by guess. To be called with the mountpoint locked
+/// ([`StateDir::lock_mountpoint`]).
 ///
 /// # Errors
 /// [`Code::NotMounted`], [`Code::Busy`], [`Code::Fuse`] where it is not permitted, or what the system
 /// says.
-pub fn unmount(mountpoint: &Path, lazy: bool) -> Result<(), Failure> {
+pub fn unmount(mountpoint: &Path, manner: Manner) -> Result<(), Failure> {
     let shown = mountpoint.display();
     let state = StateDir::locate();
     let failed =
         |error: io::Error| Failure::new(Code::Failed, format!("cannot unmount {shown}: {error}"));
-    let recorded = state.read_mount_of(mountpoint).map_err(failed)?.map(|(mount, _)| mount);
-    let mounted = read_mount_at(mountpoint).map_err(failed)?.is_some_and(|mount| mount.is_ours());
-    if !mounted {
-        return match recorded {
-            // A server that was killed, after which somebody unmounted. Its upper stays: changes
-            // are never thrown away by guess.
-            Some(dead) if !dead.is_alive() => dead.remove().map_err(failed),
-            _ => Err(Failure::new(Code::NotMounted, format!("nothing of thawfs is on {shown}"))
+    let mounted = read_mount_at(mountpoint).map_err(failed)?.filter(MountInfo::is_ours);
+    let Some(mounted) = mounted else {
+        // A server that was killed, after which somebody unmounted.
+        return match clear_records(&state, mountpoint).map_err(failed)? {
+            0 => Err(Failure::new(Code::NotMounted, format!("nothing of thawfs is on {shown}"))
                 .hint("thawfs status shows what is mounted")),
+            _ => Ok(()),
         };
-    }
-    let watch = recorded.as_ref().and_then(MountDir::watch);
+    };
+    let recorded = state.read_mount_of(&mounted).map_err(failed)?;
+    let watch = recorded.as_ref().and_then(|(mount, _)| mount.watch());
     let alive = watch.as_ref().is_some_and(EndWatch::is_alive);
-    let done = if lazy || !alive { fuse::detach(mountpoint) } else { fuse::unmount(mountpoint) };
+    if manner == Manner::Dead && (alive || !is_dead(mountpoint)) {
+        return Err(Failure::new(Code::Busy, format!("the server of {shown} lives"))
+            .hint("thawfs status shows what is mounted"));
+    }
+    let done = match manner {
+        Manner::Whole if alive => fuse::unmount(mountpoint),
+        _ => fuse::detach(mountpoint),
+    };
     done.map_err(|error| match error.kind() {
         io::ErrorKind::ResourceBusy => Failure::new(Code::Busy, format!("{shown} is in use")).hint(
             format!("end what uses it (fuser -vm {shown} shows it), or detach it with --lazy"),
@@ -52,20 +71,26 @@ pub fn unmount(mountpoint: &Path, lazy: bool) -> Result<(), Failure> {
         }
         _ => failed(error),
     })?;
-    match (recorded, watch) {
+    match watch {
         // Detached lazily, it ends when the last user is gone: not ours to wait for.
-        (Some(_), _) if lazy && alive => Ok(()),
-        (Some(_), Some(watch)) if alive => match watch.wait(PATIENCE) {
-            true => Ok(()),
-            false => Err(Failure::new(
+        Some(_) if manner == Manner::Lazy && alive => return Ok(()),
+        Some(watch) if alive && !watch.wait(PATIENCE) => {
+            return Err(Failure::new(
                 Code::Failed,
                 format!("{shown} is unmounted, but its server has not ended yet"),
             )
-            .hint("see thawfs status")),
-        },
-        (Some(dead), _) => dead.remove().map_err(failed),
-        (None, _) => Ok(()),
+            .hint("see thawfs status"));
+        }
+        _ => {}
     }
+    // There is nothing, unless the server was killed: before, or while it was waited for.
+    clear_records(&state, mountpoint).map_err(failed)?;
+    Ok(())
+}
+
+/// Whether nobody serves what is mounted there. Waits for a server that is alive and does not answer.
+fn is_dead(mountpoint: &Path) -> bool {
+    rustix::fs::statfs(mountpoint).err() == Some(rustix::io::Errno::NOTCONN)
 }
 
 /// Makes room at `mountpoint`: takes down our mounts on it and below it, lazily where they stay in
@@ -80,40 +105,71 @@ pub(super) fn clear(mountpoint: &Path) -> Result<Vec<PathBuf>, Failure> {
     mounts.retain(|mount| mount.mountpoint.starts_with(mountpoint));
     if let Some(other) = mounts.iter().find(|mount| !mount.is_ours()) {
         let message = format!("{} is mounted there, and not by thawfs", other.mountpoint.display());
-        return Err(
-            Failure::new(Code::Mountpoint, message).hint("unmount it, or name another directory")
-        );
+        return Err(Failure::new(Code::Mountpoint, message)
+            .hint("only mounts of thawfs are replaced; name another directory"));
     }
     let state = StateDir::locate();
     // The last mount is on top of those before.
     let mut cleared = Vec::new();
     for mount in mounts.iter().rev() {
-        let recorded = state.read_mount_of(&mount.mountpoint).map_err(failed)?;
-        let mut busy_until = Some(Instant::now() + DRAIN);
-        loop {
-            match unmount(&mount.mountpoint, busy_until.is_none()) {
-                Err(failure) if failure.code == Code::Busy => match busy_until {
-                    Some(until) if Instant::now() < until => {
-                        std::thread::sleep(Duration::from_millis(20));
-                    }
-                    Some(_) => busy_until = None,
-                    None => return Err(failure),
-                },
-                // Somebody else was faster.
-                Err(failure) if failure.code == Code::NotMounted => break,
-                other => break other?,
-            }
-        }
+        let recorded = state.read_mount_of(mount).map_err(failed)?;
+        take_down(&mount.mountpoint)?;
         // To replace a mount is to throw its changes away, which a server that was killed has left.
         if let Some((ended, Record { upper_is_ours: true, .. })) = &recorded
             && !ended.is_alive()
-            && let Err(error) = state.remove_upper(ended)
+            && let Err(error) = remove_upper(&state, ended)
         {
             log::warn!("the upper of a dead mount was not removed whole: {error}");
         }
         cleared.push(mount.mountpoint.clone());
     }
+    // Of servers that were killed, whose mounts are gone: their uppers stay.
+    clear_records(&state, mountpoint).map_err(failed)?;
     Ok(cleared)
+}
+
+/// Unmounts once nobody uses it, or lazily where it stays in use.
+fn take_down(mountpoint: &Path) -> Result<(), Failure> {
+    let busy_until = Instant::now() + DRAIN;
+    let mut manner = Manner::Whole;
+    loop {
+        match unmount(mountpoint, manner) {
+            Err(failure) if failure.code == Code::Busy && manner == Manner::Whole => {
+                match Instant::now() < busy_until {
+                    true => std::thread::sleep(Duration::from_millis(20)),
+                    false => manner = Manner::Lazy,
+                }
+            }
+            // Somebody else was faster.
+            Err(failure) if failure.code == Code::NotMounted => return Ok(()),
+            done => return done,
+        }
+    }
+}
+
+/// Refuses a mountpoint that a mount of ours is on already, and clears what servers that were killed have
+/// on record for it. To be called with the mountpoint locked.
+///
+/// # Errors
+/// [`Code::Mountpoint`] if so.
+pub fn check_free(mountpoint: &Path) -> Result<(), Failure> {
+    let shown = mountpoint.display();
+    let failed = |error: io::Error| Failure::io("read what is mounted on", mountpoint, &error);
+    let state = StateDir::locate();
+    let Some(mount) = read_mount_at(mountpoint).map_err(failed)?.filter(MountInfo::is_ours) else {
+        if let Err(error) = clear_records(&state, mountpoint) {
+            log::debug!("{}: {error}", state.path().display());
+        }
+        return Ok(());
+    };
+    let recorded = state.read_mount_of(&mount).map_err(failed)?;
+    let dead = recorded.as_ref().is_some_and(|(dir, _): &(MountDir, Record)| !dir.is_alive());
+    let message = format!("{shown} is mounted already, from {}", mount.source);
+    Err(Failure::new(Code::Mountpoint, message).hint(match dead {
+        true => format!("its server was killed: clear it with thawfs unmount --dead {shown}"),
+        // Not how to unmount it: that would throw its changes away.
+        false => format!("name another directory; thawfs status {shown} shows what is there"),
+    }))
 }
 
 /// The mountpoint without symlinks. A dead mount cannot be looked at, only its parent.

@@ -1,0 +1,302 @@
+//! What servers and other commands leave that are killed: finding it, and removing it under its lock.
+//!
+//! Whatever somebody still has is locked: a server's record by the server, an upper and its work directory
+//! by whoever has them mounted, what is being unpacked by the command that does. A machine that was
+//! started again holds no lock.
+
+use std::collections::HashSet;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use super::group;
+use super::mounts::{MountInfo, read_mount_at};
+use super::state::{Lock, MountDir, Note, Place, Record, StateDir, read_origin, remove_tree};
+use super::unmount::{Manner, unmount};
+use crate::failure::{Code, Failure};
+use crate::names;
+
+/// What something is that belongs to no live mount.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// The record of a server that was killed, and its mount where it is still there.
+    Record,
+    /// An upper in the state directory.
+    Upper,
+    /// A work directory beside an upper that is gone.
+    Work,
+    /// What an archive was being unpacked into.
+    Staging,
+    /// The file of a lock that nobody holds.
+    Lock,
+    /// An empty control group.
+    Group,
+}
+
+/// Something that belongs to no live mount.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Leftover {
+    /// What it is.
+    pub kind: Kind,
+    /// Where it is.
+    #[serde(flatten, with = "names::path")]
+    pub path: PathBuf,
+    /// Room that it takes on the disk, in bytes.
+    pub bytes: u64,
+    /// Seconds since the epoch when it was mounted, or else last changed.
+    pub since: Option<u64>,
+    /// Where it was mounted.
+    #[serde(flatten, with = "names::mountpoint")]
+    pub mountpoint: Option<PathBuf>,
+    /// What was mounted there.
+    pub source: Option<String>,
+    /// Whether the user asked to keep it, or nothing is known of it.
+    pub kept: bool,
+}
+
+impl Leftover {
+    fn new(kind: Kind, path: PathBuf) -> Self {
+        let since = path.symlink_metadata().ok().and_then(|meta| meta.mtime().try_into().ok());
+        Self { kind, path, bytes: 0, since, mountpoint: None, source: None, kept: false }
+    }
+
+    fn with_size(mut self) -> Self {
+        self.bytes = disk_usage(&self.path);
+        self
+    }
+
+    /// Removes it. `false` where somebody has it by now.
+    ///
+    /// # Errors
+    /// When it cannot be removed whole.
+    pub fn remove(&self, state: &StateDir) -> Result<bool, Failure> {
+        let removed = match self.kind {
+            Kind::Record => return self.remove_record(state),
+            Kind::Upper => remove_locked_upper(&self.path),
+            Kind::Work => remove_locked(&self.path),
+            Kind::Staging => remove_locked(&self.path),
+            Kind::Lock => Lock::on_file(&self.path)
+                .map(|lock| lock.map(|lock| drop(lock.and_remove(&self.path))).is_some()),
+            Kind::Group => Ok(group::remove_empty(&self.path)),
+        };
+        removed.map_err(|error| Failure::io("remove", &self.path, &error))
+    }
+
+    /// A dead mount goes first: nobody would know it for ours without its record.
+    fn remove_record(&self, state: &StateDir) -> Result<bool, Failure> {
+        let failed = |error: io::Error| Failure::io("remove", &self.path, &error);
+        let Some(dir) =
+            state.mount_dirs().map_err(failed)?.into_iter().find(|dir| dir.path() == self.path)
+        else {
+            return Ok(false);
+        };
+        if let Some(record) = dir.read_record()
+            && let Some(mount) = dead_mount(state, &record)
+        {
+            let _lock = state.lock_mountpoint(&mount.mountpoint, || ()).map_err(failed)?;
+            match unmount(&mount.mountpoint, Manner::Dead) {
+                // It is another one, which has nothing to do with this record.
+                Err(failure) if matches!(failure.code, Code::Busy | Code::NotMounted) => {}
+                done => done?,
+            }
+        }
+        remove_dead(&dir).map_err(failed)
+    }
+}
+
+/// Everything that belongs to no live mount, in the order in which it is to be removed.
+///
+/// # Errors
+/// When the state directory exists but cannot be read.
+pub fn find(state: &StateDir) -> io::Result<Vec<Leftover>> {
+    let mut found = Vec::new();
+    for dir in state.mount_dirs()? {
+        if dir.is_alive() || !is_free(dir.claim())? {
+            continue;
+        }
+        let record = dir.read_record();
+        found.push(Leftover {
+            since: record.as_ref().map(|record| record.since),
+            source: record.as_ref().map(|record| record.source.clone()),
+            mountpoint: record.map(|record| record.mountpoint),
+            ..Leftover::new(Kind::Record, dir.path().to_owned()).with_size()
+        });
+    }
+    found.extend(find_uppers(state)?);
+    for note in state.notes()? {
+        let kind = match &note {
+            Note::Staging { path } if path.exists() => Kind::Staging,
+            Note::Work { path, upper } if path.exists() && is_missing(upper) => Kind::Work,
+            _ => continue,
+        };
+        if is_free(Lock::on_directory(note.path()))? {
+            found.push(Leftover::new(kind, note.path().to_owned()).with_size());
+        }
+    }
+    for path in state.lock_files()? {
+        if is_free(Lock::on_file(&path))? {
+            found.push(Leftover::new(Kind::Lock, path));
+        }
+    }
+    found.extend(group::find_empty().into_iter().map(|path| Leftover::new(Kind::Group, path)));
+    Ok(found)
+}
+
+/// Uppers in the state directory that no live mount has.
+///
+/// # Errors
+/// When the state directory exists but cannot be read.
+pub fn find_uppers(state: &StateDir) -> io::Result<Vec<Leftover>> {
+    let mut found = Vec::new();
+    for (base, mount) in state.uppers()? {
+        if mount.is_alive() || !is_free(lock_upper(&base))? {
+            continue;
+        }
+        let origin = read_origin(&base);
+        let upper = Leftover::new(Kind::Upper, base).with_size();
+        found.push(match origin {
+            Some(origin) => Leftover {
+                since: Some(origin.since),
+                mountpoint: Some(origin.mountpoint),
+                source: Some(origin.source),
+                kept: origin.kept,
+                ..upper
+            },
+            None => Leftover { kept: true, ..upper },
+        });
+    }
+    Ok(found)
+}
+
+/// Forgets notes of what is gone.
+pub fn forget_gone(state: &StateDir) {
+    for note in state.notes().unwrap_or_default() {
+        if is_missing(note.path()) {
+            state.forget(&note);
+        }
+    }
+}
+
+/// Removes what servers of `mountpoint` have on record that were killed and whose mount is gone, and
+/// directories of servers that did not get as far as to write a record. Gives the number of records.
+pub(super) fn clear_records(state: &StateDir, mountpoint: &Path) -> io::Result<usize> {
+    let mut cleared = 0;
+    for dir in state.mount_dirs()? {
+        let record = dir.read_record();
+        if record.as_ref().is_some_and(|record| {
+            record.mountpoint != mountpoint
+                || is_elsewhere(record)
+                || dead_mount(state, record).is_some()
+        }) {
+            continue;
+        }
+        if remove_dead(&dir)? && record.is_some() {
+            cleared += 1;
+        }
+    }
+    Ok(cleared)
+}
+
+/// Whether a record is of another mount namespace of this machine, in which its mount may still be.
+fn is_elsewhere(record: &Record) -> bool {
+    let (Some(place), Some(here)) = (&record.place, Place::here()) else { return false };
+    place.boot == here.boot && place.mounts != here.mounts
+}
+
+/// The mount that a server which was killed has left, if it is still there.
+pub fn dead_mount(state: &StateDir, record: &Record) -> Option<MountInfo> {
+    if !record.is_here() {
+        return None;
+    }
+    let mount = read_mount_at(&record.mountpoint).ok()??;
+    if !mount.is_ours() || !record.is_of(&mount) {
+        return None;
+    }
+    // The kernel gives the number of a mount that is gone to another one.
+    let (served, _) = state.read_mount_of(&mount).ok()??;
+    (!served.is_alive()).then_some(mount)
+}
+
+/// Removes the record of a server that is no more, and its control groups. `false` where it lives.
+fn remove_dead(dir: &MountDir) -> io::Result<bool> {
+    let lock = match dir.claim() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        claimed => claimed?,
+    };
+    let Some(_lock) = lock else { return Ok(false) };
+    for group in dir.read_record().map(|record| record.groups).unwrap_or_default() {
+        group::remove_empty(&group);
+    }
+    dir.remove()?;
+    Ok(true)
+}
+
+/// Removes the upper that a server which was killed had made, unless somebody has it.
+pub(super) fn remove_upper(state: &StateDir, mount: &MountDir) -> io::Result<bool> {
+    let uppers = state.uppers()?;
+    match uppers.into_iter().find(|(_, of)| of.path() == mount.path()) {
+        Some((base, _)) => remove_locked_upper(&base),
+        None => Ok(false),
+    }
+}
+
+fn remove_locked_upper(base: &Path) -> io::Result<bool> {
+    let Some(_locks) = lock_upper(base)? else { return Ok(false) };
+    remove_tree(base)?;
+    Ok(true)
+}
+
+fn remove_locked(path: &Path) -> io::Result<bool> {
+    let Some(_lock) = Lock::on_directory(path)? else { return Ok(false) };
+    remove_tree(path)?;
+    Ok(true)
+}
+
+/// Locks an upper as a mount would. What of it is not there cannot be in use.
+fn lock_upper(base: &Path) -> io::Result<Option<Vec<Lock>>> {
+    let mut locks = Vec::new();
+    for name in ["upper", "work"] {
+        match Lock::on_directory(&base.join(name)) {
+            Ok(Some(lock)) => locks.push(lock),
+            Ok(None) => return Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(Some(locks))
+}
+
+/// Whether a lock could be taken. What is gone meanwhile is nobody's to take.
+fn is_free<T>(lock: io::Result<Option<T>>) -> io::Result<bool> {
+    match lock {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        lock => Ok(lock?.is_some()),
+    }
+}
+
+/// Whether there is certainly nothing at `path`, rather than nothing that can be seen.
+fn is_missing(path: &Path) -> bool {
+    matches!(path.symlink_metadata(), Err(error) if error.kind() == io::ErrorKind::NotFound)
+}
+
+/// Room that a tree takes, as du(1) counts it. What cannot be read is left out.
+fn disk_usage(path: &Path) -> u64 {
+    let mut seen = HashSet::new();
+    let mut bytes = 0;
+    let mut paths = vec![path.to_owned()];
+    while let Some(path) = paths.pop() {
+        let Ok(meta) = path.symlink_metadata() else { continue };
+        if meta.is_dir() {
+            let entries = std::fs::read_dir(&path).into_iter().flatten().flatten();
+            paths.extend(entries.map(|entry| entry.path()));
+        } else if meta.nlink() > 1 && !seen.insert((meta.dev(), meta.ino())) {
+            continue;
+        }
+        bytes += meta.blocks() * 512;
+    }
+    bytes
+}

@@ -1,0 +1,118 @@
+//! The directory of one mount below the state directory, and whether its server lives.
+
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use super::locks::Lock;
+use super::record::Record;
+use super::state::{remove_tree, write_json};
+
+/// The directory of one mount below the state directory.
+#[derive(Clone, Debug)]
+pub struct MountDir {
+    pub(super) path: PathBuf,
+}
+
+impl MountDir {
+    /// Publishes `record`.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn write_record(&self, record: &Record) -> io::Result<()> {
+        write_json(&self.path.join("mount.json"), record)
+    }
+
+    pub(super) fn read_record(&self) -> Option<Record> {
+        serde_json::from_slice(&std::fs::read(self.path.join("mount.json")).ok()?).ok()
+    }
+
+    /// Where it lies.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(super) fn lock_path(&self) -> PathBuf {
+        self.path.join("lock")
+    }
+
+    /// Where the server's socket lies.
+    pub fn control_path(&self) -> PathBuf {
+        self.path.join("control")
+    }
+
+    /// Where the server logs to once it is detached.
+    pub fn log_path(&self) -> PathBuf {
+        self.path.join("log")
+    }
+
+    /// Whether the server that wrote the record still runs.
+    pub fn is_alive(&self) -> bool {
+        self.watch().is_some_and(|watch| watch.is_alive())
+    }
+
+    /// Something to wait for the server's end with. To be made before the server is told to end: it
+    /// removes its record first and ends then.
+    pub fn watch(&self) -> Option<EndWatch> {
+        File::open(self.lock_path()).ok().map(|lock| EndWatch { lock })
+    }
+
+    /// The lock of a server that is no more; `None` where it lives, or has not got as far as to lock.
+    pub(super) fn claim(&self) -> io::Result<Option<Lock>> {
+        /// Between making the directory and locking it, nobody takes longer.
+        const STARTED_BY: Duration = Duration::from_secs(60);
+        if self.lock_path().symlink_metadata().is_err() {
+            let age = self.path.metadata()?.modified()?.elapsed().unwrap_or_default();
+            if age < STARTED_BY {
+                return Ok(None);
+            }
+        }
+        loop {
+            match Lock::on_file(&self.lock_path())? {
+                None if self.is_alive() => return Ok(None),
+                // Somebody else was looking whether it lives.
+                None => std::thread::sleep(Duration::from_millis(1)),
+                lock => return Ok(lock),
+            }
+        }
+    }
+
+    /// Removes the record and everything beside it.
+    ///
+    /// # Errors
+    /// When something in it cannot be removed.
+    pub fn remove(&self) -> io::Result<()> {
+        remove_tree(&self.path)
+    }
+}
+
+/// The lock of a running server, seen from outside.
+#[derive(Debug)]
+pub struct EndWatch {
+    lock: File,
+}
+
+impl EndWatch {
+    /// Whether the server's process still has its lock.
+    pub fn is_alive(&self) -> bool {
+        use rustix::fs::FlockOperation::{NonBlockingLockShared, Unlock};
+        match rustix::fs::flock(&self.lock, NonBlockingLockShared) {
+            Err(errno) => errno == rustix::io::Errno::WOULDBLOCK,
+            // Cannot fail on a lock just taken.
+            Ok(()) => rustix::fs::flock(&self.lock, Unlock).is_err(),
+        }
+    }
+
+    /// Waits until the server has cleaned up and ended; says whether it did in time.
+    pub fn wait(&self, patience: Duration) -> bool {
+        let deadline = Instant::now() + patience;
+        while self.is_alive() {
+            if Instant::now() >= deadline {
+                return false;
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        true
+    }
+}

@@ -1,0 +1,119 @@
+//! What servers and commands write down in the state directory.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::mounts::MountInfo;
+use crate::names;
+
+/// What a running server wrote down about itself. Holds no secret.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Record {
+    /// Where it is mounted, absolute and without symlinks.
+    #[serde(flatten, with = "names::mountpoint")]
+    pub mountpoint: PathBuf,
+    /// The source, with query string and user info left out.
+    pub source: String,
+    /// The server's process id.
+    pub pid: u32,
+    /// The upper directory; none for a read-only mount.
+    #[serde(flatten, with = "names::upper")]
+    pub upper: Option<PathBuf>,
+    /// Whether the upper was made for this mount and goes with it.
+    pub upper_is_ours: bool,
+    /// Seconds since the epoch when it was mounted.
+    pub since: u64,
+    /// The mount's device number, as `major:minor`: what tells it from another one on the same directory.
+    #[serde(default)]
+    pub device: Option<String>,
+    /// Where paths and numbers of this record mean something.
+    #[serde(default)]
+    pub place: Option<Place>,
+    /// Control groups of the server's own.
+    #[serde(default)]
+    pub groups: Vec<PathBuf>,
+}
+
+/// A run of this machine, and what is mounted in it for some of its processes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Place {
+    /// The kernel's name for the time since it was started.
+    pub boot: String,
+    /// The mount namespace.
+    pub mounts: PathBuf,
+}
+
+/// Whose upper an upper in the state directory is, written down beside it.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Origin {
+    /// Where it was mounted.
+    #[serde(flatten, with = "names::mountpoint")]
+    pub mountpoint: PathBuf,
+    /// The source, as in [`Record`].
+    pub source: String,
+    /// Seconds since the epoch when it was mounted.
+    pub since: u64,
+    /// Whether the user asked to keep it.
+    pub kept: bool,
+}
+
+/// A directory outside of the state directory that is removed by whoever made it, unless that is killed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "lowercase")]
+pub enum Note {
+    /// What an archive is unpacked into; locked meanwhile.
+    Staging {
+        /// The directory.
+        #[serde(flatten, with = "names::path")]
+        path: PathBuf,
+    },
+    /// The work directory beside an upper; of no use without that.
+    Work {
+        /// The directory.
+        #[serde(flatten, with = "names::path")]
+        path: PathBuf,
+        /// The upper.
+        #[serde(flatten, with = "names::upper")]
+        upper: PathBuf,
+    },
+}
+
+impl Place {
+    /// That of this process; `None` without `/proc`.
+    pub fn here() -> Option<Self> {
+        let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+        let mounts = std::fs::read_link("/proc/self/ns/mnt").ok()?;
+        Some(Self { boot: boot.trim().to_owned(), mounts })
+    }
+}
+
+impl Record {
+    /// Whether `mount` is what this record is of, as far as can be told from numbers that the kernel gives
+    /// anew once a mount is gone: certain only while the server lives.
+    pub fn is_of(&self, mount: &MountInfo) -> bool {
+        let same_boot = match (&self.place, Place::here()) {
+            (Some(place), Some(here)) => place.boot == here.boot,
+            _ => true,
+        };
+        same_boot
+            && match &self.device {
+                Some(device) => *device == mount.device,
+                None => self.mountpoint == mount.mountpoint,
+            }
+    }
+
+    /// Whether its mountpoint means the same directory to this process.
+    pub fn is_here(&self) -> bool {
+        self.place.is_none() || self.place == Place::here()
+    }
+}
+
+impl Note {
+    /// The directory.
+    pub fn path(&self) -> &Path {
+        match self {
+            Self::Staging { path } | Self::Work { path, .. } => path,
+        }
+    }
+}
