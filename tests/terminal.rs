@@ -68,7 +68,8 @@ fn on_terminal(bench: &Bench, variables: &[(&str, &OsStr)], arguments: &[&OsStr]
 /// Insists that a terminal shows this, and obeys none of it but the ends of lines.
 fn check_harmless(case: &str, shown: &[u8], expected: &[&str]) {
     let text = std::str::from_utf8(shown);
-    let text = text.unwrap_or_else(|_| panic!("{case}: not UTF-8: {}", shown.escape_ascii()));
+    assert!(text.is_ok(), "{case}: not UTF-8: {}", shown.escape_ascii());
+    let text = text.unwrap();
     for c in text.replace("\r\n", "").chars() {
         let turns = matches!(c, '\u{61c}' | '\u{200e}'..='\u{200f}' | '\u{2028}'..='\u{202e}')
             || matches!(c, '\u{2066}'..='\u{2069}');

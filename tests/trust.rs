@@ -111,6 +111,25 @@ fn an_unknown_issuer_is_one_line() {
 }
 
 #[test]
+fn what_else_is_wrong_with_a_certificate_is_told_apart() {
+    let bench = Bench::new();
+    let ca = certificate(&bench, "ca", None);
+    let leaf = serve(&certificate(&bench, "leaf", Some("ca")));
+    // As one that a server made for itself often is.
+    let own = serve(&ca);
+    let elsewhere = leaf.replace("127.0.0.1", "localhost");
+    for (url, expected) in [(own, "give it one that the issuer signed"), (elsewhere, "this host")] {
+        let source = format!("{url}/x.sqsh");
+        let variables = [("AWS_CA_BUNDLE", text(&ca))];
+        let output = thawfs(&bench, &variables).args(["ls", &source]).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!((output.status.code(), said.lines().count()), (Some(8), 1), "{said}");
+        assert!(said.contains("invalid peer certificate"), "{said}");
+        assert!(said.contains(expected), "{said}");
+    }
+}
+
+#[test]
 fn certificates_are_those_of_the_bundle_else_of_the_system_s_variables() {
     let bench = Bench::new();
     let ca = certificate(&bench, "ca", None);

@@ -146,7 +146,8 @@ pub(super) fn check_not_source(directory: &Path, code: Code) -> Result<(), Failu
     };
     let is_url = text.contains("://") && !directory.is_dir();
     // Of a pipe, opening would wait for a writer.
-    if !is_url && !(directory.is_file() && is_archive()) {
+    let is_source = is_url || directory.is_file() && is_archive();
+    if !is_source {
         return Ok(());
     }
     let shown = text.parse::<Source>().map_or_else(|_| "a URL".to_owned(), |it| it.to_string());

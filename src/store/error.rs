@@ -243,6 +243,10 @@ impl Error {
                 "who issued the server's certificate is not known here: name a file with the issuer's \
                  certificate in AWS_CA_BUNDLE or SSL_CERT_FILE"
             }
+            Self::Connect { reason, .. } if reason.contains("CaUsedAsEndEntity") => {
+                "the server shows an issuer's own certificate: give it one that the issuer signed, and \
+                 name a file with the issuer's in AWS_CA_BUNDLE or SSL_CERT_FILE"
+            }
             Self::Connect { reason, .. } if reason.contains("invalid peer certificate") => {
                 "the server's certificate is not good for this host or this time: check --endpoint and \
                  the clock"
