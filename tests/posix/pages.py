@@ -20,27 +20,37 @@ def by_extents(name):
         data[start:at] = os.pread(f, at - start, start)
 
 
-def copies(name):
-    """Whether each way to copy a file gives what reading it gives."""
-    real, whole = os.stat(name), read(name)
-    yield "blocks", real.st_blocks > 0, "extents", by_extents(name) == whole, len(whole)
-    for sparse in ("auto", "always", "never"):
-        subprocess.run(("cp", f"--sparse={sparse}", name, "copy"), check=True)
-        yield sparse, read("copy") == whole
-    subprocess.run(("tar", "-Scf", "t.tar", name), check=True)
-    yield "tar", subprocess.run(("tar", "-xOf", "t.tar"), capture_output=True).stdout == whole
-    f, g = os.open(name, os.O_RDONLY), os.open("copy", os.O_RDWR | os.O_TRUNC)
-    direct = os.open(name, os.O_RDONLY | os.O_DIRECT)
+def copies(name, change=lambda: None):
+    """Whether each way to copy a file gives what reading it gives, right after a `change`: whoever closes the
+    file has the kernel write what it holds."""
+    f, direct = os.open(name, os.O_RDONLY), os.open(name, os.O_RDONLY | os.O_DIRECT)
     page = mmap.mmap(-1, 1 << 21)
-    yield "direct", page[:attempt(os.preadv, direct, [page], 0)] == whole
-    while os.copy_file_range(f, g, 1 << 20):
-        pass
-    yield "copy_file_range", read("copy") == whole
-    os.lseek(f, 0, os.SEEK_SET), os.ftruncate(g, 0), os.lseek(g, 0, os.SEEK_SET)
-    while os.sendfile(g, f, None, 1 << 20):
-        pass
-    yield "sendfile", read("copy") == whole
-    os.close(f), os.close(g), os.close(direct), os.unlink("copy"), os.unlink("t.tar")
+
+    def by_range(copy):
+        size = os.fstat(f).st_size
+        while os.lseek(copy, 0, os.SEEK_CUR) < size:
+            os.copy_file_range(f, copy, 1 << 20, os.lseek(copy, 0, os.SEEK_CUR))
+
+    def by_sendfile(copy):
+        os.lseek(f, 0, os.SEEK_SET)
+        while os.sendfile(copy, f, None, 1 << 20):
+            pass
+    cp = lambda how: lambda copy: subprocess.run(("cp", f"--sparse={how}", name, "copy"), check=True)
+    tar = lambda copy: subprocess.run(f"tar -Scf t.tar {name} && tar -xOf t.tar >copy", shell=True, check=True)
+    change()
+    yield "blocks", os.stat(name).st_blocks > 0
+    for way, act in {
+        "extents": lambda copy: os.write(copy, by_extents(name)), "cp": cp("auto"), "cp always": cp("always"),
+        "cp never": cp("never"), "tar": tar, "range": by_range, "sendfile": by_sendfile,
+        "direct": lambda copy: os.write(copy, page[:os.preadv(direct, [page], 0)]),
+    }.items():
+        copy = os.open("copy", os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+        change()
+        act(copy)
+        yield way, read("copy") == read(name)
+        os.close(copy)
+    yield len(read(name))
+    os.close(f), os.close(direct), os.unlink("copy"), os.unlink("t.tar")
 
 
 @case
@@ -48,12 +58,13 @@ def what_a_writer_keeps_open_is_copied_whole(see):
     for name, flags, at in (("made", os.O_CREAT, 0), ("big", 0, 1_000_000), ("empty", 0, 0), ("void", 0, 500_000), ("file", os.O_TRUNC, 8192)):
         f = os.open(name, os.O_RDWR | flags)
         see(name, os.pwrite(f, pattern(300_000), at), os.fstat(f).st_size, os.lseek(f, 0, os.SEEK_END))
+        write_on = lambda: os.pwrite(f, b"more", os.fstat(f).st_size + 5000)
         os.link(name, "alias")
         for other in (name, "alias"):
-            see(*copies(other))
+            see(*copies(other, write_on))
         os.unlink("alias"), os.rename(name, "moved")
-        os.write(f, b"more"), os.ftruncate(f, 1_500_000)
-        see(*copies("moved"))
+        os.ftruncate(f, 1_500_000)
+        see(*copies("moved", write_on))
         os.rename("moved", name), os.close(f)
         see(*copies(name))
 
@@ -64,16 +75,19 @@ def what_is_mapped_is_copied_whole(see):
         f.truncate(1_200_000)
     for name in ("holes", "void", "made", "big", "holes"):
         f = os.open(name, os.O_RDWR)
-        m = mmap.mmap(f, 0)
-        m[131_070:131_075] = b"first"
-        see(name, *copies(name))
+        m, at = mmap.mmap(f, 0), iter(range(131_070, 299_000, 4096))
+
+        def change():
+            start = next(at)
+            m[start:start + 5] = b"piece"
+        see(name, *copies(name, change))
         os.close(f)
-        m[250_000:250_006] = b"second"
-        see(*copies(name))
-        os.rename(name, "moved")
+        see(*copies(name, change))
+        os.rename(name, "moved"), os.link("moved", "alias")
+        see(*copies("moved", change))
         m[-5:] = b"third"
-        see(*copies("moved"))
-        os.rename("moved", name), m.close()
+        see(*copies("alias"))
+        os.unlink("alias"), os.rename("moved", name), m.close()
         see(*copies(name))
 
 
