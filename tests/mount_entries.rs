@@ -48,9 +48,11 @@ fn assert_eio<T>(result: std::io::Result<T>) {
     assert_eq!(result.err().and_then(|error| error.raw_os_error()), Some(libc::EIO));
 }
 
-/// A metacopy whose data is nowhere.
+/// A metacopy whose data is nowhere, in either form of upper.
 fn damage(file: &Path) {
-    rustix::fs::setxattr(file, "trusted.overlay.metacopy", b"", XattrFlags::empty()).unwrap();
+    for name in ["trusted.overlay.metacopy", "user.overlay.metacopy"] {
+        rustix::fs::setxattr(file, name, b"", XattrFlags::empty()).unwrap();
+    }
 }
 
 #[test]

@@ -10,65 +10,10 @@ use std::path::Path;
 
 use overlay_support::surrounding::{Need, cannot_run};
 use overlay_support::{
-    KernelMount, Merged, Plain, Seen, Side, Tree, bytes, open_overlay, run, source,
+    KernelMount, Merged, Plain, Side, Tree, assert_same, change, open_overlay, run, source,
 };
-use rustix::fs::RenameFlags;
 use thawfs::overlay::Options;
 use thawfs::types::FileKind;
-
-/// A little of everything that leaves marks in the upper.
-fn change(side: &mut dyn Side) {
-    let path = Path::new;
-    let none = RenameFlags::empty();
-    let create = libc::O_CREAT | libc::O_WRONLY;
-    side.write(path("new"), 0, &bytes(9, 10_000), create).unwrap();
-    side.chmod(path("a/b/a"), 0o4711).unwrap();
-    side.rename(path("a/b/a"), path("renamed"), none).unwrap();
-    side.rename(path("c/c"), path("a/moved"), none).unwrap();
-    side.write(path("a/moved/a"), 2, b"written", libc::O_WRONLY).unwrap();
-    side.unlink(path("a/moved/c")).unwrap();
-    side.chmod(path("a/moved/b"), 0o640).unwrap();
-    side.rename(path("c"), path("first"), none).unwrap();
-    side.rename(path("first"), path("second"), none).unwrap();
-    side.mkdir(path("c"), 0o700).unwrap();
-    side.write(path("c/only"), 0, b"opaque", create).unwrap();
-    side.rmdir(path("second/a")).unwrap();
-    side.write(path("second/a"), 0, b"a file now", create).unwrap();
-    side.unlink(path("a/b/c")).unwrap();
-    side.rmdir(path("a/b/b")).unwrap();
-    side.set_xattr(path("a/b"), "user.new", b"set").unwrap();
-    side.set_xattr(path("a/b"), "trusted.overlay.opaque", b"y").unwrap();
-    side.rename(path("a/b"), path("a/moved"), RenameFlags::EXCHANGE).unwrap();
-    side.link(path("renamed"), path("a/again")).unwrap();
-    side.symlink(path("a/link"), OsStr::new("nowhere/new")).unwrap();
-}
-
-/// What both must agree on. Kernel overlayfs without an index breaks hard links of the lower when
-/// one is copied up, and shows directories and copies with other numbers, by design.
-fn comparable(tree: Tree) -> Tree {
-    let plain = |seen: Seen| Seen {
-        ino: 0,
-        // Written on both sides within the test, one after the other.
-        mtime: match seen.mtime.seconds {
-            1_000_000_000 => seen.mtime,
-            _ => Default::default(),
-        },
-        ..seen
-    };
-    tree.into_iter().map(|(path, seen)| (path, plain(seen))).collect()
-}
-
-fn assert_same(left: Tree, right: Tree, what: &str) {
-    let (left, right) = (comparable(left), comparable(right));
-    let names = |tree: &Tree| tree.keys().cloned().collect::<Vec<_>>();
-    assert_eq!(names(&left), names(&right), "{what}: names");
-    for (path, seen) in &left {
-        let other = &right[path];
-        assert!(seen.contents == other.contents, "{what}: contents of {path:?}");
-        let without = |seen: &Seen| Seen { contents: Vec::new(), ..seen.clone() };
-        assert_eq!(without(seen), without(other), "{what}: {path:?}");
-    }
-}
 
 fn merged(dir: &Path) -> Merged {
     Merged { overlay: open_overlay(dir, &source().archive, Options::default()), plus: false }

@@ -186,7 +186,7 @@ impl Overlay {
         let mut held = Held::new(self, ino);
         held.kind = match self.nodes.upper(ino)? {
             Some(upper) => upper.kind,
-            None => self.lower.inode(self.lower.inode_ref(ino).ok_or(Errno::STALE)?)?.kind,
+            None => self.lower.inode(self.lower.place_of(ino)?)?.kind,
         };
         Ok(Some(held))
     }

@@ -13,7 +13,7 @@ use super::copy_up::Want;
 use super::error::{Error, Result};
 use super::name::Name;
 use super::nodes::{Data, Place, UpperState};
-use super::upper::{Address, Draft, Mark, handle_of, record};
+use super::upper::{Address, Draft, Mark, Namespace, handle_of, record};
 use super::xattr::stored_name;
 use crate::squashfs::Inode;
 use crate::types::{FileKind, FileOffset, Ino, InodeRef, Owner};
@@ -23,8 +23,8 @@ use crate::types::{FileKind, FileOffset, Ino, InodeRef, Owner};
 const COPY_SIZE: usize = 1 << 20;
 
 /// The device that stands in the upper for a 0/0 character device, which would be a whiteout.
-/// Linux gives no driver major number 0.
-pub(super) const NULL_DEVICE_STAND_IN: (u32, u32) = (0, 0xfffff);
+/// Linux gives no driver major number 0, and XFS takes minor numbers of 18 bits.
+pub(super) const NULL_DEVICE_STAND_IN: (u32, u32) = (0, 0x3ffff);
 
 /// A copy in the workdir.
 pub(super) struct Built<'a> {
@@ -80,7 +80,7 @@ impl Overlay {
         let address = draft.address();
         let (st_ino, owner) = self.dress(&address, lower, inode)?;
         if null_device {
-            upper.marks.set(&address, Mark::NullDevice, b"")?;
+            upper.marks.for_kind(inode.kind).set(&address, Mark::NullDevice, b"")?;
         }
         Ok(Built { draft, fd: None, st_ino, owner, data: Data::Upper, null_device })
     }
@@ -135,11 +135,11 @@ impl Overlay {
         self.upper()?.marks.set(copy, Mark::Redirect, &self.lower_path(ino)?)
     }
 
-    /// Prepares for a metacopy to get another name: a redirect says where its data is. Where that
-    /// cannot be said, the data is copied.
+    /// Prepares for a metacopy to get another name: a redirect says where its data is, if none does yet.
+    /// Where that cannot be said, the data is copied.
     pub(super) fn keep_data_found(&self, ino: Ino) -> Result<()> {
         let is_metacopy = |state: UpperState| state.data != Data::Upper;
-        if !self.nodes.upper(ino)?.is_some_and(is_metacopy) {
+        if !self.nodes.upper(ino)?.is_some_and(is_metacopy) || self.index.get(ino).is_some() {
             return Ok(());
         }
         let address = {
@@ -162,7 +162,7 @@ impl Overlay {
         inode: &Inode,
     ) -> Result<(u64, Option<Owner>)> {
         let upper = self.upper()?;
-        let stat = copy.stat()?;
+        let stat = upper.identify(copy, copy.stat()?)?;
         let owner = Owner { uid: inode.uid, gid: inode.gid };
         let owner = self.give_owner(copy, &stat, owner)?;
         // Before our own, which can be done without if there is no room for all.
@@ -171,14 +171,18 @@ impl Overlay {
                 .map_err(|_| Error::damaged("the archive has an attribute with NUL in its name"))?;
             match copy.set_xattr(&name, &xattr.value, XattrFlags::empty()) {
                 Ok(()) => {}
-                Err(errno @ (Errno::PERM | Errno::OPNOTSUPP)) if !upper.privileged => {
+                // Also root's, on an overlayfs that keeps some for itself.
+                Err(errno @ (Errno::PERM | Errno::OPNOTSUPP))
+                    if !upper.privileged || upper.marks == Namespace::User =>
+                {
                     log::debug!("copy-up: {} is not kept: {errno}", name.to_string_lossy());
                 }
                 Err(errno) => return Err(Error::sys("setxattr", name.to_string_lossy())(errno)),
             }
         }
-        upper.marks.try_set(copy, Mark::Record, &record(lower, stat.stx_ino))?;
-        upper.marks.try_set(copy, Mark::Origin, &handle_of(inode.number))?;
+        let kind = inode.kind;
+        upper.marks.try_set(copy, kind, Mark::Record, &record(lower, stat.stx_ino))?;
+        upper.marks.try_set(copy, kind, Mark::Origin, &handle_of(inode.number))?;
         if inode.kind != FileKind::Symlink && stat.stx_mode & 0o7777 != inode.permissions {
             copy.chmod(inode.permissions.into())?;
         }

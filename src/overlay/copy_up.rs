@@ -20,7 +20,7 @@ use super::dirs::os_str;
 use super::error::{Error, Result};
 use super::index::nlink_mark;
 use super::nodes::{Data, Place, Snapshot, UpperState};
-use super::upper::{Address, Mark, stat_at, stat_fd};
+use super::upper::{Address, Mark, Namespace, Whiteouts, stat_at, stat_fd};
 use crate::squashfs::Inode;
 use crate::types::{FileKind, Ino};
 
@@ -142,6 +142,7 @@ impl Overlay {
                 if inode.kind != FileKind::Directory
                     && inode.nlink > 1
                     && self.is_unindexed(&inode)?
+                    && self.can_be_counted(&built, inode.kind)?
                 {
                     self.place_in_index(ino, &inode, built, &mut state, (&dir, name))?;
                 } else {
@@ -175,6 +176,17 @@ impl Overlay {
         }
     }
 
+    /// Whether the names of `built` can be counted, by a mark on it: an ordinary user's links and special
+    /// files have none. Such a copy has one name, and the others stay what they were.
+    fn can_be_counted(&self, built: &Built<'_>, kind: FileKind) -> Result<bool> {
+        let marks = self.upper()?.marks;
+        let draft = built.draft.address();
+        match marks.for_kind(kind).set(&draft, Mark::Nlink, &nlink_mark(b'L', 0)) {
+            Err(error) if marks == Namespace::User && error.is(Errno::PERM) => Ok(false),
+            other => other.map(|()| true),
+        }
+    }
+
     /// Puts the copy of a lower inode that has several names into the index, and gives it the name
     /// it is copied up through.
     fn place_in_index(
@@ -188,8 +200,6 @@ impl Overlay {
         let upper = self.upper()?;
         let entry = super::upper::index_name(inode.number);
         let entry = OsStr::new(&entry);
-        let draft = built.draft.address();
-        upper.marks.set(&draft, Mark::Nlink, &nlink_mark(b'L', 0))?;
         built.draft.place(&upper.index, entry, RenameFlags::NOREPLACE)?;
         let address = Address::at(&upper.index, entry);
         if let Err(error) = address.link_to(dir, name) {
@@ -199,7 +209,8 @@ impl Overlay {
         }
         // Two links are there now: the index's and the name's.
         state.extra_links = i64::from(inode.nlink) - 2;
-        upper.marks.set(&address, Mark::Nlink, &nlink_mark(b'U', state.extra_links))?;
+        let marks = upper.marks.for_kind(inode.kind);
+        marks.set(&address, Mark::Nlink, &nlink_mark(b'U', state.extra_links))?;
         self.index.add(ino, inode, state.st_ino);
         self.nodes.move_to(ino, Place::Index);
         Ok(())
@@ -260,6 +271,21 @@ impl Overlay {
             let address = Address::at(dir, OsStr::new("."));
             self.upper()?.marks.set(&address, Mark::Impure, b"y")?;
             self.nodes.update(ino, |upper| upper.impure = Some(true));
+        }
+        Ok(())
+    }
+}
+
+impl Overlay {
+    /// Prepares directory `ino`, which merges with a lower one and whose upper half is `dir`, for
+    /// whiteouts.
+    pub(super) fn set_whiteouts(&self, ino: Ino, dir: &Arc<OwnedFd>) -> Result<()> {
+        let upper = self.upper()?;
+        if upper.whiteouts == Whiteouts::Files
+            && self.nodes.upper(ino)?.is_some_and(|upper| !upper.whiteouts)
+        {
+            upper.mark_whiteouts(dir)?;
+            self.nodes.update(ino, |upper| upper.whiteouts = true);
         }
         Ok(())
     }

@@ -150,7 +150,9 @@ impl Overlay {
         } & 0o7777;
         let owner = self.owner_for_new(caller, parent, &parent_stat)?;
         let finish = |dir: &Arc<OwnedFd>, name: &OsStr| {
-            self.own(owner, &parent_stat, &Address::at(dir, name), mode, new)
+            let made = Address::at(dir, name);
+            let (stat, recorded) = self.own(owner, &parent_stat, &made, mode, new)?;
+            upper.identify(&made, stat).map(|stat| (stat, recorded))
         };
         let ((stat, recorded), made) = if in_place {
             let made = make_at(fd, name, mode, new)?;
@@ -173,7 +175,8 @@ impl Overlay {
             };
             let stat = finish(draft.dir(), draft.name())?;
             if new.is_null_device() {
-                upper.marks.set(&draft.address(), Mark::NullDevice, b"")?;
+                let marks = upper.marks.for_kind(FileKind::CharDevice);
+                marks.set(&draft.address(), Mark::NullDevice, b"")?;
             }
             let flags = match (new, slot.physical) {
                 (New::Directory, Physical::Whiteout) => {

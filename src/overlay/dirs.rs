@@ -109,12 +109,13 @@ impl Overlay {
         };
         for (ino, name, st_ino) in down.into_iter().rev() {
             let name = os_str(&name);
-            let next = Address::at(&fd, name).open(OFlags::PATH | OFlags::DIRECTORY)?;
+            let next = Arc::new(Address::at(&fd, name).open(OFlags::PATH | OFlags::DIRECTORY)?);
             let stat = stat_fd(&next).map_err(Error::sys("statx", name.display()))?;
+            let stat = upper.identify(&Address::Pinned(Arc::clone(&next)), stat)?;
             if stat.stx_ino != st_ino {
                 return Err(changed_behind(name.display()));
             }
-            fd = Arc::new(next);
+            fd = next;
             self.dirs.put(ino, Arc::clone(&fd));
         }
         Ok(fd)

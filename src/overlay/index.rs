@@ -12,13 +12,14 @@ use parking_lot::RwLock;
 use rustix::fs::AtFlags;
 
 use super::Overlay;
+use super::attr::kind_of;
 use super::dirs::DirView;
 use super::error::{Error, Result};
 use super::lookup::Physical;
 use super::lower::Lower;
 use super::upper::{Address, Mark, Upper, index_name, list, parse_index_name, parse_record};
 use crate::squashfs::Inode;
-use crate::types::{Ino, InodeRef};
+use crate::types::{FileKind, Ino, InodeRef};
 
 /// What is in the index directory.
 #[derive(Debug, Default)]
@@ -49,7 +50,9 @@ impl Index {
                 continue;
             };
             let address = Address::at(&upper.index, &name);
-            let record = upper.marks.get(&address, Mark::Record)?;
+            let stat = address.stat()?;
+            let kind = kind_of(&stat)?;
+            let record = upper.marks.for_kind(kind).get(&address, Mark::Record)?;
             let inode = match record.as_deref().and_then(|record| parse_record(record, st_ino)) {
                 Some(inode) => Some(inode),
                 None => lower.archive().inode_by_number(number)?,
@@ -57,8 +60,8 @@ impl Index {
             let Some(inode) = inode else { continue };
             let lower_nlink = lower.inode(inode)?.nlink;
             let entry = Entry { name, st_ino, lower: inode, lower_nlink };
-            let links = address.stat()?.stx_nlink;
-            if i64::from(links) + extra_links(upper, &address, &entry, links)? <= 0 {
+            let links = stat.stx_nlink;
+            if i64::from(links) + extra_links(upper, &address, kind, &entry, links)? <= 0 {
                 // Its last name went, and the server with it before this did.
                 rustix::fs::unlinkat(&upper.index, entry.name.as_os_str(), AtFlags::empty())
                     .map_err(Error::sys("unlink", entry.name.display()))?;
@@ -110,13 +113,20 @@ impl Overlay {
 
     /// How many more names (or fewer) the merged tree has of the inode that `entry` leads to than the
     /// upper has links. `links` is the upper's count.
-    pub(super) fn extra_links(&self, inode: &Address, entry: &Entry, links: u32) -> Result<i64> {
-        extra_links(self.upper()?, inode, entry, links)
+    pub(super) fn extra_links(
+        &self,
+        inode: &Address,
+        kind: FileKind,
+        entry: &Entry,
+        links: u32,
+    ) -> Result<i64> {
+        extra_links(self.upper()?, inode, kind, entry, links)
     }
 
     /// Keeps `extra`, as [`Self::extra_links`] reads it.
-    fn set_extra_links(&self, ino: Ino, inode: &Address, extra: i64) -> Result<()> {
-        self.upper()?.marks.set(inode, Mark::Nlink, &nlink_mark(b'U', extra))?;
+    fn set_extra_links(&self, ino: Ino, inode: &Address, kind: FileKind, extra: i64) -> Result<()> {
+        let marks = self.upper()?.marks.for_kind(kind);
+        marks.set(inode, Mark::Nlink, &nlink_mark(b'U', extra))?;
         self.nodes.update(ino, |upper| upper.extra_links = extra);
         Ok(())
     }
@@ -153,9 +163,10 @@ impl Overlay {
         // lower's.
         let names = i64::from(inode.stat()?.stx_nlink) + state.extra_links;
         let lower = i64::from(entry.lower_nlink);
-        self.upper()?.marks.set(&inode, Mark::Nlink, &nlink_mark(b'L', names - lower))?;
+        let marks = self.upper()?.marks.for_kind(state.kind);
+        marks.set(&inode, Mark::Nlink, &nlink_mark(b'L', names - lower))?;
         inode.link_to(fd, name)?;
-        self.set_extra_links(ino, &inode, state.extra_links - 1)?;
+        self.set_extra_links(ino, &inode, state.kind, state.extra_links - 1)?;
         Ok(Physical::Entry)
     }
 }
@@ -164,8 +175,14 @@ fn not_indexed(ino: Ino) -> Error {
     Error::stale(format_args!("inode {ino} is not in the index any more"))
 }
 
-fn extra_links(upper: &Upper, inode: &Address, entry: &Entry, links: u32) -> Result<i64> {
-    let mark = upper.marks.get(inode, Mark::Nlink)?;
+fn extra_links(
+    upper: &Upper,
+    inode: &Address,
+    kind: FileKind,
+    entry: &Entry,
+    links: u32,
+) -> Result<i64> {
+    let mark = upper.marks.for_kind(kind).get(inode, Mark::Nlink)?;
     Ok(match mark.as_deref().and_then(parse_nlink) {
         Some((b'U', difference)) => difference,
         Some((_, difference)) => i64::from(entry.lower_nlink) + difference - i64::from(links),

@@ -105,7 +105,7 @@ impl Overlay {
         let (state, stat) = {
             let _names = self.names.read();
             let (inode, state) = self.address(ino)?;
-            (state, inode.stat()?)
+            (state, self.upper()?.identify(&inode, inode.stat()?)?)
         };
         self.attr_of_upper(ino, &state, &stat)
     }
@@ -187,6 +187,7 @@ impl Overlay {
                 }
                 Ok(stat) => {
                     let address = Address::at(fd, name);
+                    let stat = self.upper()?.identify(&address, stat)?;
                     let found = self.describe(dir, &address, &stat, child)?;
                     let physical = match found {
                         Some(_) => Physical::Entry,
@@ -260,6 +261,7 @@ impl Overlay {
         let lower = match self.index.ino_of(stat.stx_ino).and_then(|ino| self.index.get(ino)) {
             Some(entry) => Some(entry.lower),
             None => marks
+                .for_kind(kind)
                 .get(address, Mark::Record)?
                 .as_deref()
                 .and_then(|record| parse_record(record, stat.stx_ino)),
@@ -273,8 +275,7 @@ impl Overlay {
         found.set_owner(self.recorded_owner(address)?);
         if let Some(upper) = &mut found.upper {
             upper.data = self.data_of(address, stat, dir.lower, child)?;
-            upper.null_device =
-                kind == FileKind::CharDevice && marks.get(address, Mark::NullDevice)?.is_some();
+            upper.null_device = self.is_null_stand_in(address, kind)?;
         }
         Ok(Some(found))
     }
@@ -304,16 +305,20 @@ impl Overlay {
         let kind = kind_of(stat)?;
         let mut state = UpperState::new(stat.stx_ino, kind, 0, Some(lower));
         state.owner = self.recorded_owner(address)?;
-        let marks = self.upper()?.marks;
         if self.is_metacopy(address, stat)? {
             state.data = Data::Lower(lower);
         }
         if let Some(entry) = self.index.ino_of(stat.stx_ino).and_then(|ino| self.index.get(ino)) {
-            state.extra_links = self.extra_links(address, &entry, stat.stx_nlink)?;
+            state.extra_links = self.extra_links(address, kind, &entry, stat.stx_nlink)?;
         }
-        state.null_device =
-            kind == FileKind::CharDevice && marks.get(address, Mark::NullDevice)?.is_some();
+        state.null_device = self.is_null_stand_in(address, kind)?;
         Ok(state)
+    }
+
+    /// Whether a device stands for a 0/0 one.
+    fn is_null_stand_in(&self, address: &Address, kind: FileKind) -> Result<bool> {
+        let marks = self.upper()?.marks.for_kind(kind);
+        Ok(kind == FileKind::CharDevice && marks.get(address, Mark::NullDevice)?.is_some())
     }
 
     /// Whether the data of an inode is still in the lower. Empty files have no metacopies: one that

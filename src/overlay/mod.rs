@@ -76,7 +76,7 @@ use handles::Handles;
 use index::Index;
 use lower::Lower;
 use nodes::{Nodes, UpperState};
-use upper::Mark;
+use upper::{Mark, Whiteouts};
 
 /// How a merged tree behaves.
 #[derive(Clone, Copy, Debug)]
@@ -132,7 +132,8 @@ impl Overlay {
             Some(upper) => {
                 fresh = claim(upper, &lower)?;
                 index = Index::load(upper, &lower)?;
-                let stat = upper.root_address().stat()?;
+                let address = upper.root_address();
+                let stat = upper.identify(&address, address.stat()?)?;
                 let root = Some(lower.archive().root());
                 Some(UpperState::new(stat.stx_ino, FileKind::Directory, 0, root))
             }
@@ -242,6 +243,10 @@ impl Overlay {
 /// records on its inodes would lead to the wrong files.
 fn claim(upper: &Upper, lower: &Lower) -> Result<bool> {
     let root = upper.root_address();
+    if upper.whiteouts == Whiteouts::Files {
+        // On the root it also says to the kernel, and to the next mount, that there may be some below.
+        upper.mark_whiteouts(&upper.root)?;
+    }
     match upper.marks.get(&root, Mark::Archive)? {
         Some(found) if found == lower.identity() => Ok(false),
         Some(_) => Err(Error::Unusable {

@@ -81,6 +81,8 @@ pub(super) struct UpperState {
     pub(super) owner: Option<Owner>,
     /// Of a directory: whether it has [`super::upper::Mark::Impure`], once that is known.
     pub(super) impure: Option<bool>,
+    /// Of a directory: whether it is known to be prepared for whiteouts.
+    pub(super) whiteouts: bool,
     /// Reaches the inode where no name does.
     pub(super) pin: Option<Arc<OwnedFd>>,
 }
@@ -103,6 +105,7 @@ impl UpperState {
             null_device: false,
             owner: None,
             impure: None,
+            whiteouts: false,
             pin: None,
         }
     }

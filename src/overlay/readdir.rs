@@ -315,12 +315,14 @@ impl Overlay {
         if file_type == FileType::CharacterDevice && self.is_whiteout(fd, name, file_type)? {
             return Ok(None);
         }
+        let numbered = self.upper()?.numbers(file_type);
         let known = self.nodes.copied_as(st_ino).or_else(|| self.index.ino_of(st_ino));
-        if let (Some(ino), Some(kind)) = (known, kind) {
+        if let (Some(ino), Some(kind), true) = (known, kind, numbered) {
             return Ok(Some((ino, kind)));
         }
         let upper_born = ino::of_upper(st_ino);
-        if let (false, Some(kind)) = (mixed && self.nodes.find(upper_born).is_none(), kind) {
+        let has_own = numbered && !(mixed && self.nodes.find(upper_born).is_none());
+        if let (true, Some(kind)) = (has_own, kind) {
             return Ok(Some((upper_born, kind)));
         }
         let child = self.lower_child(dir, name)?;

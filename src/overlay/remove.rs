@@ -64,8 +64,11 @@ impl Overlay {
         let _names = self.names.write();
         let (dir, physical) = self.recheck(parent, name, child, held.ino)?;
         self.check_upper_empty(held.ino)?;
-        self.unplace(held.ino, parent, name)?;
         let fd = dir.fd()?;
+        if child.is_some() {
+            self.set_whiteouts(parent, fd)?;
+        }
+        self.unplace(held.ino, parent, name)?;
         let removed = match (physical, child) {
             (Physical::Entry, Some(_)) => {
                 upper.draft_whiteout()?.place(fd, name, RenameFlags::EXCHANGE).map(Some)
@@ -132,6 +135,9 @@ impl Overlay {
     ) -> Result<()> {
         let upper = self.upper()?;
         let fd = dir.fd()?;
+        if child.is_some() {
+            self.set_whiteouts(dir.ino, fd)?;
+        }
         match (physical, child) {
             (Physical::Entry, Some(_)) => {
                 upper.draft_whiteout()?.place(fd, name, RenameFlags::empty()).map(drop)

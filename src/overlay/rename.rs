@@ -2,9 +2,12 @@
 //!
 //! A lower file is copied up without its data, a lower directory alone: a redirect on the copy says
 //! where in the lower its contents are. The old name gets its whiteout from the same system call
-//! that renames (`RENAME_WHITEOUT`), as kernel overlayfs has it.
+//! that renames (`RENAME_WHITEOUT`), as kernel overlayfs has it, or a moment later: then a note in the
+//! workdir sees to it that it does.
 
 use std::ffi::OsStr;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 
 use rustix::fs::{AtFlags, Mode, RenameFlags};
 use rustix::io::Errno;
@@ -150,22 +153,17 @@ impl Overlay {
         }
         // A directory cannot replace a whiteout, but it can change places with it.
         let swap = is_directory && slot.physical == Physical::Whiteout;
-        let flags = match (swap, from.child) {
-            (true, _) => RenameFlags::EXCHANGE,
-            (false, Some(_)) => RenameFlags::WHITEOUT,
-            (false, None) => RenameFlags::empty(),
+        let renamed = match (swap, from.child) {
+            (true, _) => self.swap_with_whiteout(from, &from_dir, to, to_fd),
+            (false, Some(_)) => self.leave_whiteout(from, &from_dir, to, to_fd),
+            (false, None) => rustix::fs::renameat(from_fd, from.name, to_fd, to.name)
+                .map_err(Error::sys("rename", to.name.display())),
         };
-        let renamed = rustix::fs::renameat_with(from_fd, from.name, to_fd, to.name, flags)
-            .map_err(Error::sys("rename", to.name.display()));
         if let Err(error) = renamed {
             if let Some(target) = target {
                 self.nodes.move_to(target.ino, Place::named(to.parent, to.name));
             }
             return Err(error);
-        }
-        if swap && from.child.is_none() {
-            rustix::fs::unlinkat(&**from_fd, from.name, AtFlags::empty())
-                .map_err(Error::sys("unlink", from.name.display()))?;
         }
         self.moved(source.ino, to);
         match target {
@@ -174,6 +172,78 @@ impl Overlay {
             None => {}
         }
         Ok(())
+    }
+
+    /// Renames over a whiteout at `to`, which comes to hide what the lower has at `from`, or goes.
+    fn swap_with_whiteout(
+        &self,
+        from: &End<'_>,
+        from_dir: &DirView,
+        to: &End<'_>,
+        to_fd: &OwnedFd,
+    ) -> Result<()> {
+        let from_fd = from_dir.fd()?;
+        match from.child {
+            Some(_) => self.set_whiteouts(from.parent, from_fd)?,
+            // Should the server be killed before it goes, it is looked for.
+            None => self.set_impure(from.parent, from_fd)?,
+        }
+        let flags = RenameFlags::EXCHANGE;
+        rustix::fs::renameat_with(from_fd, from.name, to_fd, to.name, flags)
+            .map_err(Error::sys("rename", to.name.display()))?;
+        if from.child.is_none()
+            && let Err(errno) = rustix::fs::unlinkat(from_fd, from.name, AtFlags::empty())
+        {
+            // Renamed it is, and what is left shows nothing.
+            log::warn!("a whiteout stays at {}: {errno}", from.name.display());
+        }
+        Ok(())
+    }
+
+    /// Renames, and hides what the lower has at `from`.
+    fn leave_whiteout(
+        &self,
+        from: &End<'_>,
+        from_dir: &DirView,
+        to: &End<'_>,
+        to_fd: &OwnedFd,
+    ) -> Result<()> {
+        let upper = self.upper()?;
+        let from_fd = from_dir.fd()?;
+        self.set_whiteouts(from.parent, from_fd)?;
+        let rename = |flags| {
+            rustix::fs::renameat_with(from_fd, from.name, to_fd, to.name, flags)
+                .map_err(Error::sys("rename", to.name.display()))
+        };
+        if upper.whiteout_in_one_step {
+            return rename(RenameFlags::WHITEOUT);
+        }
+        let whiteout = upper.draft_whiteout()?;
+        upper.note_renaming(&self.upper_path(from.parent, from.name)?)?;
+        if let Err(error) = rename(RenameFlags::empty()) {
+            upper.renamed();
+            return Err(error);
+        }
+        match whiteout.place(from_fd, from.name, RenameFlags::NOREPLACE) {
+            Ok(_) => upper.renamed(),
+            // It cannot be taken back if it replaced something. The note stays for the next mount.
+            Err(error) => {
+                log::error!("{} comes back until the next mount: {error}", from.name.display())
+            }
+        }
+        Ok(())
+    }
+
+    /// The path of `name` in `dir` from the root of the upper. Called with `names` held.
+    fn upper_path(&self, dir: Ino, name: &OsStr) -> Result<Vec<u8>> {
+        let mut names = vec![name.as_bytes().to_vec()];
+        let mut at = dir;
+        while let Some((parent, name)) = self.nodes.name_of(at)? {
+            names.push(name.into_encoded_bytes());
+            at = parent;
+        }
+        names.reverse();
+        Ok(names.join(&b'/'))
     }
 
     fn exchange(&self, from: &End<'_>, to: &End<'_>) -> Result<()> {

@@ -80,7 +80,8 @@ impl Overlay {
                 last_modification: timespec(change.mtime),
             })?;
         }
-        self.attr_of_upper(ino, &state, &inode.stat()?)
+        let stat = self.upper()?.identify(&inode, inode.stat()?)?;
+        self.attr_of_upper(ino, &state, &stat)
     }
 
     /// Takes the set-id bits from a regular file that `who` has written to without `CAP_FSETID`; the

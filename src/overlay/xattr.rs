@@ -24,19 +24,25 @@ const ESCAPE: &[u8] = b"overlay.";
 
 /// The name under which the upper stores attribute `name` of a program.
 pub(super) fn stored_name(name: &[u8], marks: Namespace) -> Cow<'_, [u8]> {
-    match name.strip_prefix(marks.prefix()) {
+    match split(name, marks) {
         None => Cow::Borrowed(name),
-        Some(rest) => Cow::Owned([marks.prefix(), ESCAPE, rest].concat()),
+        Some((prefix, rest)) => Cow::Owned([prefix, ESCAPE, rest].concat()),
     }
+}
+
+/// The two parts of a name that begins as marks do.
+fn split(name: &[u8], marks: Namespace) -> Option<(&'static [u8], &[u8])> {
+    let mut prefixes = marks.reserved().iter();
+    prefixes.find_map(|prefix| name.strip_prefix(*prefix).map(|rest| (*prefix, rest)))
 }
 
 /// The name that a program sees of an attribute in the upper; `None` for a mark.
 fn shown_name(stored: &[u8], marks: Namespace) -> Option<Cow<'_, [u8]>> {
-    match stored.strip_prefix(marks.prefix()) {
+    match split(stored, marks) {
         None => Some(Cow::Borrowed(stored)),
-        Some(rest) => {
+        Some((prefix, rest)) => {
             let rest = rest.strip_prefix(ESCAPE)?;
-            Some(Cow::Owned([marks.prefix(), rest].concat()))
+            Some(Cow::Owned([prefix, rest].concat()))
         }
     }
 }
@@ -185,15 +191,18 @@ mod tests {
             "trusted.overlays",
             "security.capability",
         ] {
-            let stored = stored_name(name.as_bytes(), Namespace::Trusted);
-            let shown = shown_name(&stored, Namespace::Trusted).unwrap();
-            assert_eq!(&*shown, name.as_bytes());
+            for marks in [Namespace::Trusted, Namespace::User] {
+                let stored = stored_name(name.as_bytes(), marks);
+                assert_eq!(&*shown_name(&stored, marks).unwrap(), name.as_bytes());
+            }
         }
         assert_eq!(
             &*stored_name(b"trusted.overlay.opaque", Namespace::Trusted),
             b"trusted.overlay.overlay.opaque"
         );
         assert_eq!(shown_name(b"trusted.overlay.opaque", Namespace::Trusted), None);
-        assert!(shown_name(b"trusted.overlay.opaque", Namespace::User).is_some());
+        assert!(shown_name(b"user.overlay.opaque", Namespace::Trusted).is_some());
+        // Root's own on what can have none of a user's.
+        assert_eq!(shown_name(b"trusted.overlay.thawfs.origin", Namespace::User), None);
     }
 }

@@ -227,7 +227,7 @@ pub(super) fn serve_in(
                 let message = format!("the work directory {}: {error}", work.display());
                 return Err(Failure::new(Code::Upper, message));
             }
-            Some(Upper::open(upper, work)?)
+            Some(Upper::open(upper, work).map_err(|error| upper_refused(request, error))?)
         }
         None => None,
     };
@@ -319,6 +319,14 @@ pub(super) fn serve_in(
             Err(Failure::new(Code::Failed, "the serving thread panicked; please report this"))
         }
     }
+}
+
+/// What to do about an upper that will not do.
+fn upper_refused(request: &MountRequest, error: overlay::Error) -> Failure {
+    Failure::from(error).hint(match request.upper {
+        Some(_) => "name another directory with --upper",
+        None => "changes are kept in the state directory: set THAWFS_STATE_DIR to one elsewhere",
+    })
 }
 
 /// The work directory for `upper` where none was named: `.NAME.work` beside it.

@@ -11,11 +11,13 @@ use rustix::io::Errno;
 
 use super::super::error::{Error, Result};
 use super::address::Address;
+use crate::types::FileKind;
 
 /// Something remembered on an inode of the upper.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in super::super) enum Mark {
-    /// `y` on a directory that hides the lower one; `x` on one that holds xattr whiteouts.
+    /// `y` on a directory that hides the lower one; `x` on one that may hold whiteouts that are files,
+    /// and on the root of an upper in which such directories may be.
     Opaque,
     /// On a directory or metacopy: the path of its lower, from the root if it begins with `/`.
     Redirect,
@@ -27,7 +29,7 @@ pub(in super::super) enum Mark {
     Impure,
     /// On an entry of the index: merged names relative to the upper's (`U+1`) or lower's (`L-1`).
     Nlink,
-    /// On an empty regular file that is a whiteout (the kernel's form for nested overlays).
+    /// On an empty regular file that is a whiteout.
     Whiteout,
     /// Ours: which lower inode this one was copied from.
     Record,
@@ -35,6 +37,8 @@ pub(in super::super) enum Mark {
     Owner,
     /// Ours: a device that a program in the mount made as 0/0, which would be a whiteout.
     NullDevice,
+    /// Ours, on a directory: its number, where the file system below has none that lasts.
+    Number,
     /// Ours, on the upper's root: the archive that the upper belongs to.
     Archive,
 }
@@ -48,12 +52,34 @@ pub(in super::super) enum Namespace {
     User,
 }
 
+const TRUSTED: &[u8] = b"trusted.overlay.";
+const USER: &[u8] = b"user.overlay.";
+
 impl Namespace {
+    pub(super) const ALL: [Self; 2] = [Self::Trusted, Self::User];
+
+    /// Where our own marks of a file of `kind` are: no symbolic link or special file can have `user.*`
+    /// attributes, but root may give it others. They are none of the kernel's then.
+    pub(in super::super) const fn for_kind(self, kind: FileKind) -> Self {
+        match kind {
+            FileKind::Regular | FileKind::Directory => self,
+            _ => Self::Trusted,
+        }
+    }
+
+    /// Beginnings of names that are not a program's to give.
+    pub(in super::super) const fn reserved(self) -> &'static [&'static [u8]] {
+        match self {
+            Self::Trusted => &[TRUSTED],
+            Self::User => &[USER, TRUSTED],
+        }
+    }
+
     /// What the names of all marks begin with.
     pub(in super::super) const fn prefix(self) -> &'static [u8] {
         match self {
-            Self::Trusted => b"trusted.overlay.",
-            Self::User => b"user.overlay.",
+            Self::Trusted => TRUSTED,
+            Self::User => USER,
         }
     }
 
@@ -69,6 +95,7 @@ impl Namespace {
             (Self::Trusted, Mark::Record) => c"trusted.overlay.thawfs.origin",
             (Self::Trusted, Mark::Owner) => c"trusted.overlay.thawfs.owner",
             (Self::Trusted, Mark::NullDevice) => c"trusted.overlay.thawfs.null_device",
+            (Self::Trusted, Mark::Number) => c"trusted.overlay.thawfs.number",
             (Self::Trusted, Mark::Archive) => c"trusted.overlay.thawfs.archive",
             (Self::User, Mark::Opaque) => c"user.overlay.opaque",
             (Self::User, Mark::Redirect) => c"user.overlay.redirect",
@@ -80,13 +107,14 @@ impl Namespace {
             (Self::User, Mark::Record) => c"user.overlay.thawfs.origin",
             (Self::User, Mark::Owner) => c"user.overlay.thawfs.owner",
             (Self::User, Mark::NullDevice) => c"user.overlay.thawfs.null_device",
+            (Self::User, Mark::Number) => c"user.overlay.thawfs.number",
             (Self::User, Mark::Archive) => c"user.overlay.thawfs.archive",
         }
     }
 
     /// The value of `mark` on an inode, if it has that mark.
     pub(in super::super) fn get(self, inode: &Address, mark: Mark) -> Result<Option<Vec<u8>>> {
-        match inode.get_xattr(self.name(mark)) {
+        match with_access(inode, || inode.get_xattr(self.name(mark))) {
             Ok(value) => Ok(Some(value)),
             // Symbolic links and special files cannot have user.* attributes.
             Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::PERM) => Ok(None),
@@ -95,26 +123,52 @@ impl Namespace {
     }
 
     pub(in super::super) fn set(self, inode: &Address, mark: Mark, value: &[u8]) -> Result<()> {
-        inode
-            .set_xattr(self.name(mark), value, XattrFlags::empty())
+        with_access(inode, || inode.set_xattr(self.name(mark), value, XattrFlags::empty()))
             .map_err(Error::sys("setxattr", inode.label()))
     }
 
-    /// As [`Self::set`], for marks that can be done without: a symbolic link or special file cannot
-    /// have `user.*` attributes, and a file with attributes enough has no room for more. It then loses
-    /// its lower number with its last reference.
-    pub(in super::super) fn try_set(self, inode: &Address, mark: Mark, value: &[u8]) -> Result<()> {
-        match self.set(inode, mark, value) {
-            Err(error) if self == Self::User && error.is(Errno::PERM) => Ok(()),
-            Err(error) if error.is(Errno::NOSPC) => Ok(()),
-            other => other,
+    /// As [`Self::set`] on a file of `kind`, for marks that can be done without: where only root could
+    /// set them, or where a file has attributes enough and no room for more. It then loses its lower
+    /// number with its last reference. Says whether it is set.
+    pub(in super::super) fn try_set(
+        self,
+        inode: &Address,
+        kind: FileKind,
+        mark: Mark,
+        value: &[u8],
+    ) -> Result<bool> {
+        match self.for_kind(kind).set(inode, mark, value) {
+            Ok(()) => Ok(true),
+            Err(error) if self == Self::User && error.is(Errno::PERM) => Ok(false),
+            Err(error) if error.is(Errno::NOSPC) => Ok(false),
+            Err(error) => Err(error),
         }
     }
 
     pub(in super::super) fn clear(self, inode: &Address, mark: Mark) -> Result<()> {
-        match inode.remove_xattr(self.name(mark)) {
+        match with_access(inode, || inode.remove_xattr(self.name(mark))) {
             Ok(()) | Err(Errno::NODATA) => Ok(()),
             Err(errno) => Err(Error::sys("removexattr", inode.label())(errno)),
         }
     }
+}
+
+/// Does `call` on an attribute of `inode`. The kernel lets an ordinary user read and write those of files
+/// alone that may be read and written, which an owner may change: what a program has closed to everybody
+/// stays closed, but for us, for a moment.
+fn with_access<T>(inode: &Address, call: impl Fn() -> Result<T, Errno>) -> Result<T, Errno> {
+    match call() {
+        Err(Errno::ACCESS) => {}
+        other => return other,
+    }
+    let Ok(stat) = inode.stat() else { return Err(Errno::ACCESS) };
+    let mode = u32::from(stat.stx_mode) & 0o7777;
+    if mode & 0o600 == 0o600 || inode.chmod(mode | 0o600).is_err() {
+        return Err(Errno::ACCESS);
+    }
+    let result = call();
+    if let Err(error) = inode.chmod(mode) {
+        log::error!("the permissions of {} are not as they were: {error}", inode.label());
+    }
+    result
 }

@@ -6,13 +6,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
-use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags, RenameFlags, StatxFlags};
+use parking_lot::Mutex;
+use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags, StatxFlags};
 use rustix::io::Errno;
 
-use super::super::attr::is_null_device;
 use super::super::error::{Error, Result};
-use super::address::{Address, stat_at};
-use super::marks::{Mark, Namespace};
+use super::address::Address;
+use super::form::{Form, Whiteouts};
+use super::marks::Namespace;
 
 /// Scratch space below the workdir, as kernel overlayfs names it. Emptied at every mount.
 const WORK: &str = "work";
@@ -28,8 +29,15 @@ pub struct Upper {
     pub(in super::super) work: Arc<OwnedFd>,
     pub(in super::super) index: Arc<OwnedFd>,
     pub(in super::super) marks: Namespace,
+    pub(in super::super) whiteouts: Whiteouts,
+    /// Whether a rename can leave a whiteout behind in the same step.
+    pub(in super::super) whiteout_in_one_step: bool,
     /// Whether owners, devices and `trusted.*` can be written as they come.
     pub(in super::super) privileged: bool,
+    /// Whether directories can be known again by their numbers.
+    pub(super) keeps_numbers: bool,
+    /// Taken while a directory is given a number.
+    pub(super) numbering: Mutex<()>,
     pub(super) drafts: AtomicU64,
     /// The workdir, locked as the root is.
     lock: OwnedFd,
@@ -41,8 +49,8 @@ impl Upper {
     ///
     /// # Errors
     /// [`Error::Unusable`] where one lies within the other, they are on different file systems,
-    /// another process has either locked, or the file system lacks extended attributes,
-    /// `RENAME_WHITEOUT` or 0/0 character devices.
+    /// another process has either locked, or the file system lacks extended attributes, hard links or
+    /// `RENAME_EXCHANGE`.
     pub fn open(upper_dir: &Path, work_dir: &Path) -> Result<Self> {
         let canonical =
             |path: &Path| path.canonicalize().map_err(|error| unusable(path, error.to_string()));
@@ -80,48 +88,24 @@ impl Upper {
             work: below(WORK)?,
             index: below(INDEX)?,
             marks: Namespace::Trusted,
+            whiteouts: Whiteouts::Devices,
+            whiteout_in_one_step: false,
             privileged: rustix::process::geteuid().is_root(),
+            keeps_numbers: true,
+            numbering: Mutex::new(()),
             drafts: AtomicU64::new(0),
             lock,
         };
         upper.clean_work()?;
-        upper.marks = upper.probe(work_dir)?;
+        let Form { marks, whiteouts, in_one_step, by_root } = upper.probe(work_dir)?;
+        upper.marks = marks;
+        upper.whiteouts = whiteouts;
+        upper.whiteout_in_one_step = in_one_step;
         // The root of a user namespace is root of nothing else.
-        upper.privileged &= upper.marks == Namespace::Trusted;
+        upper.privileged &= by_root;
+        upper.keeps_numbers = upper.keeps_numbers()?;
+        upper.finish_renaming()?;
         Ok(upper)
-    }
-
-    /// Finds which attributes can be written, and that whiteouts can be made.
-    fn probe(&self, work_dir: &Path) -> Result<Namespace> {
-        let draft = self.draft_file(OFlags::RDWR, 0o600)?.0;
-        let file = draft.address();
-        let mut marks = None;
-        for namespace in [Namespace::Trusted, Namespace::User] {
-            if namespace.set(&file, Mark::Impure, b"y").is_ok() {
-                marks = Some(namespace);
-                break;
-            }
-        }
-        let marks = marks.ok_or_else(|| {
-            unusable(work_dir, "its file system has no extended attributes (or /proc is missing)")
-        })?;
-        let moved = self.draft_name();
-        let renamed = rustix::fs::renameat_with(
-            &self.work,
-            draft.name(),
-            &self.work,
-            moved.as_os_str(),
-            RenameFlags::WHITEOUT,
-        );
-        let left = stat_at(&self.work, draft.name());
-        self.discard(&moved);
-        match (renamed, left) {
-            (Ok(()), Ok(stat)) if is_null_device(&stat) => Ok(marks),
-            _ => Err(unusable(
-                work_dir,
-                "its file system cannot make whiteouts (RENAME_WHITEOUT); use ext4, xfs, btrfs or tmpfs",
-            )),
-        }
     }
 
     /// The attributes and name of the upper's own root.

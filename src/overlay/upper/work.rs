@@ -12,7 +12,10 @@ use rustix::io::Errno;
 
 use super::super::error::{Error, Result};
 use super::address::Address;
+use super::form::Whiteouts;
+use super::marks::Mark;
 use super::open::Upper;
+use super::renaming::NOTE;
 
 /// The one whiteout inode that all whiteouts are links of, until the file system's limit of links.
 const WHITEOUT: &str = "whiteout";
@@ -138,6 +141,16 @@ impl Upper {
         Ok(self.draft(|dir, name| self.link_whiteout(dir, name))?.0)
     }
 
+    /// Prepares `dir` for whiteouts, before the first is made in it. It must merge with a lower directory.
+    pub(in super::super) fn mark_whiteouts(&self, dir: &Arc<OwnedFd>) -> Result<()> {
+        match self.whiteouts {
+            Whiteouts::Devices => Ok(()),
+            Whiteouts::Files => {
+                self.marks.set(&Address::at(dir, OsStr::new(".")), Mark::Opaque, b"x")
+            }
+        }
+    }
+
     /// Makes `name` in `dir`, where nothing is, a whiteout.
     pub(in super::super) fn link_whiteout(&self, dir: &OwnedFd, name: &OsStr) -> Result<()> {
         let link = || rustix::fs::linkat(&self.work, WHITEOUT, dir, name, AtFlags::empty());
@@ -146,10 +159,21 @@ impl Upper {
             Err(Errno::NOENT | Errno::MLINK) => {}
             Err(errno) => return Err(Error::sys("link", name.to_string_lossy())(errno)),
         }
-        let (draft, ()) = self.draft(|dir, name| {
-            rustix::fs::mknodat(dir, name, FileType::CharacterDevice, Mode::empty(), 0)
-                .map_err(Error::sys("mknod", "a whiteout"))
-        })?;
+        let draft = match self.whiteouts {
+            Whiteouts::Devices => {
+                let make = |dir: &OwnedFd, name: &OsStr| {
+                    rustix::fs::mknodat(dir, name, FileType::CharacterDevice, Mode::empty(), 0)
+                };
+                self.draft(|dir, name| make(dir, name).map_err(Error::sys("mknod", "a whiteout")))?
+                    .0
+            }
+            Whiteouts::Files => {
+                // Readable and writable, since without privilege attributes are only of such files.
+                let draft = self.draft_file(OFlags::WRONLY, 0o600)?.0;
+                self.marks.set(&draft.address(), Mark::Whiteout, b"y")?;
+                draft
+            }
+        };
         draft.place(&self.work, OsStr::new(WHITEOUT), RenameFlags::empty())?;
         link().map_err(Error::sys("link", name.to_string_lossy()))
     }
@@ -169,10 +193,12 @@ impl Upper {
         remove_tree(&self.work, name, 0);
     }
 
-    /// Empties the workdir.
+    /// Empties the workdir, but for a note of what is still to be done.
     pub(super) fn clean_work(&self) -> Result<()> {
-        for name in list(&self.work)? {
-            self.discard(&name.0);
+        for (name, ..) in list(&self.work)? {
+            if name != NOTE {
+                self.discard(&name);
+            }
         }
         Ok(())
     }
