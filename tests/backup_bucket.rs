@@ -1,6 +1,11 @@
 //! The backups of a bucket: one test, run against a real S3 server and against a local directory.
 
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test fails by a panic")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "a test fails by a panic"
+)]
 
 mod support;
 

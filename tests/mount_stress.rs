@@ -120,9 +120,9 @@ impl Stage {
     fn mount(&self) {
         let (mount, option) = (Path::new("mount"), Path::new("--upper"));
         let command = [mount, &self.archive, &self.mountpoint, option, &self.upper];
-        let cached =
-            if self.passthrough { &[][..] } else { &["-o", "no_passthrough"].map(Path::new) };
-        self.bench.ok(&[&command[..], cached].concat());
+        // Devices are opened, as on the plain directory.
+        let options = ["-o", if self.passthrough { "dev" } else { "dev,no_passthrough" }];
+        self.bench.ok(&[&command[..], &options.map(Path::new)].concat());
     }
 
     fn unmount(&self) {

@@ -86,8 +86,11 @@ pub(super) struct Walks {
 /// Gets a directory, and the numbers of all in it.
 type Visit<'a> = dyn FnMut(Ino, &mut Vec<u64>) -> ControlFlow<()> + 'a;
 
+/// The directory that a file might be in.
+type Guess = fn(&Overlay, Ino) -> Result<Option<Ino>>;
+
 /// Where a file might be, one after the other until it is there.
-const GUESSES: [fn(&Overlay, Ino) -> Result<Option<Ino>>; 5] = [
+const GUESSES: [Guess; 5] = [
     Overlay::parent_in_upper,
     Overlay::parent_of_lower_directory,
     Overlay::parent_in_lower,
@@ -162,10 +165,11 @@ impl Overlay {
                 }
                 match guesses.next().map(|guess| guess(self, *wanted)) {
                     Some(Err(error)) if is_nonsense(&error) => {}
-                    Some(guess) => match guess? {
-                        Some(directory) => break directory,
-                        None => {}
-                    },
+                    Some(guess) => {
+                        if let Some(directory) = guess? {
+                            break directory;
+                        }
+                    }
                     None => drop(way.pop()),
                 }
             };

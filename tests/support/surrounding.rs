@@ -7,6 +7,7 @@
 //! (`CI`) a failure.
 
 #![allow(dead_code, reason = "every crate that includes this uses a part of it")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by a panic")]
 
 use std::io::Write;
 use std::path::Path;
@@ -65,7 +66,7 @@ impl Surrounding {
     pub(crate) fn current() -> Self {
         let Some(name) = std::env::var_os("THAWFS_TEST_SURROUNDING") else { return Self::Root };
         let found = Self::ALL.iter().find(|(known, _)| name == *known);
-        found.unwrap_or_else(|| panic!("THAWFS_TEST_SURROUNDING: {name:?} is none")).1
+        found.expect("THAWFS_TEST_SURROUNDING names a surrounding").1
     }
 
     /// What is not there by its nature.
@@ -121,7 +122,7 @@ pub(crate) fn skip(test: &str, reason: &str) {
 }
 
 /// A line for whoever reads what a passing test prints, and for `scripts/test`, which counts them.
-fn tell(line: &str) {
+pub(crate) fn tell(line: &str) {
     eprintln!("{line}");
     if let Some(path) = std::env::var_os("THAWFS_TEST_SKIPS") {
         let file = std::fs::OpenOptions::new().create(true).append(true).open(path);
