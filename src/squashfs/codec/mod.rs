@@ -164,6 +164,25 @@ mod tests {
     }
 
     #[test]
+    fn a_zstd_frame_with_a_checksum_is_read_and_no_bit_of_it_may_flip() {
+        let bytes = &include_bytes!("mod.rs")[..4000];
+        let mut compressor = zstd::bulk::Compressor::new(3).unwrap();
+        compressor.include_checksum(true).unwrap();
+        let stored = compressor.compress(bytes).unwrap();
+        let codec = codec(Compressor::Zstd);
+        assert_eq!(codec.decode(&stored, 8192).unwrap(), bytes);
+        for at in 0..stored.len() {
+            for bit in 0..8 {
+                let mut flipped = stored.clone();
+                flipped[at] ^= 1 << bit;
+                // A bit that means nothing may flip; what is decoded is right even so.
+                let decoded = codec.decode(&flipped, 8192);
+                assert!(decoded.is_err() || decoded.unwrap() == bytes, "bit {bit} of byte {at}");
+            }
+        }
+    }
+
+    #[test]
     fn what_follows_a_zstd_frame_is_ignored() {
         let stored = [zstd::bulk::compress(b"frame", 3).unwrap(), b"junk".to_vec()].concat();
         assert_eq!(codec(Compressor::Zstd).decode(&stored, 100).unwrap(), &b"frame"[..]);
