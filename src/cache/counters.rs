@@ -30,6 +30,8 @@ pub struct Counters {
     /// Chunks that were fetched but could not be written to the disk cache: they came faster than the
     /// disk takes them, there was no room, or it failed.
     pub disk_dropped: u64,
+    /// Chunks fetched once more, because what had come of them made no sense.
+    pub fetched_again: u64,
     /// Requests that failed.
     pub failures: u64,
 }

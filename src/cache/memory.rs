@@ -84,11 +84,7 @@ impl Memory {
         let len = bytes.len() as u64;
         self.came += len;
         // Nobody enters a chunk twice, but if so, the later one counts.
-        if let Some(old) = self.read.pop(&chunk) {
-            self.used -= old.len() as u64;
-        } else if let Some(old) = self.ahead.pop(&chunk) {
-            self.unused -= old.bytes.len() as u64;
-        }
+        self.remove(chunk);
         if unused {
             self.unused += len;
             self.ahead.put(chunk, Ahead { bytes, since: self.came });
@@ -97,6 +93,15 @@ impl Memory {
             self.read.put(chunk, bytes);
         }
         self.shrink();
+    }
+
+    /// Drops a chunk.
+    pub(super) fn remove(&mut self, chunk: u64) {
+        if let Some(old) = self.read.pop(&chunk) {
+            self.used -= old.len() as u64;
+        } else if let Some(old) = self.ahead.pop(&chunk) {
+            self.unused -= old.bytes.len() as u64;
+        }
     }
 
     /// Bytes held and on their way.

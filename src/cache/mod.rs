@@ -4,6 +4,7 @@
 //! their cost: [`Blob::get`] looks in memory and never blocks, [`Blob::fetch`] may go to the
 //! disk and to the network. A [`CacheDir`] keeps what was fetched beyond this process.
 
+mod again;
 mod counters;
 mod disk;
 mod file;
@@ -66,6 +67,16 @@ pub trait Blob: Send + Sync {
 
     /// Says that `range` will be wanted soon. Does not block; failures show when it is fetched.
     fn prefetch(&self, range: ByteRange);
+
+    /// Fetches `range` once more, because the bytes that came of it, `damaged`, make no sense. What is
+    /// kept of it in memory and on disk is dropped first. `None` where the object has just these bytes,
+    /// as far as anybody can tell; asking again soon costs nothing then.
+    ///
+    /// # Errors
+    /// As [`Blob::fetch`].
+    fn fetch_again(&self, _range: ByteRange, _damaged: &[u8]) -> Result<Option<Bytes>, Error> {
+        Ok(None)
+    }
 
     /// Says that a small file is about to be read, whose first bytes are `range`. Others beside it may
     /// be next. Does not block.

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 
+use super::again::Damage;
 use super::disk::Disk;
 use super::flight::{Flight, Origin};
 use super::joint::{Joint, copy_out};
@@ -27,7 +28,7 @@ use crate::types::ByteRange;
 /// Longest request for chunks in bytes. Longer reads become several that run in parallel: one
 /// connection to S3 or R2 gives 50 to 100 MB/s, which a request of this size takes 10 to 20 ms
 /// of, about as long as its first byte.
-const LONGEST_REQUEST: u64 = 1 << 20;
+pub(super) const LONGEST_REQUEST: u64 = 1 << 20;
 
 /// Largest window of readahead in bytes: 16 requests on their way, which at 20 ms and 100 MB/s a
 /// connection make 550 MB/s.
@@ -96,6 +97,7 @@ impl RemoteBlob {
                 nearby: Nearby::new(chunk),
                 surroundings: Surroundings::new(chunk),
                 readahead: Readahead::new(window, LONGEST_REQUEST, chunk, grid.size),
+                damage: Damage::new(),
                 counters: Counters::default(),
                 recorder,
             }),
@@ -239,6 +241,10 @@ impl Blob for RemoteBlob {
         self.inner.launch(launches);
     }
 
+    fn fetch_again(&self, range: ByteRange, damaged: &[u8]) -> Result<Option<Bytes>, Error> {
+        self.inner.fetch_again(range, damaged, self.get(range))
+    }
+
     fn note_small_file(&self, range: ByteRange) {
         if range.end().0 <= self.inner.grid.size {
             self.inner.bring_surroundings(range);
@@ -262,6 +268,10 @@ impl Inner {
             let at = skipped + (bytes.start - start)..skipped + (bytes.end - start);
             let Some(copied) = copy_out(&ranged.pieces, at) else { break };
             state.counters.fetched_bytes += copied.len() as u64;
+            // The two may overlap. Memory and disk are to have the same copy of it.
+            if state.memory.contains(chunk) {
+                continue;
+            }
             if let Some(disk) = &self.disk {
                 disk.keep(chunk, &copied);
             }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::Counters;
+use super::again::Damage;
 use super::flight::{Flight, Origin};
 use super::memory::Memory;
 use super::nearby::Nearby;
@@ -24,6 +25,8 @@ pub(super) struct State {
     pub(super) readahead: Readahead,
     pub(super) nearby: Nearby,
     pub(super) surroundings: Surroundings,
+    /// What the object has that makes no sense.
+    pub(super) damage: Damage,
     pub(super) counters: Counters,
     /// Notes what is read, if there is a place to keep that.
     pub(super) recorder: Option<Recorder>,
@@ -106,7 +109,8 @@ impl State {
         flight
     }
 
-    /// Ends a flight with what it brought from `from`; what was for the disk alone stays out of memory.
+    /// Ends a flight with what it brought from `from`; what was for the disk alone stays out of memory, as
+    /// does what another flight was sent for since.
     pub(super) fn land(
         &mut self,
         grid: Grid,
@@ -123,6 +127,11 @@ impl State {
         }
         let mut brought = result.unwrap_or_default().iter();
         for chunk in flight.chunks.clone() {
+            let is_current = |flying: &Flying| std::ptr::eq(Arc::as_ptr(&flying.flight), flight);
+            if !self.flights.get(&chunk).is_some_and(is_current) {
+                brought.next();
+                continue;
+            }
             let flying = self.flights.remove(&chunk);
             let wanted = flying.map_or(Wanted::Now, |flying| flying.wanted);
             if let Some(bytes) = brought.next() {

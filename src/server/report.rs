@@ -87,6 +87,9 @@ pub struct ChunkReport {
     pub misses: u64,
     /// Chunks that were on their way already for somebody else.
     pub joined: u64,
+    /// Chunks fetched once more, because what had come of them made no sense.
+    #[serde(default)]
+    pub fetched_again: u64,
     /// Bytes held now.
     pub resident_bytes: u64,
     /// Bytes brought ahead of demand, from the store or from disk.

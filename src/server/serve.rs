@@ -430,6 +430,7 @@ fn report(record: &Record, tree: &Weak<Overlay>, opened: &OpenArchive, faults: &
             hits: chunks.hits,
             misses: chunks.misses,
             joined: chunks.joined,
+            fetched_again: chunks.fetched_again,
             resident_bytes: chunks.memory_bytes,
             prefetched_bytes: chunks.prefetched_bytes,
             prefetched_used_bytes: chunks.prefetched_used_bytes,

@@ -7,6 +7,7 @@
 use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use lru::LruCache;
 use parking_lot::Mutex;
@@ -45,6 +46,8 @@ struct Segment {
 /// Where in an archive the blocks of its files are.
 pub(super) struct BlockIndex {
     block_size: u32,
+    /// Of the metadata that the rest was read from.
+    generation: AtomicU64,
     segments: Mutex<LruCache<(InodeRef, u64), Arc<Segment>>>,
     /// The marks of a file, from its first segment on at the distance of [`stride`].
     marks: Mutex<LruCache<InodeRef, Vec<Mark>>>,
@@ -59,6 +62,7 @@ impl BlockIndex {
     pub(super) fn new(block_size: u32) -> Self {
         Self {
             block_size,
+            generation: AtomicU64::new(0),
             segments: Mutex::new(LruCache::new(SEGMENTS)),
             marks: Mutex::new(LruCache::new(MARKED_FILES)),
         }
@@ -77,6 +81,7 @@ impl BlockIndex {
         if blocks.is_empty() {
             return Ok(Some(Vec::new()));
         }
+        self.keep_up(metadata);
         if let Some(word) = layout.first.filter(|_| blocks == (0..1)) {
             return Ok(Some(vec![stored_block(layout.start, word)?]));
         }
@@ -109,6 +114,7 @@ impl BlockIndex {
         from: u64,
         hole: bool,
     ) -> Result<Option<u64>, Error> {
+        self.keep_up(Some(metadata));
         let count = layout.block_count(self.block_size);
         for number in from / SEGMENT..count.div_ceil(SEGMENT) {
             let cached = self.segments.lock().get(&(inode.reference, number)).cloned();
@@ -122,6 +128,15 @@ impl BlockIndex {
             }
         }
         Ok(None)
+    }
+
+    /// Forgets what was read of other metadata than there is now.
+    fn keep_up(&self, metadata: Option<&Metadata>) {
+        let Some(generation) = metadata.map(Metadata::generation) else { return };
+        if self.generation.swap(generation, Ordering::Relaxed) != generation {
+            self.segments.lock().clear();
+            self.marks.lock().clear();
+        }
     }
 
     /// Reads a segment, and marks the way to it.

@@ -80,7 +80,7 @@ impl DataBlocks {
             match self.decoded.claim(block) {
                 Claim::Ready(bytes) => set(&mut parts, index, bytes),
                 Claim::Lead(lead) => {
-                    leads.push((index, wanted.len(), block, lead));
+                    leads.push((index, wanted.len(), (block, extent.needs), lead));
                     wanted.push(range);
                 }
                 Claim::Wait(flight) => flights.push((index, block, flight)),
@@ -97,8 +97,8 @@ impl DataBlocks {
         // Every flight that is led here lands before the first error returns or anyone is waited
         // for.
         let mut failure = None;
-        for (index, position, block, lead) in leads {
-            match lead.land(stored(position).and_then(|bytes| self.decode(block, &bytes))) {
+        for (index, position, (block, needs), lead) in leads {
+            match lead.land(stored(position).and_then(|bytes| self.decode(block, needs, &bytes))) {
                 Ok(bytes) => set(&mut parts, index, bytes),
                 Err(error) => failure = failure.or(Some(error)),
             }
@@ -112,9 +112,19 @@ impl DataBlocks {
         for (index, block, flight) in flights {
             let bytes = match flight.wait() {
                 Some(outcome) => outcome?,
-                None => self.decoded.get_or_load(block, || self.load(block))?,
+                None => self.load(block, extents.get(index).map_or(0, |extent| extent.needs))?,
             };
             set(&mut parts, index, bytes);
+        }
+        // Enough for who had it decoded is not enough for everybody.
+        for (extent, part) in extents.iter().zip(&mut parts) {
+            if let (Some(block), Some(bytes)) = (extent.source, &part)
+                && block.is_compressed()
+                && bytes.len() < extent.needs
+            {
+                self.decoded.forget(block);
+                *part = Some(self.load(block, extent.needs)?);
+            }
         }
         join(extents, parts)
     }
@@ -130,7 +140,7 @@ impl DataBlocks {
         let fetched = self.blob.fetch(&ranges)?;
         for (&(block, needs), stored) in blocks.iter().zip(&fetched) {
             let found = match block.is_compressed() {
-                true => self.decode(block, stored)?.len(),
+                true => self.decode(block, needs as usize, stored)?.len(),
                 false => stored.len(),
             };
             check_len(block, found, needs as usize)?;
@@ -138,15 +148,30 @@ impl DataBlocks {
         Ok(())
     }
 
-    fn load(&self, block: StoredBlock) -> Result<Bytes, Error> {
-        let range = block.range(self.block_size, self.end)?;
-        let stored = self.blob.fetch(&[range])?.pop().unwrap_or_default();
-        self.decode(block, &stored)
+    /// The block from the decoded ones, or fetched and decoded by who comes first.
+    fn load(&self, block: StoredBlock, needs: usize) -> Result<Bytes, Error> {
+        self.decoded.get_or_load(block, || {
+            let range = block.range(self.block_size, self.end)?;
+            let stored = self.blob.fetch(&[range])?.pop().unwrap_or_default();
+            self.decode(block, needs, &stored)
+        })
     }
 
-    fn decode(&self, block: StoredBlock, stored: &[u8]) -> Result<Bytes, Error> {
-        let decoded = self.codec.decode(stored, self.block_size as usize);
-        decoded.map_err(|reason| block.corrupt(reason))
+    /// Decodes a block. One that does not decode, or to less than is needed of it, may have come damaged:
+    /// it is fetched once more before that is an error.
+    fn decode(&self, block: StoredBlock, needs: usize, stored: &[u8]) -> Result<Bytes, Error> {
+        let decode = |stored: &[u8]| {
+            let decoded = self.codec.decode(stored, self.block_size as usize);
+            decoded.map_err(|reason| block.corrupt(reason))
+        };
+        let decoded = decode(stored);
+        if decoded.as_ref().is_ok_and(|bytes| bytes.len() >= needs) {
+            return decoded;
+        }
+        match self.blob.fetch_again(block.range(self.block_size, self.end)?, stored)? {
+            Some(stored) => decode(&stored),
+            None => decoded,
+        }
     }
 }
 

@@ -139,6 +139,21 @@ impl<K: Hash + Eq + Copy, V: Clone + Weigh> DecodedCache<K, V> {
         }
     }
 
+    /// Drops a block, which did not decode to what it should.
+    pub(super) fn forget(&self, key: K) {
+        let mut state = self.state.lock();
+        if let Some(old) = state.blocks.pop(&key) {
+            state.weight -= cost(&old);
+        }
+    }
+
+    /// Drops all blocks.
+    pub(super) fn clear(&self) {
+        let mut state = self.state.lock();
+        state.blocks.clear();
+        state.weight = 0;
+    }
+
     pub(super) fn counters(&self) -> CacheCounters {
         CacheCounters {
             hits: self.hits.load(Ordering::Relaxed),

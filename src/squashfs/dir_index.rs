@@ -102,7 +102,8 @@ fn read_entry(reader: &mut MetaReader<'_>) -> Result<(RawDirIndex, Box<[u8]>), E
 
 /// The indexes of the directories that were searched last.
 pub(super) struct DirIndexes {
-    parsed: DecodedCache<InodeRef, Arc<DirIndex>>,
+    /// By directory, and generation of the metadata.
+    parsed: DecodedCache<(InodeRef, u64), Arc<DirIndex>>,
 }
 
 impl DirIndexes {
@@ -120,8 +121,8 @@ impl DirIndexes {
         if layout.index_count == 0 {
             return Ok(Arc::default());
         }
-        self.parsed
-            .get_or_load(directory.reference, || DirIndex::parse(metadata, layout).map(Arc::new))
+        let key = (directory.reference, metadata.generation());
+        self.parsed.get_or_load(key, || DirIndex::parse(metadata, layout).map(Arc::new))
     }
 }
 

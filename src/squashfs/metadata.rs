@@ -1,9 +1,10 @@
 //! Metadata blocks: inodes, listings and tables, packed into blocks of 8 KiB.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::Error;
@@ -56,25 +57,32 @@ pub(super) struct Metadata {
     end: ArchiveOffset,
     held: Option<Held>,
     decoded: DecodedCache<ArchiveOffset, MetaBlock>,
+    /// How often some of it turned out to be other than it had come.
+    generation: AtomicU64,
 }
 
 /// All stored metadata, kept in memory once it is there. Where an archive has more of it than is to
 /// be kept, there is no such thing, and each block is fetched when asked for.
 struct Held {
     range: ByteRange,
-    bytes: OnceLock<Bytes>,
+    /// Empty until they are here.
+    bytes: RwLock<Bytes>,
     /// Held by who fetches all of it.
     fetching: Mutex<()>,
 }
 
 impl Held {
+    fn is_here(&self) -> bool {
+        !self.bytes.read().is_empty()
+    }
+
     fn get(&self, range: ByteRange) -> Option<Bytes> {
-        let bytes = self.bytes.get()?;
         if !self.range.contains(range) {
             return None;
         }
         let start = usize::try_from(range.start().0 - self.range.start().0).ok()?;
         let end = start.checked_add(usize::try_from(range.len()).ok()?)?;
+        let bytes = self.bytes.read();
         (end <= bytes.len()).then(|| bytes.slice(start..end))
     }
 }
@@ -90,14 +98,15 @@ impl Metadata {
         budget: usize,
     ) -> Self {
         let held = range.map(|range| {
-            let bytes = blob.get(range).map(OnceLock::from).unwrap_or_default();
+            let bytes = RwLock::new(blob.get(range).unwrap_or_default());
             Held { range, bytes, fetching: Mutex::new(()) }
         });
-        Self { blob, codec, end, held, decoded: DecodedCache::new(budget) }
+        let generation = AtomicU64::new(0);
+        Self { blob, codec, end, held, decoded: DecodedCache::new(budget), generation }
     }
 
     pub(super) fn is_resident(&self) -> bool {
-        self.held.as_ref().is_some_and(|held| held.bytes.get().is_some())
+        self.held.as_ref().is_some_and(Held::is_here)
     }
 
     /// Fetches all that is to be held, if that has not happened.
@@ -113,11 +122,10 @@ impl Metadata {
 
     /// Called with `fetching` held.
     fn fetch_all(&self, held: &Held) -> Result<(), Error> {
-        if held.bytes.get().is_none()
+        if !held.is_here()
             && let Some(bytes) = self.blob.fetch(&[held.range])?.pop()
         {
-            // Empty still: only who fetches sets it.
-            let _ = held.bytes.set(bytes);
+            *held.bytes.write() = bytes;
         }
         Ok(())
     }
@@ -154,7 +162,8 @@ impl Metadata {
 
     /// Starts reading `structure` (which errors name) at `position`.
     pub(super) fn reader(&self, structure: &'static str, position: MetaPosition) -> MetaReader<'_> {
-        MetaReader { metadata: self, structure, position, block: None }
+        let generation = self.generation();
+        MetaReader { metadata: self, structure, position, block: None, before: None, generation }
     }
 
     /// How many bytes the metadata block at `at` decodes to, and where the one behind it starts.
@@ -170,16 +179,72 @@ impl Metadata {
         self.decoded.get_or_load(at, || self.load(structure, at))
     }
 
-    fn load(&self, structure: &'static str, at: ArchiveOffset) -> Result<MetaBlock, Error> {
-        let corrupt = |detail: String| Error::corrupt(structure, at, detail);
-        let past_end = || {
-            corrupt(format!("its metadata block reaches past the archive's end, byte {}", self.end))
-        };
-        // One request brings the header and all that it can announce.
+    /// What a block at `at` may take: one request brings its header and all that it can announce.
+    fn range(&self, at: ArchiveOffset) -> Option<ByteRange> {
         let most = METADATA_HEADER_LEN + METADATA_LEN as u64;
-        let left = self.end.0.checked_sub(at.0).ok_or_else(past_end)?;
-        let range = ByteRange::new(at, left.min(most)).ok_or_else(past_end)?;
-        let bytes = self.stored_block(range)?;
+        ByteRange::new(at, self.end.0.checked_sub(at.0)?.min(most))
+    }
+
+    fn load(&self, structure: &'static str, at: ArchiveOffset) -> Result<MetaBlock, Error> {
+        let range = self.range(at).ok_or_else(|| self.past_end(structure, at))?;
+        let generation = self.generation();
+        let parsed = self.parse(structure, at, &self.stored_block(range)?);
+        match parsed {
+            // It may have come damaged.
+            Err(Error::Corrupt { .. }) if self.is_renewed_since(generation, at)? => {
+                self.parse(structure, at, &self.stored_block(range)?)
+            }
+            _ => parsed,
+        }
+    }
+
+    /// Changes whenever what was read of metadata may have been other than it is.
+    pub(super) fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
+    }
+
+    /// Says whether what made no sense around `at` is worth another look: because it is other than it was
+    /// at `generation`, or is now that it has been fetched once more. What is held is fetched as a whole,
+    /// since what makes no sense in one place may have been damaged in another.
+    pub(super) fn is_renewed_since(
+        &self,
+        generation: u64,
+        at: ArchiveOffset,
+    ) -> Result<bool, Error> {
+        if self.generation() != generation {
+            return Ok(true);
+        }
+        let held = self.held.as_ref().filter(|held| held.is_here());
+        let (range, came) = match held {
+            Some(held) => (held.range, held.bytes.read().clone()),
+            None => match self.range(at).filter(|range| !range.is_empty()) {
+                Some(range) => (range, self.stored_block(range)?),
+                None => return Ok(false),
+            },
+        };
+        let Some(again) = self.blob.fetch_again(range, &came)? else { return Ok(false) };
+        if let Some(held) = held {
+            *held.bytes.write() = again;
+        }
+        self.generation.fetch_add(1, Ordering::Release);
+        self.decoded.clear();
+        Ok(true)
+    }
+
+    fn past_end(&self, structure: &'static str, at: ArchiveOffset) -> Error {
+        let end = self.end;
+        let detail = format!("its metadata block reaches past the archive's end, byte {end}");
+        Error::corrupt(structure, at, detail)
+    }
+
+    fn parse(
+        &self,
+        structure: &'static str,
+        at: ArchiveOffset,
+        bytes: &[u8],
+    ) -> Result<MetaBlock, Error> {
+        let corrupt = |detail: String| Error::corrupt(structure, at, detail);
+        let past_end = || self.past_end(structure, at);
         let Some((&[low, high], _)) = bytes.split_first_chunk() else { return Err(past_end()) };
         let header = u16::from_le_bytes([low, high]);
         // The kernel reads a length of zero as 32,768, which is then too long.
@@ -212,6 +277,9 @@ pub(super) struct MetaReader<'a> {
     position: MetaPosition,
     /// The block at `position`, once read from.
     block: Option<MetaBlock>,
+    /// Where the block before it starts, which said where it does, and how many bytes that had.
+    before: Option<(ArchiveOffset, usize)>,
+    generation: u64,
 }
 
 impl MetaReader<'_> {
@@ -259,11 +327,37 @@ impl MetaReader<'_> {
         Ok(())
     }
 
+    /// The block at `position`. Where there is none, the one before may have been damaged where it says
+    /// how long it is.
+    fn load(&mut self) -> Result<MetaBlock, Error> {
+        let Self { metadata, structure, .. } = *self;
+        let found = metadata.block(structure, self.position.block);
+        let (Err(Error::Corrupt { .. }), Some((before, read))) = (&found, self.before) else {
+            return found;
+        };
+        if !metadata.is_renewed_since(self.generation, before)? {
+            return found;
+        }
+        let block = metadata.block(structure, before)?;
+        match block.bytes.len().cmp(&read) {
+            // What was read of it was more than there is.
+            std::cmp::Ordering::Less => found,
+            std::cmp::Ordering::Equal => {
+                self.position.block = block.next;
+                metadata.block(structure, block.next)
+            }
+            std::cmp::Ordering::Greater => {
+                self.position = MetaPosition { block: before, offset: read };
+                Ok(block)
+            }
+        }
+    }
+
     /// Hands `take` between one and `most` bytes of the current block and moves behind them.
     fn consume(&mut self, most: usize, take: impl FnOnce(&[u8])) -> Result<(), Error> {
         let block = match self.block.take() {
             Some(block) => block,
-            None => self.metadata.block(self.structure, self.position.block)?,
+            None => self.load()?,
         };
         let rest = block.bytes.get(self.position.offset..).unwrap_or_default();
         let taken = rest.get(..most).unwrap_or(rest);
@@ -274,6 +368,7 @@ impl MetaReader<'_> {
         take(taken);
         self.position.offset += taken.len();
         if self.position.offset == block.bytes.len() {
+            self.before = Some((self.position.block, block.bytes.len()));
             self.position = MetaPosition { block: block.next, offset: 0 };
         } else {
             self.block = Some(block);

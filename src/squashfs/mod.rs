@@ -55,7 +55,7 @@ use blocks::BlockIndex;
 use codec::Codec;
 use data::DataBlocks;
 use dir_index::DirIndexes;
-use format::SUPERBLOCK_LEN;
+use format::{METADATA_LEN, SUPERBLOCK_LEN};
 use inode::InodeParser;
 use metadata::Metadata;
 use tables::Tables;
@@ -112,7 +112,17 @@ impl Archive {
     /// compressor's options, if any, the indexes of the tables, and the root's inode: the archive's
     /// two ends. Metadata that is to be held and that the blob has at hand is held from now on, and the
     /// rest when the first of it is asked for, or by [`Archive::hold_metadata`].
+    ///
+    /// What makes no sense there is fetched once more before that is an error.
     pub fn open(blob: Arc<dyn Blob>, options: OpenOptions) -> Result<Self, Error> {
+        match Self::open_once(Arc::clone(&blob), options) {
+            Err(Error::Blob(error)) => Err(Error::Blob(error)),
+            Err(error) if fetch_ends_again(&*blob, &error)? => Self::open_once(blob, options),
+            opened => opened,
+        }
+    }
+
+    fn open_once(blob: Arc<dyn Blob>, options: OpenOptions) -> Result<Self, Error> {
         let size = blob.size();
         let head = ByteRange::between(ArchiveOffset(0), ArchiveOffset(size.min(SUPERBLOCK_LEN)));
         let head = blob.fetch(head.as_slice())?.pop().unwrap_or_default();
@@ -175,13 +185,24 @@ impl Archive {
     /// Reads an inode.
     pub fn inode(&self, reference: InodeRef) -> Result<Inode, Error> {
         let Self { superblock, metadata, tables, .. } = self;
-        InodeParser { superblock, metadata, tables }.parse(reference)
+        self.twice(|| InodeParser { superblock, metadata, tables }.parse(reference))
+    }
+
+    /// Reads metadata, and where it contradicts itself, once more after it was fetched again.
+    fn twice<T>(&self, read: impl Fn() -> Result<T, Error>) -> Result<T, Error> {
+        let generation = self.metadata.generation();
+        match read() {
+            Err(Error::Corrupt { at, .. }) if self.metadata.is_renewed_since(generation, at)? => {
+                read()
+            }
+            result => result,
+        }
     }
 
     /// Finds the inode with a number. `None` where the archive has no such number, or was made
     /// without the table that says.
     pub fn inode_by_number(&self, number: InodeNumber) -> Result<Option<InodeRef>, Error> {
-        self.tables.inode(&self.metadata, number)
+        self.twice(|| self.tables.inode(&self.metadata, number))
     }
 
     /// The numbers of all owners, users and groups alike.
@@ -194,7 +215,8 @@ impl Archive {
     /// Finds `name` in a directory.
     pub fn lookup(&self, directory: &Inode, name: &[u8]) -> Result<Option<DirEntry>, Error> {
         let index = self.indexes.of(&self.metadata, directory)?;
-        dir::lookup(&self.metadata, self.superblock.directory_table, directory, &index, name)
+        let table = self.superblock.directory_table;
+        self.twice(|| dir::lookup(&self.metadata, table, directory, &index, name))
     }
 
     /// Lists a directory from `from` on: [`DirCursor::START`], or an entry's `next`.
@@ -222,7 +244,7 @@ impl Archive {
     pub fn read_link(&self, inode: &Inode) -> Result<Vec<u8>, Error> {
         let position = inode.symlink()?;
         let len = usize::try_from(inode.size).unwrap_or(usize::MAX).min(4095);
-        let mut target = self.metadata.reader("symlink", position).read_vec(len)?;
+        let mut target = self.twice(|| self.metadata.reader("symlink", position).read_vec(len))?;
         if let Some(nul) = target.iter().position(|&byte| byte == 0) {
             target.truncate(nul);
         }
@@ -231,18 +253,18 @@ impl Archive {
 
     /// The names of an inode's extended attributes, prefixes included.
     pub fn xattr_names(&self, inode: &Inode) -> Result<Vec<Vec<u8>>, Error> {
-        self.xattr_reader(inode)?.map_or(Ok(Vec::new()), XattrReader::names)
+        self.twice(|| self.xattr_reader(inode)?.map_or(Ok(Vec::new()), XattrReader::names))
     }
 
     /// The value of the extended attribute with this full name, if there is one.
     pub fn xattr(&self, inode: &Inode, name: &[u8]) -> Result<Option<Vec<u8>>, Error> {
-        self.xattr_reader(inode)?.map_or(Ok(None), |reader| reader.value(name))
+        self.twice(|| self.xattr_reader(inode)?.map_or(Ok(None), |reader| reader.value(name)))
     }
 
     /// All extended attributes of an inode. More than 16 MiB of values are an error: ask for them
     /// one by one.
     pub fn xattrs(&self, inode: &Inode) -> Result<Vec<Xattr>, Error> {
-        self.xattr_reader(inode)?.map_or(Ok(Vec::new()), XattrReader::all)
+        self.twice(|| self.xattr_reader(inode)?.map_or(Ok(Vec::new()), XattrReader::all))
     }
 
     fn xattr_reader(&self, inode: &Inode) -> Result<Option<XattrReader<'_>>, Error> {
@@ -276,7 +298,8 @@ impl Archive {
         let block_size = self.superblock.block_size;
         let bytes = layout.clamp(at, len.min(MAX_READ));
         let blocks = layout.blocks(block_size, &bytes);
-        let found = self.blocks.locate(metadata, file.reference, layout, blocks)?;
+        let found =
+            self.twice(|| self.blocks.locate(metadata, file.reference, layout, blocks.clone()))?;
         Ok(found.map(|blocks| layout.extents(block_size, bytes, blocks)))
     }
 
@@ -319,4 +342,25 @@ impl Archive {
     pub fn counters(&self) -> Counters {
         Counters { data: self.data.counters(), metadata: self.metadata.counters() }
     }
+}
+
+/// Fetches once more what an archive that cannot be opened was judged by: its first bytes, and those
+/// around where `error` found it wrong. Says whether anything is other than it was.
+fn fetch_ends_again(blob: &dyn Blob, error: &Error) -> Result<bool, Error> {
+    let wrong = match error {
+        Error::Corrupt { at, .. } => *at,
+        _ => ArchiveOffset(0),
+    };
+    let size = blob.size();
+    let around = |at: u64, len: u64| {
+        let end = ArchiveOffset(at.saturating_add(len).min(size));
+        ByteRange::between(ArchiveOffset(at), end).filter(|range| !range.is_empty())
+    };
+    let ends = [around(0, SUPERBLOCK_LEN), around(wrong.0, METADATA_LEN as u64)];
+    let mut is_new = false;
+    for range in ends.into_iter().flatten() {
+        let came = blob.fetch(&[range])?.pop().unwrap_or_default();
+        is_new |= blob.fetch_again(range, &came)?.is_some();
+    }
+    Ok(is_new)
 }

@@ -175,10 +175,15 @@ impl Entry {
         if read.is_ok() && record.fits(checksum(self.seed, chunk, &bytes)) {
             return Ok(Some(buffers::share(bytes)));
         }
+        self.forget(chunk);
+        Err(Damaged)
+    }
+
+    /// Forgets a chunk, which is damaged.
+    pub(super) fn forget(&self, chunk: u64) {
         self.presence.set(chunk, false);
         // If that fails, the next reader finds the damage again.
         let _ = index::write(&self.index, chunk, None);
-        Err(Damaged)
     }
 
     /// Writes a chunk, and then its record.

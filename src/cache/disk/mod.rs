@@ -110,6 +110,12 @@ impl Disk {
         }
     }
 
+    /// Forgets a chunk, and what of it still waits to be written. Never blocks on the disk's thread.
+    pub(super) fn forget(&self, chunk: u64) {
+        self.entry.forget(chunk);
+        self.writer.forget(chunk);
+    }
+
     /// Writes a chunk on this thread.
     ///
     /// # Errors

@@ -55,9 +55,16 @@ pub(super) struct Writer {
     shelf: Arc<Shelf>,
 }
 
+/// What to do with a chunk: they are done in the order in which they were given.
+#[derive(Debug)]
+enum Order {
+    Keep(u64, Bytes),
+    Forget(u64),
+}
+
 #[derive(Debug)]
 struct Running {
-    queue: Sender<(u64, Bytes)>,
+    queue: Sender<Order>,
     thread: JoinHandle<()>,
 }
 
@@ -95,10 +102,21 @@ impl Writer {
 
     /// Has a chunk written, unless too many wait or writing has failed before. Never blocks.
     pub(super) fn keep(&self, chunk: u64, bytes: Bytes) {
-        let running = self.running.lock();
-        if running.as_ref().is_none_or(|running| running.queue.try_send((chunk, bytes)).is_err()) {
+        if !self.order(Order::Keep(chunk, bytes)) {
             self.shelf.outcome.dropped.fetch_add(1, Ordering::Relaxed);
         }
+    }
+
+    /// Undoes what is still to be written of a chunk. Where too many wait for that, who reads it next
+    /// finds out what is wrong with it.
+    pub(super) fn forget(&self, chunk: u64) {
+        self.order(Order::Forget(chunk));
+    }
+
+    /// Whether the thread is going to do it.
+    fn order(&self, order: Order) -> bool {
+        let running = self.running.lock();
+        running.as_ref().is_some_and(|running| running.queue.try_send(order).is_ok())
     }
 
     /// Waits until everything is written, and ends; what comes later is dropped.
@@ -145,10 +163,17 @@ impl Shelf {
 }
 
 /// Writes what comes until nothing can any more, or the disk fails.
-fn write_all(shelf: &Shelf, waiting: &Receiver<(u64, Bytes)>) {
+fn write_all(shelf: &Shelf, waiting: &Receiver<Order>) {
     shelf.entry.touch();
-    for (chunk, bytes) in waiting {
-        match shelf.put(chunk, &bytes) {
+    for order in waiting {
+        let put = match order {
+            Order::Keep(chunk, bytes) => shelf.put(chunk, &bytes),
+            Order::Forget(chunk) => {
+                shelf.entry.forget(chunk);
+                continue;
+            }
+        };
+        match put {
             Ok(true) => {}
             Ok(false) => {
                 shelf.outcome.dropped.fetch_add(1, Ordering::Relaxed);

@@ -145,6 +145,12 @@ impl S3Server {
         self.wire.inject(fault, times);
     }
 
+    /// Flips one bit of byte `at` of whatever object is read, in the next `times` answers that have it.
+    /// Flips given before come first.
+    pub fn flip(&self, at: u64, bit: u8, times: usize) {
+        self.wire.flip(at, bit, times);
+    }
+
     /// Forgets faults that have not happened yet.
     pub fn heal(&self) {
         self.wire.heal();

@@ -85,6 +85,14 @@ impl Seen {
     }
 }
 
+/// One bit of one byte of an object, that flips so many times on its way.
+#[derive(Clone, Copy)]
+struct Flip {
+    at: u64,
+    bit: u8,
+    times: usize,
+}
+
 struct Entry {
     seen: Seen,
     sent: Arc<AtomicU64>,
@@ -96,6 +104,7 @@ pub(super) struct Wire {
     service: S3Service,
     log: Mutex<Vec<Entry>>,
     faults: Mutex<VecDeque<(Fault, usize)>>,
+    flips: Mutex<VecDeque<Flip>>,
     total: Option<Pacer>,
 }
 
@@ -107,7 +116,8 @@ impl Wire {
         }
         let total = config.total_rate.map(Pacer::new);
         let service = builder.build();
-        Self { config, service, log: Mutex::default(), faults: Mutex::default(), total }
+        let (log, faults, flips) = Default::default();
+        Self { config, service, log, faults, flips, total }
     }
 
     pub(super) fn log(&self) -> Vec<Seen> {
@@ -126,8 +136,26 @@ impl Wire {
         self.faults.lock().push_back((fault, times));
     }
 
+    pub(super) fn flip(&self, at: u64, bit: u8, times: usize) {
+        self.flips.lock().push_back(Flip { at, bit, times });
+    }
+
     pub(super) fn heal(&self) {
         self.faults.lock().clear();
+        self.flips.lock().clear();
+    }
+
+    /// The flip that is due in an answer, and where in its body: one that says which bytes it has.
+    fn next_flip(&self, headers: &http::HeaderMap) -> Option<(u64, u8)> {
+        let range = headers.get(header::CONTENT_RANGE)?.to_str().ok()?.strip_prefix("bytes ")?;
+        let (first, last) = range.split_once('/')?.0.split_once('-')?;
+        let (first, last): (u64, u64) = (first.parse().ok()?, last.parse().ok()?);
+        let mut flips = self.flips.lock();
+        let flip = flips.iter_mut().find(|flip| (first..=last).contains(&flip.at))?;
+        flip.times -= 1;
+        let found = (flip.at - first, flip.bit);
+        flips.retain(|flip| flip.times > 0);
+        Some(found)
     }
 
     fn next_fault(&self) -> Option<Fault> {
@@ -200,6 +228,8 @@ impl Wire {
             entry.seen.status = seen.status;
         }
         let wire = self.clone();
+        let flip = wire.next_flip(&parts.headers);
+        let body = flipped(body, flip);
         let slice = if connection.is_some() || self.total.is_some() { SLICE } else { usize::MAX };
         let body = sliced(faulty(body, fault), slice).then(move |frame| {
             let (connection, wire, sent) = (connection.clone(), wire.clone(), sent.clone());
@@ -240,6 +270,24 @@ fn faulty(body: FrameStream, fault: Option<Fault>) -> FrameStream {
         Some((Ok(frame), (body, left)))
     });
     Box::pin(cut)
+}
+
+/// A body with one bit flipped.
+fn flipped(body: FrameStream, flip: Option<(u64, u8)>) -> FrameStream {
+    let Some((mut at, bit)) = flip else { return body };
+    let mut done = false;
+    Box::pin(body.map(move |frame| {
+        let frame = frame?;
+        let len = frame.len() as u64;
+        if done || at >= len {
+            at -= if done { 0 } else { len };
+            return Ok(frame);
+        }
+        done = true;
+        let mut bytes = frame.to_vec();
+        bytes[at as usize] ^= 1 << bit;
+        Ok(Bytes::from(bytes))
+    }))
 }
 
 /// Cuts the frames of a body into slices.
