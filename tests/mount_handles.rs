@@ -1,7 +1,12 @@
 //! File handles lead to their files whatever the kernel has forgotten: open_by_handle_at(2), as knfsd and
 //! backup programs use it.
 
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test fails by a panic")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "a test fails by a panic"
+)]
 
 mod support;
 

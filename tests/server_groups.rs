@@ -84,8 +84,8 @@ impl Mounts {
         let actual = top.join(path.trim_start_matches('/'));
         let status: Value = serde_json::from_str(&self.bench.ok(&["status", "--json"])).unwrap();
         let told = status[0]["groups"].as_array().unwrap().iter();
-        let told = told.filter(|it| Path::new(it["path"].as_str().unwrap()).starts_with(top));
-        (actual, told.cloned().next().unwrap_or_default())
+        let mut told = told.filter(|it| Path::new(it["path"].as_str().unwrap()).starts_with(top));
+        (actual, told.next().cloned().unwrap_or_default())
     }
 
     fn unmount(&self) {

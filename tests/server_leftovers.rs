@@ -162,7 +162,8 @@ fn no_advice_takes_a_live_mount_down() {
     // The dead record as it may be found: as it was; of a process number, a device number, or a time that
     // the live one has, too; of the run of the machine before; of another mount namespace; of an older
     // version that wrote less.
-    let changes: [(&str, fn(&mut Value, &Value)); 7] = [
+    type Change = fn(&mut Value, &Value);
+    let changes: [(&str, Change); 7] = [
         ("as it was", |_, _| ()),
         ("the same process", |dead, live| dead["pid"] = live["pid"].clone()),
         ("the same device", |dead, live| dead["device"] = live["device"].clone()),
@@ -177,7 +178,9 @@ fn no_advice_takes_a_live_mount_down() {
         ("in another namespace", |dead, _| dead["place"]["mounts"] = "mnt:[1]".into()),
         ("of an older version", |dead, _| {
             let dead = dead.as_object_mut().unwrap();
-            ["device", "place", "groups"].map(|key| dead.remove(key));
+            for key in ["device", "place", "groups"] {
+                dead.remove(key);
+            }
         }),
     ];
     for (what, change) in changes {

@@ -111,7 +111,8 @@ impl Inner {
             self.state.lock().damage.note(range, sum, Instant::now());
             // The next mount is to ask again, too.
             self.forget_on_disk(range);
-            log::warn!("{name} makes no sense from byte {start} to {end}, fetched twice");
+            // Whoever asked says what makes no sense about it.
+            log::info!("{name} makes no sense from byte {start} to {end}, fetched twice");
             return Ok(None);
         }
         log::warn!("bytes {start} to {end} of {name} came damaged, and were fetched again");

@@ -48,7 +48,8 @@ pub(super) fn leave_caller() {
     // No signal of the terminal, or of the job that mounted, reaches a session of its own. It fails for
     // a process that leads one already, which is as good.
     let _ = rustix::process::setsid();
-    let steps: [(&str, fn() -> io::Result<()>); 3] = [
+    type Step = fn() -> io::Result<()>;
+    let steps: [(&str, Step); 3] = [
         ("descriptors", close_descriptors),
         ("signals", reset_signals),
         ("priority", reset_priority),

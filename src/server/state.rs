@@ -400,7 +400,7 @@ mod tests {
         let note = Note::Work { path: "/x/.up.work".into(), upper: "/x/up".into() };
         state.note(&note).unwrap();
         state.note(&note).unwrap();
-        assert_eq!(state.notes().unwrap(), [note.clone()]);
+        assert_eq!(state.notes().unwrap(), std::slice::from_ref(&note));
         state.forget(&note);
         assert_eq!(state.notes().unwrap(), []);
     }

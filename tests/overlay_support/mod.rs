@@ -4,6 +4,7 @@
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses its own part")]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, reason = "tests may fail")]
 
+#[allow(clippy::duplicate_mod, reason = "some tests have two kinds of support")]
 #[path = "../support/surrounding.rs"]
 pub mod surrounding;
 

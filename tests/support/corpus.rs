@@ -1,6 +1,7 @@
 //! Archives to read: trees of every kind of file, packed by mksquashfs, and the kernel's own mount
 //! of them.
 
+#[allow(clippy::duplicate_mod, reason = "some tests have two kinds of support")]
 #[path = "surrounding.rs"]
 pub(crate) mod surrounding;
 

@@ -6,4 +6,5 @@ pub mod mount;
 pub mod place;
 pub mod presigned;
 pub mod s3;
+#[allow(clippy::duplicate_mod, reason = "some tests have two kinds of support")]
 pub mod surrounding;

@@ -145,7 +145,8 @@ mod tests {
             ("cgroup.procs", "1\n"),
         ];
         // The files of the caller's group and of its parent, and the one that is named.
-        let cases: &[(&[(&str, &str)], &[(&str, &str)], Option<&str>)] = &[
+        type Files<'a> = &'a [(&'a str, &'a str)];
+        let cases: &[(Files<'_>, Files<'_>, Option<&str>)] = &[
             (&[], &[], None),
             (&[("memory.max", "1048576\n")], &[], Some("memory.max")),
             (&[("memory.max", "1048576\n")], &[("memory.max", "1048576\n")], None),
