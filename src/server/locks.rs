@@ -33,7 +33,8 @@ impl Lock {
     /// when the lock goes.
     pub(super) fn on_file(path: &Path) -> io::Result<Option<Self>> {
         let file = open_or_make(path)?;
-        Ok(try_lock(&file)?.then_some(Self { _file: file, path: None }))
+        // Whoever had it before may have removed it.
+        Ok((try_lock(&file)? && is_at(&file, path)).then_some(Self { _file: file, path: None }))
     }
 
     /// Locks the directory `path` unless it is locked or a symlink. `None` as well where something else
