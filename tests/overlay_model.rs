@@ -244,6 +244,21 @@ impl World {
         compare(&seen, &plain);
     }
 
+    /// Gives the plain files the times that the kernel shows of its own: where it refuses to rename, it has
+    /// copied up before, and so has changed a directory. We are to show what it shows.
+    fn take_times(&mut self, kernel: &mut Plain) {
+        for (path, seen) in kernel.tree() {
+            let time = rustix::fs::Timespec {
+                tv_sec: seen.mtime.seconds,
+                tv_nsec: seen.mtime.nanos.into(),
+            };
+            let times = rustix::fs::Timestamps { last_access: time, last_modification: time };
+            let path = self.plain.0.join(path);
+            let flags = rustix::fs::AtFlags::SYMLINK_NOFOLLOW;
+            rustix::fs::utimensat(rustix::fs::CWD, path, &times, flags).unwrap();
+        }
+    }
+
     fn check(&mut self, step: usize) {
         self.merged.plus = step.is_multiple_of(2);
         let (mut merged, mut plain) = (self.merged.tree(), self.plain.tree());
@@ -340,6 +355,7 @@ fn play_with_kernel(ops: &[Op], later: &[Op], options: Options) {
         world.apply_to_kernel(&mut seen, op);
     }
     world.check_kernel(&mut seen);
+    world.take_times(&mut seen);
     drop((seen, kernel));
     world.remount();
     // The kernel numbers its copies otherwise.
