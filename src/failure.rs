@@ -165,7 +165,9 @@ impl From<cache::Error> for Failure {
         match &error {
             cache::Error::Store(store) => Self::from(&**store),
             cache::Error::PastEnd { .. } => Self::new(Code::Corrupt, error.to_string()),
-            cache::Error::Io(_) => Self::new(Code::Failed, error.to_string()),
+            cache::Error::Io(_) | cache::Error::WouldWait => {
+                Self::new(Code::Failed, error.to_string())
+            }
         }
     }
 }

@@ -20,6 +20,7 @@ mod remote;
 mod state;
 mod surroundings;
 mod trace;
+mod waiting;
 mod warm;
 
 use bytes::Bytes;
@@ -30,6 +31,7 @@ pub use file::{FileBlob, MemoryBlob};
 pub use opening::OpenOptions;
 pub use remote::RemoteBlob;
 pub use trace::Trace;
+pub use waiting::{may_wait, without_waiting};
 pub use warm::{Warm, Warming};
 
 use crate::types::ByteRange;
@@ -51,6 +53,9 @@ pub enum Error {
     /// Reading a local file failed.
     #[error("{0}")]
     Io(std::sync::Arc<std::io::Error>),
+    /// The store would have to be waited for, which this thread must not ([`without_waiting`]).
+    #[error("this would wait for the store")]
+    WouldWait,
 }
 
 /// One immutable object, read by ranges. Blocking, for threads outside the async runtime.

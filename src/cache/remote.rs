@@ -21,6 +21,7 @@ use super::readahead::{Readahead, SKIP};
 use super::state::{State, Wanted};
 use super::surroundings::Surroundings;
 use super::trace::{Recorder, Trace};
+use super::waiting::may_wait;
 use super::{Blob, Counters, Error};
 use crate::store::{self, ETag, GetRange, Object, Ranged};
 use crate::types::ByteRange;
@@ -212,6 +213,9 @@ impl Blob for RemoteBlob {
         }
         let wanted: BTreeSet<u64> = ranges.iter().flat_map(|range| grid.chunks(*range)).collect();
         let wanted: Vec<u64> = wanted.into_iter().collect();
+        if !may_wait() && !inner.are_here(&wanted) {
+            return Err(Error::WouldWait);
+        }
         // More than the budget is fetched bit by bit, so that only the result itself is large.
         let batch = usize::try_from((inner.budget / 2 / grid.chunk).max(1)).unwrap_or(usize::MAX);
         let mut joints: Vec<Joint> = ranges.iter().map(|range| Joint::new(*range)).collect();
@@ -379,6 +383,18 @@ impl Inner {
 
     fn is_on_disk(&self, chunk: u64) -> bool {
         self.disk.as_ref().is_some_and(|disk| disk.holds(chunk))
+    }
+
+    /// Whether all of `chunks` are in memory or on disk, or are being read from there.
+    fn are_here(&self, chunks: &[u64]) -> bool {
+        let state = self.state.lock();
+        chunks.iter().all(|chunk| {
+            state.memory.contains(*chunk)
+                || match state.flights.get(chunk) {
+                    Some(flying) => flying.flight.origin == Origin::Disk,
+                    None => self.is_on_disk(*chunk),
+                }
+        })
     }
 
     /// Plans requests for what is missing of `chunks`, for `most` of them.

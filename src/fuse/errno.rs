@@ -13,8 +13,8 @@ pub(super) fn errno(error: &Error) -> Errno {
         Error::Damaged(_) => Errno::EIO,
         Error::Stale(_) => Errno::ESTALE,
         Error::Lower(error) => lower(error),
-        // Said only before there is a mount.
-        Error::Unusable { .. } => Errno::EIO,
+        // Said only before there is a mount, and only to those who try again.
+        Error::WouldCopy | Error::Unusable { .. } => Errno::EIO,
     }
 }
 
@@ -31,7 +31,7 @@ fn lower(error: &squashfs::Error) -> Errno {
 
 fn blob(error: &cache::Error) -> Errno {
     match error {
-        cache::Error::PastEnd { .. } => Errno::EIO,
+        cache::Error::PastEnd { .. } | cache::Error::WouldWait => Errno::EIO,
         cache::Error::Store(error) => match **error {
             // Another object has taken its place: what was read before no longer fits.
             store::Error::Changed { .. } => Errno::ESTALE,

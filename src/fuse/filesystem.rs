@@ -4,7 +4,6 @@ use std::ffi::OsStr;
 use std::io;
 use std::ops::ControlFlow;
 use std::os::fd::OwnedFd;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -25,32 +24,35 @@ use super::faults::Faults;
 use super::gate::Gate;
 use super::io_mode::{IoMode, IoModes, Written};
 use super::options::MountOptions;
-use super::pool::Pool;
 use super::prune::Pruner;
 use super::shared::{Shared, UPPER_FLAGS};
+use super::work::{Pools, Work, guarded};
 use crate::overlay::{self, Caller, Handle, Overlay, SetAttr};
 use crate::types::Ino;
 
 /// Largest read or write request. The kernel's own limit at its default `max_pages_limit` of 256.
 const MAX_IO: u32 = 1 << 20;
 
-/// Readahead and writeback requests the kernel may have in flight. fuser's 16 leaves a store with
-/// tens of milliseconds to the first byte idle most of the time.
-const MAX_BACKGROUND: u16 = 64;
+/// Readahead and writeback requests the kernel may have in flight. They share one queue in the kernel: with
+/// fewer, readers who wait for a store that does not answer would hold up what others have written. The
+/// kernel grants an ordinary user less where there is little memory (2,600 with 8 GiB). One that waits
+/// for its turn costs the server some hundred bytes.
+const MAX_BACKGROUND: u16 = 4096;
 
 /// Most bytes of reads that are worked on at a time. One costs up to three times its length until it is
 /// answered: stored, decoded, and joined. As many reads of a usual block as the pool has threads may wait
 /// for the network together.
 const READ_AT_ONCE: usize = 8 << 20;
 
+/// The same for reads of what is on this machine, which go on while those wait for the network.
+const READ_HERE_AT_ONCE: usize = 4 << 20;
+
 /// How long a read waits for its turn: several round trips to the slowest of stores.
 const READ_PATIENCE: Duration = Duration::from_secs(2);
 
 /// The overlay as fuser serves it.
 pub(super) struct Adapter {
-    pool: Pool,
-    /// For jobs that wait until the kernel has had other requests answered.
-    kernel_first: Pool,
+    pools: Arc<Pools>,
     shared: Arc<Shared>,
 }
 
@@ -64,8 +66,7 @@ impl Adapter {
     ) -> Self {
         let stack_depth = options.upper_stack_depth;
         Self {
-            pool: Pool::new(),
-            kernel_first: Pool::new(),
+            pools: Arc::new(Pools::new()),
             shared: Arc::new(Shared {
                 overlay,
                 modes: IoModes::default(),
@@ -76,7 +77,8 @@ impl Adapter {
                 stack_depth: stack_depth.unwrap_or(0),
                 notifier: Arc::new(OnceLock::new()),
                 pruner: Pruner::new(options.max_nodes, device),
-                reads: Gate::new(READ_AT_ONCE, READ_PATIENCE),
+                local_reads: Arc::new(Gate::new(READ_HERE_AT_ONCE, READ_PATIENCE)),
+                reads: Arc::new(Gate::new(READ_AT_ONCE, READ_PATIENCE)),
                 faults,
             }),
         }
@@ -87,32 +89,39 @@ impl Adapter {
         Arc::clone(&self.shared.notifier)
     }
 
-    /// Runs `job` here, or on a thread that may wait.
-    fn run(&self, may_wait: bool, job: impl FnOnce(&Shared) + Send + 'static) {
-        if may_wait {
-            let shared = Arc::clone(&self.shared);
-            self.pool.spawn(move || guarded(&shared, job));
-        } else {
-            guarded(&self.shared, job);
-        }
+    /// Runs `job` where `work` says.
+    fn run(&self, work: Work, job: impl FnOnce(&Shared) + Send + 'static) {
+        self.pools.run(work, &self.shared, job);
+    }
+
+    /// Runs `operation` where `work` says, or where it may wait for the store's metadata, or data it
+    /// would copy, if it comes to that; then has it answered.
+    fn attempt<T>(
+        &self,
+        work: Work,
+        operation: impl Fn(&Shared) -> overlay::Result<T> + Send + 'static,
+        answer: impl FnOnce(&Shared, overlay::Result<T>) + Send + 'static,
+    ) {
+        self.pools.attempt(work, Work::Metadata, &self.shared, operation, answer);
     }
 
     /// Has the kernel forget files if it remembers too many.
     fn prune(&self) {
         if self.shared.pruner.is_due(self.shared.overlay.node_count()) {
-            self.run(true, |shared| shared.pruner.round(&shared.overlay));
+            self.run(Work::Local, |shared| shared.pruner.round(&shared.overlay));
         }
     }
 
-    fn would_block(&self, ino: INodeNo) -> bool {
-        self.shared.overlay.would_block(Ino(ino.0))
+    /// Where to look something up that has to do with `ino`: here, or where the disk may be waited for.
+    fn looking(&self, ino: INodeNo) -> Work {
+        if self.shared.overlay.would_block(Ino(ino.0)) { Work::Local } else { Work::Here }
     }
-}
 
-/// Runs `job`. A panic ends the request (its reply, dropped, tells the kernel EIO), not the mount.
-fn guarded(shared: &Shared, job: impl FnOnce(&Shared)) {
-    if catch_unwind(AssertUnwindSafe(|| job(shared))).is_err() {
-        shared.faults.record(&"a request failed on a bug of ours and was answered EIO");
+    /// Where to change something that has to do with `inos`. Not to be begun where it cannot end: what
+    /// may need the store's metadata half way goes where that can be waited for.
+    fn changing<const N: usize>(&self, inos: [INodeNo; N]) -> Work {
+        let waits = inos.iter().any(|ino| self.shared.overlay.would_block(Ino(ino.0)));
+        if waits { Work::Metadata } else { Work::Here }
     }
 }
 
@@ -174,18 +183,24 @@ impl Filesystem for Adapter {
         let ino = Ino(parent.0);
         if name == "." {
             // It may have to be looked for.
-            return self.run(true, move |shared| {
-                shared.reply_entry(shared.overlay.lookup_again(ino), reply);
-            });
+            return self.attempt(
+                Work::Local,
+                move |shared| shared.overlay.lookup_again(ino),
+                move |shared, result| shared.reply_entry(result, reply),
+            );
         }
         if name == ".." {
-            return self.run(true, move |shared| {
-                shared.reply_entry(shared.overlay.lookup_parent(ino), reply);
-            });
+            return self.attempt(
+                Work::Local,
+                move |shared| shared.overlay.lookup_parent(ino),
+                move |shared, result| shared.reply_entry(result, reply),
+            );
         }
         let name = name.to_owned();
-        self.run(self.would_block(parent), move |shared| {
-            match shared.overlay.lookup(Ino(parent.0), &name) {
+        self.attempt(
+            self.looking(parent),
+            move |shared| shared.overlay.lookup(Ino(parent.0), &name),
+            move |shared, result| match result {
                 Err(error) if errno(&error) == Errno::ENOENT => reply.entry_with_ttls(
                     &shared.attr_ttl,
                     &shared.entry_ttl,
@@ -193,8 +208,8 @@ impl Filesystem for Adapter {
                     Generation(0),
                 ),
                 result => shared.reply_entry(result, reply),
-            }
-        });
+            },
+        );
     }
 
     fn forget(&self, _request: &Request, ino: INodeNo, nlookup: u64) {
@@ -202,10 +217,11 @@ impl Filesystem for Adapter {
     }
 
     fn getattr(&self, _request: &Request, ino: INodeNo, fh: Option<FileHandle>, reply: ReplyAttr) {
-        self.run(self.would_block(ino), move |shared| {
-            let result = shared.overlay.getattr(Ino(ino.0), fh.map(handle));
-            shared.reply_attr(result, reply);
-        });
+        self.attempt(
+            self.looking(ino),
+            move |shared| shared.overlay.getattr(Ino(ino.0), fh.map(handle)),
+            move |shared, result| shared.reply_attr(result, reply),
+        );
     }
 
     fn setattr(
@@ -235,18 +251,26 @@ impl Filesystem for Adapter {
             atime: atime.map(set_time),
             mtime: mtime.map(set_time),
         };
-        // A truncated lower file is copied up.
-        self.run(size.is_some() || self.would_block(ino), move |shared| {
-            let result = shared.overlay.setattr(&sender, Ino(ino.0), fh.map(handle), &change);
-            shared.reply_attr(result, reply);
-        });
+        let work = match self.changing([ino]) {
+            Work::Here if size.is_some() => Work::Local,
+            work => work,
+        };
+        self.attempt(
+            work,
+            move |shared| shared.overlay.setattr(&sender, Ino(ino.0), fh.map(handle), &change),
+            move |shared, result| shared.reply_attr(result, reply),
+        );
     }
 
     fn readlink(&self, _request: &Request, ino: INodeNo, reply: ReplyData) {
-        self.run(self.would_block(ino), move |shared| match shared.overlay.readlink(Ino(ino.0)) {
-            Ok(target) => reply.data(&target),
-            Err(error) => reply.error(shared.failed(&error)),
-        });
+        self.attempt(
+            self.looking(ino),
+            move |shared| shared.overlay.readlink(Ino(ino.0)),
+            move |shared, result| match result {
+                Ok(target) => reply.data(&target),
+                Err(error) => reply.error(shared.failed(&error)),
+            },
+        );
     }
 
     fn mknod(
@@ -260,11 +284,12 @@ impl Filesystem for Adapter {
         reply: ReplyEntry,
     ) {
         let (caller, name) = (caller(request, umask), name.to_owned());
-        self.run(self.would_block(parent), move |shared| {
-            let device = user_device(rdev);
-            let result = shared.overlay.mknod(&caller, Ino(parent.0), &name, mode, device);
-            shared.reply_entry(result, reply);
-        });
+        let device = user_device(rdev);
+        self.attempt(
+            self.changing([parent]),
+            move |shared| shared.overlay.mknod(&caller, Ino(parent.0), &name, mode, device),
+            move |shared, result| shared.reply_entry(result, reply),
+        );
     }
 
     fn mkdir(
@@ -277,24 +302,29 @@ impl Filesystem for Adapter {
         reply: ReplyEntry,
     ) {
         let (caller, name) = (caller(request, umask), name.to_owned());
-        self.run(self.would_block(parent), move |shared| {
-            let result = shared.overlay.mkdir(&caller, Ino(parent.0), &name, mode);
-            shared.reply_entry(result, reply);
-        });
+        self.attempt(
+            self.changing([parent]),
+            move |shared| shared.overlay.mkdir(&caller, Ino(parent.0), &name, mode),
+            move |shared, result| shared.reply_entry(result, reply),
+        );
     }
 
     fn unlink(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let name = name.to_owned();
-        self.run(self.would_block(parent), move |shared| {
-            shared.reply_empty(shared.overlay.unlink(Ino(parent.0), &name), reply);
-        });
+        self.attempt(
+            self.changing([parent]),
+            move |shared| shared.overlay.unlink(Ino(parent.0), &name),
+            move |shared, result| shared.reply_empty(result, reply),
+        );
     }
 
     fn rmdir(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let name = name.to_owned();
-        self.run(self.would_block(parent), move |shared| {
-            shared.reply_empty(shared.overlay.rmdir(Ino(parent.0), &name), reply);
-        });
+        self.attempt(
+            self.changing([parent]),
+            move |shared| shared.overlay.rmdir(Ino(parent.0), &name),
+            move |shared, result| shared.reply_empty(result, reply),
+        );
     }
 
     fn symlink(
@@ -307,10 +337,11 @@ impl Filesystem for Adapter {
     ) {
         let (caller, name) = (caller(request, 0), name.to_owned());
         let target = target.as_os_str().to_owned();
-        self.run(self.would_block(parent), move |shared| {
-            let result = shared.overlay.symlink(&caller, Ino(parent.0), &name, &target);
-            shared.reply_entry(result, reply);
-        });
+        self.attempt(
+            self.changing([parent]),
+            move |shared| shared.overlay.symlink(&caller, Ino(parent.0), &name, &target),
+            move |shared, result| shared.reply_entry(result, reply),
+        );
     }
 
     fn rename(
@@ -327,17 +358,18 @@ impl Filesystem for Adapter {
         let (name, newname) = (name.to_owned(), newname.to_owned());
         let flags = overlay::RenameFlags::from_bits_retain(flags.bits());
         // What is renamed may have to be copied up first.
-        self.run(true, move |shared| {
-            let result = shared.overlay.rename(
-                &caller,
-                Ino(parent.0),
-                &name,
-                Ino(newparent.0),
-                &newname,
-                flags,
-            );
-            shared.reply_empty(result, reply);
-        });
+        let work = match self.changing([parent, newparent]) {
+            Work::Here => Work::Local,
+            work => work,
+        };
+        let (parent, newparent) = (Ino(parent.0), Ino(newparent.0));
+        self.attempt(
+            work,
+            move |shared| {
+                shared.overlay.rename(&caller, parent, &name, newparent, &newname, flags)
+            },
+            move |shared, result| shared.reply_empty(result, reply),
+        );
     }
 
     fn link(
@@ -349,11 +381,11 @@ impl Filesystem for Adapter {
         reply: ReplyEntry,
     ) {
         let newname = newname.to_owned();
-        let may_wait = self.would_block(ino) || self.would_block(newparent);
-        self.run(may_wait, move |shared| {
-            let result = shared.overlay.link(Ino(ino.0), Ino(newparent.0), &newname);
-            shared.reply_entry(result, reply);
-        });
+        self.attempt(
+            self.changing([ino, newparent]),
+            move |shared| shared.overlay.link(Ino(ino.0), Ino(newparent.0), &newname),
+            move |shared, result| shared.reply_entry(result, reply),
+        );
     }
 
     fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
@@ -361,24 +393,27 @@ impl Filesystem for Adapter {
         let is_root = request.uid() == 0;
         let flags = flags.0 & UPPER_FLAGS;
         let writes = writes(flags);
-        // One whose writes go straight to the disk is copied up at once.
-        let copies = writes && flags & (libc::O_DSYNC | libc::O_DIRECT) != 0;
-        self.run(copies || self.shared.overlay.would_block(ino), move |shared| {
-            let opened = match shared.overlay.open(ino, flags) {
-                Ok(opened) => opened,
-                Err(error) => return reply.error(shared.failed(&error)),
-            };
-            let (mode, cache) =
-                shared.io_mode(ino, &opened, writes, is_root, |fd| reply.open_backing(fd));
-            if shared.modes.written(ino).is_some() {
-                shared.forget_attributes(ino);
-            }
-            let fh = FileHandle(opened.handle.0);
-            match mode {
-                IoMode::Cached => reply.opened(fh, cache),
-                IoMode::Passthrough(id) => reply.opened_passthrough(fh, FopenFlags::empty(), &id),
-            }
-        });
+        self.attempt(
+            self.looking(INodeNo(ino.0)),
+            move |shared| shared.overlay.open(ino, flags),
+            move |shared, result| {
+                let opened = match result {
+                    Ok(opened) => opened,
+                    Err(error) => return reply.error(shared.failed(&error)),
+                };
+                let (mode, cache) =
+                    shared.io_mode(ino, &opened, writes, is_root, |fd| reply.open_backing(fd));
+                if shared.modes.written(ino).is_some() {
+                    shared.forget_attributes(ino);
+                }
+                let fh = FileHandle(opened.handle.0);
+                let direct = FopenFlags::empty();
+                match mode {
+                    IoMode::Cached => reply.opened(fh, cache),
+                    IoMode::Passthrough(id) => reply.opened_passthrough(fh, direct, &id),
+                }
+            },
+        );
     }
 
     fn create(
@@ -393,30 +428,35 @@ impl Filesystem for Adapter {
     ) {
         let (caller, name) = (caller(request, umask), name.to_owned());
         let (flags, writes) = (flags & UPPER_FLAGS, writes(flags));
-        self.run(self.would_block(parent), move |shared| {
-            let created = shared.overlay.create(&caller, Ino(parent.0), &name, mode, flags);
-            let (attr, opened) = match created {
-                Ok(created) => created,
-                Err(error) => return reply.error(shared.failed(&error)),
-            };
-            // What the kernel remembers of it does no harm: before a new file can be mapped it has to
-            // grow, and then the kernel asks again.
-            let (mode, cache) = shared
-                .io_mode(attr.ino, &opened, writes, caller.uid == 0, |fd| reply.open_backing(fd));
-            let fh = FileHandle(opened.handle.0);
-            let generation = Generation(attr.generation);
-            let (attr, ttl) = match attr.size {
-                0 => (file_attr(&attr), shared.attr_ttl),
-                _ => shared.told(&attr),
-            };
-            let ttl = &shared.entry_ttl.min(ttl);
-            match mode {
-                IoMode::Cached => reply.created(ttl, &attr, generation, fh, cache),
-                IoMode::Passthrough(id) => {
-                    reply.created_passthrough(ttl, &attr, generation, fh, FopenFlags::empty(), &id);
+        let is_root = caller.uid == 0;
+        self.attempt(
+            self.changing([parent]),
+            move |shared| shared.overlay.create(&caller, Ino(parent.0), &name, mode, flags),
+            move |shared, created| {
+                let (attr, opened) = match created {
+                    Ok(created) => created,
+                    Err(error) => return reply.error(shared.failed(&error)),
+                };
+                // What the kernel remembers of it does no harm: before a new file can be mapped it has to
+                // grow, and then the kernel asks again.
+                let (mode, cache) = shared
+                    .io_mode(attr.ino, &opened, writes, is_root, |fd| reply.open_backing(fd));
+                let fh = FileHandle(opened.handle.0);
+                let generation = Generation(attr.generation);
+                let (attr, ttl) = match attr.size {
+                    0 => (file_attr(&attr), shared.attr_ttl),
+                    _ => shared.told(&attr),
+                };
+                let ttl = &shared.entry_ttl.min(ttl);
+                let direct = FopenFlags::empty();
+                match mode {
+                    IoMode::Cached => reply.created(ttl, &attr, generation, fh, cache),
+                    IoMode::Passthrough(id) => {
+                        reply.created_passthrough(ttl, &attr, generation, fh, direct, &id);
+                    }
                 }
-            }
-        });
+            },
+        );
     }
 
     fn read(
@@ -435,15 +475,26 @@ impl Filesystem for Adapter {
         if let Some(data) = overlay.get(handle(fh), offset, size) {
             return reply.data(&data);
         }
-        let may_wait = !overlay.is_in_upper(handle(fh));
-        self.run(may_wait, move |shared| {
-            // A thread that the kernel's requests come by must not wait for a turn.
-            let _pass = may_wait.then(|| shared.reads.enter(size));
-            match shared.overlay.read(handle(fh), offset, size) {
+        if overlay.is_in_upper(handle(fh)) {
+            return guarded(&self.shared, || match overlay.read(handle(fh), offset, size) {
                 Ok(data) => reply.data(&data),
+                Err(error) => reply.error(self.shared.failed(&error)),
+            });
+        }
+        self.pools.attempt(
+            Work::Local,
+            Work::Data,
+            &self.shared,
+            // It has its turn until it is answered.
+            move |shared| {
+                let pass = shared.enter(size);
+                Ok((shared.overlay.read(handle(fh), offset, size)?, pass))
+            },
+            move |shared, result| match result {
+                Ok((data, _pass)) => reply.data(&data),
                 Err(error) => reply.error(shared.failed(&error)),
-            }
-        });
+            },
+        );
     }
 
     fn write(
@@ -474,10 +525,10 @@ impl Filesystem for Adapter {
         };
         if self.shared.overlay.is_in_upper(handle(fh)) {
             // The data lies in this thread's request buffer.
-            guarded(&self.shared, |shared| write(shared, data));
+            guarded(&self.shared, || write(&self.shared, data));
         } else {
             let data = data.to_owned();
-            self.run(true, move |shared| write(shared, &data));
+            self.run(Work::Data, move |shared| write(shared, &data));
         }
     }
 
@@ -522,7 +573,7 @@ impl Filesystem for Adapter {
         datasync: bool,
         reply: ReplyEmpty,
     ) {
-        self.run(true, move |shared| {
+        self.run(Work::Local, move |shared| {
             shared.reply_empty(shared.overlay.fsync(handle(fh), datasync), reply);
         });
     }
@@ -545,7 +596,7 @@ impl Filesystem for Adapter {
         offset: u64,
         mut reply: ReplyDirectory,
     ) {
-        self.run(self.would_block(ino), move |shared| {
+        self.run(self.changing([ino]), move |shared| {
             let mut some = false;
             let result = shared.overlay.readdir(Ino(ino.0), offset, false, &mut |entry| {
                 some = true;
@@ -575,7 +626,7 @@ impl Filesystem for Adapter {
         mut reply: ReplyDirectoryPlus,
     ) {
         self.prune();
-        self.run(self.would_block(ino), move |shared| {
+        self.run(self.changing([ino]), move |shared| {
             let mut some = false;
             // One TTL serves name and attributes here; the protocol has two, fuser passes one.
             let result = shared.overlay.readdir(Ino(ino.0), offset, true, &mut |entry| {
@@ -630,7 +681,7 @@ impl Filesystem for Adapter {
         datasync: bool,
         reply: ReplyEmpty,
     ) {
-        self.run(true, move |shared| {
+        self.run(Work::Local, move |shared| {
             shared.reply_empty(shared.overlay.fsyncdir(Ino(ino.0), datasync), reply);
         });
     }
@@ -664,13 +715,18 @@ impl Filesystem for Adapter {
         let sender = (name == "system.posix_acl_access").then(|| Sender::of(request));
         let (name, value) = (name.to_owned(), value.to_vec());
         let flags = overlay::XattrFlags::from_bits_retain(flags.cast_unsigned());
-        self.run(self.would_block(ino), move |shared| {
-            let ino = Ino(ino.0);
-            let result = shared.overlay.setxattr(ino, &name, &value, flags).and_then(|()| {
-                sender.map_or(Ok(()), |sender| shared.overlay.drop_setgid(ino, &sender))
-            });
-            shared.reply_empty(result, reply);
-        });
+        self.attempt(
+            self.changing([ino]),
+            move |shared| {
+                let ino = Ino(ino.0);
+                shared.overlay.setxattr(ino, &name, &value, flags)?;
+                match &sender {
+                    Some(sender) => shared.overlay.drop_setgid(ino, sender),
+                    None => Ok(()),
+                }
+            },
+            move |shared, result| shared.reply_empty(result, reply),
+        );
     }
 
     fn getxattr(
@@ -682,23 +738,29 @@ impl Filesystem for Adapter {
         reply: ReplyXattr,
     ) {
         let name = name.to_owned();
-        self.run(self.would_block(ino), move |shared| {
-            shared.reply_xattr(shared.overlay.getxattr(Ino(ino.0), &name), size, reply);
-        });
+        self.attempt(
+            self.looking(ino),
+            move |shared| shared.overlay.getxattr(Ino(ino.0), &name),
+            move |shared, result| shared.reply_xattr(result, size, reply),
+        );
     }
 
     fn listxattr(&self, request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
         let caller = caller(request, 0);
-        self.run(self.would_block(ino), move |shared| {
-            shared.reply_xattr(shared.overlay.listxattr(&caller, Ino(ino.0)), size, reply);
-        });
+        self.attempt(
+            self.looking(ino),
+            move |shared| shared.overlay.listxattr(&caller, Ino(ino.0)),
+            move |shared, result| shared.reply_xattr(result, size, reply),
+        );
     }
 
     fn removexattr(&self, _request: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let name = name.to_owned();
-        self.run(self.would_block(ino), move |shared| {
-            shared.reply_empty(shared.overlay.removexattr(Ino(ino.0), &name), reply);
-        });
+        self.attempt(
+            self.changing([ino]),
+            move |shared| shared.overlay.removexattr(Ino(ino.0), &name),
+            move |shared, result| shared.reply_empty(result, reply),
+        );
     }
 
     fn access(&self, _request: &Request, _ino: INodeNo, _mask: AccessFlags, reply: ReplyEmpty) {
@@ -718,7 +780,9 @@ impl Filesystem for Adapter {
     ) {
         let sender = Sender::of(request);
         let mode = overlay::FallocateFlags::from_bits_retain(mode.cast_unsigned());
-        self.run(true, move |shared| {
+        // Else it is copied up.
+        let is_up = self.shared.overlay.is_in_upper(handle(fh));
+        self.run(if is_up { Work::Local } else { Work::Data }, move |shared| {
             let result = shared.overlay.fallocate(handle(fh), mode, offset, length);
             shared.drop_setid(Ino(ino.0), sender);
             shared.reply_empty(result, reply);
@@ -742,19 +806,17 @@ impl Filesystem for Adapter {
             (Ok(_), _) => return reply.error(Errno::EINVAL),
             (Err(_), _) => return reply.error(Errno::ENXIO),
         };
-        let done = move |shared: &Shared, result: overlay::Result<u64>| match result {
+        let answer = move |shared: &Shared, result: overlay::Result<u64>| match result {
             Ok(found) => reply.offset(i64::try_from(found).unwrap_or(i64::MAX)),
             Err(error) => reply.error(shared.failed(&error)),
         };
         if self.shared.modes.written(ino) == Some(Written::Later) {
-            let shared = Arc::clone(&self.shared);
-            self.kernel_first.spawn(move || {
-                guarded(&shared, |shared| done(shared, shared.lseek_written(ino, handle(fh), to)));
+            self.run(Work::AfterOthers, move |shared| {
+                answer(shared, shared.lseek_written(ino, handle(fh), to));
             });
         } else {
-            self.run(self.would_block(inode), move |shared| {
-                done(shared, shared.overlay.lseek(handle(fh), to));
-            });
+            let seek = move |shared: &Shared| shared.overlay.lseek(handle(fh), to);
+            self.attempt(self.looking(inode), seek, answer);
         }
     }
 
@@ -774,7 +836,9 @@ impl Filesystem for Adapter {
         // The reply counts in 32 bits; a short copy is the caller's to continue.
         let len = usize::try_from(len.min(1 << 30)).unwrap_or(1 << 30);
         let sender = Sender::of(request);
-        self.run(true, move |shared| {
+        let overlay = &self.shared.overlay;
+        let are_up = overlay.is_in_upper(handle(fh_in)) && overlay.is_in_upper(handle(fh_out));
+        self.run(if are_up { Work::Local } else { Work::Data }, move |shared| {
             let result = shared.overlay.copy_file_range(
                 handle(fh_in),
                 offset_in,

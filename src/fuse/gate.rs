@@ -1,5 +1,6 @@
 //! A bound on what is read at a time, in bytes.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
@@ -19,8 +20,8 @@ pub(super) struct Gate {
 
 /// Being inside, until it is dropped.
 #[derive(Debug)]
-pub(super) struct Pass<'a> {
-    gate: &'a Gate,
+pub(super) struct Pass {
+    gate: Arc<Gate>,
     bytes: usize,
 }
 
@@ -31,7 +32,7 @@ impl Gate {
     }
 
     /// Waits for room for `bytes`. Who wants more than there can be goes in alone.
-    pub(super) fn enter(&self, bytes: usize) -> Pass<'_> {
+    pub(super) fn enter(self: &Arc<Self>, bytes: usize) -> Pass {
         let until = Instant::now() + self.patience;
         let _turn = self.turn.try_lock_until(until);
         let mut inside = self.inside.lock();
@@ -41,11 +42,11 @@ impl Gate {
             }
         }
         *inside += bytes;
-        Pass { gate: self, bytes }
+        Pass { gate: Arc::clone(self), bytes }
     }
 }
 
-impl Drop for Pass<'_> {
+impl Drop for Pass {
     fn drop(&mut self) {
         *self.gate.inside.lock() -= self.bytes;
         self.gate.left.notify_one();
@@ -60,7 +61,7 @@ mod tests {
 
     #[test]
     fn those_inside_never_want_more_than_the_limit_and_all_get_in() {
-        let gate = Gate::new(100, Duration::from_secs(60));
+        let gate = Arc::new(Gate::new(100, Duration::from_secs(60)));
         let (inside, most, entered) =
             (AtomicUsize::new(0), AtomicUsize::new(0), AtomicUsize::new(0));
         std::thread::scope(|scope| {
@@ -88,7 +89,7 @@ mod tests {
 
     #[test]
     fn who_wants_too_much_goes_in_alone() {
-        let gate = Gate::new(10, Duration::from_secs(60));
+        let gate = Arc::new(Gate::new(10, Duration::from_secs(60)));
         let first = gate.enter(1000);
         std::thread::scope(|scope| {
             let second = scope.spawn(|| gate.enter(1));
@@ -102,7 +103,7 @@ mod tests {
 
     #[test]
     fn nobody_waits_for_more_than_a_while() {
-        let gate = Gate::new(10, Duration::from_millis(500));
+        let gate = Arc::new(Gate::new(10, Duration::from_millis(500)));
         let stuck = gate.enter(10);
         let started = Instant::now();
         std::thread::scope(|scope| {

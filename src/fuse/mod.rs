@@ -1,8 +1,9 @@
 //! The FUSE adapter: kernel protocol on one side, [`Overlay`](crate::overlay::Overlay) on the other.
 //!
 //! It is thin on purpose. It decides four things and leaves the rest to the overlay: on which
-//! thread a request runs (answers from memory on the thread that read the request, everything that
-//! may wait on a pool, and no more bytes of reads at a time than a gate lets in), how long the kernel
+//! thread a request runs (answers from memory on the thread that read the request, what waits for the disk
+//! on one pool and what waits for the store on others, and no more bytes of reads at a time than a gate
+//! lets in), how long the kernel
 //! may remember an answer, how many files it should remember, and whether it does a file's I/O
 //! through its page cache or by itself.
 
@@ -19,6 +20,7 @@ mod pool;
 mod prune;
 mod session;
 mod shared;
+mod work;
 
 pub use faults::{Fault, Faults};
 pub use mount::{detach, unmount};

@@ -1,7 +1,7 @@
 //! Threads that may block, for requests whose answer is not in memory.
 //!
 //! A FUSE thread that waited for the network would keep every request behind it waiting. So it
-//! answers what it can at once and hands the rest, reply included, to this pool. Threads start
+//! answers what it can at once and hands the rest, reply included, to a pool. Threads start
 //! when a job finds none idle and leave after a quiet while: a mount that is not read costs none.
 
 use std::sync::Arc;
@@ -16,10 +16,6 @@ type Job = Box<dyn FnOnce() + Send>;
 /// How long a thread waits for another job before it ends.
 const IDLE: Duration = Duration::from_secs(5);
 
-/// Jobs run in parallel at most. Each waits for a GET, so this bounds the requests in flight, not
-/// the work: 64 keeps a 600 ms store busy and costs little memory.
-const MAX_THREADS: usize = 64;
-
 /// Small stacks do: the deepest call is a decoder, which keeps its state on the heap.
 const STACK_BYTES: usize = 512 * 1024;
 
@@ -30,6 +26,10 @@ pub(crate) struct Pool {
 }
 
 struct Shared {
+    /// What its threads are called.
+    name: &'static str,
+    /// How many there can be.
+    most: usize,
     queue: Receiver<Job>,
     /// Threads that live.
     threads: AtomicUsize,
@@ -38,10 +38,11 @@ struct Shared {
 }
 
 impl Pool {
-    /// A pool with no thread yet.
-    pub(crate) fn new() -> Self {
+    /// A pool of up to `most` threads, with none yet.
+    pub(crate) fn new(name: &'static str, most: usize) -> Self {
         let (jobs, queue) = crossbeam_channel::unbounded();
-        let shared = Shared { queue, threads: AtomicUsize::new(0), idle: AtomicUsize::new(0) };
+        let (threads, idle) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        let shared = Shared { name, most, queue, threads, idle };
         Self { jobs, shared: Arc::new(shared) }
     }
 
@@ -57,18 +58,18 @@ impl Pool {
     fn start_thread(&self) {
         let grown =
             self.shared.threads.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |threads| {
-                (threads < MAX_THREADS).then_some(threads + 1)
+                (threads < self.shared.most).then_some(threads + 1)
             });
         if grown.is_err() {
             return;
         }
         let living = Living(Arc::clone(&self.shared));
         let started = std::thread::Builder::new()
-            .name("thawfs-miss".into())
+            .name(self.shared.name.into())
             .stack_size(STACK_BYTES)
             .spawn(move || living.0.work());
         if let Err(error) = started {
-            log::warn!("could not start a thread for a cache miss: {error}");
+            log::warn!("could not start a thread: {error}");
             if self.shared.threads.load(Ordering::SeqCst) == 0 {
                 // Nobody is left to take the job: run it here, slowly, rather than never.
                 if let Ok(job) = self.shared.queue.try_recv() {
@@ -110,11 +111,13 @@ mod tests {
     use super::*;
     use std::sync::Barrier;
 
+    const MOST: usize = 64;
+
     #[test]
     fn as_many_jobs_as_the_bound_run_at_once() {
-        let pool = Pool::new();
-        let all_there = Arc::new(Barrier::new(MAX_THREADS + 1));
-        for _ in 0..MAX_THREADS {
+        let pool = Pool::new("test", MOST);
+        let all_there = Arc::new(Barrier::new(MOST + 1));
+        for _ in 0..MOST {
             let all_there = Arc::clone(&all_there);
             pool.spawn(move || {
                 all_there.wait();
@@ -126,23 +129,23 @@ mod tests {
 
     #[test]
     fn jobs_past_the_bound_run_once_a_thread_is_free() {
-        let pool = Pool::new();
+        let pool = Pool::new("test", MOST);
         let (sender, receiver) = crossbeam_channel::unbounded();
-        let gate = Arc::new(Barrier::new(MAX_THREADS + 1));
-        for index in 0..3 * MAX_THREADS {
+        let gate = Arc::new(Barrier::new(MOST + 1));
+        for index in 0..3 * MOST {
             let (sender, gate) = (sender.clone(), Arc::clone(&gate));
             pool.spawn(move || {
-                if index < MAX_THREADS {
+                if index < MOST {
                     gate.wait();
                 }
                 sender.send(index).unwrap();
             });
         }
         gate.wait();
-        let mut done: Vec<usize> = (0..3 * MAX_THREADS)
+        let mut done: Vec<usize> = (0..3 * MOST)
             .map(|_| receiver.recv_timeout(Duration::from_secs(20)).unwrap())
             .collect();
         done.sort_unstable();
-        assert_eq!(done, (0..3 * MAX_THREADS).collect::<Vec<_>>());
+        assert_eq!(done, (0..3 * MOST).collect::<Vec<_>>());
     }
 }

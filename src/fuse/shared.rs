@@ -14,9 +14,10 @@ use super::attr::file_attr;
 use super::callers::{Sender, without_fsetid};
 use super::errno::errno;
 use super::faults::Faults;
-use super::gate::Gate;
+use super::gate::{Gate, Pass};
 use super::io_mode::{IoMode, IoModes, Written};
 use super::prune::Pruner;
+use crate::cache::may_wait;
 use crate::overlay::{self, Attr, Backing, Handle, Opened, Overlay, SeekFrom};
 use crate::types::Ino;
 
@@ -37,8 +38,10 @@ pub(super) struct Shared {
     pub(super) stack_depth: u32,
     pub(super) notifier: Arc<OnceLock<Notifier>>,
     pub(super) pruner: Pruner,
-    /// For reads that are not answered from memory.
-    pub(super) reads: Gate,
+    /// For reads of what is on this machine, but not decoded in memory.
+    pub(super) local_reads: Arc<Gate>,
+    /// For reads of the store.
+    pub(super) reads: Arc<Gate>,
     pub(super) faults: Arc<Faults>,
 }
 
@@ -52,6 +55,11 @@ impl Shared {
             self.faults.record(error);
         }
         errno
+    }
+
+    /// Waits for its turn to read `bytes`, among those who may wait for the store or those who may not.
+    pub(super) fn enter(&self, bytes: usize) -> Pass {
+        if may_wait() { self.reads.enter(bytes) } else { self.local_reads.enter(bytes) }
     }
 
     /// What to tell the kernel of a file, and for how long it may remember that: not at all where it may

@@ -15,6 +15,7 @@ use super::name::Name;
 use super::nodes::{Data, Place, UpperState};
 use super::upper::{Address, Draft, Mark, Namespace, handle_of, record};
 use super::xattr::stored_name;
+use crate::cache::may_wait;
 use crate::squashfs::Inode;
 use crate::types::{FileKind, FileOffset, Ino, InodeRef, Owner};
 
@@ -192,7 +193,13 @@ impl Overlay {
     }
 
     /// Copies a lower file's data into an empty or all-hole file, leaving its holes.
+    ///
+    /// # Errors
+    /// [`Error::WouldCopy`] on a thread that must not wait, or what reading and writing say.
     pub(super) fn write_data(&self, inode: &Inode, to: &OwnedFd) -> Result<()> {
+        if !may_wait() {
+            return Err(Error::WouldCopy);
+        }
         let archive = self.lower.archive();
         let mut at = 0;
         while at < inode.size {

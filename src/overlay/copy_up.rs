@@ -5,7 +5,7 @@
 //! when it is written: until then a regular file in the upper is a metacopy, a hole of the right
 //! size whose data is still read from the archive.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -21,6 +21,7 @@ use super::error::{Error, Result};
 use super::index::nlink_mark;
 use super::nodes::{Data, Place, Snapshot, UpperState};
 use super::upper::{Address, Mark, Namespace, Whiteouts, stat_at, stat_fd};
+use crate::cache::may_wait;
 use crate::squashfs::Inode;
 use crate::types::{FileKind, Ino};
 
@@ -35,10 +36,11 @@ pub(super) enum Want {
     Truncated,
 }
 
-/// Which inodes are being copied: one thread copies, others wait for it.
+/// Which inodes are being copied, and whether by a thread that may wait for the store: one thread
+/// copies, others wait for it.
 #[derive(Debug, Default)]
 pub(super) struct Flights {
-    copying: Mutex<HashSet<Ino>>,
+    copying: Mutex<HashMap<Ino, bool>>,
     landed: Condvar,
 }
 
@@ -49,12 +51,20 @@ pub(super) struct Flight<'a> {
 }
 
 impl Flights {
-    pub(super) fn start(&self, ino: Ino) -> Flight<'_> {
+    /// Begins to copy `ino`, once nobody else does.
+    ///
+    /// # Errors
+    /// [`Error::WouldCopy`] on a thread that must not wait for the one that copies.
+    pub(super) fn start(&self, ino: Ino) -> Result<Flight<'_>> {
         let mut copying = self.copying.lock();
-        while !copying.insert(ino) {
+        while let Some(waits) = copying.get(&ino) {
+            if *waits && !may_wait() {
+                return Err(Error::WouldCopy);
+            }
             self.landed.wait(&mut copying);
         }
-        Flight { flights: self, ino }
+        copying.insert(ino, may_wait());
+        Ok(Flight { flights: self, ino })
     }
 }
 
@@ -104,7 +114,7 @@ impl Overlay {
     }
 
     fn copy_one(&self, ino: Ino, want: Want) -> Result<()> {
-        let _flight = self.flights.start(ino);
+        let _flight = self.flights.start(ino)?;
         let node = self.nodes.get(ino)?;
         if self.is_up(&node, want) {
             return Ok(());

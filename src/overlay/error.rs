@@ -34,6 +34,10 @@ pub enum Error {
     /// The archive could not be read.
     #[error(transparent)]
     Lower(#[from] squashfs::Error),
+    /// A lower file's data would have to be copied, which this thread must not wait for
+    /// ([`crate::cache::without_waiting`]).
+    #[error("this would copy data")]
+    WouldCopy,
     /// The upper or work directory cannot serve as one; only [`super::Upper::open`] and
     /// [`super::Overlay::new`] say this.
     #[error("{}: {problem}", path.display())]
@@ -72,7 +76,20 @@ impl Error {
             Self::Refused(errno) | Self::Sys { errno, .. } => *errno == wanted,
             Self::Damaged(_) => wanted == Errno::IO,
             Self::Stale(_) => wanted == Errno::STALE,
-            Self::Lower(_) | Self::Unusable { .. } => false,
+            Self::Lower(_) | Self::WouldCopy | Self::Unusable { .. } => false,
+        }
+    }
+
+    /// Whether this says only that the thread must not wait.
+    pub fn is_would_wait(&self) -> bool {
+        match self {
+            Self::WouldCopy => true,
+            Self::Lower(error) => error.is_would_wait(),
+            Self::Refused(_)
+            | Self::Sys { .. }
+            | Self::Damaged(_)
+            | Self::Stale(_)
+            | Self::Unusable { .. } => false,
         }
     }
 }

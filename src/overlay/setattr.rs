@@ -50,7 +50,7 @@ impl Overlay {
         let metacopy = |state: &UpperState| state.data != Data::Upper;
         // While its data is being copied, times that are set would be put back.
         let _flight = match self.nodes.upper(ino)? {
-            Some(state) if metacopy(&state) => Some(self.flights.start(ino)),
+            Some(state) if metacopy(&state) => Some(self.flights.start(ino)?),
             Some(_) | None => None,
         };
         if let Some(size) = change.size {

@@ -10,7 +10,7 @@ use super::codec::Codec;
 use super::decoded::{CacheCounters, Claim, DecodedCache, Weigh};
 use super::plan::{Extent, StoredBlock};
 use crate::buffers;
-use crate::cache::Blob;
+use crate::cache::{Blob, may_wait};
 use crate::types::{ArchiveOffset, ByteRange};
 
 /// Decoded data and fragment blocks of an archive.
@@ -86,10 +86,17 @@ impl DataBlocks {
                 Claim::Wait(flight) => flights.push((index, block, flight)),
             }
         }
-        if let (true, [first, ..]) = (begins_small, wanted.as_slice()) {
-            self.blob.note_small_file(*first);
+        let begins = wanted.first().filter(|_| begins_small);
+        let note = || begins.into_iter().for_each(|first| self.blob.note_small_file(*first));
+        // Once for a read, however often it is tried: what fails here because it would wait comes again.
+        let waits = may_wait();
+        if waits {
+            note();
         }
         let fetched = if wanted.is_empty() { Ok(Vec::new()) } else { self.blob.fetch(&wanted) };
+        if !waits && fetched.is_ok() {
+            note();
+        }
         let stored = |position: usize| match &fetched {
             Ok(fetched) => Ok(fetched.get(position).cloned().unwrap_or_default()),
             Err(error) => Err(Error::Blob(error.clone())),

@@ -9,6 +9,7 @@ use lru::LruCache;
 use parking_lot::{Condvar, Mutex};
 
 use super::Error;
+use crate::cache::may_wait;
 
 /// What a cached value costs.
 pub(super) trait Weigh {
@@ -41,6 +42,8 @@ struct State<K: Hash + Eq, V> {
 
 /// One decode under way.
 pub(super) struct Flight<V> {
+    /// Whether whoever leads it may wait for the store.
+    may_wait: bool,
     outcome: Mutex<Outcome<V>>,
     landed: Condvar,
 }
@@ -113,9 +116,11 @@ impl<K: Hash + Eq + Copy, V: Clone + Weigh> DecodedCache<K, V> {
             self.waits.fetch_add(1, Ordering::Relaxed);
             return Claim::Wait(Arc::clone(flight));
         }
-        self.decodes.fetch_add(1, Ordering::Relaxed);
-        let flight =
-            Arc::new(Flight { outcome: Mutex::new(Outcome::Pending), landed: Condvar::new() });
+        let flight = Arc::new(Flight {
+            may_wait: may_wait(),
+            outcome: Mutex::new(Outcome::Pending),
+            landed: Condvar::new(),
+        });
         state.flights.insert(key, Arc::clone(&flight));
         Claim::Lead(Lead { cache: self, key, flight })
     }
@@ -164,11 +169,15 @@ impl<K: Hash + Eq + Copy, V: Clone + Weigh> DecodedCache<K, V> {
 }
 
 impl<V: Clone> Flight<V> {
-    /// What came of it; `None` where nothing did and the caller may claim the block again.
+    /// What came of it; `None` where nothing did and the caller may claim the block again. A thread that
+    /// must not wait for the store does not wait for one that may, either.
     pub(super) fn wait(&self) -> Option<Result<V, Error>> {
         let mut outcome = self.outcome.lock();
         loop {
             match &*outcome {
+                Outcome::Pending if self.may_wait && !may_wait() => {
+                    return Some(Err(Error::would_wait()));
+                }
                 Outcome::Pending => self.landed.wait(&mut outcome),
                 Outcome::Landed(result) => return Some(result.clone()),
                 Outcome::Abandoned => return None,
@@ -184,8 +193,12 @@ impl<V: Clone> Flight<V> {
 
 impl<K: Hash + Eq + Copy, V: Clone + Weigh> Lead<'_, K, V> {
     /// Hands the outcome to everyone who waits, and keeps the block if there is one. Returns what
-    /// it was given.
+    /// it was given. That this thread must not wait is no outcome: the others try for themselves.
     pub(super) fn land(self, result: Result<V, Error>) -> Result<V, Error> {
+        if result.as_ref().is_err_and(Error::is_would_wait) {
+            return result;
+        }
+        self.cache.decodes.fetch_add(1, Ordering::Relaxed);
         let mut evicted = Vec::new();
         {
             let mut state = self.cache.state.lock();

@@ -45,6 +45,16 @@ pub enum Error {
 }
 
 impl Error {
+    /// That the thread must not wait for the store, as it would have to.
+    pub(crate) fn would_wait() -> Self {
+        Self::Blob(cache::Error::WouldWait)
+    }
+
+    /// Whether this is [`Self::would_wait`].
+    pub fn is_would_wait(&self) -> bool {
+        matches!(self, Self::Blob(error) if error.is_would_wait())
+    }
+
     /// An [`Error::Corrupt`].
     pub fn corrupt(
         structure: &'static str,

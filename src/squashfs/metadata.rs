@@ -11,7 +11,7 @@ use super::Error;
 use super::codec::Codec;
 use super::decoded::{CacheCounters, DecodedCache, Weigh};
 use super::format::{METADATA_HEADER_LEN, METADATA_LEN, METADATA_STORED};
-use crate::cache::Blob;
+use crate::cache::{Blob, may_wait};
 use crate::types::{ArchiveOffset, ByteRange};
 
 /// Where something starts in packed metadata: a metadata block, and the offset in it once decoded.
@@ -152,8 +152,9 @@ impl Metadata {
             if let Some(bytes) = held.get(range).or_else(|| self.blob.get(range)) {
                 return Ok(bytes);
             }
-            // Others wait for no more than their block, which may well be on its way.
-            if let Some(_turn) = held.fetching.try_lock() {
+            // Others wait for no more than their block, which may well be on its way, and so does who
+            // must not wait for all.
+            if may_wait() && let Some(_turn) = held.fetching.try_lock() {
                 self.fetch_all(held)?;
             }
         }

@@ -31,7 +31,7 @@ pub fn errno(error: &Error) -> Errno {
         Error::Refused(errno) | Error::Sys { errno, .. } => *errno,
         Error::Lower(_) | Error::Damaged(_) => Errno::IO,
         Error::Stale(_) => Errno::STALE,
-        Error::Unusable { .. } => Errno::INVAL,
+        Error::WouldCopy | Error::Unusable { .. } => Errno::INVAL,
     }
 }
 

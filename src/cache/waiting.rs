@@ -1,0 +1,57 @@
+//! Whether a thread may wait for the store.
+//!
+//! A mount answers from threads of several kinds. Those that everything local goes through must never be
+//! held up by a store that does not answer; but whether an operation needs the store shows only on the
+//! way, when a block turns out to be neither in memory nor on disk. So such a thread tries, and where
+//! it would have to wait the operation fails with [`Error::WouldWait`], with nothing done yet, to be
+//! repeated on a thread that may (as `RWF_NOWAIT` has it in the kernel).
+
+use std::cell::Cell;
+
+use super::Error;
+
+thread_local! {
+    static MAY_WAIT: Cell<bool> = const { Cell::new(true) };
+}
+
+/// Runs `work`. What would wait for the store in it, or for somebody who may wait for the store, fails
+/// with [`Error::WouldWait`].
+pub fn without_waiting<T>(work: impl FnOnce() -> T) -> T {
+    struct Restore(bool);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            MAY_WAIT.set(self.0);
+        }
+    }
+    let _restore = Restore(MAY_WAIT.replace(false));
+    work()
+}
+
+/// Whether this thread may wait for the store now.
+pub fn may_wait() -> bool {
+    MAY_WAIT.get()
+}
+
+impl Error {
+    /// Whether this says only that the thread must not wait.
+    pub fn is_would_wait(&self) -> bool {
+        matches!(self, Self::WouldWait)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waiting_is_forbidden_inside_alone_however_it_ends() {
+        assert!(may_wait());
+        without_waiting(|| {
+            assert!(!may_wait());
+            without_waiting(|| assert!(!may_wait()));
+            assert!(!may_wait());
+        });
+        let panicked = std::panic::catch_unwind(|| without_waiting(|| panic!("as asked")));
+        assert!(panicked.is_err() && may_wait());
+    }
+}
