@@ -144,6 +144,8 @@ impl From<&store::Error> for Failure {
             E::Timeout { .. }
             | E::Truncated { .. }
             | E::Stalled { .. }
+            | E::Slow { .. }
+            | E::BadRedirect { .. }
             | E::Connect { .. }
             | E::Unavailable { .. }
             | E::WrongEndpoint { .. }

@@ -72,8 +72,7 @@ impl Setup {
     fn open(&self, options: OpenOptions) -> Result<RemoteBlob, Error> {
         let store_options = StoreOptions {
             endpoint: Some(self.server.url()),
-            deadline: Duration::from_millis(1500),
-            read_timeout: Duration::from_millis(400),
+            deadline: Duration::from_millis(3000),
             environment: [("AWS_ACCESS_KEY_ID", ACCESS_KEY), ("AWS_SECRET_ACCESS_KEY", SECRET_KEY)]
                 .into_iter()
                 .collect(),

@@ -13,11 +13,13 @@ use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::sync::mpsc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use support::mount::{Bench, can_mount};
-use support::s3::{Config, Fault, S3Server};
+use support::mount::{Bench, can_mount, can_mount_with};
+use support::s3::{ACCESS_KEY, Config, Fault, S3Server, SECRET_KEY};
+use support::surrounding::Need;
 
 /// Far more than the server has threads for any one thing.
 const STUCK: usize = 200;
@@ -88,7 +90,7 @@ type Operation = (&'static str, fn(&Path));
 
 /// What a mount does without its store, its metadata being in memory. `own` is a file of the upper.
 const LOCAL: &[Operation] = &[
-    ("stat", |root| drop(root.join("small").metadata().unwrap())),
+    ("stat", |root| assert_eq!(root.join("small").metadata().unwrap().len(), 6)),
     ("stat of what is not there", |root| assert!(root.join("nothing").metadata().is_err())),
     ("readdir", |root| assert!(root.read_dir().unwrap().count() > STUCK)),
     ("open of the archive's", |root| drop(File::open(root.join("small")).unwrap())),
@@ -135,13 +137,13 @@ const LOCAL: &[Operation] = &[
     ("unlink of the archive's", |root| std::fs::remove_file(root.join("dir/removed")).unwrap()),
     ("chmod, chown and times of the upper's", |root| {
         std::fs::set_permissions(root.join("own"), PermissionsExt::from_mode(0o640)).unwrap();
-        chown(root.join("own"), Some(12), Some(34)).unwrap();
+        chown(root.join("own"), None, Some(rustix::process::getgid().as_raw())).unwrap();
         File::open(root.join("own")).unwrap().set_modified(std::time::UNIX_EPOCH).unwrap();
     }),
     ("chmod, chown and times of the archive's", |root| {
         let file = root.join("dir/changed");
         std::fs::set_permissions(&file, PermissionsExt::from_mode(0o640)).unwrap();
-        chown(&file, Some(12), Some(34)).unwrap();
+        chown(&file, None, Some(rustix::process::getgid().as_raw())).unwrap();
         File::open(&file).unwrap().set_modified(std::time::UNIX_EPOCH).unwrap();
     }),
     ("attributes", |root| {
@@ -235,4 +237,233 @@ fn readers_who_are_stuck_hold_up_nothing_local() {
         assert_eq!(stuck.status()[0]["faults"]["count"], 0);
         stuck.unmount();
     }
+}
+
+#[test]
+fn the_time_is_up_once_for_a_chunk_whoever_asks_again() {
+    if !can_mount("the_time_is_up_once_for_a_chunk_whoever_asks_again") {
+        return;
+    }
+    let stuck = Stuck::new();
+    stuck.mount(&["--timeout", "8"]);
+    stuck.server.inject(Fault::Silence, 10_000);
+    // The kernel reads ahead, in vain, and asks again for the page. Most of them wait in a queue besides.
+    let took = std::thread::scope(|scope| {
+        let readers: Vec<_> = (0..STUCK)
+            .map(|name| {
+                let path = stuck.noise(name);
+                scope.spawn(move || {
+                    let asked = Instant::now();
+                    let file = File::open(path).unwrap();
+                    let error = file.read_exact_at(&mut [0; 4096], 0).unwrap_err();
+                    assert_eq!(error.raw_os_error(), Some(libc::EIO));
+                    asked.elapsed()
+                })
+            })
+            .collect();
+        readers.into_iter().map(|reader| reader.join().unwrap()).collect::<Vec<_>>()
+    });
+    let (least, most) = (took.iter().min().unwrap(), took.iter().max().unwrap());
+    assert!(*least >= Duration::from_secs(7), "{least:?}");
+    assert!(*most < Duration::from_secs(15), "{most:?}");
+    let status = stuck.status();
+    let reason = status[0]["faults"]["last"].as_str().unwrap();
+    assert!(reason.contains("gave up after") && reason.contains("sent nothing"), "{reason}");
+    // Once the store answers, it comes: with the next request, for those before it may still wait.
+    stuck.server.heal();
+    let healed = Instant::now();
+    let file = File::open(stuck.noise(0)).unwrap();
+    while let Err(error) = file.read_exact_at(&mut [0; 4096], 0) {
+        assert_eq!(error.raw_os_error(), Some(libc::EIO));
+        assert!(healed.elapsed() < Duration::from_secs(30), "it never came");
+    }
+    drop(file);
+    stuck.unmount();
+}
+
+#[test]
+fn a_reader_who_waits_can_be_killed() {
+    if !can_mount("a_reader_who_waits_can_be_killed") {
+        return;
+    }
+    let stuck = Stuck::new();
+    stuck.mount(&["--timeout", "40"]);
+    stuck.server.inject(Fault::Silence, 10_000);
+    let before = stuck.server.log().len();
+    let started = Instant::now();
+    let mut readers: Vec<_> = (0..20)
+        .map(|name| {
+            Command::new("cat").arg(stuck.noise(name)).stdout(Stdio::null()).spawn().unwrap()
+        })
+        .collect();
+    while stuck.server.log().len() < before + 10 && started.elapsed() < Duration::from_secs(20) {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    for reader in &mut readers {
+        assert!(reader.try_wait().unwrap().is_none(), "it did not wait");
+        reader.kill().unwrap();
+    }
+    for reader in &mut readers {
+        reader.wait().unwrap();
+    }
+    // Unkilled, they would have stayed for 40.
+    assert!(started.elapsed() < Duration::from_secs(35), "{:?}", started.elapsed());
+    stuck.server.heal();
+    stuck.unmount();
+}
+
+/// Whether a process is alive, and no zombie.
+fn is_alive(pid: &str) -> bool {
+    std::fs::read_to_string(format!("/proc/{pid}/stat"))
+        .is_ok_and(|stat| !stat.rsplit(')').next().unwrap_or_default().starts_with(" Z"))
+}
+
+#[test]
+fn a_credential_helper_that_hangs_is_within_the_time_and_named() {
+    let name = "a_credential_helper_that_hangs_is_within_the_time_and_named";
+    if !can_mount_with(name, &[Need::Processes]) {
+        return;
+    }
+    let stuck = Stuck::new();
+    let server = S3Server::start(Config::new(stuck.bench.path("bucket"))).unwrap();
+    let (config, pids) = (stuck.bench.path("config"), stuck.bench.path("pids"));
+    // Keys that are old at once, so that each request asks for new ones.
+    let keys = format!(
+        r#"{{"Version":1,"AccessKeyId":"{ACCESS_KEY}","SecretAccessKey":"{SECRET_KEY}","Expiration":"2000-01-01T00:00:00Z"}}"#
+    );
+    let helper = |rest: &str| {
+        let shown = pids.display();
+        let text = format!("[profile p]\ncredential_process = echo $$ >> {shown}; {rest}\n");
+        std::fs::write(&config, text).unwrap();
+    };
+    let ran = || -> Vec<String> {
+        let text = std::fs::read_to_string(&pids).unwrap_or_default();
+        text.split_whitespace().map(str::to_owned).collect()
+    };
+    let mount = || {
+        stuck
+            .bench
+            .thawfs()
+            .env("AWS_ENDPOINT_URL", server.url())
+            .env("AWS_CONFIG_FILE", &config)
+            .args(["mount", "s3://box/data.sqsh", stuck.mountpoint.to_str().unwrap()])
+            .args(["--profile", "p", "--timeout", "4", "--disk-cache", "off"])
+            .output()
+            .unwrap()
+    };
+    helper("sleep 1000 & echo $! >> PIDS; wait".replace("PIDS", pids.to_str().unwrap()).as_str());
+    let started = Instant::now();
+    let failed = mount();
+    assert_eq!(failed.status.code(), Some(4));
+    let said = String::from_utf8_lossy(&failed.stderr);
+    let expected = "profile p are no good: credential_process gave no answer for 4.0 s";
+    assert!(said.contains(expected), "{said}");
+    assert!(started.elapsed() < Duration::from_secs(20), "{:?}", started.elapsed());
+    assert_eq!(ran().len(), 2, "the helper and its child");
+    assert!(ran().iter().all(|pid| !is_alive(pid)), "{:?}", ran());
+    stuck.bench.assert_nothing_left();
+
+    helper(&format!("echo '{keys}'"));
+    let mounted = mount();
+    assert!(mounted.status.success(), "{}", String::from_utf8_lossy(&mounted.stderr));
+    std::fs::remove_file(&pids).unwrap();
+    helper("sleep 1000 & echo $! >> PIDS; wait".replace("PIDS", pids.to_str().unwrap()).as_str());
+    let gets = server.gets();
+    std::thread::scope(|scope| {
+        let readers: Vec<_> = (0..20)
+            .map(|name| {
+                let path = stuck.noise(name);
+                scope.spawn(move || {
+                    let asked = Instant::now();
+                    let file = File::open(path).unwrap();
+                    let error = file.read_exact_at(&mut [0; 4096], 0).unwrap_err();
+                    assert_eq!(error.raw_os_error(), Some(libc::EIO));
+                    assert!(asked.elapsed() < Duration::from_millis(7500), "{:?}", asked.elapsed());
+                })
+            })
+            .collect();
+        // All the while, one at a time.
+        while readers.iter().any(|reader| !reader.is_finished()) {
+            let alive = ran().iter().filter(|pid| is_alive(pid)).count();
+            assert!(alive <= 2, "{alive} helpers and children");
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    });
+    assert_eq!(server.gets(), gets, "a request without keys");
+    let status = stuck.status();
+    let reason = status[0]["faults"]["last"].as_str().unwrap();
+    assert!(reason.contains("credential_process gave no answer for"), "{reason}");
+    // One that runs at the end goes with the server.
+    stuck.unmount();
+    assert!(ran().iter().all(|pid| !is_alive(pid)), "{:?}", ran());
+}
+
+#[test]
+fn a_redirect_to_another_host_is_named_and_followed_when_it_is_allowed() {
+    if !can_mount("a_redirect_to_another_host_is_named_and_followed_when_it_is_allowed") {
+        return;
+    }
+    let stuck = Stuck::new();
+    let from = S3Server::start(Config { keys: None, ..Config::new(stuck.bench.path("bucket")) });
+    let from = from.unwrap();
+    let port = stuck.server.url().rsplit(':').next().unwrap().to_owned();
+    from.inject(Fault::Redirect(format!("http://localhost:{port}/box/data.sqsh")), usize::MAX);
+    let source = format!("{}/box/data.sqsh", from.url());
+    let mount = |more: &[&str]| {
+        let target = stuck.mountpoint.to_str().unwrap();
+        stuck.bench.thawfs().args(["mount", &source, target]).args(more).output().unwrap()
+    };
+    let refused = mount(&[]);
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert_eq!(refused.status.code(), Some(8), "{said}");
+    assert!(said.contains("--allow-redirects-to localhost"), "{said}");
+    assert!(stuck.server.log().is_empty());
+    for allowed in
+        [&["--allow-redirects-to", "localhost"][..], &["-o", "allow_redirects_to=localhost"]]
+    {
+        let mounted = mount(allowed);
+        assert!(mounted.status.success(), "{}", String::from_utf8_lossy(&mounted.stderr));
+        let noise = std::fs::read(stuck.noise(1)).unwrap();
+        assert_eq!(noise, std::fs::read(stuck.bench.path("tree/noise001")).unwrap());
+        stuck.unmount();
+    }
+}
+
+#[test]
+fn writes_that_wait_for_a_copy_take_no_memory_and_lose_nothing() {
+    if !can_mount("writes_that_wait_for_a_copy_take_no_memory_and_lose_nothing") {
+        return;
+    }
+    let stuck = Stuck::new();
+    stuck.mount(&[]);
+    stuck.server.inject(Fault::Silence, 10_000);
+    let contents = |name: usize| -> Vec<u8> {
+        (0..1u32 << 18).flat_map(|n| (n ^ name as u32).to_le_bytes()).collect()
+    };
+    std::thread::scope(|scope| {
+        let writers: Vec<_> = (0..STUCK)
+            .map(|name| {
+                let path = stuck.noise(name);
+                scope.spawn(move || {
+                    let mut file = File::options().append(true).open(path).unwrap();
+                    file.write_all(&contents(name)).unwrap();
+                })
+            })
+            .collect();
+        std::thread::sleep(Duration::from_secs(4));
+        let resident = stuck.status()[0]["residentBytes"].as_u64().unwrap();
+        let waiting = writers.iter().filter(|writer| !writer.is_finished()).count();
+        stuck.server.heal();
+        assert_eq!(waiting, STUCK);
+        // Of a program that is not optimized; what is written alone is 200.
+        assert!(resident < 80 << 20, "{resident}");
+        writers.into_iter().for_each(|writer| writer.join().unwrap());
+    });
+    for name in 0..STUCK {
+        let mut expected =
+            std::fs::read(stuck.bench.path(&format!("tree/noise{name:03}"))).unwrap();
+        expected.extend(contents(name));
+        assert!(std::fs::read(stuck.noise(name)).unwrap() == expected, "{name}");
+    }
+    stuck.unmount();
 }

@@ -37,6 +37,9 @@ pub struct SourceRequest {
     pub virtual_host_style: bool,
     /// See [`StoreOptions::deadline`].
     pub deadline: Duration,
+    /// See [`StoreOptions::allow_redirects_to`].
+    #[serde(default)]
+    pub allow_redirects_to: Vec<String>,
     /// Where in the object the archive starts, in bytes.
     pub offset: u64,
     /// Memory for compressed chunks and decoded blocks together, in bytes.
@@ -56,8 +59,23 @@ pub struct OpenArchive {
     /// Where in the bucket its trace is, if it is the archive of a backup.
     pub trace: Option<Object>,
     /// Does the requests of `remote`; they end with it.
-    _runtime: Option<Runtime>,
+    requests: Option<Requests>,
 }
+
+/// Ends requests when it is dropped, and helpers with them, without waiting for a name that is still being
+/// looked up.
+pub(crate) struct Requests(Option<Runtime>);
+
+impl Drop for Requests {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_timeout(SHUTDOWN);
+        }
+    }
+}
+
+/// How long threads have to write to the disk cache what they are about to.
+const SHUTDOWN: Duration = Duration::from_secs(1);
 
 impl SourceRequest {
     /// `source` with everything else default.
@@ -71,6 +89,7 @@ impl SourceRequest {
             anonymous: false,
             virtual_host_style: false,
             deadline: StoreOptions::DEFAULT_DEADLINE,
+            allow_redirects_to: Vec::new(),
             offset: 0,
             cache_memory: default_cache_memory(),
             disk_cache: DiskLimit::Auto,
@@ -115,7 +134,8 @@ impl SourceRequest {
         if !archive.metadata_resident() {
             hold_metadata(Arc::clone(&archive));
         }
-        Ok(OpenArchive { archive, name, remote, trace, _runtime: runtime })
+        let requests = runtime.map(|runtime| Requests(Some(runtime)));
+        Ok(OpenArchive { archive, name, remote, trace, requests })
     }
 
     /// How the store is to be reached.
@@ -128,6 +148,7 @@ impl SourceRequest {
             anonymous: self.anonymous,
             virtual_host_style: self.virtual_host_style,
             deadline: self.deadline,
+            allow_redirects_to: self.allow_redirects_to.clone(),
             ..StoreOptions::default()
         }
     }
@@ -231,6 +252,11 @@ pub(crate) fn start_runtime() -> Result<Runtime, Failure> {
 }
 
 impl OpenArchive {
+    /// What ends the requests, for who outlives them. Later ones fail then.
+    pub(crate) fn take_requests(&mut self) -> Option<Requests> {
+        self.requests.take()
+    }
+
     /// What the store's connection has done; zero for a file on this machine.
     pub fn store_counters(&self) -> store::Counters {
         self.remote.as_ref().map(|blob| blob.object().store.counters()).unwrap_or_default()

@@ -21,6 +21,7 @@ use super::landing::Landing;
 use super::plan::runs;
 use super::remote::{Inner, LONGEST_REQUEST};
 use super::state::Wanted;
+use super::waiting::may_wait;
 use crate::types::ByteRange;
 
 /// How long what came twice alike is taken for what the object has; doubled each time it comes again, up
@@ -74,6 +75,9 @@ impl Inner {
         if self.state.lock().damage.is_known(range, sum, Instant::now()) {
             return Ok(None);
         }
+        if !may_wait() {
+            return Err(Error::WouldWait);
+        }
         self.forget_on_disk(range);
         let (mut launches, mut waiting) = (Vec::new(), Vec::new());
         {
@@ -102,8 +106,8 @@ impl Inner {
         }
         waiting.sort_by_key(|(chunk, _)| *chunk);
         let mut joint = Joint::new(range);
-        for (chunk, flight) in &waiting {
-            joint.add(self.grid, *chunk, &flight.wait(*chunk)?);
+        for (chunk, bytes) in self.wait(&waiting, Instant::now())? {
+            joint.add(self.grid, chunk, &bytes);
         }
         let again = joint.finish();
         let (name, (start, end)) = (self.object.name(), (range.start(), range.end()));

@@ -1,6 +1,7 @@
 //! Chunks on their way, and those who wait for them.
 
 use std::ops::Range;
+use std::time::Instant;
 
 use bytes::Bytes;
 use parking_lot::{Condvar, Mutex};
@@ -24,6 +25,8 @@ pub(super) struct Flight {
     pub(super) origin: Origin,
     /// Whether somebody waited from the beginning.
     pub(super) awaited: bool,
+    /// Since when they are on their way.
+    pub(super) began: Instant,
     landed: Mutex<Option<Result<Vec<Bytes>, Error>>>,
     arrival: Condvar,
 }
@@ -31,7 +34,7 @@ pub(super) struct Flight {
 impl Flight {
     pub(super) fn new(chunks: Range<u64>, origin: Origin, awaited: bool) -> Self {
         let (landed, arrival) = (Mutex::new(None), Condvar::new());
-        Self { chunks, origin, awaited, landed, arrival }
+        Self { chunks, origin, awaited, began: Instant::now(), landed, arrival }
     }
 
     /// Ends the flight, once.
@@ -45,18 +48,20 @@ impl Flight {
         self.landed.lock().is_some()
     }
 
-    /// Blocks until the flight has ended, and returns one of its chunks.
-    pub(super) fn wait(&self, chunk: u64) -> Result<Bytes, Error> {
+    /// Blocks until the flight has ended, and returns one of its chunks; `None` if that is not by `end`.
+    pub(super) fn wait(&self, chunk: u64, end: Option<Instant>) -> Option<Result<Bytes, Error>> {
         let mut landed = self.landed.lock();
         loop {
-            match &*landed {
-                None => self.arrival.wait(&mut landed),
-                Some(Err(error)) => return Err(error.clone()),
-                Some(Ok(chunks)) => {
+            match (&*landed, end) {
+                (None, None) => self.arrival.wait(&mut landed),
+                (None, Some(end)) if Instant::now() >= end => return None,
+                (None, Some(end)) => drop(self.arrival.wait_until(&mut landed, end)),
+                (Some(Err(error)), _) => return Some(Err(error.clone())),
+                (Some(Ok(chunks)), _) => {
                     let index = usize::try_from(chunk.wrapping_sub(self.chunks.start));
                     let found = index.ok().and_then(|index| chunks.get(index));
                     // Land checks the number of chunks, and only chunks of the run are waited for.
-                    return Ok(found.cloned().unwrap_or_default());
+                    return Some(Ok(found.cloned().unwrap_or_default()));
                 }
             }
         }

@@ -7,6 +7,7 @@
 mod again;
 mod counters;
 mod disk;
+mod failures;
 mod file;
 mod flight;
 mod joint;
@@ -31,7 +32,7 @@ pub use file::{FileBlob, MemoryBlob};
 pub use opening::OpenOptions;
 pub use remote::RemoteBlob;
 pub use trace::Trace;
-pub use waiting::{may_wait, without_waiting};
+pub use waiting::{asked, asked_at, may_wait, without_waiting};
 pub use warm::{Warm, Warming};
 
 use crate::types::ByteRange;

@@ -10,6 +10,7 @@ use tokio::runtime::Handle;
 
 use super::again::Damage;
 use super::disk::Disk;
+use super::failures::Failures;
 use super::flight::{Flight, Origin};
 use super::joint::{Joint, copy_out};
 use super::landing::Landing;
@@ -21,7 +22,7 @@ use super::readahead::{Readahead, SKIP};
 use super::state::{State, Wanted};
 use super::surroundings::Surroundings;
 use super::trace::{Recorder, Trace};
-use super::waiting::may_wait;
+use super::waiting::{may_wait, take_asked};
 use super::{Blob, Counters, Error};
 use crate::store::{self, ETag, GetRange, Object, Ranged};
 use crate::types::ByteRange;
@@ -99,6 +100,7 @@ impl RemoteBlob {
                 surroundings: Surroundings::new(chunk),
                 readahead: Readahead::new(window, LONGEST_REQUEST, chunk, grid.size),
                 damage: Damage::new(),
+                failures: Failures::default(),
                 counters: Counters::default(),
                 recorder,
             }),
@@ -291,6 +293,7 @@ impl Inner {
     ) -> Result<Vec<(u64, Bytes)>, Error> {
         let mut found = Vec::with_capacity(batch.len());
         let mut waiting: Vec<(u64, Arc<Flight>)> = Vec::new();
+        let asked = take_asked();
         let mut launches = Vec::new();
         {
             let mut state = self.state.lock();
@@ -330,9 +333,7 @@ impl Inner {
         // Readers' requests come first in the list, and so on the wire; what is on disk is read
         // here, while they are on their way.
         self.launch(launches);
-        for (chunk, flight) in waiting {
-            found.push((chunk, flight.wait(chunk)?));
-        }
+        found.extend(self.wait(&waiting, asked)?);
         found.sort_by_key(|(chunk, _)| *chunk);
         Ok(found)
     }
@@ -479,7 +480,17 @@ impl Inner {
 
     /// Ends a flight: keeps what it brought, and wakes those who wait.
     pub(super) fn land(&self, flight: &Flight, from: Origin, result: Result<Vec<Bytes>, Error>) {
-        self.state.lock().land(self.grid, flight, from, result.as_deref());
+        {
+            let mut state = self.state.lock();
+            state.land(self.grid, flight, from, result.as_deref());
+            // What is refused at once is no question of time.
+            let deadline = self.object.store.pace().deadline;
+            if let (Err(error), Some(deadline)) = (&result, deadline)
+                && flight.began.elapsed() >= deadline / 2
+            {
+                state.failures.note(flight.chunks.clone(), error);
+            }
+        }
         if let (Some(disk), Origin::Store, Ok(brought)) = (&self.disk, from, &result) {
             for (chunk, bytes) in flight.chunks.clone().zip(brought) {
                 disk.keep(chunk, bytes);

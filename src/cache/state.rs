@@ -7,6 +7,7 @@ use bytes::Bytes;
 
 use super::Counters;
 use super::again::Damage;
+use super::failures::Failures;
 use super::flight::{Flight, Origin};
 use super::memory::Memory;
 use super::nearby::Nearby;
@@ -27,6 +28,7 @@ pub(super) struct State {
     pub(super) surroundings: Surroundings,
     /// What the object has that makes no sense.
     pub(super) damage: Damage,
+    pub(super) failures: Failures,
     pub(super) counters: Counters,
     /// Notes what is read, if there is a place to keep that.
     pub(super) recorder: Option<Recorder>,
@@ -135,6 +137,7 @@ impl State {
             let flying = self.flights.remove(&chunk);
             let wanted = flying.map_or(Wanted::Now, |flying| flying.wanted);
             if let Some(bytes) = brought.next() {
+                self.failures.clear(chunk);
                 if from == Origin::Store {
                     self.counters.fetched_bytes += bytes.len() as u64;
                 }

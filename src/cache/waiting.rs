@@ -1,4 +1,4 @@
-//! Whether a thread may wait for the store.
+//! Whether a thread may wait for the store, and since when.
 //!
 //! A mount answers from threads of several kinds. Those that everything local goes through must never be
 //! held up by a store that does not answer; but whether an operation needs the store shows only on the
@@ -7,11 +7,13 @@
 //! repeated on a thread that may (as `RWF_NOWAIT` has it in the kernel).
 
 use std::cell::Cell;
+use std::time::Instant;
 
 use super::Error;
 
 thread_local! {
     static MAY_WAIT: Cell<bool> = const { Cell::new(true) };
+    static ASKED: Cell<Option<Instant>> = const { Cell::new(None) };
 }
 
 /// Runs `work`. What would wait for the store in it, or for somebody who may wait for the store, fails
@@ -30,6 +32,29 @@ pub fn without_waiting<T>(work: impl FnOnce() -> T) -> T {
 /// Whether this thread may wait for the store now.
 pub fn may_wait() -> bool {
     MAY_WAIT.get()
+}
+
+/// Runs `work` for somebody who asked for it at `when`, and may have been in a queue since: that counts
+/// as waiting for the store.
+pub fn asked_at<T>(when: Instant, work: impl FnOnce() -> T) -> T {
+    struct Restore(Option<Instant>);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            ASKED.set(self.0);
+        }
+    }
+    let _restore = Restore(ASKED.replace(Some(when)));
+    work()
+}
+
+/// When what this thread works on was asked for; now, if nobody said.
+pub fn asked() -> Instant {
+    ASKED.get().unwrap_or_else(Instant::now)
+}
+
+/// The same, for the first who waits: what comes after that has waited for nothing yet.
+pub(super) fn take_asked() -> Instant {
+    ASKED.take().unwrap_or_else(Instant::now)
 }
 
 impl Error {

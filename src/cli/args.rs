@@ -146,6 +146,10 @@ pub(crate) struct StoreArgs {
     /// Give a read up after this time, retries included: seconds, or 90s, 5m, 1h.
     #[arg(long, value_name = "TIME", default_value_t = 30, value_parser = parse_seconds)]
     pub(crate) timeout: u64,
+
+    /// Follow redirects from an http(s) source to this host, too; can be given several times.
+    #[arg(long, value_name = "HOST")]
+    pub(crate) allow_redirects_to: Vec<String>,
 }
 
 /// How to read an archive.

@@ -105,6 +105,7 @@ pub(super) fn request_for(source: &str, store: &StoreArgs, reading: &ReadingArgs
         anonymous: store.anonymous,
         virtual_host_style: store.virtual_host_style,
         deadline: std::time::Duration::from_secs(store.timeout),
+        allow_redirects_to: store.allow_redirects_to.clone(),
         offset: reading.offset,
         cache_memory: reading.cache_memory,
         disk_cache: DiskLimit::Off,

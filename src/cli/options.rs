@@ -111,6 +111,7 @@ impl MountOption {
             "anonymous",
             "virtual_host_style",
             "timeout",
+            "allow_redirects_to",
         ];
         if !SET_BY_RESTORE.contains(&self.name.as_str()) {
             return Ok(());
@@ -231,6 +232,7 @@ impl MountOption {
             // mount(8) keeps `suid` and `dev` from its helpers: they are its own default.
             "allow_suid" => request.flags.push("suid".into()),
             "allow_dev" => request.flags.push("dev".into()),
+            "allow_redirects_to" => request.source.allow_redirects_to.push(self.text()?),
             flag if FLAGS.contains(&flag) => request.flags.push(flag.to_owned()),
             other if NOT_OURS.contains(&other) => {}
             other if other.starts_with("x-") || other.starts_with("comment") => {}

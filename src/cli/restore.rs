@@ -78,6 +78,7 @@ fn restore_url(args: RestoreArgs, output: &Output) -> Result<(), Failure> {
     }
     let source = SourceRequest {
         deadline: Duration::from_secs(args.bucket.store.timeout),
+        allow_redirects_to: args.bucket.store.allow_redirects_to.clone(),
         cache_memory: args.cache_memory,
         disk_cache: args.disk.limit()?,
         ..SourceRequest::new(args.backup.clone())

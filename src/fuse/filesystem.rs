@@ -1,5 +1,6 @@
 //! [`fuser::Filesystem`] over the overlay: each operation unpacked, run where it belongs, replied to.
 
+use std::borrow::Cow;
 use std::ffi::OsStr;
 use std::io;
 use std::ops::ControlFlow;
@@ -24,6 +25,7 @@ use super::faults::Faults;
 use super::gate::Gate;
 use super::io_mode::{IoMode, IoModes, Written};
 use super::options::MountOptions;
+use super::parked::Parked;
 use super::prune::Pruner;
 use super::shared::{Shared, UPPER_FLAGS};
 use super::work::{Pools, Work, guarded};
@@ -33,10 +35,10 @@ use crate::types::Ino;
 /// Largest read or write request. The kernel's own limit at its default `max_pages_limit` of 256.
 const MAX_IO: u32 = 1 << 20;
 
-/// Readahead and writeback requests the kernel may have in flight. They share one queue in the kernel: with
-/// fewer, readers who wait for a store that does not answer would hold up what others have written. The
-/// kernel grants an ordinary user less where there is little memory (2,600 with 8 GiB). One that waits
-/// for its turn costs the server some hundred bytes.
+/// Requests in flight for what the kernel reads ahead, and for pages that programs wrote through mappings.
+/// They share one queue in the kernel: with fewer, readers who wait for a store that does not answer would
+/// hold up what others have written. The kernel grants an ordinary user less where there is little memory
+/// (2,600 with 8 GiB). One that waits for its turn costs the server some hundred bytes.
 const MAX_BACKGROUND: u16 = 4096;
 
 /// Most bytes of reads that are worked on at a time. One costs up to three times its length until it is
@@ -79,6 +81,7 @@ impl Adapter {
                 pruner: Pruner::new(options.max_nodes, device),
                 local_reads: Arc::new(Gate::new(READ_HERE_AT_ONCE, READ_PATIENCE)),
                 reads: Arc::new(Gate::new(READ_AT_ONCE, READ_PATIENCE)),
+                parked: Arc::default(),
                 faults,
             }),
         }
@@ -199,7 +202,7 @@ impl Filesystem for Adapter {
         let name = name.to_owned();
         self.attempt(
             self.looking(parent),
-            move |shared| shared.overlay.lookup(Ino(parent.0), &name),
+            move |shared| shared.overlay.lookup(ino, &name),
             move |shared, result| match result {
                 Err(error) if errno(&error) == Errno::ENOENT => reply.entry_with_ttls(
                     &shared.attr_ttl,
@@ -365,9 +368,7 @@ impl Filesystem for Adapter {
         let (parent, newparent) = (Ino(parent.0), Ino(newparent.0));
         self.attempt(
             work,
-            move |shared| {
-                shared.overlay.rename(&caller, parent, &name, newparent, &newname, flags)
-            },
+            move |shared| shared.overlay.rename(&caller, parent, &name, newparent, &newname, flags),
             move |shared, result| shared.reply_empty(result, reply),
         );
     }
@@ -439,8 +440,8 @@ impl Filesystem for Adapter {
                 };
                 // What the kernel remembers of it does no harm: before a new file can be mapped it has to
                 // grow, and then the kernel asks again.
-                let (mode, cache) = shared
-                    .io_mode(attr.ino, &opened, writes, is_root, |fd| reply.open_backing(fd));
+                let (mode, cache) =
+                    shared.io_mode(attr.ino, &opened, writes, is_root, |fd| reply.open_backing(fd));
                 let fh = FileHandle(opened.handle.0);
                 let generation = Generation(attr.generation);
                 let (attr, ttl) = match attr.size {
@@ -513,11 +514,11 @@ impl Filesystem for Adapter {
         let drops_setid = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
         let sender = Sender::of(request).without_fsetid();
         let held_back = write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
-        let write = move |shared: &Shared, data: &[u8]| {
-            let result = match held_back {
-                true => shared.overlay.write_all(handle(fh), offset, data),
-                false => shared.overlay.write(handle(fh), offset, data),
-            };
+        let write = move |shared: &Shared, data: overlay::Result<Cow<'_, [u8]>>| {
+            let result = data.and_then(|data| match held_back {
+                true => shared.overlay.write_all(handle(fh), offset, &data),
+                false => shared.overlay.write(handle(fh), offset, &data),
+            });
             if drops_setid {
                 shared.drop_setid(Ino(ino.0), sender);
             }
@@ -525,10 +526,17 @@ impl Filesystem for Adapter {
         };
         if self.shared.overlay.is_in_upper(handle(fh)) {
             // The data lies in this thread's request buffer.
-            guarded(&self.shared, || write(&self.shared, data));
+            guarded(&self.shared, || write(&self.shared, Ok(data.into())));
         } else {
-            let data = data.to_owned();
-            self.run(Work::Data, move |shared| write(shared, &data));
+            let overlay = &self.shared.overlay;
+            let parked = match Parked::new(data, &self.shared.parked, overlay) {
+                Ok(parked) => parked,
+                Err(error) => return write(&self.shared, Err(error)),
+            };
+            self.run(Work::Data, move |shared| {
+                let ready = shared.overlay.ready_to_write(handle(fh));
+                write(shared, ready.and_then(|()| parked.data()));
+            });
         }
     }
 

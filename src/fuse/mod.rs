@@ -16,6 +16,7 @@ mod gate;
 mod io_mode;
 mod mount;
 mod options;
+mod parked;
 mod pool;
 mod prune;
 mod session;

@@ -1,7 +1,7 @@
 //! What all requests share: the overlay, what the kernel was promised, and how it is answered.
 
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -42,6 +42,8 @@ pub(super) struct Shared {
     pub(super) local_reads: Arc<Gate>,
     /// For reads of the store.
     pub(super) reads: Arc<Gate>,
+    /// Bytes of writes that wait for a copy-up.
+    pub(super) parked: Arc<AtomicUsize>,
     pub(super) faults: Arc<Faults>,
 }
 

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use super::pool::Pool;
 use super::shared::Shared;
-use crate::cache::without_waiting;
+use crate::cache::{asked, asked_at, without_waiting};
 use crate::overlay::{Error, Result};
 
 /// Threads for what may take long on this machine: fsync, copying within the upper, decoding.
@@ -73,8 +73,8 @@ impl Pools {
             Work::Data => &self.data,
             Work::AfterOthers => &self.after_others,
         };
-        let shared = Arc::clone(shared);
-        pool.spawn(move || guarded(&shared, || job(&shared)));
+        let (shared, asked) = (Arc::clone(shared), asked());
+        pool.spawn(move || guarded(&shared, || asked_at(asked, || job(&shared))));
     }
 
     /// Runs `operation` where `work` says and, if it would have to wait there for the store, again where

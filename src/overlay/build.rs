@@ -275,7 +275,8 @@ pub(super) fn make_special(
         .map_err(Error::sys("mknod", name.display()))
 }
 
-fn write_all(fd: &OwnedFd, mut data: &[u8], mut at: u64) -> Result<()> {
+/// Writes all of `data` to a file of the upper.
+pub(super) fn write_all(fd: &OwnedFd, mut data: &[u8], mut at: u64) -> Result<()> {
     while !data.is_empty() {
         match rustix::io::pwrite(fd, data, at) {
             Ok(0) => return Err(Error::damaged("the upper took no byte of a copy")),

@@ -5,10 +5,11 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use rustix::buffer::spare_capacity;
-use rustix::fs::{FallocateFlags, SeekFrom};
+use rustix::fs::{FallocateFlags, OFlags, SeekFrom};
 use rustix::io::Errno;
 
 use super::Overlay;
+use super::build::write_all;
 use super::copy_up::Want;
 use super::error::{Error, Result, not_copied};
 use super::handles::{Handle, LowerOpen, Open};
@@ -80,6 +81,32 @@ impl Overlay {
             }
         }
         Ok(written)
+    }
+
+    /// Makes sure that an open file can be written without waiting for more than the disk.
+    ///
+    /// # Errors
+    /// As [`Self::write`].
+    pub fn ready_to_write(&self, handle: Handle) -> Result<()> {
+        self.to_write(&*self.handles.get(handle)?).map(drop)
+    }
+
+    /// Keeps `data` in a file of the workdir without a name.
+    ///
+    /// # Errors
+    /// `EROFS` without an upper, or what the upper's file system says.
+    pub fn scratch(&self, data: &[u8]) -> Result<OwnedFd> {
+        let (_unlinked, fd) = self.upper()?.draft_file(OFlags::RDWR, 0o600)?;
+        write_all(&fd, data, 0)?;
+        Ok(fd)
+    }
+
+    /// What [`Self::scratch`] has kept, which are `len` bytes.
+    ///
+    /// # Errors
+    /// What `pread` says.
+    pub fn read_scratch(fd: &OwnedFd, len: usize) -> Result<Bytes> {
+        read_fd(fd, 0, len)
     }
 
     /// Brings an open file's data to the disk, and its attributes unless `datasync`.

@@ -175,12 +175,14 @@ pub fn serve(
 pub(super) fn serve_in(
     groups: &Groups,
     request: &MountRequest,
-    opened: OpenArchive,
+    mut opened: OpenArchive,
     ready: impl FnOnce(Ready, &Path) -> io::Result<()>,
 ) -> Result<(), Failure> {
     request.check()?;
     check_outside_state(&request.mountpoint)?;
     let identity = request.owners.identity()?;
+    // They end with the mount, and with them what they have started; the rest lasts as long as the process.
+    let _requests = opened.take_requests();
     // Modes arrive whole from the kernel, or with the umask to apply.
     rustix::process::umask(rustix::fs::Mode::empty());
     raise_file_limit();

@@ -154,7 +154,9 @@ impl Metadata {
             }
             // Others wait for no more than their block, which may well be on its way, and so does who
             // must not wait for all.
-            if may_wait() && let Some(_turn) = held.fetching.try_lock() {
+            if may_wait()
+                && let Some(_turn) = held.fetching.try_lock()
+            {
                 self.fetch_all(held)?;
             }
         }

@@ -1,6 +1,9 @@
 //! What a store has done so far, for `status`.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Instant;
+
+use parking_lot::Mutex;
 
 /// A snapshot of a store's traffic since it was opened.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -32,9 +35,42 @@ pub(super) struct Tally {
     pub(super) bytes_out: AtomicU64,
     pub(super) retries: AtomicU64,
     pub(super) errors: AtomicU64,
+    /// When bytes last arrived.
+    progress: Mutex<Option<Instant>>,
+    /// Requests that wait because the server asked for it.
+    holding_off: AtomicU64,
+}
+
+/// A pause that the server asked for.
+pub(super) struct HoldOff<'a>(&'a AtomicU64);
+
+impl Drop for HoldOff<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
 }
 
 impl Tally {
+    /// Notes bytes of a body.
+    pub(super) fn arrived(&self, bytes: u64) {
+        add(&self.bytes_in, bytes);
+        *self.progress.lock() = Some(Instant::now());
+    }
+
+    pub(super) fn progress(&self) -> Option<Instant> {
+        *self.progress.lock()
+    }
+
+    /// Begins a pause that the server asked for.
+    pub(super) fn hold_off(&self) -> HoldOff<'_> {
+        add(&self.holding_off, 1);
+        HoldOff(&self.holding_off)
+    }
+
+    pub(super) fn holding_off(&self) -> bool {
+        self.holding_off.load(Relaxed) > 0
+    }
+
     pub(super) fn snapshot(&self) -> Counters {
         Counters {
             gets: self.gets.load(Relaxed),

@@ -10,20 +10,16 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use chrono::Utc;
 use object_store::RetryConfig;
 use object_store::aws::{AmazonS3Builder, AwsCredential, AwsCredentialProvider};
 use object_store::client::{ClientOptions, HttpClient, HttpConnector};
-use parking_lot::Mutex;
-use tokio::sync::OnceCell;
+use tokio::time::{Instant, timeout_at};
 
 use super::error::root_cause;
-use super::profile::{Keys, Profile};
+use super::profile::Profile;
+use super::renewal::FromProfile;
 use super::{Error, Result, StoreOptions};
 use crate::environment::Environment;
-
-/// Keys are renewed this long before they expire, so that none expires on its way.
-const MARGIN: chrono::TimeDelta = chrono::TimeDelta::minutes(2);
 
 /// How long cloud services that hand out keys have. They are next door or not there at all.
 const PROVIDER_DEADLINE: Duration = Duration::from_secs(4);
@@ -34,19 +30,12 @@ pub(super) struct Credentials(Kind);
 enum Kind {
     Anonymous,
     Fixed(Arc<AwsCredential>),
-    Profile {
-        /// Which profile, of whose files.
-        options: Box<StoreOptions>,
-        /// Replaced as a whole to renew, so that many requests share one reading and no lock is
-        /// held while it goes on.
-        current: Mutex<Arc<OnceCell<Current>>>,
+    Profile(Arc<FromProfile>),
+    Provider {
+        provider: AwsCredentialProvider,
+        /// What is asked, for messages.
+        name: &'static str,
     },
-    Provider(AwsCredentialProvider),
-}
-
-struct Current {
-    credential: Arc<AwsCredential>,
-    expires: Option<chrono::DateTime<Utc>>,
 }
 
 impl Credentials {
@@ -71,48 +60,52 @@ impl Credentials {
                 return Ok(Self(Kind::Fixed(Arc::new(check(credential, place)?))));
             }
             if has_web_identity(environment) {
-                return Ok(Self(Kind::Provider(provider(environment.aws(), region, client)?)));
+                let provider = provider(environment.aws(), region, client)?;
+                return Ok(Self(Kind::Provider { provider, name: "the web identity service" }));
             }
         }
-        if let Some(keys) = profile.keys().await? {
-            return Ok(Self(Kind::Profile {
-                options: Box::new(options.clone()),
-                current: Mutex::new(Arc::new(OnceCell::new_with(Some(Current::new(keys, place)?)))),
-            }));
+        if let Some(keys) = profile.keys(options.deadline).await? {
+            return Ok(Self(Kind::Profile(FromProfile::new(options, keys).await?)));
         }
-        if has_provider(environment) {
+        if let Some(name) = provider_name(environment) {
             // What was passed over above must not be found by other code.
             let of_machine = environment.aws().filter(|(name, _)| !OF_CALLER.contains(name));
-            return Ok(Self(Kind::Provider(provider(of_machine, region, client)?)));
+            let provider = provider(of_machine, region, client)?;
+            return Ok(Self(Kind::Provider { provider, name }));
         }
         Err(Error::BadCredentials { object: place.to_owned(), reason: "there are none".into() })
     }
 
-    /// The keys to sign with now; `None` for anonymous.
-    pub(super) async fn get(&self, object: &str) -> Result<Option<Arc<AwsCredential>>> {
+    /// The keys to sign with now; `None` for anonymous. Waits for them until `end` at most.
+    pub(super) async fn get(
+        &self,
+        object: &str,
+        end: Instant,
+    ) -> Result<Option<Arc<AwsCredential>>> {
+        let asked = Instant::now();
+        let bad = |reason| Error::BadCredentials { object: object.to_owned(), reason };
+        let silent = |who: &str| {
+            bad(format!("{who} gave no answer for {:.1} s", asked.elapsed().as_secs_f64()))
+        };
         match &self.0 {
             Kind::Anonymous => Ok(None),
             Kind::Fixed(credential) => Ok(Some(credential.clone())),
-            Kind::Profile { options, current } => {
-                let mut cell = current.lock().clone();
-                if cell.get().is_some_and(Current::is_old) {
-                    cell = replace(current, &cell);
-                }
-                let read = || async {
-                    let profile = Profile::read(options)?;
-                    match profile.keys().await? {
-                        Some(keys) => Current::new(keys, object),
-                        None => Err(Error::ExpiredCredentials { object: object.to_owned() }),
+            Kind::Profile(profile) => match timeout_at(end, profile.read()).await {
+                Ok(Ok(current)) => Ok(Some(current.credential)),
+                Ok(Err(error)) => Err(match &*error {
+                    Error::ExpiredCredentials { .. } => {
+                        Error::ExpiredCredentials { object: object.to_owned() }
                     }
-                };
-                Ok(Some(cell.get_or_try_init(read).await?.credential.clone()))
-            }
-            Kind::Provider(provider) => {
-                let bad = |reason| Error::BadCredentials { object: object.to_owned(), reason };
-                let credential = tokio::time::timeout(PROVIDER_DEADLINE, provider.get_credential())
+                    error => bad(error.to_string()),
+                }),
+                Err(_) => Err(silent("credential_process")),
+            },
+            Kind::Provider { provider, name } => {
+                let end = end.min(asked + PROVIDER_DEADLINE);
+                let credential = timeout_at(end, provider.get_credential())
                     .await
-                    .map_err(|_| bad("the service that hands them out is silent".into()))?
-                    .map_err(|error| bad(root_cause(&error)))?;
+                    .map_err(|_| silent(name))?
+                    .map_err(|error| bad(format!("{name}: {}", root_cause(&error))))?;
                 check_ascii(&credential, object)?;
                 Ok(Some(credential))
             }
@@ -123,15 +116,12 @@ impl Credentials {
     pub(super) fn renew(&self, used: &Arc<AwsCredential>) -> bool {
         match &self.0 {
             Kind::Anonymous | Kind::Fixed(_) => false,
-            Kind::Profile { current, .. } => {
-                let cell = current.lock().clone();
-                if cell.get().is_some_and(|current| Arc::ptr_eq(&current.credential, used)) {
-                    replace(current, &cell);
-                }
+            Kind::Profile(profile) => {
+                profile.forget(used);
                 true
             }
             // It renews by the clock; there is no way to hurry it.
-            Kind::Provider(_) => false,
+            Kind::Provider { .. } => false,
         }
     }
 }
@@ -141,33 +131,10 @@ impl fmt::Debug for Credentials {
         f.write_str(match &self.0 {
             Kind::Anonymous => "Credentials(anonymous)",
             Kind::Fixed(_) => "Credentials(environment)",
-            Kind::Profile { .. } => "Credentials(profile)",
-            Kind::Provider(_) => "Credentials(provider)",
+            Kind::Profile(_) => "Credentials(profile)",
+            Kind::Provider { .. } => "Credentials(provider)",
         })
     }
-}
-
-impl Current {
-    fn new(keys: Keys, place: &str) -> Result<Self> {
-        let credential = Arc::new(check(keys.credential, place)?);
-        Ok(Self { credential, expires: keys.expires })
-    }
-
-    fn is_old(&self) -> bool {
-        self.expires.is_some_and(|expires| Utc::now() + MARGIN >= expires)
-    }
-}
-
-/// Puts an empty cell in the place of `old`, unless somebody else did already.
-fn replace(
-    current: &Mutex<Arc<OnceCell<Current>>>,
-    old: &Arc<OnceCell<Current>>,
-) -> Arc<OnceCell<Current>> {
-    let mut current = current.lock();
-    if Arc::ptr_eq(&current, old) {
-        *current = Arc::new(OnceCell::new());
-    }
-    current.clone()
 }
 
 fn check(credential: AwsCredential, place: &str) -> Result<AwsCredential> {
@@ -176,7 +143,7 @@ fn check(credential: AwsCredential, place: &str) -> Result<AwsCredential> {
 }
 
 /// The signer panics on keys and tokens that no header can carry.
-fn check_ascii(credential: &AwsCredential, place: &str) -> Result<()> {
+pub(super) fn check_ascii(credential: &AwsCredential, place: &str) -> Result<()> {
     let fits = |text: &str| text.bytes().all(|byte| byte.is_ascii_graphic());
     if fits(&credential.key_id) && credential.token.as_deref().is_none_or(fits) {
         return Ok(());
@@ -222,19 +189,20 @@ fn has_web_identity(environment: &Environment) -> bool {
     ["AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_ROLE_ARN"].iter().all(|it| environment.get(it).is_some())
 }
 
-/// Whether a cloud service is there to be asked. Asking a metadata service that is not there
-/// would take seconds, so its machines are told by the vendor their firmware names.
-fn has_provider(environment: &Environment) -> bool {
+/// Which cloud service is there to be asked. Asking a metadata service that is not there would take
+/// seconds, so its machines are told by the vendor their firmware names.
+fn provider_name(environment: &Environment) -> Option<&'static str> {
     let is_set = |key| environment.get(key).is_some();
     if is_set("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI")
         || (is_set("AWS_CONTAINER_CREDENTIALS_FULL_URI")
             && is_set("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE"))
-        || is_set("AWS_METADATA_ENDPOINT")
     {
-        return true;
+        return Some("the container's credentials service");
     }
     let disabled = environment.flag("AWS_EC2_METADATA_DISABLED");
-    disabled != Some(true) && is_ec2(Path::new("/sys/class/dmi/id/sys_vendor"))
+    let is_there = is_set("AWS_METADATA_ENDPOINT")
+        || (disabled != Some(true) && is_ec2(Path::new("/sys/class/dmi/id/sys_vendor")));
+    is_there.then_some("the machine's metadata service")
 }
 
 fn is_ec2(vendor: &Path) -> bool {
@@ -282,11 +250,15 @@ impl HttpConnector for Ready {
 mod tests {
     use super::*;
 
+    fn soon() -> Instant {
+        Instant::now() + Duration::from_secs(20)
+    }
+
     async fn find(variables: &[(&str, &str)], options: StoreOptions) -> Result<Credentials> {
         let environment: Environment =
             variables.iter().map(|(key, value)| (*key, *value)).collect();
         let options = StoreOptions { environment, ..options };
-        let client = super::super::tls::client(&options, false)?;
+        let client = super::super::tls::client(&options, None)?;
         let profile = Profile::read(&options)?;
         Credentials::find(&options, &profile, "auto", &client, "s3://b").await
     }
@@ -332,14 +304,54 @@ mod tests {
         let options = StoreOptions { profile: Some("p".into()), ..StoreOptions::default() };
         let credentials = find(&variables, options).await.unwrap();
         write("two");
-        let used = credentials.get("o").await.unwrap().unwrap();
+        let used = credentials.get("o", soon()).await.unwrap().unwrap();
         assert_eq!(used.key_id, "one", "a file is only read again for a reason");
         assert!(credentials.renew(&used));
-        let renewed = credentials.get("o").await.unwrap().unwrap();
+        let renewed = credentials.get("o", soon()).await.unwrap().unwrap();
         assert_eq!(renewed.key_id, "two");
         assert!(credentials.renew(&used), "a late report of the old keys");
-        assert!(Arc::ptr_eq(&credentials.get("o").await.unwrap().unwrap(), &renewed));
+        assert!(Arc::ptr_eq(&credentials.get("o", soon()).await.unwrap().unwrap(), &renewed));
         assert!(!format!("{credentials:?}").contains("hidden"));
+    }
+
+    #[tokio::test]
+    async fn a_helper_that_hangs_runs_once_and_is_named() {
+        let home = tempfile::tempdir().unwrap();
+        let (file, log) = (home.path().join("config"), home.path().join("log"));
+        let helper = |rest: &str| {
+            let shown = log.display();
+            let text = format!("[profile p]\ncredential_process = echo x >> {shown}; {rest}\n");
+            std::fs::write(&file, text).unwrap();
+        };
+        let runs = || std::fs::read_to_string(&log).unwrap().lines().count();
+        let keys = r#"echo '{"Version":1,"AccessKeyId":"k","SecretAccessKey":"s","Expiration":"2000-01-01T00:00:00Z"}'"#;
+        helper(keys);
+        let variables = [("AWS_CONFIG_FILE", file.to_str().unwrap())];
+        let options = StoreOptions {
+            profile: Some("p".into()),
+            deadline: Duration::from_secs(3),
+            ..StoreOptions::default()
+        };
+        let credentials = Arc::new(find(&variables, options).await.unwrap());
+        assert_eq!(runs(), 1);
+        // These keys are old from the beginning; whoever asks meanwhile waits for the same helper.
+        helper("sleep 1000");
+        let impatient = credentials.get("o", Instant::now() + Duration::from_millis(100)).await;
+        let impatient = impatient.unwrap_err().to_string();
+        let expected = "credentials for o are no good: credential_process gave no answer for 0.";
+        assert!(impatient.starts_with(expected), "{impatient}");
+        let ask = || {
+            let credentials = Arc::clone(&credentials);
+            tokio::spawn(async move { credentials.get("o", soon()).await.unwrap_err().to_string() })
+        };
+        for asked in [ask(), ask(), ask()] {
+            let error = asked.await.unwrap();
+            assert!(error.contains("gave no answer for 3.0 s, and was killed"), "{error}");
+        }
+        assert_eq!(runs(), 2);
+        helper(keys);
+        assert_eq!(credentials.get("o", soon()).await.unwrap().unwrap().key_id, "k");
+        assert_eq!(runs(), 3);
     }
 
     #[tokio::test]
@@ -369,7 +381,7 @@ mod tests {
         };
         let credentials = find(&variables(&url), StoreOptions::default()).await.unwrap();
         for _ in 0..2 {
-            let keys = credentials.get("o").await.unwrap().unwrap();
+            let keys = credentials.get("o", soon()).await.unwrap().unwrap();
             assert_eq!((keys.key_id.as_str(), keys.token.as_deref()), ("key", Some("token")));
         }
         let head = service.join().unwrap();
@@ -378,7 +390,7 @@ mod tests {
         let started = std::time::Instant::now();
         let variables = variables("http://127.0.0.1:1/creds");
         let credentials = find(&variables, StoreOptions::default()).await.unwrap();
-        let error = credentials.get("s3://b/k").await.unwrap_err();
+        let error = credentials.get("s3://b/k", soon()).await.unwrap_err();
         assert!(matches!(error, Error::BadCredentials { .. }), "{error}");
         assert!(error.to_string().starts_with("credentials for s3://b/k are no good: "), "{error}");
         assert!(started.elapsed() < PROVIDER_DEADLINE + Duration::from_secs(1));

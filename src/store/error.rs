@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::Refusal;
+use super::redirect::Refused;
 
 /// Result of a store operation.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -121,6 +122,26 @@ pub enum Error {
         /// How long nothing came.
         after: Duration,
     },
+    /// Bytes came all the while, but too slowly.
+    #[error("{object}: {got} of {expected} bytes came in {:.1} s", .after.as_secs_f64())]
+    Slow {
+        /// The object.
+        object: String,
+        /// Bytes that arrived.
+        got: u64,
+        /// Bytes that were asked for.
+        expected: u64,
+        /// How long they took.
+        after: Duration,
+    },
+    /// The server redirects to where it must not.
+    #[error("{object}: the server redirects to {refused}")]
+    BadRedirect {
+        /// The object.
+        object: String,
+        /// Where to, and why not there.
+        refused: Refused,
+    },
     /// No connection could be made, or it broke.
     #[error("cannot talk to {host}: {reason}")]
     Connect {
@@ -138,6 +159,8 @@ pub enum Error {
         status: u16,
         /// The server's error code, empty if it gave none.
         code: String,
+        /// How long it asks to be left alone.
+        retry_after: Option<Duration>,
     },
     /// The bucket lives elsewhere: another region or endpoint.
     #[error("{object}: the server sends us elsewhere{}", detail(.to))]
@@ -262,12 +285,22 @@ impl Error {
             | Self::TooLarge { .. }
             | Self::Truncated { .. }
             | Self::Stalled { .. }
+            | Self::Slow { .. }
+            | Self::BadRedirect { .. }
             | Self::Unavailable { .. }
             | Self::BadAnswer { .. }
             | Self::BadOption { .. }
             | Self::Io { .. }
             | Self::ShutDown { .. } => return None,
         })
+    }
+
+    /// How long the server asks to be left alone.
+    pub(super) const fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Unavailable { retry_after, .. } => *retry_after,
+            _ => None,
+        }
     }
 
     /// Whether the same request may succeed a moment later.

@@ -1,7 +1,6 @@
 //! One HTTP request and its answer, tried again until it works or time is up.
 
 use std::collections::hash_map::RandomState;
-use std::future::Future;
 use std::hash::{BuildHasher, Hasher};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
@@ -12,17 +11,25 @@ use http::header::{AUTHORIZATION, CONTENT_LENGTH, HeaderMap, HeaderValue};
 use http::{Method, response};
 use object_store::aws::AwsAuthorizer;
 use object_store::client::{HttpClient, HttpError, HttpErrorKind, HttpRequest, HttpResponseBody};
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep_until, timeout_at};
 use url::Url;
 
 use super::counters::{Tally, add};
 use super::credentials::Credentials;
 use super::error::root_cause;
+use super::redirect::Refused;
 use super::refusal::{Asked, Right, classify};
-use super::{Error, Result, StoreOptions};
+use super::{Error, Pace, Result, StoreOptions};
 
-/// Slowest transfer that counts as working, in bytes per second: 1 Mbit/s.
+/// Slowest transfer that is given all the time it takes, in bytes per second: 1 Mbit/s.
 const SLOWEST: u64 = 128 << 10;
+
+/// A body that comes more slowly still, but comes, is given so many deadlines at least.
+const DEADLINES: u32 = 4;
+
+/// The last attempt begins a twentieth of the deadline before its end, but not earlier than this: time for
+/// the first byte from slow storage.
+const LAST_ATTEMPT: Duration = Duration::from_secs(1);
 
 /// Largest answer that is not an object's body: a page of 1,000 keys of 1 KiB, XML around them.
 const ANSWER_LIMIT: usize = 4 << 20;
@@ -78,12 +85,14 @@ impl Exchange {
     /// Sends a request whose answer is short, and returns that.
     pub(super) async fn send(&self, call: &Call) -> Result<(response::Parts, Bytes)> {
         let mut attempts = self.attempts(&call.object, call.body.len() as u64);
+        attempts.sends(call.body.len() as u64);
         loop {
             let attempt = async {
-                let (parts, body) = self.once(call).await?;
-                Ok((parts, self.small_body(call, body, ANSWER_LIMIT).await?))
+                let limits = attempts.limits();
+                let (parts, body) = self.once(call, limits).await?;
+                Ok((parts, self.small_body(call, body, ANSWER_LIMIT, limits).await?))
             };
-            match attempts.within(attempt).await {
+            match attempt.await {
                 Ok(answer) => return Ok(answer),
                 Err(error) => attempts.failed(error).await?,
             }
@@ -93,21 +102,39 @@ impl Exchange {
     /// The retries of one operation that moves `bytes` bytes.
     pub(super) fn attempts<'a>(&'a self, object: &'a str, bytes: u64) -> Attempts<'a> {
         let now = Instant::now();
-        let longest = self.options.deadline + Duration::from_secs(bytes / SLOWEST);
+        let deadline = self.options.deadline;
+        let longest = deadline + Duration::from_secs(bytes / SLOWEST);
         Attempts {
             exchange: self,
             object,
             started: now,
             progress: now,
-            longest,
+            sending: Duration::ZERO,
+            longest: longest.max(deadline * DEADLINES),
+            bytes,
+            got: 0,
             tries: 0,
+            stalls: 0,
             earlier: None,
+        }
+    }
+
+    /// How this server answers.
+    pub(super) fn pace(&self) -> Pace {
+        Pace {
+            deadline: Some(self.options.deadline),
+            progress: self.tally.progress(),
+            holds_off: self.tally.holding_off(),
         }
     }
 
     /// Sends a request once, twice where fresh credentials make the difference. Returns an answer
     /// only if its status is a success.
-    pub(super) async fn once(&self, call: &Call) -> Result<(response::Parts, HttpResponseBody)> {
+    pub(super) async fn once(
+        &self,
+        call: &Call,
+        limits: Limits,
+    ) -> Result<(response::Parts, HttpResponseBody)> {
         let mut renewed = false;
         loop {
             let mut request = HttpRequest::new(call.body.clone().into());
@@ -127,7 +154,7 @@ impl Exchange {
                     request.headers_mut().insert(AUTHORIZATION, value.clone());
                 }
                 Auth::Aws { credentials, region } => {
-                    if let Some(credential) = credentials.get(&call.object).await? {
+                    if let Some(credential) = credentials.get(&call.object, limits.end).await? {
                         // TLS protects the body as well as a signature would, at no extra cost.
                         AwsAuthorizer::new(&credential, "s3", region)
                             .with_sign_payload(call.url.scheme() != "https")
@@ -140,11 +167,12 @@ impl Exchange {
                     }
                 }
             }
-            let error = match self.execute(call, request).await? {
+            let error = match self.execute(call, request, limits).await? {
                 (parts, body) if parts.status.is_success() => return Ok((parts, body)),
                 (parts, body) => {
                     // The status alone is enough to go by if its explanation does not arrive.
-                    let body = self.small_body(call, body, 16 << 10).await.unwrap_or_default();
+                    let body = self.small_body(call, body, 16 << 10, limits).await;
+                    let body = body.unwrap_or_default();
                     let asked = self.asked(call, used.is_some());
                     classify(asked, parts.status, &parts.headers, &body)
                 }
@@ -176,6 +204,7 @@ impl Exchange {
         &self,
         call: &Call,
         request: HttpRequest,
+        limits: Limits,
     ) -> Result<(response::Parts, HttpResponseBody)> {
         if call.method == Method::GET {
             add(&self.tally.gets, 1);
@@ -184,32 +213,33 @@ impl Exchange {
             add(&self.tally.bytes_out, call.body.len() as u64);
         }
         let sending = Duration::from_secs(call.body.len() as u64 / SLOWEST);
-        let patience = self.options.connect_timeout + self.options.read_timeout + sending;
-        match tokio::time::timeout(patience, self.client.execute(request)).await {
+        let sent = Instant::now();
+        match timeout_at(limits.until(sending), self.client.execute(request)).await {
             Ok(Ok(response)) => {
                 self.reached.store(true, Relaxed);
                 Ok(response.into_parts())
             }
             Ok(Err(error)) => Err(broken(call, &error)),
-            Err(_) => Err(Error::Stalled { object: call.object.clone(), after: patience }),
+            Err(_) => Err(Error::Stalled { object: call.object.clone(), after: sent.elapsed() }),
         }
     }
 
-    /// Next bytes of a body, `None` at its end. Waits no longer than the read timeout.
+    /// Next bytes of a body, `None` at its end.
     pub(super) async fn next_frame(
         &self,
         call: &Call,
         frames: &mut (impl futures::Stream<Item = Result<Bytes, HttpError>> + Unpin),
+        limits: Limits,
     ) -> Result<Option<Bytes>> {
-        let patience = self.options.read_timeout;
-        match tokio::time::timeout(patience, frames.next()).await {
+        let asked = Instant::now();
+        match timeout_at(limits.until(Duration::ZERO), frames.next()).await {
             Ok(None) => Ok(None),
             Ok(Some(Ok(frame))) => {
-                add(&self.tally.bytes_in, frame.len() as u64);
+                self.tally.arrived(frame.len() as u64);
                 Ok(Some(frame))
             }
             Ok(Some(Err(error))) => Err(broken(call, &error)),
-            Err(_) => Err(Error::Stalled { object: call.object.clone(), after: patience }),
+            Err(_) => Err(Error::Stalled { object: call.object.clone(), after: asked.elapsed() }),
         }
     }
 
@@ -219,10 +249,11 @@ impl Exchange {
         call: &Call,
         body: HttpResponseBody,
         limit: usize,
+        limits: Limits,
     ) -> Result<Bytes> {
         let mut frames = body.bytes_stream();
         let mut bytes = Vec::new();
-        while let Some(frame) = self.next_frame(call, &mut frames).await? {
+        while let Some(frame) = self.next_frame(call, &mut frames, limits).await? {
             if bytes.len() + frame.len() > limit {
                 return Err(Error::TooLarge { object: call.object.clone(), limit: limit as u64 });
             }
@@ -232,14 +263,38 @@ impl Exchange {
     }
 }
 
+/// How long what one attempt waits for may take. Whatever comes before its request, a helper that is asked
+/// for keys, a name that is looked up, a handshake, is within the same.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limits {
+    /// For the next sign of life.
+    patience: Duration,
+    /// When all of it has to be over.
+    pub(super) end: Instant,
+}
+
+impl Limits {
+    /// Until when to wait for what begins now and takes `sending` to be asked for.
+    fn until(self, sending: Duration) -> Instant {
+        (Instant::now() + self.patience + sending).min(self.end)
+    }
+}
+
 /// Decides whether and when an operation is tried again.
 pub(super) struct Attempts<'a> {
     exchange: &'a Exchange,
     object: &'a str,
     started: Instant,
     progress: Instant,
+    /// What the request's body may take to be sent, at each attempt.
+    sending: Duration,
     longest: Duration,
+    /// How many bytes are to come, and have.
+    bytes: u64,
+    got: u64,
     tries: u32,
+    /// How many of them stalled since anything came.
+    stalls: u32,
     /// Why the attempt before this one failed.
     earlier: Option<Error>,
 }
@@ -250,25 +305,29 @@ impl Attempts<'_> {
         self.tries > 0
     }
 
+    /// Says that each request has a body of `bytes` bytes, of which nobody tells how far it has got.
+    pub(super) fn sends(&mut self, bytes: u64) {
+        self.sending = Duration::from_secs(bytes / SLOWEST);
+    }
+
     /// Notes that bytes arrived, which gives the operation more time.
-    pub(super) fn progressed(&mut self) {
+    pub(super) fn progressed(&mut self, bytes: u64) {
         self.progress = Instant::now();
+        self.got += bytes;
+        self.stalls = 0;
+    }
+
+    /// What the attempt that is under way may take from now on. One that follows a stall has twice the
+    /// patience: the connection was dead, or the store is slow.
+    pub(super) fn limits(&self) -> Limits {
+        let patience = self.exchange.options.patience() * (1 << self.stalls.min(8));
+        Limits { patience, end: self.end() }
     }
 
     /// When to stop: the deadline counts from the last progress, and slow progress has an end too.
     fn end(&self) -> Instant {
-        (self.progress + self.exchange.options.deadline).min(self.started + self.longest)
-    }
-
-    /// Runs one attempt, cut off at the deadline.
-    pub(super) async fn within<T>(&self, attempt: impl Future<Output = Result<T>>) -> Result<T> {
-        match tokio::time::timeout_at(self.end(), attempt).await {
-            Ok(result) => result,
-            Err(_) => Err(Error::Stalled {
-                object: self.object.to_owned(),
-                after: self.started.elapsed(),
-            }),
-        }
+        let silent = self.progress + self.exchange.options.deadline + self.sending;
+        silent.min(self.started + self.longest)
     }
 
     /// Waits before the next attempt.
@@ -282,18 +341,19 @@ impl Attempts<'_> {
             return Err(error);
         }
         self.tries += 1;
+        self.stalls += u32::from(matches!(error, Error::Stalled { .. }));
         let unreachable = matches!(error, Error::Connect { .. })
             && !self.exchange.reached.load(Relaxed)
             && self.tries >= FIRST_ATTEMPTS;
-        let pause = backoff(self.tries);
-        if unreachable || Instant::now() + pause >= self.end() {
+        let (now, end) = (Instant::now(), self.end());
+        let asked_for = error.retry_after();
+        // A pause that would last beyond the end is cut short, so that there is one more attempt.
+        let last_attempt = end - LAST_ATTEMPT.min(self.exchange.options.deadline / 20);
+        let pause = backoff(self.tries).max(asked_for.unwrap_or_default());
+        let until = now.checked_add(pause).map_or(last_attempt, |until| until.min(last_attempt));
+        if unreachable || until <= now {
             add(&tally.errors, 1);
-            // An attempt that our own deadline cut short says less than the one before it.
-            let was_cut = matches!(error, Error::Stalled { .. }) && Instant::now() >= self.end();
-            let last = match self.earlier.take().filter(|_| was_cut) {
-                Some(earlier) => earlier,
-                None => error,
-            };
+            let last = self.last_words(error, now >= end);
             return Err(if unreachable {
                 last
             } else {
@@ -307,8 +367,27 @@ impl Attempts<'_> {
         add(&tally.retries, 1);
         log::info!("{error}; trying again");
         self.earlier = Some(error);
-        tokio::time::sleep(pause).await;
+        let _held = asked_for.map(|_| tally.hold_off());
+        sleep_until(until).await;
         Ok(())
+    }
+
+    /// What to say of an operation that ends with `error`, at its end or before.
+    fn last_words(&mut self, error: Error, at_end: bool) -> Error {
+        let was_cut = matches!(error, Error::Stalled { .. }) && at_end;
+        if was_cut && self.got > 0 && self.started.elapsed() >= self.longest {
+            return Error::Slow {
+                object: self.object.to_owned(),
+                got: self.got,
+                expected: self.bytes,
+                after: self.started.elapsed(),
+            };
+        }
+        // An attempt that our own deadline cut short says less than the one before it.
+        match self.earlier.take().filter(|_| was_cut) {
+            Some(earlier) => earlier,
+            None => error,
+        }
     }
 }
 
@@ -323,6 +402,9 @@ fn backoff(tries: u32) -> Duration {
 
 fn broken(call: &Call, error: &HttpError) -> Error {
     let object = call.object.clone();
+    if let Some(refused) = Refused::within(error) {
+        return Error::BadRedirect { object, refused: refused.clone() };
+    }
     match error.kind() {
         HttpErrorKind::Decode => Error::BadAnswer { object, reason: root_cause(error) },
         _ => Error::Connect { host: host_of(&call.url), reason: root_cause(error) },

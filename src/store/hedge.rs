@@ -15,7 +15,8 @@ use parking_lot::Mutex;
 use tokio::time::timeout;
 
 use super::{
-    Counters, Depth, ETag, GetRange, Page, Part, Ranged, Result, Store, UnfinishedPage, Upload,
+    Counters, Depth, ETag, GetRange, Pace, Page, Part, Ranged, Result, Store, UnfinishedPage,
+    Upload,
 };
 
 /// How many of the latest times are kept of each size.
@@ -113,7 +114,8 @@ impl Hedged {
         if let Ok(answer) = timeout(slow, &mut first).await {
             return answer;
         }
-        if !self.may_hedge() {
+        // Neither where the store has asked for a pause.
+        if self.inner.pace().holds_off || !self.may_hedge() {
             return first.await;
         }
         match select(first, ask()).await {
@@ -199,6 +201,10 @@ impl Store for Hedged {
             hedges_won: self.won.load(Relaxed),
             ..self.inner.counters()
         }
+    }
+
+    fn pace(&self) -> Pace {
+        self.inner.pace()
     }
 }
 

@@ -11,9 +11,10 @@ use percent_encoding::percent_decode_str;
 use url::Url;
 
 use super::exchange::{Auth, Exchange};
+use super::redirect::Guard;
 use super::source::redacted;
 use super::{
-    Counters, Depth, ETag, Error, GetRange, Page, Part, Ranged, Result, Store, StoreOptions,
+    Counters, Depth, ETag, Error, GetRange, Pace, Page, Part, Ranged, Result, Store, StoreOptions,
     UnfinishedPage, Upload, ranged, tls,
 };
 
@@ -38,7 +39,8 @@ impl HttpStore {
         let _ = url.set_password(None);
         url.set_fragment(None);
         let key = url.path().rsplit('/').next().unwrap_or_default().to_owned();
-        let client = tls::client(options, true)?;
+        let guard = Guard::new(&url, &options.allow_redirects_to, &options.environment);
+        let client = tls::client(options, Some(&guard))?;
         Ok(Self { exchange: Exchange::new(client, auth, None, options.clone()), url, key })
     }
 
@@ -143,6 +145,10 @@ impl Store for HttpStore {
 
     fn counters(&self) -> Counters {
         self.exchange.tally.snapshot()
+    }
+
+    fn pace(&self) -> Pace {
+        self.exchange.pace()
     }
 }
 

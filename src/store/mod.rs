@@ -16,6 +16,7 @@ mod credentials;
 mod error;
 mod exchange;
 mod hedge;
+mod helper;
 mod http_store;
 mod local;
 mod multipart;
@@ -25,7 +26,9 @@ mod pieces;
 mod presigned;
 mod profile;
 mod ranged;
+mod redirect;
 mod refusal;
+mod renewal;
 mod s3;
 mod s3_wire;
 mod source;
@@ -34,6 +37,7 @@ mod tls;
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -45,6 +49,7 @@ pub use hedge::Hedged;
 pub use options::{StoreDefaults, StoreOptions};
 pub use pages::Pages;
 pub use presigned::PresignedUrls;
+pub use redirect::Refused;
 pub use refusal::{Refusal, Right};
 pub use source::Source;
 
@@ -233,6 +238,22 @@ pub trait Store: fmt::Debug + Send + Sync {
 
     /// What this store has done so far.
     fn counters(&self) -> Counters;
+
+    /// How it answers at the moment; by default, as one that is never waited for.
+    fn pace(&self) -> Pace {
+        Pace::default()
+    }
+}
+
+/// How a store answers at the moment.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Pace {
+    /// How long a read may go on without progress, if there is such a bound.
+    pub deadline: Option<Duration>,
+    /// When bytes last came, whoever asked for them.
+    pub progress: Option<Instant>,
+    /// Whether it has asked to be left alone for a while.
+    pub holds_off: bool,
 }
 
 /// A key in a store.

@@ -40,14 +40,15 @@ pub(super) async fn complete(
     let mut attempts = exchange.attempts(&call.object, 0);
     loop {
         let attempt = async {
-            let (_, body) = exchange.once(&call).await?;
-            let body = exchange.small_body(&call, body, 64 << 10).await?;
+            let limits = attempts.limits();
+            let (_, body) = exchange.once(&call, limits).await?;
+            let body = exchange.small_body(&call, body, 64 << 10, limits).await?;
             if !s3_wire::is_error(&body) {
                 return Ok(());
             }
             Err(classify(exchange.asked(&call, true), StatusCode::OK, &HeaderMap::new(), &body))
         };
-        match attempts.within(attempt).await {
+        match attempt.await {
             // The first request did its work, and only its answer was lost.
             Err(Error::NotFound { .. }) if attempts.is_repeated() => return Ok(()),
             Err(error) => attempts.failed(error).await?,

@@ -28,10 +28,8 @@ pub struct StoreOptions {
     /// How long a read may go on without any progress, retries included. A transfer that does
     /// progress gets more time, at least a second for every 128 KiB.
     pub deadline: Duration,
-    /// How long to wait for a connection (TCP and TLS).
-    pub connect_timeout: Duration,
-    /// How long to wait for the next bytes of an answer before asking again on a new connection.
-    pub read_timeout: Duration,
+    /// Hosts to which a server may redirect from an `http(s)://` source, besides its own.
+    pub allow_redirects_to: Vec<String>,
     /// Environment variables to take settings and credentials from.
     pub environment: Environment,
 }
@@ -51,6 +49,14 @@ pub struct StoreDefaults {
 impl StoreOptions {
     /// Long enough to sit out a store's hiccup, short enough for a program that waits.
     pub const DEFAULT_DEADLINE: Duration = Duration::from_secs(30);
+
+    /// How long to wait at first for a connection and the first bytes of an answer, or for the next
+    /// ones, before asking again on a new connection: a fifth of the deadline, and not less than a second
+    /// where there is room for two. First bytes take up to 0.6 s from slow storage; with the default
+    /// deadline, ten times that is a dead connection.
+    pub fn patience(&self) -> Duration {
+        (self.deadline / 5).max(Duration::from_secs(1).min(self.deadline / 2))
+    }
 }
 
 impl Default for StoreOptions {
@@ -63,10 +69,24 @@ impl Default for StoreOptions {
             anonymous: false,
             virtual_host_style: false,
             deadline: Self::DEFAULT_DEADLINE,
-            connect_timeout: Duration::from_secs(5),
-            // First bytes take up to 0.6 s from slow storage; ten times that is a dead connection.
-            read_timeout: Duration::from_secs(6),
+            allow_redirects_to: Vec::new(),
             environment: Environment::of_process(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stall_is_noticed_in_time_to_ask_again() {
+        for (deadline, patience) in
+            [(1, 500), (2, 1000), (3, 1000), (5, 1000), (6, 1200), (30, 6000), (300, 60_000)]
+        {
+            let options =
+                StoreOptions { deadline: Duration::from_secs(deadline), ..StoreOptions::default() };
+            assert_eq!(options.patience(), Duration::from_millis(patience), "{deadline} s");
         }
     }
 }

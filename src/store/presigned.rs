@@ -13,8 +13,9 @@ use url::Url;
 use super::exchange::{Auth, Call, Exchange};
 use super::source::redacted;
 use super::{
-    Counters, Depth, ETag, Error, Folder, GetRange, MAX_PARTS, MIN_PART_SIZE, Page, Part, Ranged,
-    Result, Store, StoreOptions, UnfinishedPage, Upload, check_part, multipart, ranged, tls,
+    Counters, Depth, ETag, Error, Folder, GetRange, MAX_PARTS, MIN_PART_SIZE, Pace, Page, Part,
+    Ranged, Result, Store, StoreOptions, UnfinishedPage, Upload, check_part, multipart, ranged,
+    tls,
 };
 
 /// The URLs for one archive, sent as a multipart upload that was started already, and its metadata.
@@ -63,7 +64,7 @@ impl PresignedUrls {
         options: &StoreOptions,
     ) -> Result<Folder> {
         let exchange =
-            Exchange::new(tls::client(options, false)?, Auth::None, None, options.clone());
+            Exchange::new(tls::client(options, None)?, Auth::None, None, options.clone());
         let (completed, described) = <(AtomicBool, AtomicBool)>::default();
         let urls = self;
         let store = PresignedStore { exchange, urls, archive, metadata, completed, described };
@@ -224,6 +225,10 @@ impl Store for PresignedStore {
 
     fn counters(&self) -> Counters {
         self.exchange.tally.snapshot()
+    }
+
+    fn pace(&self) -> Pace {
+        self.exchange.pace()
     }
 }
 

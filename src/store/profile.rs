@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use object_store::aws::AwsCredential;
 use serde::Deserialize;
 
-use super::{Error, Result, StoreOptions};
+use super::{Error, Result, StoreOptions, helper};
 use crate::environment::Environment;
 
 /// The settings below one `[header]`. One that is nested, as `endpoint_url` below `s3 =`, is called
@@ -99,8 +100,8 @@ impl Profile {
     ///
     /// # Errors
     /// If it wants them by a way we do not know, has only half a pair, or its `credential_process`
-    /// fails.
-    pub(super) async fn keys(&self) -> Result<Option<Keys>> {
+    /// fails or takes longer than `deadline`.
+    pub(super) async fn keys(&self, deadline: Duration) -> Result<Option<Keys>> {
         for unknown in ["role_arn", "sso_session", "sso_start_url", "credential_source"] {
             if self.get(unknown).is_some() {
                 return Err(self.bad(format!(
@@ -114,7 +115,7 @@ impl Profile {
             return Ok(Some(keys));
         }
         if let Some(command) = self.get("credential_process") {
-            return self.run(command.to_owned()).await.map(Some);
+            return self.run(command, deadline).await.map(Some);
         }
         self.pair(&self.config)
     }
@@ -133,19 +134,14 @@ impl Profile {
         Ok(Some(Keys { credential, expires: None }))
     }
 
-    async fn run(&self, command: String) -> Result<Keys> {
-        let mut process = std::process::Command::new("/bin/sh");
-        process.arg("-c").arg(command).stdin(std::process::Stdio::null());
-        let output = tokio::task::spawn_blocking(move || process.output()).await;
-        let failed = |reason: String| self.bad(format!("credential_process {reason}"));
+    async fn run(&self, command: &str, deadline: Duration) -> Result<Keys> {
         // Neither its output nor its command line is shown: both can hold secrets.
-        let output = output
-            .map_err(|_| failed("was abandoned".into()))?
-            .map_err(|error| failed(error.to_string()))?;
-        if !output.status.success() {
-            return Err(failed(format!("failed: {}", output.status)));
-        }
-        let parsed: ProcessOutput = serde_json::from_slice(&output.stdout)
+        let failed = |reason: String| Error::BadCredentials {
+            object: format!("profile {}", self.name),
+            reason: format!("credential_process {reason}"),
+        };
+        let printed = helper::output(command, deadline).await.map_err(failed)?;
+        let parsed: ProcessOutput = serde_json::from_slice(&printed)
             .map_err(|_| failed("did not print the JSON that is due".into()))?;
         if parsed.version != 1 {
             return Err(failed(format!("printed version {}, not 1", parsed.version)));
@@ -241,6 +237,8 @@ fn parse(text: &str) -> BTreeMap<String, Section> {
 mod tests {
     use super::*;
 
+    const SOON: Duration = Duration::from_secs(20);
+
     /// Options with a home whose `~/.aws` holds these files, which lasts as long as the directory.
     fn home(config: &str, credentials: &str) -> (tempfile::TempDir, StoreOptions) {
         let home = tempfile::tempdir().unwrap();
@@ -265,15 +263,16 @@ mod tests {
         );
         let profile = Profile::read(&asked(&options, "dev")).unwrap();
         assert_eq!(profile.get("region"), Some("auto # not a comment"));
-        let keys = profile.keys().await.unwrap().unwrap();
+        let keys = profile.keys(SOON).await.unwrap().unwrap();
         assert_eq!(keys.credential.key_id, "new");
         assert_eq!(keys.credential.secret_key, "a=b");
         assert_eq!(keys.credential.token.as_deref(), Some("t"));
         assert_eq!(Profile::read(&options).unwrap().get("region"), Some("us-west-2"));
-        assert!(Profile::read(&options).unwrap().keys().await.unwrap().is_none());
+        assert!(Profile::read(&options).unwrap().keys(SOON).await.unwrap().is_none());
         let quoted = Profile::read(&asked(&options, "two words")).unwrap();
         assert_eq!(quoted.get("region"), Some("r"));
-        let half = Profile::read(&asked(&options, "other")).unwrap().keys().await.err().unwrap();
+        let half =
+            Profile::read(&asked(&options, "other")).unwrap().keys(SOON).await.err().unwrap();
         let expected = "profile other: it has aws_access_key_id but no aws_secret_access_key";
         assert_eq!(half.to_string(), expected);
     }
@@ -320,14 +319,20 @@ mod tests {
         let good = run(
             r#"echo '{"Version":1,"AccessKeyId":"k","SecretAccessKey":"s","Expiration":"2030-01-01T00:00:00Z"}'"#,
         );
-        let keys = good.keys().await.unwrap().unwrap();
+        let keys = good.keys(SOON).await.unwrap().unwrap();
         assert_eq!(keys.credential.secret_key, "s");
         assert_eq!(keys.expires.unwrap().timestamp(), 1_893_456_000);
         for (command, message) in [
-            ("echo secret; exit 3", "profile p: credential_process failed: exit status: 3"),
-            ("echo secret", "profile p: credential_process did not print the JSON that is due"),
+            (
+                "echo secret; exit 3",
+                "credentials for profile p are no good: credential_process failed: exit status: 3",
+            ),
+            (
+                "echo secret",
+                "credentials for profile p are no good: credential_process did not print the JSON that is due",
+            ),
         ] {
-            let error = run(command).keys().await.err().unwrap().to_string();
+            let error = run(command).keys(SOON).await.err().unwrap().to_string();
             assert_eq!(error, message);
         }
     }
@@ -336,7 +341,7 @@ mod tests {
     async fn what_is_not_supported_is_said() {
         let (_home, options) = home("[profile sso]\nsso_session = x\n", "");
         let profile = Profile::read(&asked(&options, "sso")).unwrap();
-        let error = profile.keys().await.err().unwrap().to_string();
+        let error = profile.keys(SOON).await.err().unwrap().to_string();
         assert!(error.starts_with("profile sso: sso_session is not supported"), "{error}");
         let missing = Profile::read(&asked(&options, "nope")).err().unwrap().to_string();
         assert!(missing.starts_with("profile nope: neither"), "{missing}");

@@ -83,7 +83,7 @@ async fn attempt(
     if let Some(etag) = expect.filter(|etag| !etag.is_weak()) {
         set(&mut call, IF_MATCH, &etag.0)?;
     }
-    let (parts, body) = match attempts.within(exchange.once(&call)).await {
+    let (parts, body) = match exchange.once(&call, attempts.limits()).await {
         // 416 names no reason; a size that shrank to nothing is a change like any other.
         Err(Error::Refused { refusal, .. }) if refusal.status == 416 => {
             return Err(Error::OutOfRange { object: object.into(), range: range.to_string() });
@@ -117,9 +117,9 @@ async fn attempt(
     });
     let before = known.pieces.left() as u64;
     let mut frames = body.bytes_stream();
-    while let Some(frame) = attempts.within(exchange.next_frame(&call, &mut frames)).await? {
+    while let Some(frame) = exchange.next_frame(&call, &mut frames, attempts.limits()).await? {
         known.pieces.push(&frame);
-        attempts.progressed();
+        attempts.progressed(frame.len() as u64);
     }
     let (got, expected) = (before - known.pieces.left() as u64, found.end - found.start);
     if got < expected {
@@ -140,10 +140,11 @@ pub(super) async fn get_whole(
     let mut attempts = exchange.attempts(&call.object, limit);
     loop {
         let attempt = async {
-            let (_, body) = exchange.once(&call).await?;
-            exchange.small_body(&call, body, limit_here).await
+            let limits = attempts.limits();
+            let (_, body) = exchange.once(&call, limits).await?;
+            exchange.small_body(&call, body, limit_here, limits).await
         };
-        match attempts.within(attempt).await {
+        match attempt.await {
             Ok(bytes) => return Ok(bytes),
             // An answer, to who asks whether it is there; a store may not tell who may not list.
             Err(error @ (Error::NotFound { .. } | Error::AccessDenied { .. })) => {

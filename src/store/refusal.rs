@@ -1,7 +1,9 @@
 //! What an answer that is no success means.
 
 use std::fmt;
+use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use http::{HeaderMap, Method, StatusCode};
 use percent_encoding::percent_decode_str;
 use serde::Deserialize;
@@ -198,6 +200,12 @@ pub(super) fn classify(
     let object = asked.object.to_owned();
     let refusal = asked.refusal(status, &code, &message);
     let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+    let unavailable = |object, code| Error::Unavailable {
+        object,
+        status: status.as_u16(),
+        code,
+        retry_after: header("retry-after").and_then(parse_retry_after),
+    };
     match code.as_str() {
         "NoSuchBucket" => {
             let bucket = asked.bucket.unwrap_or_default().to_owned();
@@ -223,7 +231,7 @@ pub(super) fn classify(
             return Error::WrongEndpoint { object, to: region.unwrap_or_default() };
         }
         "SlowDown" | "InternalError" | "RequestTimeout" | "ServiceUnavailable" => {
-            return Error::Unavailable { object, status: status.as_u16(), code };
+            return unavailable(object, code);
         }
         _ => {}
     }
@@ -238,16 +246,14 @@ pub(super) fn classify(
         StatusCode::FORBIDDEN => Error::AccessDenied { object, refusal },
         StatusCode::UNAUTHORIZED => Error::RefusedCredentials { object, refusal },
         StatusCode::PRECONDITION_FAILED => Error::Changed { object },
-        StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS => {
-            Error::Unavailable { object, status: status.as_u16(), code }
-        }
+        StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS => unavailable(object, code),
         // 501 and 505 will be said again however often we ask.
         status
             if status.is_server_error()
                 && status != StatusCode::NOT_IMPLEMENTED
                 && status != StatusCode::HTTP_VERSION_NOT_SUPPORTED =>
         {
-            Error::Unavailable { object, status: status.as_u16(), code }
+            unavailable(object, code)
         }
         status if status.is_redirection() => {
             let host_of = |to: &str| {
@@ -261,6 +267,16 @@ pub(super) fn classify(
         }
         _ => Error::Refused { object, refusal },
     }
+}
+
+/// How long a `Retry-After` header asks to wait: seconds, or until a date.
+fn parse_retry_after(value: &str) -> Option<Duration> {
+    let value = value.trim();
+    if let Ok(seconds) = value.parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let until = DateTime::parse_from_rfc2822(value).ok()?.to_utc();
+    Some((until - Utc::now()).to_std().unwrap_or_default())
 }
 
 #[cfg(test)]
@@ -334,6 +350,32 @@ mod tests {
         let asked = Asked { object: "s3://b/k", method, url, bucket, right };
         let html = classify(asked, StatusCode::FORBIDDEN, &HeaderMap::new(), b"<html>no");
         assert!(matches!(html, Error::AccessDenied { .. }), "{html:?}");
+    }
+
+    #[test]
+    fn a_server_says_in_two_ways_how_long_to_wait() {
+        let date = |after: i64| {
+            let time = Utc::now() + chrono::TimeDelta::seconds(after);
+            time.format("%a, %d %b %Y %H:%M:%S GMT").to_string()
+        };
+        let table: &[(&str, Option<std::ops::RangeInclusive<u64>>)] = &[
+            ("0", Some(0..=0)),
+            (" 7 ", Some(7..=7)),
+            ("18446744073709551615", Some(u64::MAX..=u64::MAX)),
+            (&date(100), Some(98..=100)),
+            (&date(-100), Some(0..=0)),
+            ("-1", None),
+            ("1.5", None),
+            ("soon", None),
+            ("", None),
+        ];
+        for (value, expected) in table {
+            let found = parse_retry_after(value).map(|after| after.as_secs());
+            match (found, expected) {
+                (Some(found), Some(expected)) => assert!(expected.contains(&found), "{value}"),
+                (found, expected) => assert_eq!(found.is_some(), expected.is_some(), "{value}"),
+            }
+        }
     }
 
     #[test]

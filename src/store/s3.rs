@@ -12,7 +12,7 @@ use super::credentials::Credentials;
 use super::exchange::{Auth, Call, Exchange, host_of};
 use super::profile::Profile;
 use super::{
-    Counters, Depth, ETag, Error, GetRange, Page, Part, Ranged, Result, Store, StoreOptions,
+    Counters, Depth, ETag, Error, GetRange, Pace, Page, Part, Ranged, Result, Store, StoreOptions,
     UnfinishedPage, Upload, check_part, multipart, ranged, s3_wire, tls,
 };
 
@@ -44,7 +44,7 @@ impl S3Store {
             .unwrap_or(if is_r2 { "auto" } else { "us-east-1" })
             .to_owned();
         let base = bucket_url(bucket, endpoint, &region, options.virtual_host_style)?;
-        let client = tls::client(options, false)?;
+        let client = tls::client(options, None)?;
         let place = format!("s3://{bucket}");
         let credentials = Credentials::find(options, &profile, &region, &client, &place).await?;
         let auth = Auth::Aws { credentials, region };
@@ -180,6 +180,10 @@ impl Store for S3Store {
 
     fn counters(&self) -> Counters {
         self.exchange.tally.snapshot()
+    }
+
+    fn pace(&self) -> Pace {
+        self.exchange.pace()
     }
 }
 

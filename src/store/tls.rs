@@ -1,46 +1,40 @@
 //! The HTTP client under every remote store.
 
 use std::path::Path;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use object_store::client::HttpClient;
 
 use super::error::root_cause;
+use super::redirect::{Guard, Lookup};
 use super::{Error, Result, StoreOptions};
 use crate::environment::Environment;
 
-/// Builds a client. Redirects are followed only for plain URLs: a signature covers its host.
+/// Builds a client. Redirects are followed where `guard` lets them, which is for plain URLs only: a
+/// signature covers its host.
 ///
 /// Trust comes from the file of `AWS_CA_BUNDLE` alone, if that is set, else from the system, which
 /// honours `SSL_CERT_FILE`, `SSL_CERT_DIR` and company roots. Mozilla's roots stand in where the system
 /// has none, as in a minimal container; building a client would fail there, even one that only speaks to
 /// an `http://` endpoint.
-pub(super) fn client(options: &StoreOptions, follow_redirects: bool) -> Result<HttpClient> {
+pub(super) fn client(options: &StoreOptions, guard: Option<&Arc<Guard>>) -> Result<HttpClient> {
     // Another part of the process may have installed a provider first, which is as good.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let builder = || {
-        let redirects = if follow_redirects {
-            reqwest::redirect::Policy::custom(|attempt| {
-                let downgraded = attempt.url().scheme() != "https"
-                    && attempt.previous().iter().any(|url| url.scheme() == "https");
-                if downgraded || attempt.previous().len() > 5 {
-                    attempt.stop()
-                } else {
-                    attempt.follow()
-                }
-            })
-        } else {
-            reqwest::redirect::Policy::none()
-        };
         let builder = reqwest::Client::builder();
+        let builder = match guard {
+            Some(guard) => builder.redirect(guard.policy()).dns_resolver(Lookup(Arc::clone(guard))),
+            None => builder.redirect(reqwest::redirect::Policy::none()),
+        };
         let builder = if no_proxy(&options.environment) { builder.no_proxy() } else { builder };
         builder
             .user_agent(concat!("thawfs/", env!("CARGO_PKG_VERSION")))
-            .connect_timeout(options.connect_timeout)
+            // Shorter than what is waited for an answer at first, so that it is told which of both it was:
+            // 4.8 s with the default deadline, for looking up the name, TCP and TLS.
+            .connect_timeout(options.patience() * 4 / 5)
             // Parallel GETs want connections of their own: over one HTTP/2 connection they share
             // its congestion window, and one lost packet stalls all of them.
             .http1_only()
-            .redirect(redirects)
             // A presigned URL would leak to the target of a redirect as its referrer.
             .referer(false)
             .tcp_nodelay(true)

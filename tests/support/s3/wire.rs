@@ -42,6 +42,10 @@ pub enum Fault {
     Silence,
     /// This status, and an S3 error with this code.
     Refuse(u16, &'static str),
+    /// Status 503 with this `Retry-After`.
+    HoldOff(&'static str),
+    /// Status 302 with this `Location`.
+    Redirect(String),
     /// Status 200 and no Content-Range, as from a server that knows no ranges.
     IgnoreRange,
     /// The answer comes this much later.
@@ -203,7 +207,19 @@ impl Wire {
             Some(Fault::Silence) => std::future::pending().await,
             _ => {}
         }
-        let (parts, body) = if let Some(Fault::Refuse(status, code)) = fault {
+        let refusal = match &fault {
+            Some(Fault::Refuse(status, code)) => Some((*status, *code, None)),
+            Some(Fault::HoldOff(time)) => {
+                let time = HeaderValue::from_str(time)?;
+                Some((503, "SlowDown", Some((header::RETRY_AFTER, time))))
+            }
+            Some(Fault::Redirect(to)) => {
+                let to = HeaderValue::from_str(to)?;
+                Some((302, "Found", Some((header::LOCATION, to))))
+            }
+            _ => None,
+        };
+        let (parts, body) = if let Some((status, code, more)) = refusal {
             let text = format!("<Error><Code>{code}</Code><Message>as asked</Message></Error>");
             let length = HeaderValue::from(text.len());
             let body: FrameStream =
@@ -211,6 +227,7 @@ impl Wire {
             let mut response = Response::new(());
             *response.status_mut() = StatusCode::from_u16(status)?;
             response.headers_mut().insert(header::CONTENT_LENGTH, length);
+            response.headers_mut().extend(more);
             (response.into_parts().0, body)
         } else {
             let service = self.service.clone();
