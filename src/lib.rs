@@ -15,9 +15,10 @@
 //! store                  object stores behind one narrow trait
 //! types       buffers    numbers with units, no I/O | large buffers that are used again
 //! environment names      the variables that the program looks at | names and words of others, shown
+//! directory              directories that users name, found once and then used by descriptor
 //! ```
 //!
-//! From bottom to top: [`environment`], [`names`], [`types`] and `buffers`, [`store`], [`cache`], [`squashfs`], [`overlay`], [`failure`],
+//! From bottom to top: [`directory`], [`environment`], [`names`], [`types`] and `buffers`, [`store`], [`cache`], [`squashfs`], [`overlay`], [`failure`],
 //! [`backup`], [`mod@bench`], [`fuse`], [`server`], [`cli`]. Everything from the cache upward is ordinary blocking
 //! code; only the stores are asynchronous, and the calls on [`backup::Backups`], which are many small
 //! requests to them. There is no unsafe code.
@@ -29,6 +30,7 @@ pub mod bench;
 mod buffers;
 pub mod cache;
 pub mod cli;
+pub mod directory;
 pub mod environment;
 pub mod failure;
 pub mod fuse;

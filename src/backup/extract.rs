@@ -80,12 +80,10 @@ pub fn extract(
 ) -> Result<(), Failure> {
     let start = find(archive, &options.path)?;
     let staging = Staging::create(target)?;
-    let root = open_directory(rustix::fs::CWD, staging.path().as_os_str().as_bytes())
-        .map_err(|error| Failure::io("open", staging.path(), &error.into()))?;
     let tree = Tree {
         archive,
         progress,
-        root: Arc::new(root),
+        root: Arc::new(staging.directory()?),
         prefix: match start.kind {
             FileKind::Directory => options.path.len(),
             _ => options.path.iter().rposition(|byte| *byte == b'/').map_or(0, |slash| slash + 1),
@@ -114,7 +112,7 @@ pub fn extract(
     });
     match tree.failure.into_inner() {
         Some(failure) => Err(failure),
-        None => staging.publish(target),
+        None => staging.publish(),
     }
 }
 

@@ -1,12 +1,13 @@
 //! `thawfs mount`.
 
 use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::args::{MountArgs, ReadingArgs, SourceArgs, StoreArgs};
 use super::{options, output::Output};
 use crate::backup::SourceRequest;
 use crate::cache::DiskLimit;
+use crate::directory::{Directory, DirectoryId, Location};
 use crate::failure::{Code, Failure};
 use crate::server::state::{Lock, lock_directory};
 use crate::server::{
@@ -20,7 +21,6 @@ pub(super) fn mount(args: MountArgs, output: &Output) -> Result<(), Failure> {
         // This process is the server.
         restart_limited();
     }
-    let mountpoint = find_mountpoint(&args.mountpoint)?;
     let mut request = MountRequest {
         upper: args.upper,
         workdir: args.workdir,
@@ -29,7 +29,7 @@ pub(super) fn mount(args: MountArgs, output: &Output) -> Result<(), Failure> {
         fsname: args.fsname,
         share_trace: args.ahead.share_trace,
         fill: args.ahead.fill,
-        ..MountRequest::new(source_request(&args.source)?, mountpoint)
+        ..MountRequest::new(source_request(&args.source)?, args.mountpoint)
     };
     for option in args.options.iter().flat_map(|text| options::split(text)) {
         option.apply(&mut request)?;
@@ -44,7 +44,8 @@ pub(super) fn start(
     output: &Output,
 ) -> Result<(), Failure> {
     request.check()?;
-    prepare(&mut request)?;
+    // Open until the server has them, so that no others get their numbers.
+    let _found = prepare(&mut request)?;
     let shown = request.mountpoint.display().to_string();
     let lock = lock(&request.mountpoint, output)?;
     check_free(&request.mountpoint)?;
@@ -112,12 +113,12 @@ pub(super) fn request_for(source: &str, store: &StoreArgs, reading: &ReadingArgs
     }
 }
 
-/// The directory to mount on, absolute and without symlinks.
-pub(super) fn find_mountpoint(path: &Path) -> Result<PathBuf, Failure> {
+/// The directory to mount on, and its number.
+pub(super) fn find_mountpoint(path: &Path) -> Result<(Directory, DirectoryId), Failure> {
     check_not_source(path, Code::Mountpoint)?;
     let shown = path.display();
-    let found = path.canonicalize().and_then(|real| Ok((real.metadata()?.is_dir(), real)));
-    let (is_directory, real) = found.map_err(|error| match error.raw_os_error() {
+    let found = Directory::open(path).and_then(|found| found.id().map(|id| (found, id)));
+    found.map_err(|error| match error.raw_os_error() {
         Some(libc::ENOENT) => {
             Failure::new(Code::Mountpoint, format!("the mountpoint {shown} does not exist"))
                 .hint(format!("make it first: mkdir -p {shown}"))
@@ -126,15 +127,11 @@ pub(super) fn find_mountpoint(path: &Path) -> Result<PathBuf, Failure> {
             Failure::new(Code::Mountpoint, format!("a dead mount is still on {shown}"))
                 .hint(format!("clear it first: thawfs unmount --dead {shown}"))
         }
+        Some(libc::ENOTDIR) => {
+            Failure::new(Code::Mountpoint, format!("the mountpoint {shown} is not a directory"))
+        }
         _ => Failure::new(Code::Mountpoint, format!("the mountpoint {shown}: {error}")),
-    })?;
-    if !is_directory {
-        return Err(Failure::new(
-            Code::Mountpoint,
-            format!("the mountpoint {shown} is not a directory"),
-        ));
-    }
-    Ok(real)
+    })
 }
 
 /// Refuses what is a source where a directory is due: the two are easily swapped.
@@ -162,8 +159,9 @@ pub(super) fn is_squashfs(start: &[u8]) -> bool {
 }
 
 /// Makes the request's paths absolute (a server has another working directory), makes upper and
-/// work directories that do not exist yet, and refuses those that overlap with the mountpoint.
-fn prepare(request: &mut MountRequest) -> Result<(), Failure> {
+/// work directories that do not exist yet, and refuses those that overlap with the mountpoint. Gives all
+/// of them as they were found.
+fn prepare(request: &mut MountRequest) -> Result<Vec<Directory>, Failure> {
     if request.read_only && (request.upper.is_some() || request.workdir.is_some()) {
         return Err(Failure::new(Code::Usage, "a read-only mount takes no upper directory"));
     }
@@ -171,23 +169,22 @@ fn prepare(request: &mut MountRequest) -> Result<(), Failure> {
         return Err(Failure::new(Code::Usage, "a work directory needs an upper directory"));
     }
     request.source.make_absolute();
-    for (what, path) in [("upper", &mut request.upper), ("work", &mut request.workdir)] {
+    let (mountpoint, id) = find_mountpoint(&request.mountpoint)?;
+    request.mountpoint = mountpoint.path().to_owned();
+    request.found.mountpoint = Some(id);
+    let mut found = vec![mountpoint];
+    for (what, path, id) in [
+        ("upper", &mut request.upper, &mut request.found.upper),
+        ("work", &mut request.workdir, &mut request.found.workdir),
+    ] {
         let Some(path) = path else { continue };
         let failed = |error: std::io::Error| {
             Failure::new(Code::Upper, format!("the {what} directory {}: {error}", path.display()))
         };
-        if what == "upper" {
-            std::fs::create_dir_all(&*path).map_err(failed)?;
-        } else if let Some(parent) = path.parent() {
-            std::fs::create_dir_all(parent).map_err(failed)?;
-        }
-        let real = match path.canonicalize() {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                std::path::absolute(&*path)
-            }
-            real => real,
-        }
-        .map_err(failed)?;
+        let place = Location::find_or_make_above(path).map_err(failed)?;
+        let directory = place.open_or_make(0o777).map_err(failed)?;
+        *id = Some(directory.id().map_err(failed)?);
+        let real = directory.path().to_owned();
         if real.starts_with(&request.mountpoint) || request.mountpoint.starts_with(&real) {
             return Err(Failure::new(
                 Code::Upper,
@@ -200,8 +197,9 @@ fn prepare(request: &mut MountRequest) -> Result<(), Failure> {
             .hint("keep changes in a directory elsewhere"));
         }
         *path = real;
+        found.push(directory);
     }
-    Ok(())
+    Ok(found)
 }
 
 fn is_occupied(mountpoint: &Path) -> bool {

@@ -15,6 +15,7 @@ use super::mount::{find_mountpoint, start};
 use super::options::{self, MountOption};
 use super::output::Output;
 use crate::backup::SourceRequest;
+use crate::directory::Directory;
 use crate::failure::{Code, Failure};
 use crate::server::MountRequest;
 
@@ -80,7 +81,7 @@ fn mount(invocation: Invocation, output: &Output) -> Result<(), Failure> {
     }
     let disk_cache = disk_limit_of_environment()?;
     let source = SourceRequest { disk_cache, ..SourceRequest::new(source.to_string_lossy()) };
-    let mut request = MountRequest::new(source, find_mountpoint(mountpoint)?);
+    let mut request = MountRequest::new(source, mountpoint.to_owned());
     for option in &invocation.options {
         match option.apply(&mut request) {
             Err(failure) if invocation.sloppy => log::debug!("{failure}"),
@@ -88,7 +89,7 @@ fn mount(invocation: Invocation, output: &Output) -> Result<(), Failure> {
         }
     }
     if invocation.fake {
-        return Ok(());
+        return find_mountpoint(mountpoint).map(drop);
     }
     start(request, false, output)
 }
@@ -97,11 +98,12 @@ fn mount(invocation: Invocation, output: &Output) -> Result<(), Failure> {
 /// know, as it keeps it itself, stays. To the kernel a flag that is not named is one to take away; to
 /// whoever remounts, it is none of the matter.
 fn remount(mountpoint: &Path, options: &[MountOption]) -> Result<(), Failure> {
-    let failed = |error: rustix::io::Errno| {
+    let failed = |error: std::io::Error| {
         Failure::new(Code::Fuse, format!("cannot remount {}: {error}", mountpoint.display()))
     };
     options.iter().try_for_each(MountOption::check_kept)?;
-    let now = rustix::fs::statvfs(mountpoint).map_err(failed)?.f_flag;
+    let directory = Directory::open(mountpoint).map_err(failed)?;
+    let now = rustix::fs::fstatvfs(&directory).map_err(|errno| failed(errno.into()))?.f_flag;
     let mut flags = MountFlags::empty();
     for (on, off, flag, held) in [
         ("ro", &["rw"][..], MountFlags::RDONLY, StatVfsMountFlags::RDONLY),
@@ -129,5 +131,6 @@ fn remount(mountpoint: &Path, options: &[MountOption]) -> Result<(), Failure> {
         // Here alone, nothing means what was.
         flags.insert(MountFlags::RELATIME);
     }
-    rustix::mount::mount_remount(mountpoint, flags, c"").map_err(failed)
+    rustix::mount::mount_remount(directory.proc_path(), flags, c"")
+        .map_err(|errno| failed(errno.into()))
 }

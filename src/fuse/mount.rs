@@ -18,6 +18,7 @@ use rustix::net::{
 };
 
 use super::options::MountOptions;
+use crate::directory::{Directory, Location};
 
 /// The part of the file system's type behind `fuse.`.
 const SUBTYPE: &str = "thawfs";
@@ -25,7 +26,7 @@ const SUBTYPE: &str = "thawfs";
 const FUSERMOUNT: &str = "fusermount3";
 
 /// Mounts a new FUSE device at `mountpoint` and returns it.
-pub(super) fn mount(mountpoint: &Path, options: &MountOptions) -> io::Result<OwnedFd> {
+pub(super) fn mount(mountpoint: &Directory, options: &MountOptions) -> io::Result<OwnedFd> {
     match mount_directly(mountpoint, options) {
         Err(rustix::io::Errno::PERM | rustix::io::Errno::ACCESS)
             if !rustix::process::geteuid().is_root() =>
@@ -36,7 +37,7 @@ pub(super) fn mount(mountpoint: &Path, options: &MountOptions) -> io::Result<Own
     }
 }
 
-fn mount_directly(mountpoint: &Path, options: &MountOptions) -> rustix::io::Result<OwnedFd> {
+fn mount_directly(mountpoint: &Directory, options: &MountOptions) -> rustix::io::Result<OwnedFd> {
     use rustix::fs::{Mode, OFlags};
     let device = rustix::fs::open("/dev/fuse", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
     let mut data = format!(
@@ -51,7 +52,7 @@ fn mount_directly(mountpoint: &Path, options: &MountOptions) -> rustix::io::Resu
     let data = CString::new(data).map_err(|_| rustix::io::Errno::INVAL)?;
     let kind = format!("fuse.{SUBTYPE}");
     let flags = direct_flags(options);
-    rustix::mount::mount(&*options.fsname, mountpoint, kind, flags, &*data)?;
+    rustix::mount::mount(&*options.fsname, mountpoint.proc_path(), kind, flags, &*data)?;
     Ok(device)
 }
 
@@ -74,8 +75,9 @@ fn direct_flags(options: &MountOptions) -> MountFlags {
     flags
 }
 
-/// The helper is told a socket's number in the environment and sends the device through it.
-fn mount_through_helper(mountpoint: &Path, options: &MountOptions) -> io::Result<OwnedFd> {
+/// The helper is told a socket's number in the environment and sends the device through it. It starts in
+/// the mountpoint, because it takes no path that leads through `/proc`.
+fn mount_through_helper(mountpoint: &Directory, options: &MountOptions) -> io::Result<OwnedFd> {
     let ours_theirs = rustix::net::socketpair(
         AddressFamily::UNIX,
         SocketType::STREAM,
@@ -89,7 +91,8 @@ fn mount_through_helper(mountpoint: &Path, options: &MountOptions) -> io::Result
         .arg("-o")
         .arg(helper_options(options))
         .arg("--")
-        .arg(mountpoint)
+        .arg(".")
+        .current_dir(mountpoint.proc_path())
         .env("_FUSE_COMMFD", theirs.as_raw_fd().to_string())
         .stdin(Stdio::null())
         .stdout(Stdio::null())
@@ -170,11 +173,22 @@ pub fn unmount(mountpoint: &Path) -> io::Result<()> {
     unmount_with(mountpoint, UnmountFlags::empty(), &["-u"])
 }
 
+/// Unmounts what is on `mountpoint`, a path without symlinks, by its name in the directory above: were
+/// it opened itself, it would be in use.
 fn unmount_with(mountpoint: &Path, flags: UnmountFlags, arguments: &[&str]) -> io::Result<()> {
-    match rustix::mount::unmount(mountpoint, flags | UnmountFlags::NOFOLLOW) {
-        Err(rustix::io::Errno::PERM) => {}
-        done => return done.map_err(Into::into),
+    let location = Location::find(mountpoint)?;
+    if location.path() != mountpoint {
+        let message = "something else was put in its place meanwhile";
+        return Err(io::Error::new(io::ErrorKind::StaleNetworkFileHandle, message));
     }
+    let through = location.proc_path();
+    match rustix::mount::unmount(&through, flags | UnmountFlags::NOFOLLOW) {
+        Err(rustix::io::Errno::PERM) => unmount_through_helper(mountpoint, arguments),
+        done => done.map_err(Into::into),
+    }
+}
+
+fn unmount_through_helper(mountpoint: &Path, arguments: &[&str]) -> io::Result<()> {
     let output = Command::new(FUSERMOUNT)
         .args(arguments)
         .arg("--")

@@ -10,6 +10,7 @@ use super::faults::Faults;
 use super::filesystem::Adapter;
 use super::mount::{detach, mount, unmount};
 use super::options::MountOptions;
+use crate::directory::Directory;
 use crate::overlay::Overlay;
 
 /// FUSE threads. They answer from memory or the upper's page cache only, so a few more than the
@@ -36,7 +37,7 @@ impl Mount {
     /// What mount(2) or fusermount3 said.
     pub fn new(
         overlay: Arc<Overlay>,
-        mountpoint: &Path,
+        mountpoint: &Directory,
         options: &MountOptions,
         faults: Arc<Faults>,
     ) -> io::Result<Self> {
@@ -53,7 +54,7 @@ impl Mount {
         });
         let (session, notifier) = session.inspect_err(|_| {
             // The failure to tell is the session's; the mount is dead already.
-            let _ = detach(mountpoint);
+            let _ = detach(mountpoint.path());
         })?;
         // Set once, before the first request is served.
         let _ = notifier.set(session.notifier());

@@ -2,6 +2,7 @@
 
 use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -31,7 +32,8 @@ fn short_path(path: &Path) -> io::Result<(rustix::fd::OwnedFd, PathBuf)> {
 /// When the socket cannot be made.
 pub(super) fn listen(path: &Path, report: impl Fn() -> Report + Send + 'static) -> io::Result<()> {
     let (_directory, short) = short_path(path)?;
-    let listener = UnixListener::bind(short)?;
+    let listener = UnixListener::bind(&short)?;
+    std::fs::set_permissions(short, PermissionsExt::from_mode(0o600))?;
     std::thread::Builder::new().name("thawfs-control".into()).spawn(move || {
         for connection in listener.incoming() {
             // A client that went away is its own affair.

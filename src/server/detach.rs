@@ -7,6 +7,7 @@
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Stdio};
 
@@ -256,7 +257,7 @@ fn tell(answer: &Answer) -> io::Result<()> {
 /// unmount. Messages go to `log` from now on.
 fn leave_terminal(log: &Path) -> io::Result<()> {
     let nothing = File::options().read(true).write(true).open("/dev/null")?;
-    let log = File::options().create(true).append(true).open(log)?;
+    let log = File::options().create(true).append(true).mode(0o600).open(log)?;
     rustix::stdio::dup2_stdin(&nothing)?;
     rustix::stdio::dup2_stdout(&nothing)?;
     rustix::stdio::dup2_stderr(&log)?;

@@ -10,6 +10,7 @@
 mod limits;
 
 use std::io;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -129,7 +130,10 @@ fn enter_beside(top: &Path, group: &Path) -> Result<PathBuf, String> {
     let own = parent.join(format!("{PREFIX}{}", std::process::id()));
     // Of a server that was killed and had the same number.
     remove_empty(&own);
-    std::fs::create_dir(&own)
+    // Who could write to it could make groups in it, and fill it with processes.
+    std::fs::DirBuilder::new()
+        .mode(0o755)
+        .create(&own)
         .map_err(|error| format!("no group can be made in {}: {error}", parent.display()))?;
     if let Err(error) = move_to(&own) {
         remove_empty(&own);

@@ -5,6 +5,7 @@
 
 mod control;
 mod detach;
+mod directories;
 pub mod group;
 mod heap;
 mod inherited;
@@ -16,6 +17,7 @@ mod owners;
 mod program;
 mod record;
 pub mod report;
+mod request;
 mod restore;
 mod serve;
 pub mod state;
@@ -29,7 +31,8 @@ pub use heap::restart_limited;
 pub use owners::OwnerOptions;
 pub(crate) use program::passes_through;
 pub use program::{SERVE_COMMAND, ServerProgram, serve_if_asked};
+pub use request::{Found, MountRequest, Ready};
 pub use restore::{Notice, RestoreRequest, Restored, restore, restore_archive, restore_here};
-pub use serve::{MountRequest, Ready, serve};
+pub use serve::serve;
 pub use unchosen::check_unchosen;
 pub use unmount::{Manner, check_free, resolve_mountpoint, unmount};

@@ -19,8 +19,9 @@ use super::program::ServerProgram;
 use super::state::{Lock, check_outside_state, lock_directory};
 use super::unchosen::check_unchosen;
 use super::unmount::{clear, resolve_mountpoint};
-use super::{MountRequest, Ready, Starting, serve};
+use super::{Found, MountRequest, Ready, Starting, serve};
 use crate::backup::{BackupId, Backups, Metadata, SourceRequest};
+use crate::directory::Directory;
 use crate::failure::{Code, Failure};
 
 /// Told, one line each, what a user would want to know meanwhile.
@@ -200,6 +201,8 @@ fn mount_in_place(server: Starting, request: RestoreRequest, dir: &Path) -> Resu
 struct Place {
     request: MountRequest,
     made: MadeDirs,
+    /// Open, so that no other gets its number.
+    _directory: Directory,
     _lock: Lock,
 }
 
@@ -228,12 +231,13 @@ impl Place {
                 false => format!("{} was mounted inside {shown}, and is gone", cleared.display()),
             });
         }
-        check_directory(&mountpoint)?;
-        if std::fs::read_dir(&mountpoint).is_ok_and(|mut entries| entries.next().is_some()) {
+        let directory = check_directory(&mountpoint)?;
+        if directory.has_entries().unwrap_or(false) {
             notice(&format!("{shown} is not empty; what is in it is hidden until the unmount"));
         }
+        mount.found = Found { mountpoint: directory.id().ok(), ..Found::default() };
         mount.mountpoint = mountpoint;
-        Ok(Self { request: mount, made, _lock: lock })
+        Ok(Self { request: mount, made, _directory: directory, _lock: lock })
     }
 
     /// The mount has come to be: others may have their turn.
@@ -243,12 +247,16 @@ impl Place {
 }
 
 /// That it can be mounted on, now that nothing of ours is on it.
-fn check_directory(mountpoint: &Path) -> Result<(), Failure> {
+fn check_directory(mountpoint: &Path) -> Result<Directory, Failure> {
     let shown = mountpoint.display();
     let failure = |message: String| Failure::new(Code::Mountpoint, message);
-    match std::fs::metadata(mountpoint) {
-        Ok(found) if found.is_dir() => Ok(()),
-        Ok(_) => Err(failure(format!("{shown} is not a directory"))),
+    // Its number is what a dead mount cannot tell.
+    let opened = Directory::open_again(mountpoint, None).and_then(|dir| dir.id().map(|_| dir));
+    match opened {
+        Ok(directory) => Ok(directory),
+        Err(error) if error.kind() == std::io::ErrorKind::NotADirectory => {
+            Err(failure(format!("{shown} is not a directory")))
+        }
         Err(error) if error.raw_os_error() == Some(libc::ENOTCONN) => {
             Err(failure(format!("{shown} lies in a mount whose server is dead"))
                 .hint("thawfs status shows which; thawfs unmount --dead takes it down"))

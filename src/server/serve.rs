@@ -2,160 +2,24 @@
 
 use std::fs::File;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Weak};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
-
-use serde::{Deserialize, Serialize};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::control;
+use super::directories::{Directories, cannot_use, find, state_failed};
 use super::group::{Group, Groups};
 use super::mounts::{MountInfo, read_mount_at};
-use super::owners::OwnerOptions;
 use super::report::{
     ArchiveReport, BlockReport, ChunkReport, DiskReport, FaultReport, Report, StoreReport,
 };
-use super::state::{Lock, MountDir, Note, Origin, Place, Record, StateDir, check_outside_state};
+use super::request::{MountRequest, Ready};
+use super::state::{MountDir, Place, Record, StateDir, check_outside_state};
 use super::traces::Traces;
-use crate::backup::{OpenArchive, SourceRequest};
+use crate::backup::OpenArchive;
 use crate::failure::{Code, Failure};
-use crate::fuse::{self, Faults, Mount, MountOptions, Unmounter};
-use crate::names;
-use crate::overlay::{self, Overlay, Upper};
-
-/// What to mount, where and how. Serialised only through a pipe: the source can hold a secret.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct MountRequest {
-    /// The archive.
-    pub source: SourceRequest,
-    /// An existing directory, absolute and without symlinks.
-    #[serde(flatten, with = "names::mountpoint")]
-    pub mountpoint: PathBuf,
-    /// Where changes go; without it the server makes a directory of its own.
-    #[serde(flatten, with = "names::upper")]
-    pub upper: Option<PathBuf>,
-    /// A directory beside the upper for work in progress.
-    #[serde(flatten, with = "names::workdir")]
-    pub workdir: Option<PathBuf>,
-    /// Keep the upper that the server made.
-    pub keep_upper: bool,
-    /// No changes, no upper.
-    pub read_only: bool,
-    /// The source shown in `/proc/mounts`.
-    pub fsname: Option<String>,
-    /// Let other users in; by default as [`MountOptions::new`] has it.
-    pub allow_other: Option<bool>,
-    /// Whose files are shown to be.
-    pub owners: OwnerOptions,
-    /// Generic mount flags, see [`MountOptions::flags`].
-    pub flags: Vec<String>,
-    /// Let the kernel read and write upper files by itself, where it can.
-    pub passthrough: bool,
-    /// See [`MountOptions::entry_ttl`].
-    pub entry_ttl: Option<Duration>,
-    /// See [`MountOptions::attr_ttl`].
-    pub attr_ttl: Option<Duration>,
-    /// See [`MountOptions::max_nodes`].
-    pub max_nodes: Option<usize>,
-    /// Put what is read first into the bucket, so that mounts on other machines fetch it ahead.
-    pub share_trace: bool,
-    /// Fetch all of the archive into the disk cache meanwhile, at so many bytes per second; 0 for as
-    /// many as there can be.
-    pub fill: Option<u64>,
-}
-
-impl MountRequest {
-    /// A writable mount of `source` at `mountpoint` with everything else default.
-    pub fn new(source: SourceRequest, mountpoint: PathBuf) -> Self {
-        Self {
-            source,
-            mountpoint,
-            upper: None,
-            workdir: None,
-            keep_upper: false,
-            read_only: false,
-            fsname: None,
-            allow_other: None,
-            owners: OwnerOptions::default(),
-            flags: Vec::new(),
-            passthrough: true,
-            entry_ttl: None,
-            attr_ttl: None,
-            max_nodes: None,
-            share_trace: false,
-            fill: None,
-        }
-    }
-
-    /// Refuses what would be refused by the kernel, or left out silently, once other things have been
-    /// taken down for this mount.
-    ///
-    /// # Errors
-    /// [`Code::Fuse`], which names the option.
-    pub fn check(&self) -> Result<(), Failure> {
-        let Some(option) = fuse::refused_flag(&self.flags) else { return Ok(()) };
-        let message = format!("the mount option {option} is not for ordinary users");
-        Err(Failure::new(Code::Fuse, message).hint("leave it out, or mount as root"))
-    }
-}
-
-/// What a server says once its mount answers.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Ready {
-    /// Where it is mounted.
-    #[serde(flatten, with = "names::mountpoint")]
-    pub mountpoint: PathBuf,
-    /// The source, with query string and user info left out.
-    pub source: String,
-    /// The server's process id.
-    pub pid: u32,
-    /// Where changes go.
-    #[serde(flatten, with = "names::upper")]
-    pub upper: Option<PathBuf>,
-    /// Whether there were files in the directory, which are hidden until the unmount.
-    #[serde(rename = "hidesFiles")]
-    pub hides_files: bool,
-    /// What the user should know besides.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub warnings: Vec<String>,
-}
-
-/// The directories of this mount, removed at the end.
-struct Directories {
-    state: StateDir,
-    mount: MountDir,
-    keep_upper: bool,
-    /// The work directory that was made beside an upper of the user's.
-    work: Option<Note>,
-}
-
-impl Drop for Directories {
-    fn drop(&mut self) {
-        if !self.keep_upper
-            && let Err(error) = self.state.remove_upper(&self.mount)
-        {
-            log::error!("the upper directory was not removed whole: {error}");
-        }
-        if let Err(error) = self.mount.remove() {
-            log::error!("the mount's record was not removed: {error}");
-        }
-        if let Some(note) = &self.work {
-            match remove_work(note.path()) {
-                Ok(()) => self.state.forget(note),
-                Err(error) => log::debug!("{} stays: {error}", note.path().display()),
-            }
-        }
-    }
-}
-
-/// Removes a work directory, unless another mount has it, or it holds what the next mount of its upper
-/// needs: the index of hard links.
-fn remove_work(work: &Path) -> io::Result<()> {
-    let _lock = Lock::on_directory(work)?.ok_or(io::ErrorKind::ResourceBusy)?;
-    std::fs::remove_dir(work.join("index"))?;
-    std::fs::remove_dir_all(work.join("work"))?;
-    std::fs::remove_dir(work)
-}
+use crate::fuse::{Faults, Mount, MountOptions, Unmounter};
+use crate::overlay::{self, Overlay};
 
 /// Mounts and serves `request` until it is unmounted, from its source, which is `opened`. `ready` is
 /// called once, when the merged tree answers, with the path of the log to write from then on; if it
@@ -183,56 +47,18 @@ pub(super) fn serve_in(
     let identity = request.owners.identity()?;
     // They end with the mount, and with them what they have started; the rest lasts as long as the process.
     let _requests = opened.take_requests();
+    let mountpoint = find(&request.mountpoint, request.found.mountpoint)
+        .map_err(|error| cannot_use(Code::Mountpoint, "mountpoint", &request.mountpoint, &error))?;
     // Modes arrive whole from the kernel, or with the umask to apply.
     rustix::process::umask(rustix::fs::Mode::empty());
     raise_file_limit();
-    let state_failed = |error: io::Error| {
-        Failure::new(Code::Failed, format!("cannot write the state directory: {error}"))
-            .hint("set THAWFS_STATE_DIR to a directory of yours")
-    };
-
     let state = StateDir::locate();
     let (mount_dir, lock) = state.create_mount().map_err(state_failed)?;
     // Held until the process is no more: whoever waits for that waits for all of it.
     std::mem::forget(lock);
     let since = seconds_since_epoch(SystemTime::now());
-    let mut directories = Directories {
-        state: state.clone(),
-        mount: mount_dir.clone(),
-        keep_upper: request.keep_upper,
-        work: None,
-    };
-    let upper_paths = match (&request.upper, request.read_only) {
-        (_, true) => None,
-        (Some(upper), false) => Some((upper.clone(), work_beside(upper, request))),
-        (None, false) => {
-            let of = Origin {
-                mountpoint: request.mountpoint.clone(),
-                source: opened.name.clone(),
-                since,
-                kept: request.keep_upper,
-            };
-            Some(state.create_upper(&mount_dir, &of).map_err(state_failed)?)
-        }
-    };
-    let upper = match &upper_paths {
-        Some((upper, work)) => {
-            if request.upper.is_some() {
-                state.keep_named(upper);
-            }
-            if request.upper.is_some() && request.workdir.is_none() {
-                let note = Note::Work { path: work.clone(), upper: upper.clone() };
-                state.note(&note).map_err(state_failed)?;
-                directories.work = Some(note);
-            }
-            if let Err(error) = std::fs::create_dir_all(work) {
-                let message = format!("the work directory {}: {error}", work.display());
-                return Err(Failure::new(Code::Upper, message));
-            }
-            Some(Upper::open(upper, work).map_err(|error| upper_refused(request, error))?)
-        }
-        None => None,
-    };
+    let mut directories = Directories::new(state, mount_dir.clone(), request);
+    let upper = directories.open_upper(request, &opened.name, since)?;
     let mut options = MountOptions::new(request.fsname.as_deref().unwrap_or(&opened.name));
     options.read_only = request.read_only;
     options.flags.clone_from(&request.flags);
@@ -240,12 +66,14 @@ pub(super) fn serve_in(
     options.entry_ttl = request.entry_ttl.unwrap_or(options.entry_ttl);
     options.attr_ttl = request.attr_ttl.unwrap_or(options.attr_ttl);
     options.max_nodes = request.max_nodes.unwrap_or(options.max_nodes);
-    options.upper_stack_depth = upper_paths
+    options.upper_stack_depth = upper
         .as_ref()
         .filter(|_| request.passthrough && rustix::process::geteuid().is_root())
         // What the kernel reads by itself moves st_atime as the upper's own mount has it.
         .filter(|_| !options.no_atime())
-        .and_then(|(upper, _)| stack_depth(upper));
+        .and_then(|upper| upper.stack_depth);
+    let upper_path = upper.as_ref().map(|upper| upper.path.clone());
+    let upper = upper.map(|upper| upper.upper);
 
     let behaviour = overlay::Options {
         no_atime: options.no_atime(),
@@ -256,11 +84,12 @@ pub(super) fn serve_in(
     let overlay = Arc::new(overlay.showing(identity.clone()));
     let warnings = request.owners.warnings(&overlay, &opened.archive, &identity);
     let faults = Arc::new(Faults::default());
-    let hides_files =
-        std::fs::read_dir(&request.mountpoint).is_ok_and(|mut entries| entries.next().is_some());
+    let hides_files = mountpoint.has_entries().unwrap_or(false);
     let tree = Arc::downgrade(&overlay);
-    let mount = Mount::new(overlay, &request.mountpoint, &options, Arc::clone(&faults))
+    let mount = Mount::new(overlay, &mountpoint, &options, Arc::clone(&faults))
         .map_err(|error| mount_failed(&request.mountpoint, &error))?;
+    // Nor is the file system that it is on in use any longer than the mount is there.
+    drop(mountpoint);
     let unmounter = mount.unmounter(&request.mountpoint);
     let signals = unmount_on_signal(unmounter.clone()).map_err(state_failed)?;
     let serving = std::thread::Builder::new()
@@ -273,7 +102,7 @@ pub(super) fn serve_in(
         mountpoint: request.mountpoint.clone(),
         source: opened.name.clone(),
         pid: std::process::id(),
-        upper: upper_paths.as_ref().map(|(upper, _)| upper.clone()),
+        upper: upper_path,
         upper_is_ours: request.upper.is_none() && !request.keep_upper,
         since,
         device: mounted.as_ref().map(|mount| mount.device.clone()),
@@ -321,32 +150,6 @@ pub(super) fn serve_in(
             Err(Failure::new(Code::Failed, "the serving thread panicked; please report this"))
         }
     }
-}
-
-/// What to do about an upper that will not do.
-fn upper_refused(request: &MountRequest, error: overlay::Error) -> Failure {
-    Failure::from(error).hint(match request.upper {
-        Some(_) => "name another directory with --upper",
-        None => "changes are kept in the state directory: set THAWFS_STATE_DIR to one elsewhere",
-    })
-}
-
-/// The work directory for `upper` where none was named: `.NAME.work` beside it.
-fn work_beside(upper: &Path, request: &MountRequest) -> PathBuf {
-    request.workdir.clone().unwrap_or_else(|| {
-        let mut name = std::ffi::OsString::from(".");
-        name.push(upper.file_name().unwrap_or_default());
-        name.push(".work");
-        upper.with_file_name(name)
-    })
-}
-
-/// How many stacked file systems `upper` itself is, in the kernel's count.
-fn stack_depth(upper: &Path) -> Option<u32> {
-    /// `OVERLAYFS_SUPER_MAGIC` of `linux/magic.h`.
-    const OVERLAYFS: u64 = 0x794c_7630;
-    let stat = rustix::fs::statfs(upper).ok()?;
-    Some(u32::from(stat.f_type as u64 == OVERLAYFS))
 }
 
 /// Open files are the mount's users', not ours alone, so take all the descriptors we may have.

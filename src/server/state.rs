@@ -12,8 +12,8 @@
 //! ```
 
 use std::fs::File;
-use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::IFlags;
@@ -24,6 +24,7 @@ use super::locks::{hash_of, wait_for};
 pub use super::mount_dir::{EndWatch, MountDir};
 use super::mounts::MountInfo;
 pub use super::record::{Note, Origin, Place, Record};
+use crate::directory::Directory;
 use crate::environment::Environment;
 use crate::failure::{Code, Failure};
 
@@ -88,9 +89,9 @@ impl StateDir {
         make_private(&base)?;
         write_json(&base.join("origin.json"), of)?;
         let (upper, work) = (base.join("upper"), base.join("work"));
-        // Their modes show only below a directory that is private already.
-        std::fs::create_dir(&upper)?;
-        std::fs::create_dir(&work)?;
+        // A fresh upper takes the mode of the archive's root.
+        make_private(&upper)?;
+        make_private(&work)?;
         Ok((upper, work))
     }
 
@@ -118,7 +119,7 @@ impl StateDir {
     /// mount has or had.
     pub(super) fn uppers(&self) -> io::Result<Vec<(PathBuf, MountDir)>> {
         let mounts = self.root.join("mounts");
-        let uppers = list(&self.root.join("uppers"))?.into_iter().map(|base| {
+        let uppers = self.list("uppers")?.into_iter().map(|base| {
             let mount = MountDir { path: mounts.join(base.file_name().unwrap_or_default()) };
             (base, mount)
         });
@@ -129,14 +130,30 @@ impl StateDir {
     /// user: who can swap an upper can see and change what is mounted.
     fn make(&self, name: &str) -> io::Result<PathBuf> {
         make_private(&self.root)?;
-        let owner = std::fs::metadata(&self.root)?.uid();
-        let user = rustix::process::geteuid();
-        if owner != 0 && owner != user.as_raw() && !user.is_root() {
-            return Err(io::Error::other("it belongs to another user"));
+        let below = self.open_trusted()?.into_location(name).open_or_make(0o700)?;
+        check_trusted(&below)?;
+        Ok(self.root.join(name))
+    }
+
+    /// Opens the state directory, unless it is in the hands of another user, who could have made it first
+    /// where everybody may: what it says is then not to be believed either.
+    fn open_trusted(&self) -> io::Result<Directory> {
+        let root = Directory::open(&self.root)?;
+        check_trusted(&root)?;
+        Ok(root)
+    }
+
+    /// The paths in the directory `name` below the state directory, sorted; none where there is no such
+    /// directory.
+    fn list(&self, name: &str) -> io::Result<Vec<PathBuf>> {
+        match self.open_trusted().and_then(|root| root.into_location(name).open()) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            below => check_trusted(&below?)?,
         }
-        let path = self.root.join(name);
-        make_private(&path)?;
-        Ok(path)
+        let entries = std::fs::read_dir(self.root.join(name))?;
+        let mut paths: Vec<_> = entries.flatten().map(|entry| entry.path()).collect();
+        paths.sort();
+        Ok(paths)
     }
 
     fn upper_base(&self, mount: &MountDir) -> PathBuf {
@@ -145,7 +162,7 @@ impl StateDir {
 
     /// The directory of every mount, whether it has a record (yet, or still) or not.
     pub(super) fn mount_dirs(&self) -> io::Result<Vec<MountDir>> {
-        let paths = list(&self.root.join("mounts"))?;
+        let paths = self.list("mounts")?;
         Ok(paths.into_iter().map(|path| MountDir { path }).collect())
     }
 
@@ -188,7 +205,7 @@ impl StateDir {
 
     /// The files of locks, held or not.
     pub(super) fn lock_files(&self) -> io::Result<Vec<PathBuf>> {
-        list(&self.root.join("locks"))
+        self.list("locks")
     }
 
     /// Writes down that a directory has to go some day.
@@ -208,7 +225,7 @@ impl StateDir {
     /// Every note that can be read.
     pub(super) fn notes(&self) -> io::Result<Vec<Note>> {
         let read = |path: PathBuf| serde_json::from_slice(&std::fs::read(path).ok()?).ok();
-        Ok(list(&self.root.join("notes"))?.into_iter().filter_map(read).collect())
+        Ok(self.list("notes")?.into_iter().filter_map(read).collect())
     }
 }
 
@@ -264,6 +281,14 @@ fn spread(path: &Path) {
     }
 }
 
+/// Refuses what belongs to another user; root may look at whose it likes.
+fn check_trusted(directory: &Directory) -> io::Result<()> {
+    match rustix::process::geteuid().is_root() || directory.is_trusted()? {
+        true => Ok(()),
+        false => Err(io::Error::other("it belongs to another user")),
+    }
+}
+
 fn make_private(path: &Path) -> io::Result<()> {
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
 }
@@ -271,19 +296,10 @@ fn make_private(path: &Path) -> io::Result<()> {
 /// Replaces the file at `path` in one step.
 pub(super) fn write_json(path: &Path, value: &impl Serialize) -> io::Result<()> {
     let new = path.with_extension("new");
-    std::fs::write(&new, serde_json::to_vec_pretty(value)?)?;
+    let mut file =
+        File::options().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+    file.write_all(&serde_json::to_vec_pretty(value)?)?;
     std::fs::rename(new, path)
-}
-
-/// The paths in a directory, sorted; none where there is no such directory.
-fn list(dir: &Path) -> io::Result<Vec<PathBuf>> {
-    let entries = match std::fs::read_dir(dir) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        entries => entries?,
-    };
-    let mut paths: Vec<_> = entries.flatten().map(|entry| entry.path()).collect();
-    paths.sort();
-    Ok(paths)
 }
 
 /// Removes a directory with all in it, if it is there.

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use super::leftovers::{clear_records, remove_upper};
 use super::mounts::{MountInfo, read_mount_at, read_mounts};
 use super::state::{EndWatch, MountDir, Record, StateDir};
+use crate::directory::Location;
 use crate::failure::{Code, Failure};
 use crate::fuse;
 
@@ -172,19 +173,19 @@ pub fn check_free(mountpoint: &Path) -> Result<(), Failure> {
     }))
 }
 
-/// The mountpoint without symlinks. A dead mount cannot be looked at, only its parent.
+/// The mountpoint without symlinks, whether it is there or not.
 ///
 /// # Errors
-/// [`Code::NotMounted`] where there is nothing by that name.
+/// [`Code::Mountpoint`] for a symlink of another user, [`Code::NotMounted`] where there is not even a
+/// directory that it could be in.
 pub fn resolve_mountpoint(path: &Path) -> Result<PathBuf, Failure> {
-    let resolved = path.canonicalize().or_else(|error| {
-        let absolute = std::path::absolute(path)?;
-        match (absolute.parent(), absolute.file_name()) {
-            (Some(parent), Some(name)) => Ok(parent.canonicalize()?.join(name)),
-            _ => Err(error),
+    match Location::find(path) {
+        Ok(location) => Ok(location.path()),
+        Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok("/".into()),
+        Err(error) => {
+            let is_refused = error.kind() == io::ErrorKind::PermissionDenied;
+            let code = if is_refused { Code::Mountpoint } else { Code::NotMounted };
+            Err(Failure::new(code, format!("{}: {error}", path.display())))
         }
-    });
-    resolved.map_err(|error: io::Error| {
-        Failure::new(Code::NotMounted, format!("{}: {error}", path.display()))
-    })
+    }
 }

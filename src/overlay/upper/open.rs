@@ -14,6 +14,7 @@ use super::super::error::{Error, Result};
 use super::address::Address;
 use super::form::{Form, Whiteouts};
 use super::marks::Namespace;
+use crate::directory::Directory;
 
 /// Scratch space below the workdir, as kernel overlayfs names it. Emptied at every mount.
 const WORK: &str = "work";
@@ -52,14 +53,24 @@ impl Upper {
     /// another process has either locked, or the file system lacks extended attributes, hard links or
     /// `RENAME_EXCHANGE`.
     pub fn open(upper_dir: &Path, work_dir: &Path) -> Result<Self> {
-        let canonical =
-            |path: &Path| path.canonicalize().map_err(|error| unusable(path, error.to_string()));
-        let (upper_path, work_path) = (canonical(upper_dir)?, canonical(work_dir)?);
-        if upper_path.starts_with(&work_path) || work_path.starts_with(&upper_path) {
+        let open =
+            |path: &Path| Directory::open(path).map_err(|error| unusable(path, error.to_string()));
+        Self::open_in(&open(upper_dir)?, &open(work_dir)?)
+    }
+
+    /// As [`Self::open`], where the directories have been found already.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_in(upper_dir: &Directory, work_dir: &Directory) -> Result<Self> {
+        let read = |dir: &Directory| {
+            dir.open_to_read().map_err(|error| unusable(dir.path(), error.to_string()))
+        };
+        let (root, lock) = (read(upper_dir)?, read(work_dir)?);
+        let (upper_dir, work_dir) = (upper_dir.path(), work_dir.path());
+        if upper_dir.starts_with(work_dir) || work_dir.starts_with(upper_dir) {
             return Err(unusable(work_dir, "upper and workdir must not lie within each other"));
         }
-        let root = open_dir(&upper_path)?;
-        let lock = open_dir(&work_path)?;
         if mount_of(&root, upper_dir)? != mount_of(&lock, work_dir)? {
             let problem = format!("must be on the same mount as {}", upper_dir.display());
             return Err(unusable(work_dir, problem));
@@ -128,11 +139,6 @@ impl Drop for Upper {
 
 pub(in super::super) fn unusable(path: &Path, problem: impl Into<String>) -> Error {
     Error::Unusable { path: path.to_owned(), problem: problem.into() }
-}
-
-fn open_dir(path: &Path) -> Result<OwnedFd> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    rustix::fs::open(path, flags, Mode::empty()).map_err(|errno| unusable(path, errno.to_string()))
 }
 
 /// Device and mount: a rename needs both to be the same.

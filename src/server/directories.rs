@@ -1,0 +1,167 @@
+//! The directories of one mount: its own below the state directory, its upper, and the work directory
+//! beside that.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::MountRequest;
+use super::state::{Lock, MountDir, Note, Origin, StateDir};
+use crate::directory::{Directory, DirectoryId, Location};
+use crate::failure::{Code, Failure};
+use crate::overlay::{self, Upper};
+
+/// The directories of a mount, removed at the end.
+pub(super) struct Directories {
+    pub(super) state: StateDir,
+    pub(super) mount: MountDir,
+    keep_upper: bool,
+    /// The work directory that was made beside an upper of the user's.
+    work: Option<(Note, Location)>,
+}
+
+/// Where changes go.
+pub(super) struct UpperDirectory {
+    pub(super) path: PathBuf,
+    pub(super) upper: Upper,
+    /// How many stacked file systems it is on, in the kernel's count.
+    pub(super) stack_depth: Option<u32>,
+}
+
+impl Directories {
+    pub(super) fn new(state: StateDir, mount: MountDir, request: &MountRequest) -> Self {
+        Self { state, mount, keep_upper: request.keep_upper, work: None }
+    }
+
+    /// The upper that `request` names, or one of the mount's own, of which `source` and `since` are
+    /// written down.
+    pub(super) fn open_upper(
+        &mut self,
+        request: &MountRequest,
+        source: &str,
+        since: u64,
+    ) -> Result<Option<UpperDirectory>, Failure> {
+        let (path, work) = match (&request.upper, request.read_only) {
+            (_, true) => return Ok(None),
+            (Some(upper), false) => (upper.clone(), work_beside(upper, request)),
+            (None, false) => {
+                let of = Origin {
+                    mountpoint: request.mountpoint.clone(),
+                    source: source.to_owned(),
+                    since,
+                    kept: request.keep_upper,
+                };
+                self.state.create_upper(&self.mount, &of).map_err(state_failed)?
+            }
+        };
+        let upper = find(&path, request.found.upper)
+            .map_err(|error| cannot_use(Code::Upper, "upper directory", &path, &error))?;
+        let work = self.open_work(&path, &work, request)?;
+        if request.upper.is_some() {
+            self.state.keep_named(&path);
+        }
+        let stack_depth = stack_depth(&upper);
+        let upper = Upper::open_in(&upper, &work).map_err(|error| upper_refused(request, error))?;
+        Ok(Some(UpperDirectory { path, upper, stack_depth }))
+    }
+
+    /// The work directory, made where nobody has looked for it. One that nobody named goes with the mount.
+    fn open_work(
+        &mut self,
+        upper: &Path,
+        path: &Path,
+        request: &MountRequest,
+    ) -> Result<Directory, Failure> {
+        let failed = |error| cannot_use(Code::Upper, "work directory", path, &error);
+        if request.found.workdir.is_some() {
+            return find(path, request.found.workdir).map_err(failed);
+        }
+        let place = Location::find(path).map_err(failed)?;
+        if request.upper.is_none() || request.workdir.is_some() {
+            return place.open_or_make(0o700).map_err(failed);
+        }
+        let note = Note::Work { path: place.path(), upper: upper.to_owned() };
+        self.state.note(&note).map_err(state_failed)?;
+        let work = place.open_or_make(0o700).map_err(failed)?;
+        if !work.is_trusted().map_err(failed)? {
+            // It was put there for us to find.
+            self.state.forget(&note);
+            let message = "it belongs to another user; name one with --workdir";
+            return Err(failed(io::Error::new(io::ErrorKind::PermissionDenied, message)));
+        }
+        self.work = Some((note, place));
+        Ok(work)
+    }
+}
+
+impl Drop for Directories {
+    fn drop(&mut self) {
+        if !self.keep_upper
+            && let Err(error) = self.state.remove_upper(&self.mount)
+        {
+            log::error!("the upper directory was not removed whole: {error}");
+        }
+        if let Err(error) = self.mount.remove() {
+            log::error!("the mount's record was not removed: {error}");
+        }
+        if let Some((note, work)) = &self.work {
+            match remove_work(work) {
+                Ok(()) => self.state.forget(note),
+                Err(error) => log::debug!("{} stays: {error}", note.path().display()),
+            }
+        }
+    }
+}
+
+/// Removes a work directory, unless another mount has it, or it holds what the next mount of its upper
+/// needs: the index of hard links.
+fn remove_work(place: &Location) -> io::Result<()> {
+    let work = place.open()?;
+    let inside = work.proc_path();
+    let _lock = Lock::on_directory(&inside.join("."))?.ok_or(io::ErrorKind::ResourceBusy)?;
+    std::fs::remove_dir(inside.join("index"))?;
+    std::fs::remove_dir_all(inside.join("work"))?;
+    std::fs::remove_dir(place.proc_path())
+}
+
+/// What to do about an upper that will not do.
+fn upper_refused(request: &MountRequest, error: overlay::Error) -> Failure {
+    Failure::from(error).hint(match request.upper {
+        Some(_) => "name another directory with --upper",
+        None => "changes are kept in the state directory: set THAWFS_STATE_DIR to one elsewhere",
+    })
+}
+
+/// The work directory for `upper` where none was named: `.NAME.work` beside it.
+fn work_beside(upper: &Path, request: &MountRequest) -> PathBuf {
+    request.workdir.clone().unwrap_or_else(|| {
+        let mut name = std::ffi::OsString::from(".");
+        name.push(upper.file_name().unwrap_or_default());
+        name.push(".work");
+        upper.with_file_name(name)
+    })
+}
+
+/// The directory at `path`: that which `id` says, where somebody has looked before.
+pub(super) fn find(path: &Path, id: Option<DirectoryId>) -> io::Result<Directory> {
+    match id {
+        Some(_) => Directory::open_again(path, id),
+        None => Directory::open(path),
+    }
+}
+
+pub(super) fn cannot_use(code: Code, what: &str, path: &Path, error: &io::Error) -> Failure {
+    Failure::new(code, format!("the {what} {}: {error}", path.display()))
+}
+
+pub(super) fn state_failed(error: io::Error) -> Failure {
+    Failure::new(Code::Failed, format!("cannot write the state directory: {error}"))
+        .hint("set THAWFS_STATE_DIR to a directory of yours")
+}
+
+/// How many stacked file systems `upper` itself is, in the kernel's count.
+fn stack_depth(upper: &Directory) -> Option<u32> {
+    /// `OVERLAYFS_SUPER_MAGIC` of `linux/magic.h`.
+    const OVERLAYFS: u64 = 0x794c_7630;
+    let stat = rustix::fs::fstatfs(upper).ok()?;
+    Some(u32::from(stat.f_type as u64 == OVERLAYFS))
+}

@@ -1,0 +1,123 @@
+//! What a server is asked for, and what it answers.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::owners::OwnerOptions;
+use crate::backup::SourceRequest;
+use crate::directory::DirectoryId;
+use crate::failure::{Code, Failure};
+use crate::{fuse, names};
+
+/// What to mount, where and how. Serialised only through a pipe: the source can hold a secret.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct MountRequest {
+    /// The archive.
+    pub source: SourceRequest,
+    /// An existing directory, absolute and without symlinks.
+    #[serde(flatten, with = "names::mountpoint")]
+    pub mountpoint: PathBuf,
+    /// What was found there and at the other paths, by whoever looked for them before.
+    pub found: Found,
+    /// Where changes go; without it the server makes a directory of its own.
+    #[serde(flatten, with = "names::upper")]
+    pub upper: Option<PathBuf>,
+    /// A directory beside the upper for work in progress.
+    #[serde(flatten, with = "names::workdir")]
+    pub workdir: Option<PathBuf>,
+    /// Keep the upper that the server made.
+    pub keep_upper: bool,
+    /// No changes, no upper.
+    pub read_only: bool,
+    /// The source shown in `/proc/mounts`.
+    pub fsname: Option<String>,
+    /// Let other users in; by default as [`fuse::MountOptions::new`] has it.
+    pub allow_other: Option<bool>,
+    /// Whose files are shown to be.
+    pub owners: OwnerOptions,
+    /// Generic mount flags, see [`fuse::MountOptions::flags`].
+    pub flags: Vec<String>,
+    /// Let the kernel read and write upper files by itself, where it can.
+    pub passthrough: bool,
+    /// See [`fuse::MountOptions::entry_ttl`].
+    pub entry_ttl: Option<Duration>,
+    /// See [`fuse::MountOptions::attr_ttl`].
+    pub attr_ttl: Option<Duration>,
+    /// See [`fuse::MountOptions::max_nodes`].
+    pub max_nodes: Option<usize>,
+    /// Put what is read first into the bucket, so that mounts on other machines fetch it ahead.
+    pub share_trace: bool,
+    /// Fetch all of the archive into the disk cache meanwhile, at so many bytes per second; 0 for as
+    /// many as there can be.
+    pub fill: Option<u64>,
+}
+
+/// Which directories the paths of a [`MountRequest`] lead to. A server uses no others.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+pub struct Found {
+    /// That of [`MountRequest::mountpoint`].
+    pub mountpoint: Option<DirectoryId>,
+    /// That of [`MountRequest::upper`].
+    pub upper: Option<DirectoryId>,
+    /// That of [`MountRequest::workdir`].
+    pub workdir: Option<DirectoryId>,
+}
+
+impl MountRequest {
+    /// A writable mount of `source` at `mountpoint` with everything else default.
+    pub fn new(source: SourceRequest, mountpoint: PathBuf) -> Self {
+        Self {
+            source,
+            mountpoint,
+            found: Found::default(),
+            upper: None,
+            workdir: None,
+            keep_upper: false,
+            read_only: false,
+            fsname: None,
+            allow_other: None,
+            owners: OwnerOptions::default(),
+            flags: Vec::new(),
+            passthrough: true,
+            entry_ttl: None,
+            attr_ttl: None,
+            max_nodes: None,
+            share_trace: false,
+            fill: None,
+        }
+    }
+
+    /// Refuses what would be refused by the kernel, or left out silently, once other things have been
+    /// taken down for this mount.
+    ///
+    /// # Errors
+    /// [`Code::Fuse`], which names the option.
+    pub fn check(&self) -> Result<(), Failure> {
+        let Some(option) = fuse::refused_flag(&self.flags) else { return Ok(()) };
+        let message = format!("the mount option {option} is not for ordinary users");
+        Err(Failure::new(Code::Fuse, message).hint("leave it out, or mount as root"))
+    }
+}
+
+/// What a server says once its mount answers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ready {
+    /// Where it is mounted.
+    #[serde(flatten, with = "names::mountpoint")]
+    pub mountpoint: PathBuf,
+    /// The source, with query string and user info left out.
+    pub source: String,
+    /// The server's process id.
+    pub pid: u32,
+    /// Where changes go.
+    #[serde(flatten, with = "names::upper")]
+    pub upper: Option<PathBuf>,
+    /// Whether there were files in the directory, which are hidden until the unmount.
+    #[serde(rename = "hidesFiles")]
+    pub hides_files: bool,
+    /// What the user should know besides.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
+}
