@@ -50,7 +50,7 @@ impl Error {
         Self::Blob(cache::Error::WouldWait)
     }
 
-    /// Whether this is [`Self::would_wait`].
+    /// Whether this says only that the thread must not wait.
     pub fn is_would_wait(&self) -> bool {
         matches!(self, Self::Blob(error) if error.is_would_wait())
     }
