@@ -1,35 +1,28 @@
 //! [`fuser::Filesystem`] over the overlay: each operation unpacked, run where it belongs, replied to.
 
-use std::borrow::Cow;
 use std::ffi::OsStr;
 use std::io;
-use std::ops::ControlFlow;
-use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
-use std::time::{Duration, SystemTime};
+use std::sync::atomic::Ordering;
+use std::time::SystemTime;
 
 use fuser::{
     AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags,
-    Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, Notifier, OpenFlags,
-    PollEvents, PollFlags, PollNotifier, RenameFlags, ReplyAttr, ReplyBmap, ReplyCreate, ReplyData,
+    Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, PollEvents,
+    PollFlags, PollNotifier, RenameFlags, ReplyAttr, ReplyBmap, ReplyCreate, ReplyData,
     ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen,
     ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
-use super::attr::{bare, file_attr, file_type, negative_entry, set_time, undescribed, user_device};
+use super::adapter::Adapter;
+use super::attr::{file_attr, negative_entry, set_time, user_device};
 use super::callers::Sender;
+use super::data::Target;
 use super::errno::errno;
-use super::faults::Faults;
-use super::gate::Gate;
-use super::io_mode::{IoMode, IoModes, Written};
-use super::options::MountOptions;
-use super::parked::Parked;
-use super::prune::Pruner;
-use super::shared::{Shared, UPPER_FLAGS};
-use super::work::{Pools, Work, guarded};
-use crate::overlay::{self, Caller, Handle, Overlay, SetAttr};
+use super::io_mode::IoMode;
+use super::shared::UPPER_FLAGS;
+use super::work::Work;
+use crate::overlay::{self, Caller, Handle, SetAttr};
 use crate::types::Ino;
 
 /// Largest read or write request. The kernel's own limit at its default `max_pages_limit` of 256.
@@ -40,93 +33,6 @@ const MAX_IO: u32 = 1 << 20;
 /// hold up what others have written. The kernel grants an ordinary user less where there is little memory
 /// (2,600 with 8 GiB). One that waits for its turn costs the server some hundred bytes.
 const MAX_BACKGROUND: u16 = 4096;
-
-/// Most bytes of reads that are worked on at a time. One costs up to three times its length until it is
-/// answered: stored, decoded, and joined. As many reads of a usual block as the pool has threads may wait
-/// for the network together.
-const READ_AT_ONCE: usize = 8 << 20;
-
-/// The same for reads of what is on this machine, which go on while those wait for the network.
-const READ_HERE_AT_ONCE: usize = 4 << 20;
-
-/// How long a read waits for its turn: several round trips to the slowest of stores.
-const READ_PATIENCE: Duration = Duration::from_secs(2);
-
-/// The overlay as fuser serves it.
-pub(super) struct Adapter {
-    pools: Arc<Pools>,
-    shared: Arc<Shared>,
-}
-
-impl Adapter {
-    /// `device` is the one that the file system is mounted from.
-    pub(super) fn new(
-        overlay: Arc<Overlay>,
-        options: &MountOptions,
-        device: OwnedFd,
-        faults: Arc<Faults>,
-    ) -> Self {
-        let stack_depth = options.upper_stack_depth;
-        Self {
-            pools: Arc::new(Pools::new()),
-            shared: Arc::new(Shared {
-                overlay,
-                modes: IoModes::default(),
-                entry_ttl: options.entry_ttl,
-                attr_ttl: options.attr_ttl,
-                passthrough: AtomicBool::new(stack_depth.is_some()),
-                no_opendir: AtomicBool::new(false),
-                stack_depth: stack_depth.unwrap_or(0),
-                notifier: Arc::new(OnceLock::new()),
-                pruner: Pruner::new(options.max_nodes, device),
-                local_reads: Arc::new(Gate::new(READ_HERE_AT_ONCE, READ_PATIENCE)),
-                reads: Arc::new(Gate::new(READ_AT_ONCE, READ_PATIENCE)),
-                parked: Arc::default(),
-                faults,
-            }),
-        }
-    }
-
-    /// Where to put the notifier once the session has one.
-    pub(super) fn notifier(&self) -> Arc<OnceLock<Notifier>> {
-        Arc::clone(&self.shared.notifier)
-    }
-
-    /// Runs `job` where `work` says.
-    fn run(&self, work: Work, job: impl FnOnce(&Shared) + Send + 'static) {
-        self.pools.run(work, &self.shared, job);
-    }
-
-    /// Runs `operation` where `work` says, or where it may wait for the store's metadata, or data it
-    /// would copy, if it comes to that; then has it answered.
-    fn attempt<T>(
-        &self,
-        work: Work,
-        operation: impl Fn(&Shared) -> overlay::Result<T> + Send + 'static,
-        answer: impl FnOnce(&Shared, overlay::Result<T>) + Send + 'static,
-    ) {
-        self.pools.attempt(work, Work::Metadata, &self.shared, operation, answer);
-    }
-
-    /// Has the kernel forget files if it remembers too many.
-    fn prune(&self) {
-        if self.shared.pruner.is_due(self.shared.overlay.node_count()) {
-            self.run(Work::Local, |shared| shared.pruner.round(&shared.overlay));
-        }
-    }
-
-    /// Where to look something up that has to do with `ino`: here, or where the disk may be waited for.
-    fn looking(&self, ino: INodeNo) -> Work {
-        if self.shared.overlay.would_block(Ino(ino.0)) { Work::Local } else { Work::Here }
-    }
-
-    /// Where to change something that has to do with `inos`. Not to be begun where it cannot end: what
-    /// may need the store's metadata half way goes where that can be waited for.
-    fn changing<const N: usize>(&self, inos: [INodeNo; N]) -> Work {
-        let waits = inos.iter().any(|ino| self.shared.overlay.would_block(Ino(ino.0)));
-        if waits { Work::Metadata } else { Work::Here }
-    }
-}
 
 fn caller(request: &Request, umask: u32) -> Caller {
     Caller { uid: request.uid(), gid: request.gid(), umask }
@@ -471,31 +377,7 @@ impl Filesystem for Adapter {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let size = size as usize;
-        let overlay = &self.shared.overlay;
-        if let Some(data) = overlay.get(handle(fh), offset, size) {
-            return reply.data(&data);
-        }
-        if overlay.is_in_upper(handle(fh)) {
-            return guarded(&self.shared, || match overlay.read(handle(fh), offset, size) {
-                Ok(data) => reply.data(&data),
-                Err(error) => reply.error(self.shared.failed(&error)),
-            });
-        }
-        self.pools.attempt(
-            Work::Local,
-            Work::Data,
-            &self.shared,
-            // It has its turn until it is answered.
-            move |shared| {
-                let pass = shared.enter(size);
-                Ok((shared.overlay.read(handle(fh), offset, size)?, pass))
-            },
-            move |shared, result| match result {
-                Ok((data, _pass)) => reply.data(&data),
-                Err(error) => reply.error(shared.failed(&error)),
-            },
-        );
+        self.read_data(handle(fh), offset, size as usize, reply);
     }
 
     fn write(
@@ -510,34 +392,9 @@ impl Filesystem for Adapter {
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        // Said of who writes through to us; what the kernel writes back later drops nothing.
-        let drops_setid = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
         let sender = Sender::of(request).without_fsetid();
-        let held_back = write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
-        let write = move |shared: &Shared, data: overlay::Result<Cow<'_, [u8]>>| {
-            let result = data.and_then(|data| match held_back {
-                true => shared.overlay.write_all(handle(fh), offset, &data),
-                false => shared.overlay.write(handle(fh), offset, &data),
-            });
-            if drops_setid {
-                shared.drop_setid(Ino(ino.0), sender);
-            }
-            shared.reply_written(result, reply);
-        };
-        if self.shared.overlay.is_in_upper(handle(fh)) {
-            // The data lies in this thread's request buffer.
-            guarded(&self.shared, || write(&self.shared, Ok(data.into())));
-        } else {
-            let overlay = &self.shared.overlay;
-            let parked = match Parked::new(data, &self.shared.parked, overlay) {
-                Ok(parked) => parked,
-                Err(error) => return write(&self.shared, Err(error)),
-            };
-            self.run(Work::Data, move |shared| {
-                let ready = shared.overlay.ready_to_write(handle(fh));
-                write(shared, ready.and_then(|()| parked.data()));
-            });
-        }
+        let to = Target { ino: Ino(ino.0), handle: handle(fh) };
+        self.write_data(sender, to, offset, data, write_flags, reply);
     }
 
     fn flush(
@@ -602,27 +459,9 @@ impl Filesystem for Adapter {
         ino: INodeNo,
         _fh: FileHandle,
         offset: u64,
-        mut reply: ReplyDirectory,
+        reply: ReplyDirectory,
     ) {
-        self.run(self.changing([ino]), move |shared| {
-            let mut some = false;
-            let result = shared.overlay.readdir(Ino(ino.0), offset, false, &mut |entry| {
-                some = true;
-                let full = reply.add(
-                    INodeNo(entry.ino.0),
-                    entry.next_cookie,
-                    file_type(entry.kind),
-                    entry.name,
-                );
-                if full { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-            });
-            match result {
-                Ok(()) => reply.ok(),
-                // What there is comes first. The reader goes on behind it, and then is told.
-                Err(_) if some => reply.ok(),
-                Err(error) => reply.error(shared.failed(&error)),
-            }
-        });
+        self.list(Ino(ino.0), offset, reply);
     }
 
     fn readdirplus(
@@ -631,43 +470,10 @@ impl Filesystem for Adapter {
         ino: INodeNo,
         _fh: FileHandle,
         offset: u64,
-        mut reply: ReplyDirectoryPlus,
+        reply: ReplyDirectoryPlus,
     ) {
         self.prune();
-        self.run(self.changing([ino]), move |shared| {
-            let mut some = false;
-            // One TTL serves name and attributes here; the protocol has two, fuser passes one.
-            let result = shared.overlay.readdir(Ino(ino.0), offset, true, &mut |entry| {
-                some = true;
-                if let Some(problem) = entry.problem {
-                    shared.faults.record(problem);
-                }
-                let ((attr, ttl), generation) = match &entry.attr {
-                    Some(attr) => (shared.told(attr), attr.generation),
-                    // These two have none, and are not looked up by being listed.
-                    None if entry.name == "." || entry.name == ".." => {
-                        ((bare(entry.ino, entry.kind), Duration::ZERO), 0)
-                    }
-                    None => ((undescribed(entry.ino, entry.kind), Duration::ZERO), 0),
-                };
-                let ttl = shared.entry_ttl.min(ttl);
-                let full = reply.add(
-                    INodeNo(entry.ino.0),
-                    entry.next_cookie,
-                    entry.name,
-                    &ttl,
-                    &attr,
-                    Generation(generation),
-                );
-                if full { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-            });
-            match result {
-                Ok(()) => reply.ok(),
-                // What there is comes first: lookups of it are counted. The reader is told next.
-                Err(_) if some => reply.ok(),
-                Err(error) => reply.error(shared.failed(&error)),
-            }
-        });
+        self.list_described(Ino(ino.0), offset, reply);
     }
 
     fn releasedir(
@@ -786,15 +592,8 @@ impl Filesystem for Adapter {
         mode: i32,
         reply: ReplyEmpty,
     ) {
-        let sender = Sender::of(request);
-        let mode = overlay::FallocateFlags::from_bits_retain(mode.cast_unsigned());
-        // Else it is copied up.
-        let is_up = self.shared.overlay.is_in_upper(handle(fh));
-        self.run(if is_up { Work::Local } else { Work::Data }, move |shared| {
-            let result = shared.overlay.fallocate(handle(fh), mode, offset, length);
-            shared.drop_setid(Ino(ino.0), sender);
-            shared.reply_empty(result, reply);
-        });
+        let target = Target { ino: Ino(ino.0), handle: handle(fh) };
+        self.allocate(Sender::of(request), target, offset, length, mode, reply);
     }
 
     fn lseek(
@@ -806,26 +605,7 @@ impl Filesystem for Adapter {
         whence: i32,
         reply: ReplyLseek,
     ) {
-        let ino = Ino(inode.0);
-        let to = match (u64::try_from(offset), whence) {
-            (Ok(offset), libc::SEEK_DATA) => overlay::SeekFrom::Data(offset),
-            (Ok(offset), libc::SEEK_HOLE) => overlay::SeekFrom::Hole(offset),
-            // The kernel keeps the other kinds to itself.
-            (Ok(_), _) => return reply.error(Errno::EINVAL),
-            (Err(_), _) => return reply.error(Errno::ENXIO),
-        };
-        let answer = move |shared: &Shared, result: overlay::Result<u64>| match result {
-            Ok(found) => reply.offset(i64::try_from(found).unwrap_or(i64::MAX)),
-            Err(error) => reply.error(shared.failed(&error)),
-        };
-        if self.shared.modes.written(ino) == Some(Written::Later) {
-            self.run(Work::AfterOthers, move |shared| {
-                answer(shared, shared.lseek_written(ino, handle(fh), to));
-            });
-        } else {
-            let seek = move |shared: &Shared| shared.overlay.lseek(handle(fh), to);
-            self.attempt(self.looking(inode), seek, answer);
-        }
+        self.seek(Target { ino: Ino(inode.0), handle: handle(fh) }, offset, whence, reply);
     }
 
     fn copy_file_range(
@@ -841,22 +621,9 @@ impl Filesystem for Adapter {
         _flags: CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
-        // The reply counts in 32 bits; a short copy is the caller's to continue.
-        let len = usize::try_from(len.min(1 << 30)).unwrap_or(1 << 30);
-        let sender = Sender::of(request);
-        let overlay = &self.shared.overlay;
-        let are_up = overlay.is_in_upper(handle(fh_in)) && overlay.is_in_upper(handle(fh_out));
-        self.run(if are_up { Work::Local } else { Work::Data }, move |shared| {
-            let result = shared.overlay.copy_file_range(
-                handle(fh_in),
-                offset_in,
-                handle(fh_out),
-                offset_out,
-                len,
-            );
-            shared.drop_setid(Ino(ino_out.0), sender);
-            shared.reply_written(result, reply);
-        });
+        let to = Target { ino: Ino(ino_out.0), handle: handle(fh_out) };
+        let from = (handle(fh_in), offset_in);
+        self.copy_range(Sender::of(request), from, to, offset_out, len, reply);
     }
 
     fn ioctl(

@@ -7,13 +7,16 @@
 //! may remember an answer, how many files it should remember, and whether it does a file's I/O
 //! through its page cache or by itself.
 
+mod adapter;
 mod attr;
 mod callers;
+mod data;
 mod errno;
 mod faults;
 mod filesystem;
 mod gate;
 mod io_mode;
+mod listing;
 mod mount;
 mod options;
 mod parked;

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use fuser::{Config, Session, SessionACL};
 
+use super::adapter::Adapter;
 use super::faults::Faults;
-use super::filesystem::Adapter;
 use super::mount::{detach, mount, unmount};
 use super::options::MountOptions;
 use crate::directory::Directory;
