@@ -12,9 +12,14 @@ use super::bucket::Backups;
 use super::id::BackupId;
 use super::memory::default_cache_memory;
 use crate::cache::{self, Blob, CacheDir, DiskLimit, FileBlob, RemoteBlob};
+use crate::environment::Environment;
 use crate::failure::{Code, Failure};
 use crate::squashfs::{self, Archive};
 use crate::store::{self, Hedged, Object, Source, StoreDefaults, StoreOptions};
+
+/// Variables that let whoever reads them in.
+const SECRET_VARIABLES: [&str; 3] =
+    ["AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_CONTAINER_AUTHORIZATION_TOKEN"];
 
 /// Where an archive is, how to reach it, and what memory its caches may take. Serialised only
 /// through a pipe: a presigned URL is a secret.
@@ -136,6 +141,24 @@ impl SourceRequest {
         }
         let requests = runtime.map(|runtime| Requests(Some(runtime)));
         Ok(OpenArchive { archive, name, remote, trace, requests })
+    }
+
+    /// Whether opening or reading it may run a program that the user chose (`credential_process`).
+    pub(crate) fn runs_programs(&self) -> bool {
+        matches!(self.source.parse(), Ok(Source::S3 { .. }))
+            && store::has_credential_process(&self.store_options())
+    }
+
+    /// Whether whoever reads it has something to hide: keys, or a URL that is one.
+    pub(crate) fn holds_secrets(&self) -> bool {
+        let is_secret = match self.source.parse() {
+            Ok(Source::S3 { .. }) => !self.anonymous,
+            // A plain one may lead to one that is signed.
+            Ok(Source::Http(_)) => true,
+            Ok(Source::Local(_)) | Err(_) => false,
+        };
+        let environment = Environment::of_process();
+        is_secret || SECRET_VARIABLES.iter().any(|name| environment.get(name).is_some())
     }
 
     /// How the store is to be reached.

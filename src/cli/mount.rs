@@ -11,7 +11,8 @@ use crate::directory::{Directory, DirectoryId, Location};
 use crate::failure::{Code, Failure};
 use crate::server::state::{Lock, lock_directory};
 use crate::server::{
-    MountRequest, Ready, ServerProgram, check_free, restart_limited, serve, start_detached,
+    MountRequest, Ready, ServerProgram, check_free, restart_limited, restrict, serve,
+    start_detached,
 };
 use crate::store::{Source, StoreDefaults};
 
@@ -55,6 +56,8 @@ pub(super) fn start(
     if !foreground {
         return show(&start_detached(&ServerProgram::this()?, &request)?, output);
     }
+    // This process is the server.
+    restrict(&request.source);
     let mut lock = Some(lock);
     serve(&request, request.source.open()?, |ready, _log| {
         lock.take();

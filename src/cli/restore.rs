@@ -13,7 +13,7 @@ use super::life_args::RestoreArgs;
 use super::mount::{check_not_source, is_squashfs, show as show_ready};
 use super::options;
 use super::output::{Output, say};
-use crate::backup::{BackupId, ExtractOptions, Handle, Metadata, SourceRequest};
+use crate::backup::{BackupId, BucketRequest, ExtractOptions, Handle, Metadata, SourceRequest};
 use crate::failure::{Code, Failure};
 use crate::names;
 use crate::server::{self, RestoreRequest, Restored, restart_limited};
@@ -38,6 +38,13 @@ pub(super) fn restore(args: RestoreArgs, output: &Output) -> Result<(), Failure>
         check_not_backup(dir)?;
     }
     let Given { id, dir: made_in } = read_backup(&args.backup)?;
+    if args.foreground {
+        let BucketRequest { bucket, profile, defaults, anonymous, .. } =
+            args.bucket.request().or_configured()?;
+        let source = SourceRequest::new(bucket.unwrap_or_default());
+        // Before the bucket has threads.
+        server::restrict(&SourceRequest { profile, defaults, anonymous, ..source });
+    }
     let OpenBucket { runtime, backups } = OpenBucket::open(&args.bucket)?;
     if args.extract {
         let failed = |failure| runtime.block_on(backups.restore_failed(&id, failure));

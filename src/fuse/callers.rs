@@ -3,13 +3,16 @@
 use std::io;
 
 use fuser::Request;
+use parking_lot::Mutex;
 use rustix::process::Gid;
 use rustix::thread::{CapabilitySet, CapabilitySets};
 
 use crate::overlay::Rights;
 
-/// The first user namespace: rights in another are none over files at large.
-const INITIAL_NAMESPACE: &str = "user:[4026531837]";
+/// The map of user numbers of a process whose rights hold for all users' files: those in a user namespace hold
+/// for its own users. It is asked for because everybody may read it, which needs no right of ours; the
+/// namespace's own number shows to `CAP_SYS_PTRACE` alone.
+const ALL_USERS: [&str; 3] = ["0", "0", "4294967295"];
 
 /// An id that is left as it is.
 const KEEP: Option<Gid> = None;
@@ -45,8 +48,8 @@ impl Rights for Sender {
         self.keeps_setid.unwrap_or_else(|| {
             let rights = self.status().ok().and_then(|status| parse_rights(&status));
             let has = rights.map_or(self.uid == 0, |set| set.contains(CapabilitySet::FSETID));
-            let namespace = std::fs::read_link(format!("/proc/{}/ns/user", self.pid));
-            has && namespace.map_or(true, |name| name.as_os_str() == INITIAL_NAMESPACE)
+            let users = std::fs::read_to_string(format!("/proc/{}/uid_map", self.pid));
+            has && users.map_or(true, |map| map.split_whitespace().eq(ALL_USERS))
         })
     }
 
@@ -82,6 +85,10 @@ pub(super) fn without_fsetid<T>(register: impl FnOnce() -> io::Result<T>) -> io:
     if !own.effective.contains(CapabilitySet::FSETID) {
         return register();
     }
+    // Taking rights up again makes the whole process as dumpable as `fs.suid_dumpable` says.
+    static TURN: Mutex<()> = Mutex::new(());
+    let _turn = TURN.lock();
+    let dumpable = rustix::process::dumpable_behavior();
     let groups = rustix::process::getgroups()?;
     let group = rustix::process::getegid();
     let less = CapabilitySets { effective: own.effective - CapabilitySet::FSETID, ..own };
@@ -97,6 +104,8 @@ pub(super) fn without_fsetid<T>(register: impl FnOnce() -> io::Result<T>) -> io:
         rustix::thread::set_thread_res_gid(KEEP, group, KEEP)?;
         rustix::thread::set_thread_groups(&groups)?;
     }
+    // What the kernel calls dumpable for root alone cannot be set, and is what it stays.
+    let _ = dumpable.and_then(rustix::process::set_dumpable_behavior);
     result
 }
 

@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use super::group::Groups;
 use super::heap;
 use super::inherited;
+use super::privileges;
 use super::program::ServerProgram;
 use super::serve::serve_in;
 use super::{Manner, MountRequest, Ready};
@@ -205,6 +206,8 @@ pub fn start_detached(program: &ServerProgram, request: &MountRequest) -> Result
 /// Those of [`super::serve()`]; the command has been told already.
 pub fn run_detached() -> Result<(), Failure> {
     inherited::leave_caller();
+    // Before it is told of a secret.
+    privileges::hide_memory();
     let mut detached = false;
     let served = open_and_serve(&mut detached);
     match &served {
@@ -221,6 +224,7 @@ fn open_and_serve(detached: &mut bool) -> Result<(), Failure> {
         return Err(Failure::new(Code::Usage, "no mount request on standard input")
             .hint("this command is for thawfs itself; see thawfs mount"));
     };
+    privileges::restrict(&source);
     let opened = source.open()?;
     if tell(&Answer::Opened).is_err() {
         return Ok(());

@@ -126,6 +126,18 @@ impl Credentials {
     }
 }
 
+/// Whether keys may come from a program that the profile names.
+pub(crate) fn has_credential_process(options: &StoreOptions) -> bool {
+    let environment = &options.environment;
+    let by_environment =
+        keys_of(environment, "").is_ok_and(|keys| keys.is_some()) || has_web_identity(environment);
+    if options.anonymous || (by_environment && options.profile.is_none()) {
+        return false;
+    }
+    // One that cannot be read runs nothing, and is told of where it is needed.
+    Profile::read(options).is_ok_and(|profile| profile.get("credential_process").is_some())
+}
+
 impl fmt::Debug for Credentials {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match &self.0 {

@@ -44,6 +44,7 @@ use bytes::Bytes;
 use chrono::{DateTime, Utc};
 
 pub use counters::Counters;
+pub(crate) use credentials::has_credential_process;
 pub use error::{Error, Result};
 pub use hedge::Hedged;
 pub use options::{StoreDefaults, StoreOptions};
