@@ -283,3 +283,27 @@ fn a_listing_that_breaks_off_gives_what_comes_before() {
     bench.ok(&["unmount", text(&mountpoint)]);
     bench.assert_nothing_left();
 }
+
+#[test]
+fn what_is_replaced_behind_the_mount_is_stale_and_says_so() {
+    if !can_mount("what_is_replaced_behind_the_mount_is_stale_and_says_so") {
+        return;
+    }
+    let bench = Bench::new();
+    let tree = bench.directory("tree");
+    fs::write(tree.join("small"), "hi").unwrap();
+    let archive = bench.archive(&tree, "data.sqsh", &[]);
+    let (mountpoint, upper) = (bench.directory("mnt"), bench.directory("up"));
+    let upper_option = ["--upper", text(&upper), "-o", "attr_ttl=0"];
+    bench.ok(&[&["mount", text(&archive), text(&mountpoint)], &upper_option[..]].concat());
+    fs::write(mountpoint.join("new"), "new").unwrap();
+    let open = fs::File::open(mountpoint.join("new")).unwrap();
+    fs::write(upper.join("other"), "other").unwrap();
+    fs::rename(upper.join("other"), upper.join("new")).unwrap();
+    let error = open.metadata().unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(libc::ESTALE), "{error}");
+    assert_told(&bench, &mountpoint, "was replaced by another program");
+    drop(open);
+    bench.ok(&["unmount", text(&mountpoint)]);
+    bench.assert_nothing_left();
+}

@@ -151,24 +151,24 @@ pub enum Error {
         reason: String,
     },
     /// The server is overloaded or broken at the moment (429 or 5xx).
-    #[error("{object}: the server answered {status}{}", detail(.code))]
+    #[error("{object}: the server answered {}", answered(refusal))]
     Unavailable {
         /// The object.
         object: String,
-        /// HTTP status.
-        status: u16,
-        /// The server's error code, empty if it gave none.
-        code: String,
+        /// What the server said.
+        refusal: Box<Refusal>,
         /// How long it asks to be left alone.
         retry_after: Option<Duration>,
     },
     /// The bucket lives elsewhere: another region or endpoint.
-    #[error("{object}: the server sends us elsewhere{}", detail(.to))]
+    #[error("{object}: the server sends us elsewhere{}: {}", detail(.to), answered(refusal))]
     WrongEndpoint {
         /// The object.
         object: String,
         /// Region or location the server named, empty if none.
         to: String,
+        /// What the server said.
+        refusal: Box<Refusal>,
     },
     /// The server refused the request for a reason not listed above.
     #[error("{object}: the server refused: {}", refused(refusal))]
@@ -318,6 +318,15 @@ impl Error {
 /// ` (CODE)` and what else a server said, if one said anything.
 fn words(refusal: Option<&Refusal>) -> String {
     refusal.map_or_else(String::new, |it| format!(" ({}){}", it.code, it.details()))
+}
+
+/// Status, code and what else a server said.
+fn answered(refusal: &Refusal) -> String {
+    let Refusal { status, code, .. } = refusal;
+    // Without a code of its own that is the status, in words.
+    let says_status = code.starts_with(&status.to_string());
+    let code = if says_status { code.clone() } else { format!("{status} ({code})") };
+    code + &refusal.details()
 }
 
 /// The same with the status, for codes that we know nothing of.

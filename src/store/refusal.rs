@@ -200,10 +200,9 @@ pub(super) fn classify(
     let object = asked.object.to_owned();
     let refusal = asked.refusal(status, &code, &message);
     let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
-    let unavailable = |object, code| Error::Unavailable {
+    let unavailable = |object, refusal| Error::Unavailable {
         object,
-        status: status.as_u16(),
-        code,
+        refusal,
         retry_after: header("retry-after").and_then(parse_retry_after),
     };
     match code.as_str() {
@@ -228,10 +227,11 @@ pub(super) fn classify(
             return Error::RefusedCredentials { object, refusal };
         }
         "AuthorizationHeaderMalformed" if region.is_some() => {
-            return Error::WrongEndpoint { object, to: region.unwrap_or_default() };
+            let to = region.unwrap_or_default();
+            return Error::WrongEndpoint { object, to, refusal };
         }
         "SlowDown" | "InternalError" | "RequestTimeout" | "ServiceUnavailable" => {
-            return unavailable(object, code);
+            return unavailable(object, refusal);
         }
         _ => {}
     }
@@ -246,14 +246,14 @@ pub(super) fn classify(
         StatusCode::FORBIDDEN => Error::AccessDenied { object, refusal },
         StatusCode::UNAUTHORIZED => Error::RefusedCredentials { object, refusal },
         StatusCode::PRECONDITION_FAILED => Error::Changed { object },
-        StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS => unavailable(object, code),
+        StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS => unavailable(object, refusal),
         // 501 and 505 will be said again however often we ask.
         status
             if status.is_server_error()
                 && status != StatusCode::NOT_IMPLEMENTED
                 && status != StatusCode::HTTP_VERSION_NOT_SUPPORTED =>
         {
-            unavailable(object, code)
+            unavailable(object, refusal)
         }
         status if status.is_redirection() => {
             let host_of = |to: &str| {
@@ -263,7 +263,7 @@ pub(super) fn classify(
                 .map(str::to_owned)
                 .or_else(|| header("location").and_then(host_of))
                 .unwrap_or_default();
-            Error::WrongEndpoint { object, to }
+            Error::WrongEndpoint { object, to, refusal }
         }
         _ => Error::Refused { object, refusal },
     }
@@ -330,8 +330,24 @@ mod tests {
             ),
             (401, "", "", "credentials for s3://b/k are no good: 401 Unauthorized (GET "),
             (412, "PreconditionFailed", "", "s3://b/k changed while it was in use"),
-            (503, "SlowDown", "", "s3://b/k: the server answered 503 (SlowDown)"),
-            (500, "", "", "s3://b/k: the server answered 500"),
+            (
+                503,
+                "SlowDown",
+                "Please wait",
+                "s3://b/k: the server answered 503 (SlowDown): \"Please wait\" (GET https://h/b/k)",
+            ),
+            (
+                500,
+                "",
+                "",
+                "s3://b/k: the server answered 500 Internal Server Error (GET https://h/b/k)",
+            ),
+            (
+                301,
+                "PermanentRedirect",
+                "",
+                "s3://b/k: the server sends us elsewhere: 301 (PermanentRedirect) (GET https://h/b/k)",
+            ),
             (501, "NotImplemented", "", "s3://b/k: the server refused: 501 (NotImplemented) (GET "),
             (
                 400,
