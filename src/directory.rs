@@ -11,7 +11,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{CWD, Mode, OFlags};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
@@ -30,6 +30,8 @@ pub struct Directory {
 pub struct DirectoryId {
     device: u64,
     inode: u64,
+    /// When it was made, in seconds and nanoseconds, where its file system knows: numbers are used again.
+    born: Option<(i64, u32)>,
 }
 
 /// A name in an open directory, where there may be something or not; no symlink when it was found.
@@ -99,8 +101,7 @@ impl Directory {
     /// # Errors
     /// Where its file system does not answer.
     pub fn id(&self) -> io::Result<DirectoryId> {
-        let stat = rustix::fs::fstat(&self.file)?;
-        Ok(DirectoryId { device: stat.st_dev, inode: stat.st_ino })
+        DirectoryId::of(&self.file)
     }
 
     /// Whether nobody but this user and root could have made it.
@@ -136,6 +137,23 @@ impl Directory {
     /// The place `name` in it, where there must be no symlink.
     pub fn into_location(self, name: impl Into<OsString>) -> Location {
         Location { above: self, name: name.into() }
+    }
+}
+
+impl DirectoryId {
+    /// That of an open directory.
+    ///
+    /// # Errors
+    /// Where its file system does not answer.
+    pub fn of(directory: impl AsFd) -> io::Result<Self> {
+        let stat = rustix::fs::statx(directory, c"", AtFlags::EMPTY_PATH, StatxFlags::BTIME)?;
+        let born = stat.stx_btime;
+        let knows = stat.stx_mask & StatxFlags::BTIME.bits() != 0;
+        Ok(Self {
+            device: rustix::fs::makedev(stat.stx_dev_major, stat.stx_dev_minor),
+            inode: stat.stx_ino,
+            born: knows.then_some((born.tv_sec, born.tv_nsec)),
+        })
     }
 }
 

@@ -15,10 +15,10 @@
 //! store                  object stores behind one narrow trait
 //! types       buffers    numbers with units, no I/O | large buffers that are used again
 //! environment names      the variables that the program looks at | names and words of others, shown
-//! directory              directories that users name, found once and then used by descriptor
+//! directory   removal    directories that users name, found once and used by descriptor | removing them whole
 //! ```
 //!
-//! From bottom to top: [`directory`], [`environment`], [`names`], [`types`] and `buffers`, [`store`], [`cache`], [`squashfs`], [`overlay`], [`failure`],
+//! From bottom to top: [`directory`], [`removal`], [`environment`], [`names`], [`types`] and `buffers`, [`store`], [`cache`], [`squashfs`], [`overlay`], [`failure`],
 //! [`backup`], [`mod@bench`], [`fuse`], [`server`], [`cli`]. Everything from the cache upward is ordinary blocking
 //! code; only the stores are asynchronous, and the calls on [`backup::Backups`], which are many small
 //! requests to them. There is no unsafe code.
@@ -36,6 +36,7 @@ pub mod failure;
 pub mod fuse;
 pub mod names;
 pub mod overlay;
+pub mod removal;
 pub mod server;
 pub mod squashfs;
 pub mod store;

@@ -5,6 +5,7 @@
 
 mod support;
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -481,13 +482,44 @@ fn what_a_killed_extract_leaves_goes_with_the_next_one_or_gc() {
     std::fs::create_dir(&busy).unwrap();
     let held = std::fs::File::open(&busy).unwrap();
     rustix::fs::flock(&held, rustix::fs::FlockOperation::LockExclusive).unwrap();
-    // And so is what only looks like one.
-    let others = parent.join(".target.x.thawfs");
-    std::fs::create_dir(&others).unwrap();
+    // And so is what only looks like one, and what came to be by the name of one.
+    let mine = ["7", "x"].map(|pid| parent.join(format!(".target.{pid}.thawfs/mine")));
+    let taken = killed();
+    let moved = parent.join("moved");
+    std::fs::rename(&taken, &moved).unwrap();
+    let taken = taken.join("mine");
+    for mine in mine.iter().chain([&taken]) {
+        std::fs::create_dir_all(mine.parent().unwrap()).unwrap();
+        std::fs::write(mine, "mine").unwrap();
+    }
+    gc(&["gc", "--yes"]);
     let done = place.run(&["-q", "extract", "s3://box/a.sqsh", text(&target)]);
     assert!(done.status.success());
-    let mut there = names(&parent);
-    there.sort();
-    assert_eq!(there, [busy, others, target.clone()]);
+    let there: BTreeSet<_> = names(&parent).into_iter().collect();
+    let looking = mine.iter().chain([&taken]).map(|mine| mine.parent().unwrap().to_owned());
+    assert_eq!(there, looking.chain([busy, moved, target.clone()]).collect());
+    for mine in mine.iter().chain([&taken]) {
+        assert_eq!(std::fs::read(mine).unwrap(), b"mine");
+    }
     assert_eq!(std::fs::read(target.join("large")).unwrap(), vec![7; 1 << 20]);
+}
+
+#[test]
+fn what_is_mounted_below_a_leftover_is_not_emptied() {
+    if !can_mount_with("what_is_mounted_below_a_leftover_is_not_emptied", &[Need::Root]) {
+        return;
+    }
+    let bench = support::mount::Bench::new();
+    let (tree, precious) = (bench.directory("tree"), bench.directory("precious"));
+    std::fs::write(precious.join("file"), "mine").unwrap();
+    let inner = tree.join("a/b");
+    std::fs::create_dir_all(&inner).unwrap();
+    let bind = Command::new("mount").arg("--bind").args([&precious, &inner]).status().unwrap();
+    assert!(bind.success());
+    let error = thawfs::removal::remove_tree_at(&tree).unwrap_err();
+    assert!(Command::new("umount").arg(&inner).status().unwrap().success());
+    assert_eq!(error.kind(), std::io::ErrorKind::ResourceBusy, "{error}");
+    assert_eq!(std::fs::read(precious.join("file")).unwrap(), b"mine");
+    thawfs::removal::remove_tree_at(&tree).unwrap();
+    assert!(!tree.exists());
 }

@@ -78,8 +78,22 @@ pub fn extract(
     options: &ExtractOptions,
     progress: &ExtractProgress,
 ) -> Result<(), Failure> {
+    // What is not there leaves no directory behind.
+    find(archive, &options.path)?;
+    extract_staged(archive, Staging::create(target)?, options, progress)
+}
+
+/// As [`extract`], by way of a directory that is there already.
+///
+/// # Errors
+/// As [`extract`].
+pub fn extract_staged(
+    archive: &Archive,
+    staging: Staging,
+    options: &ExtractOptions,
+    progress: &ExtractProgress,
+) -> Result<(), Failure> {
     let start = find(archive, &options.path)?;
-    let staging = Staging::create(target)?;
     let tree = Tree {
         archive,
         progress,

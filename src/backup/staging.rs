@@ -9,38 +9,36 @@ use rustix::fd::OwnedFd;
 use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 
-use crate::directory::{Directory, Location};
+use crate::directory::{Directory, DirectoryId, Location};
 use crate::failure::{Code, Failure};
+use crate::removal::remove_tree;
 
-/// The directory beside `target` in which it is unpacked by this process. Locked meanwhile; whoever finds
-/// it unlocked may remove it.
+/// Where `target` is, without symlinks, and the directory beside it in which it is unpacked by this process.
 ///
 /// # Errors
 /// Where the target is a symlink of another user, or what is above it cannot be looked at.
-pub fn staging_path(target: &Path) -> io::Result<PathBuf> {
+pub fn staging_path(target: &Path) -> io::Result<(PathBuf, PathBuf)> {
     let place = match Location::find(target) {
         // What is above is still to be made, and no symlink then.
         Err(error) if error.kind() == io::ErrorKind::NotFound => std::path::absolute(target)?,
         place => place?.path(),
     };
-    Ok(place.with_file_name(own_name(place.file_name().unwrap_or_default())))
+    let staging = place.with_file_name(own_name(place.file_name().unwrap_or_default()));
+    Ok((place, staging))
 }
 
 /// `.NAME.PID.thawfs`.
-fn staging_name(target: &OsStr, pid: &str) -> OsString {
+fn own_name(target: &OsStr) -> OsString {
     let mut name = OsString::from(".");
     name.push(target);
-    name.push(format!(".{pid}.thawfs"));
+    name.push(format!(".{}.thawfs", std::process::id()));
     name
 }
 
-fn own_name(target: &OsStr) -> OsString {
-    staging_name(target, &std::process::id().to_string())
-}
-
-/// The directory that becomes the target; removed again unless it does. All of it happens in the directory
-/// above both, whatever has become of its path.
-pub(super) struct Staging {
+/// The directory that becomes the target, locked meanwhile; removed again unless it does. All of it happens
+/// in the directory above both, whatever has become of its path.
+#[derive(Debug)]
+pub struct Staging {
     target: Location,
     name: OsString,
     published: bool,
@@ -49,7 +47,11 @@ pub(super) struct Staging {
 }
 
 impl Staging {
-    pub(super) fn create(target: &Path) -> Result<Self, Failure> {
+    /// Makes the directory for `target`, which must not exist or be empty.
+    ///
+    /// # Errors
+    /// Where the target is something else, or none can be made beside it.
+    pub fn create(target: &Path) -> Result<Self, Failure> {
         let failed = |error: io::Error| Failure::io("unpack into", target, &error);
         let location = Location::find_or_make_above(target).map_err(failed)?;
         let is_empty = match location.open() {
@@ -61,7 +63,6 @@ impl Staging {
             return Err(Failure::new(Code::Failed, format!("{} is not empty", target.display()))
                 .hint("name a directory that is empty or does not exist"));
         }
-        remove_abandoned(&location);
         let name = own_name(location.name());
         let make = || {
             rustix::fs::mkdirat(location.above(), &name, Mode::RWXU)
@@ -79,6 +80,14 @@ impl Staging {
             }
         };
         Ok(Self { target: location, name, published: false, directory })
+    }
+
+    /// Which directory it is.
+    ///
+    /// # Errors
+    /// Where its file system does not answer.
+    pub fn id(&self) -> io::Result<DirectoryId> {
+        DirectoryId::of(&self.directory)
     }
 
     /// The directory, to be filled.
@@ -106,7 +115,7 @@ impl Drop for Staging {
 }
 
 fn remove(above: &Directory, name: &OsStr) {
-    if let Err(error) = std::fs::remove_dir_all(above.proc_path().join(name)) {
+    if let Err(error) = remove_tree(above, name) {
         log::error!("cannot remove {}: {error}", above.path().join(name).display());
     }
 }
@@ -122,19 +131,4 @@ fn lock_staging(above: &Directory, name: &OsStr) -> io::Result<Option<OwnedFd>> 
     let open = rustix::fs::fstat(&dir)?;
     let there = rustix::fs::statat(above, name, AtFlags::SYMLINK_NOFOLLOW)?;
     Ok(((open.st_dev, open.st_ino) == (there.st_dev, there.st_ino)).then_some(dir))
-}
-
-/// Removes what extracts to `target` have left beside it that were killed.
-fn remove_abandoned(target: &Location) {
-    for entry in std::fs::read_dir(target.above().proc_path()).into_iter().flatten().flatten() {
-        let name = entry.file_name();
-        let pid = name.to_str().and_then(|name| name.strip_suffix(".thawfs")?.rsplit('.').next());
-        let Some(pid) = pid.filter(|pid| pid.parse::<u32>().is_ok()) else { continue };
-        if name != staging_name(target.name(), pid) {
-            continue;
-        }
-        if let Ok(Some(_lock)) = lock_staging(target.above(), &name) {
-            remove(target.above(), &name);
-        }
-    }
 }

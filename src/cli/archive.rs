@@ -13,9 +13,10 @@ use serde::Serialize;
 use super::args::{CatArgs, ExtractArgs, InspectArgs, LsArgs};
 use super::mount::{check_not_source, source_request};
 use super::output::{Output, Watcher, human_bytes, human_time, stdout_failed};
-use crate::backup::{self, ExtractOptions, ExtractProgress, OpenArchive, find};
+use crate::backup::{self, ExtractOptions, ExtractProgress, OpenArchive, Staging, find};
 use crate::failure::{Code, Failure};
 use crate::names::{self, printable};
+use crate::server::leftovers;
 use crate::server::state::{Note, StateDir};
 use crate::squashfs::{self, Archive, DirCursor, Inode};
 use crate::types::{FileKind, FileOffset};
@@ -271,13 +272,23 @@ pub(super) fn extract(args: &ExtractArgs, output: &Output) -> Result<(), Failure
     extract_opened(&opened, &args.into, &options, output)
 }
 
-/// Writes down where `target` is being unpacked, for `thawfs gc` to find should this process be killed.
-/// Nothing depends on it.
-fn note_staging(target: &Path) -> Option<Note> {
-    let note = Note::Staging { path: backup::staging_path(target).ok()? };
-    let noted = StateDir::locate().note(&note);
-    noted.inspect_err(|error| log::debug!("the unfinished extract is not noted: {error}")).ok()?;
-    Some(note)
+/// Makes the directory in which `target` is unpacked, and writes down which one that is, for the next one or
+/// `thawfs gc` to find should this process be killed. Nothing else depends on that.
+fn stage(target: &Path, state: &StateDir) -> Result<(Staging, Option<Note>), Failure> {
+    let note = |id| {
+        let (target, path) = backup::staging_path(target).ok()?;
+        leftovers::clear_staging(state, &target);
+        let note = Note::Staging { path, target, id };
+        let noted = state.note(&note);
+        noted.inspect_err(|error| log::debug!("the extract is not noted: {error}")).ok()?;
+        Some(note)
+    };
+    let before = note(None);
+    let staging = Staging::create(target).inspect_err(|_| {
+        before.iter().for_each(|note| state.forget(note));
+    })?;
+    let id = staging.id().ok();
+    Ok((staging, id.and_then(|id| note(Some(id))).or(before)))
 }
 
 /// Unpacks into `target`, and shows how far it is and what it came to.
@@ -311,10 +322,13 @@ pub(super) fn extract_opened(
         let progress = Arc::clone(&progress);
         move |bar| bar.set_position(progress.bytes.load(Ordering::Relaxed))
     });
-    let noted = note_staging(target);
-    let extracted = backup::extract(&opened.archive, target, options, &progress);
+    // What is not in the archive is said before anything is made.
+    find(&opened.archive, &options.path)?;
+    let state = StateDir::locate();
+    let (staging, noted) = stage(target, &state)?;
+    let extracted = backup::extract_staged(&opened.archive, staging, options, &progress);
     if let Some(note) = noted {
-        StateDir::locate().forget(&note);
+        state.forget(&note);
     }
     drop(watcher);
     extracted?;

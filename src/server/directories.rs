@@ -9,6 +9,7 @@ use super::state::{Lock, MountDir, Note, Origin, StateDir};
 use crate::directory::{Directory, DirectoryId, Location};
 use crate::failure::{Code, Failure};
 use crate::overlay::{self, Upper};
+use crate::removal::remove_tree;
 
 /// The directories of a mount, removed at the end.
 pub(super) struct Directories {
@@ -119,7 +120,7 @@ fn remove_work(place: &Location) -> io::Result<()> {
     let inside = work.proc_path();
     let _lock = Lock::on_directory(&inside.join("."))?.ok_or(io::ErrorKind::ResourceBusy)?;
     std::fs::remove_dir(inside.join("index"))?;
-    std::fs::remove_dir_all(inside.join("work"))?;
+    remove_tree(&work, "work")?;
     std::fs::remove_dir(place.proc_path())
 }
 

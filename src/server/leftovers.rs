@@ -13,10 +13,12 @@ use serde::Serialize;
 
 use super::group;
 use super::mounts::{MountInfo, read_mount_at};
-use super::state::{Lock, MountDir, Note, Place, Record, StateDir, read_origin, remove_tree};
+use super::state::{Lock, MountDir, Note, Place, Record, StateDir, read_origin};
 use super::unmount::{Manner, unmount};
+use crate::directory::{Directory, DirectoryId};
 use crate::failure::{Code, Failure};
 use crate::names;
+use crate::removal::remove_tree_at;
 
 /// What something is that belongs to no live mount.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -77,8 +79,8 @@ impl Leftover {
         let removed = match self.kind {
             Kind::Record => return self.remove_record(state),
             Kind::Upper => remove_locked_upper(&self.path),
-            Kind::Work => remove_locked(&self.path),
-            Kind::Staging => remove_locked(&self.path),
+            Kind::Work => remove_work(&self.path),
+            Kind::Staging => remove_noted(state, &self.path),
             Kind::Lock => Lock::on_file(&self.path)
                 .map(|lock| lock.map(|lock| drop(lock.and_remove(&self.path))).is_some()),
             Kind::Group => Ok(group::remove_empty(&self.path)),
@@ -129,8 +131,8 @@ pub fn find(state: &StateDir) -> io::Result<Vec<Leftover>> {
     found.extend(find_uppers(state)?);
     for note in state.notes()? {
         let kind = match &note {
-            Note::Staging { path } if path.exists() => Kind::Staging,
-            Note::Work { path, upper } if path.exists() && is_missing(upper) => Kind::Work,
+            Note::Staging { path, id, .. } if is_staging(path, *id) => Kind::Staging,
+            Note::Work { path, upper } if is_work(path) && is_missing(upper) => Kind::Work,
             _ => continue,
         };
         if is_free(Lock::on_directory(note.path()))? {
@@ -246,14 +248,65 @@ pub(super) fn remove_upper(state: &StateDir, mount: &MountDir) -> io::Result<boo
 
 fn remove_locked_upper(base: &Path) -> io::Result<bool> {
     let Some(_locks) = lock_upper(base)? else { return Ok(false) };
-    remove_tree(base)?;
+    remove_tree_at(base)?;
     Ok(true)
 }
 
-fn remove_locked(path: &Path) -> io::Result<bool> {
-    let Some(_lock) = Lock::on_directory(path)? else { return Ok(false) };
-    remove_tree(path)?;
+fn remove_work(path: &Path) -> io::Result<bool> {
+    let Some(_lock) = Lock::on_directory(path)?.filter(|_| is_work(path)) else { return Ok(false) };
+    for name in IN_WORK {
+        remove_tree_at(&path.join(name))?;
+    }
+    std::fs::remove_dir(path)?;
     Ok(true)
+}
+
+/// What is in a work directory.
+const IN_WORK: [&str; 2] = ["index", "work"];
+
+/// Whether at `path` is a directory with nothing in it but what a work directory has.
+fn is_work(path: &Path) -> bool {
+    let ours = |entry: io::Result<std::fs::DirEntry>| {
+        entry.is_ok_and(|entry| IN_WORK.iter().any(|name| entry.file_name() == *name))
+    };
+    std::fs::read_dir(path).is_ok_and(|mut entries| entries.all(ours))
+}
+
+/// Removes what commands that were killed have left of unpacking to `target`.
+pub fn clear_staging(state: &StateDir, target: &Path) {
+    for note in state.notes().unwrap_or_default() {
+        if let Note::Staging { path, target: of, .. } = &note
+            && of == target
+        {
+            match remove_noted(state, path) {
+                Ok(true) => {}
+                Ok(false) => log::debug!("{} is in use, or somebody else's", path.display()),
+                Err(error) => log::warn!("cannot remove {}: {error}", path.display()),
+            }
+        }
+    }
+}
+
+/// Removes what a command that was killed has unpacked into, as it is noted.
+fn remove_noted(state: &StateDir, path: &Path) -> io::Result<bool> {
+    let noted = state.notes()?.into_iter().find(|note| note.path() == path);
+    let Some(Note::Staging { id, .. }) = noted else { return Ok(false) };
+    let lock = match Lock::on_directory(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        lock => lock?,
+    };
+    let Some(_lock) = lock.filter(|_| is_staging(path, id)) else { return Ok(false) };
+    match id {
+        Some(_) => remove_tree_at(path)?,
+        None => std::fs::remove_dir(path)?,
+    }
+    Ok(true)
+}
+
+/// Whether the directory at `path` is the one that was noted, or one that was not filled yet.
+fn is_staging(path: &Path, id: Option<DirectoryId>) -> bool {
+    let Ok(directory) = Directory::open_again(path, id) else { return false };
+    id.is_some() || directory.has_entries().is_ok_and(|some| !some)
 }
 
 /// Locks an upper as a mount would. What of it is not there cannot be in use.

@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use super::locks::Lock;
 use super::record::Record;
-use super::state::{remove_tree, write_json};
+use super::state::write_json;
+use crate::removal::remove_tree_at;
 
 /// The directory of one mount below the state directory.
 #[derive(Clone, Debug)]
@@ -83,7 +84,7 @@ impl MountDir {
     /// # Errors
     /// When something in it cannot be removed.
     pub fn remove(&self) -> io::Result<()> {
-        remove_tree(&self.path)
+        remove_tree_at(&self.path)
     }
 }
 

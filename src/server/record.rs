@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::mounts::MountInfo;
+use crate::directory::DirectoryId;
 use crate::names;
 
 /// What a running server wrote down about itself. Holds no secret.
@@ -67,6 +68,11 @@ pub enum Note {
         /// The directory.
         #[serde(flatten, with = "names::path")]
         path: PathBuf,
+        /// What is to be unpacked, whose place it takes at the end.
+        #[serde(flatten, with = "names::target")]
+        target: PathBuf,
+        /// Which directory that is; none until it is made. Another one by its name is somebody else's.
+        id: Option<DirectoryId>,
     },
     /// The work directory beside an upper; of no use without that.
     Work {
@@ -113,7 +119,7 @@ impl Note {
     /// The directory.
     pub fn path(&self) -> &Path {
         match self {
-            Self::Staging { path } | Self::Work { path, .. } => path,
+            Self::Staging { path, .. } | Self::Work { path, .. } => path,
         }
     }
 }

@@ -27,6 +27,7 @@ pub use super::record::{Note, Origin, Place, Record};
 use crate::directory::Directory;
 use crate::environment::Environment;
 use crate::failure::{Code, Failure};
+use crate::removal::remove_tree_at;
 
 /// The state directory of this user.
 #[derive(Clone, Debug)]
@@ -112,7 +113,7 @@ impl StateDir {
     /// # Errors
     /// When something in it cannot be removed.
     pub fn remove_upper(&self, mount: &MountDir) -> io::Result<()> {
-        remove_tree(&self.upper_base(mount))
+        remove_tree_at(&self.upper_base(mount))
     }
 
     /// Every directory of uppers, one for each mount that was given none, with the directory that such a
@@ -300,14 +301,6 @@ pub(super) fn write_json(path: &Path, value: &impl Serialize) -> io::Result<()> 
         File::options().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
     file.write_all(&serde_json::to_vec_pretty(value)?)?;
     std::fs::rename(new, path)
-}
-
-/// Removes a directory with all in it, if it is there.
-pub(super) fn remove_tree(path: &Path) -> io::Result<()> {
-    match std::fs::remove_dir_all(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        done => done,
-    }
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 //! things are taken apart after one rename has put them out of sight.
 
 use std::ffi::{OsStr, OsString};
+use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
@@ -16,13 +17,10 @@ use super::form::Whiteouts;
 use super::marks::Mark;
 use super::open::Upper;
 use super::renaming::NOTE;
+use crate::removal;
 
 /// The one whiteout inode that all whiteouts are links of, until the file system's limit of links.
 const WHITEOUT: &str = "whiteout";
-
-/// Directories that a kernel overlay left in its workdir are not deeper than what could be
-/// created through one path.
-const MAX_DEPTH: usize = 2048;
 
 /// Something in the workdir that is not in place yet. Dropped, it is removed.
 #[derive(Debug)]
@@ -66,7 +64,7 @@ impl Draft<'_> {
 impl Drop for Draft<'_> {
     fn drop(&mut self) {
         if !self.placed {
-            remove_tree(&self.dir, &self.name, 0);
+            remove_tree(&self.dir, &self.name);
         }
         if let Some(nursery) = &self.nursery {
             self.upper.discard(nursery);
@@ -190,7 +188,7 @@ impl Upper {
     /// Removes `name` from the workdir, with all below it. What cannot be removed now is removed
     /// when the upper is opened next.
     pub(super) fn discard(&self, name: &OsStr) {
-        remove_tree(&self.work, name, 0);
+        remove_tree(&self.work, name);
     }
 
     /// Empties the workdir, but for a note of what is still to be done.
@@ -237,27 +235,11 @@ pub(in super::super) fn list_with(
     Ok(names)
 }
 
-fn remove_tree(dir: &OwnedFd, name: &OsStr, depth: usize) {
-    let removed = match rustix::fs::unlinkat(dir, name, AtFlags::empty()) {
-        Err(Errno::ISDIR | Errno::PERM) => {
-            match rustix::fs::unlinkat(dir, name, AtFlags::REMOVEDIR) {
-                Err(Errno::NOTEMPTY | Errno::EXIST) if depth < MAX_DEPTH => {
-                    let flags =
-                        OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-                    if let Ok(inner) = rustix::fs::openat(dir, name, flags, Mode::empty()) {
-                        for (child, ..) in list(&inner).unwrap_or_default() {
-                            remove_tree(&inner, &child, depth + 1);
-                        }
-                    }
-                    rustix::fs::unlinkat(dir, name, AtFlags::REMOVEDIR)
-                }
-                other => other,
-            }
+fn remove_tree(dir: &OwnedFd, name: &OsStr) {
+    match removal::remove_tree(dir, name) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            log::warn!("workdir: cannot remove {}: {error}", name.display());
         }
-        other => other,
-    };
-    match removed {
-        Ok(()) | Err(Errno::NOENT) => {}
-        Err(errno) => log::warn!("workdir: cannot remove {}: {errno}", name.display()),
+        Ok(()) | Err(_) => {}
     }
 }
