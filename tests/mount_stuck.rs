@@ -245,7 +245,7 @@ fn the_time_is_up_once_for_a_chunk_whoever_asks_again() {
         return;
     }
     let stuck = Stuck::new();
-    stuck.mount(&["--timeout", "8"]);
+    stuck.mount(&["--timeout", "20"]);
     stuck.server.inject(Fault::Silence, 10_000);
     // The kernel reads ahead, in vain, and asks again for the page. Most of them wait in a queue besides.
     let took = std::thread::scope(|scope| {
@@ -264,8 +264,9 @@ fn the_time_is_up_once_for_a_chunk_whoever_asks_again() {
         readers.into_iter().map(|reader| reader.join().unwrap()).collect::<Vec<_>>()
     });
     let (least, most) = (took.iter().min().unwrap(), took.iter().max().unwrap());
-    assert!(*least >= Duration::from_secs(7), "{least:?}");
-    assert!(*most < Duration::from_secs(15), "{most:?}");
+    assert!(*least >= Duration::from_secs(19), "{least:?}");
+    // Asked twice, it would be 40.
+    assert!(*most < Duration::from_secs(38), "{most:?}");
     let status = stuck.status();
     let reason = status[0]["faults"]["last"].as_str().unwrap();
     assert!(reason.contains("gave up after") && reason.contains("sent nothing"), "{reason}");
@@ -275,7 +276,7 @@ fn the_time_is_up_once_for_a_chunk_whoever_asks_again() {
     let file = File::open(stuck.noise(0)).unwrap();
     while let Err(error) = file.read_exact_at(&mut [0; 4096], 0) {
         assert_eq!(error.raw_os_error(), Some(libc::EIO));
-        assert!(healed.elapsed() < Duration::from_secs(30), "it never came");
+        assert!(healed.elapsed() < Duration::from_secs(60), "it never came");
     }
     drop(file);
     stuck.unmount();
