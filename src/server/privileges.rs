@@ -18,7 +18,6 @@ const KEPT: CapabilitySet = CapabilitySet::empty()
     // The upper is read and written whoever its files belong to. Who may do what was checked by the
     // kernel before, with `default_permissions`.
     .union(CapabilitySet::DAC_OVERRIDE)
-    .union(CapabilitySet::DAC_READ_SEARCH)
     // So are modes, times and attributes set.
     .union(CapabilitySet::FOWNER)
     // A setgid bit that a caller may set would be lost, as the file's group is not the server's.
