@@ -16,11 +16,13 @@ use serde::ser::SerializeMap;
 use serde::{Deserialize, Deserializer, Serializer};
 
 /// Whether a terminal may do something other than show this character: controls of both sets, what
-/// turns the direction of writing, and what ends a line in Unicode's eyes.
+/// turns the direction of writing, what ends a line in Unicode's eyes, and what is not to be seen at all
+/// (but for the joiners, which some scripts cannot do without).
 fn is_obeyed(c: char) -> bool {
     c.is_control()
         || matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}')
-        || matches!(c, '\u{2066}'..='\u{2069}')
+        || matches!(c, '\u{ad}' | '\u{180e}' | '\u{200b}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
+        || matches!(c, '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
 }
 
 /// Bytes as a terminal shows them, on one line: `\n`, `\u{1b}`, `\u{202e}` for characters that it would
@@ -49,8 +51,10 @@ pub fn printable_json(document: &str) -> String {
     let mut shown = String::with_capacity(document.len());
     for c in document.chars() {
         if is_obeyed(c) && c >= '\u{7f}' {
-            // All of them are in the basic plane. Writing to a string does not fail.
-            let _ = write!(shown, "\\u{:04x}", u32::from(c));
+            for unit in c.encode_utf16(&mut [0; 2]) {
+                // Writing to a string does not fail.
+                let _ = write!(shown, "\\u{unit:04x}");
+            }
         } else {
             shown.push(c);
         }
@@ -170,14 +174,18 @@ mod tests {
             assert_eq!(printable(text), shown);
         }
         // The boundaries of each range, and all that turns the direction of writing.
-        for c in "\u{61c}\u{200e}\u{200f}\u{2028}\u{2029}\u{202a}\u{202e}\u{2066}\u{2069}".chars() {
+        let turning = "\u{61c}\u{200e}\u{200f}\u{2028}\u{2029}\u{202a}\u{202e}\u{2066}\u{2069}";
+        let unseen = "\u{ad}\u{180e}\u{200b}\u{2060}\u{206f}\u{feff}\u{fff9}\u{fffb}";
+        for c in turning.chars().chain(unseen.chars()) {
             let text = c.to_string();
             assert_eq!(printable(&text), format!("\\u{{{:x}}}", u32::from(c)));
             assert_eq!(printable_json(&text), format!("\\u{:04x}", u32::from(c)));
         }
-        for c in "\u{61b}\u{61d}\u{200d}\u{2010}\u{2027}\u{202f}\u{2065}\u{206a}\u{20}".chars() {
-            assert_eq!(printable(c.to_string()), c.to_string());
-        }
+        assert_eq!(printable("\u{e0000}\u{e007f}"), "\\u{e0000}\\u{e007f}");
+        assert_eq!(printable_json("\u{e0041}"), "\\udb40\\udc41");
+        let shown = "\u{61b}\u{61d}\u{200c}\u{200d}\u{2010}\u{2027}\u{202f}\u{205f}\u{2070} \u{ac}\u{ae}\
+                     \u{fefe}\u{ff01}\u{fff8}\u{fffc}\u{e0080}";
+        assert_eq!(printable(shown), shown);
     }
 
     #[test]

@@ -21,7 +21,7 @@ use super::select::Selection;
 use super::upload::{Expected, Uploader};
 use crate::failure::{Code, Failure};
 use crate::squashfs::write::{self, Compression};
-use crate::store::GetRange;
+use crate::store::{self, GetRange};
 
 /// What to back up, and how.
 #[derive(Clone, Debug)]
@@ -274,8 +274,10 @@ impl Backups {
         };
         for name in [Self::METADATA, Self::ARCHIVE] {
             let object = self.object(id, name);
-            if let Err(error) = object.store.delete(&object.key).await {
-                failure = left_behind(failure, &error.into());
+            match object.store.delete(&object.key).await {
+                // There is nothing that something could be left in.
+                Ok(_) | Err(store::Error::NoSuchBucket { .. }) => {}
+                Err(error) => failure = left_behind(failure, &error.into()),
             }
         }
         failure

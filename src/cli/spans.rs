@@ -16,11 +16,18 @@ pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
         "h" => 3600,
         "d" => 86_400,
         "w" => 604_800,
-        "" => return Err("a number needs a unit behind it: s, m, h, d or w".into()),
+        "" if number.parse::<u64>().is_ok() => {
+            return Err("a number needs a unit behind it: s, m, h, d or w".into());
+        }
+        "" => 1,
         _ => return Err(format!("{unit:?} is no unit of time; s, m, h, d and w are")),
     };
-    let number: u64 = number.parse().map_err(|_| format!("{text:?} is no time span"))?;
-    number.checked_mul(seconds).map(Duration::from_secs).ok_or(format!("{text:?} is too long"))
+    if number.is_empty() {
+        return Err(format!("{text:?} is no time span"));
+    }
+    // Digits alone: what does not fit is too large.
+    let seconds = number.parse().ok().and_then(|number: u64| number.checked_mul(seconds));
+    seconds.map(Duration::from_secs).ok_or(format!("{text:?} is too long"))
 }
 
 /// The same, or a bare number of seconds. Gives seconds.

@@ -162,7 +162,7 @@ pub(super) fn check_ascii(credential: &AwsCredential, place: &str) -> Result<()>
     }
     Err(Error::BadCredentials {
         object: place.to_owned(),
-        reason: "the key id or session token has characters that are not ASCII".into(),
+        reason: "the key id or session token has blanks, or characters that are not ASCII".into(),
     })
 }
 
