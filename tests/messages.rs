@@ -38,6 +38,8 @@ fn a_refusal_is_told_by_its_code_in_the_server_s_words_with_the_url() {
         (403, "SignatureDoesNotMatch", 4, "AWS_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID"),
         (403, "InvalidToken", 4, "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID"),
         (400, "SomethingNew", 8, "400 (SomethingNew as asked)", "AWS_"),
+        (501, "NotImplemented", 8, "501 (NotImplemented as asked)", "AWS_"),
+        (301, "PermanentRedirect", 8, "set --region or --endpoint", "AWS_"),
         (404, "NoSuchKey", 3, "check the bucket and key", "AWS_"),
         (404, "NoSuchBucket", 3, "bucket box does not exist", "AWS_"),
     ];
@@ -240,4 +242,15 @@ fn a_bucket_that_was_named_is_there_and_the_default_one_may_be_empty() {
     assert!(bench.ok(&["list", "--bucket", &typo]).contains("ok"));
     let empty = format!("file://{}", bench.directory("empty").display());
     bench.ok(&["list", "--bucket", &empty]);
+}
+
+#[test]
+fn nothing_is_left_in_a_bucket_that_is_not_there() {
+    let place = Place::s3();
+    let tree = place.bench.directory("tree");
+    write_tree(&tree);
+    let output = place.run(&["create", tree.to_str().unwrap(), "--bucket", "s3://no-such-bucket"]);
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success() && told.contains("no-such-bucket does not exist"), "{told}");
+    assert!(!told.contains("may be left"), "{told}");
 }
