@@ -523,3 +523,47 @@ fn what_is_mounted_below_a_leftover_is_not_emptied() {
     thawfs::removal::remove_tree_at(&tree).unwrap();
     assert!(!tree.exists());
 }
+
+#[test]
+fn what_is_mounted_elsewhere_too_or_beneath_another_is_said() {
+    let test = "what_is_mounted_elsewhere_too_or_beneath_another_is_said";
+    if !can_mount_with(test, &[Need::Root, Need::Processes]) {
+        return;
+    }
+    let bench = Bench::new();
+    let tree = bench.directory("tree");
+    write_tree(&tree);
+    let archive = bench.archive(&tree, "data.sqsh", &[]);
+    let (mountpoint, other) = (bench.directory("mnt"), bench.directory("other"));
+    let unmount = |expected: &str| {
+        let output = bench.run(&["-q", "unmount", text(&mountpoint)]);
+        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(13), "{told}");
+        assert!(told.contains(expected), "{told}");
+    };
+    let run = |words: &[&str]| {
+        assert!(Command::new(words[0]).args(&words[1..]).status().unwrap().success())
+    };
+
+    bench.ok(&["mount", text(&archive), text(&mountpoint)]);
+    run(&["mount", "-t", "tmpfs", "none", text(&mountpoint)]);
+    unmount("another file system (tmpfs) is mounted over");
+    run(&["umount", text(&mountpoint)]);
+    run(&["mount", "--bind", text(&mountpoint), text(&other)]);
+    unmount(&format!("is mounted on {}, too", other.display()));
+    run(&["umount", text(&other)]);
+    eventually("the server has ended", || bench.servers().is_empty());
+
+    bench.ok(&["mount", text(&archive), text(&mountpoint)]);
+    let mut container = Command::new("unshare")
+        .args(["--mount", "--propagation", "private", "sh", "-c", "echo; exec sleep 600"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    std::io::Read::read_exact(container.stdout.as_mut().unwrap(), &mut [0]).unwrap();
+    unmount("is mounted where process ");
+    container.kill().unwrap();
+    container.wait().unwrap();
+    eventually("the server has ended", || bench.servers().is_empty());
+    bench.assert_nothing_left();
+}

@@ -34,7 +34,15 @@ impl MountInfo {
 /// # Errors
 /// When `/proc` is not mounted.
 pub fn read_mounts() -> io::Result<Vec<MountInfo>> {
-    let text = std::fs::read("/proc/self/mountinfo")?;
+    read_mounts_of("self")
+}
+
+/// Everything mounted in the mount namespace of process `pid`.
+///
+/// # Errors
+/// Where the process is gone, or is not to be looked at.
+pub fn read_mounts_of(pid: &str) -> io::Result<Vec<MountInfo>> {
+    let text = std::fs::read(format!("/proc/{pid}/mountinfo"))?;
     Ok(text.split(|byte| *byte == b'\n').filter_map(parse_line).collect())
 }
 

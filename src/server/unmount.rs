@@ -5,11 +5,14 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::leftovers::{clear_records, remove_upper};
-use super::mounts::{MountInfo, read_mount_at, read_mounts};
+use super::mounts::{MountInfo, read_mount_at, read_mounts, read_mounts_of};
 use super::state::{EndWatch, MountDir, Record, StateDir};
 use crate::directory::Location;
 use crate::failure::{Code, Failure};
 use crate::fuse;
+
+/// How long a server takes that has nothing more to do.
+const AT_ONCE: Duration = Duration::from_secs(2);
 
 /// How long a server may take to remove its upper and end. A tree of a million files on a slow disk
 /// takes about that long.
@@ -42,8 +45,16 @@ pub fn unmount(mountpoint: &Path, manner: Manner) -> Result<(), Failure> {
     let state = StateDir::locate();
     let failed =
         |error: io::Error| Failure::new(Code::Failed, format!("cannot unmount {shown}: {error}"));
-    let mounted = read_mount_at(mountpoint).map_err(failed)?.filter(MountInfo::is_ours);
-    let Some(mounted) = mounted else {
+    let mounts = read_mounts().map_err(failed)?;
+    let mut here = mounts.iter().rev().filter(|mount| mount.mountpoint == mountpoint);
+    let top = here.next();
+    let Some(mounted) = top.filter(|mount| mount.is_ours()) else {
+        if let Some(cover) = top.filter(|_| here.any(MountInfo::is_ours)) {
+            let kind = &cover.fs_type;
+            let message =
+                format!("another file system ({kind}) is mounted over thawfs's on {shown}");
+            return Err(Failure::new(Code::Busy, message).hint("that one has to go first"));
+        }
         // A server that was killed, after which somebody unmounted.
         return match clear_records(&state, mountpoint).map_err(failed)? {
             0 => Err(Failure::new(Code::NotMounted, format!("nothing of thawfs is on {shown}"))
@@ -51,7 +62,7 @@ pub fn unmount(mountpoint: &Path, manner: Manner) -> Result<(), Failure> {
             _ => Ok(()),
         };
     };
-    let recorded = state.read_mount_of(&mounted).map_err(failed)?;
+    let recorded = state.read_mount_of(mounted).map_err(failed)?;
     let watch = recorded.as_ref().and_then(|(mount, _)| mount.watch());
     let alive = watch.as_ref().is_some_and(EndWatch::is_alive);
     if manner == Manner::Dead && (alive || !is_dead(mountpoint)) {
@@ -75,18 +86,38 @@ pub fn unmount(mountpoint: &Path, manner: Manner) -> Result<(), Failure> {
     match watch {
         // Detached lazily, it ends when the last user is gone: not ours to wait for.
         Some(_) if manner == Manner::Lazy && alive => return Ok(()),
-        Some(watch) if alive && !watch.wait(PATIENCE) => {
-            return Err(Failure::new(
-                Code::Failed,
-                format!("{shown} is unmounted, but its server has not ended yet"),
-            )
-            .hint("see thawfs status"));
+        Some(watch) if alive && !watch.wait(AT_ONCE) => {
+            if let Some(place) = elsewhere(mounted) {
+                let message = format!("{shown} is unmounted, but the same is mounted {place}, too");
+                let hint = "its server ends with the last of them";
+                return Err(Failure::new(Code::Busy, message).hint(hint));
+            }
+            if !watch.wait(PATIENCE) {
+                let message = format!("{shown} is unmounted, but its server has not ended yet");
+                return Err(Failure::new(Code::Failed, message).hint("see thawfs status"));
+            }
         }
         _ => {}
     }
     // There is nothing, unless the server was killed: before, or while it was waited for.
     clear_records(&state, mountpoint).map_err(failed)?;
     Ok(())
+}
+
+/// Where else the file system of a mount that is gone is still mounted: here by another name, or in a mount
+/// namespace that was made meanwhile, as a container's is. In words.
+fn elsewhere(mount: &MountInfo) -> Option<String> {
+    let is_it = |other: &MountInfo| other.device == mount.device && other.is_ours();
+    if let Some(other) = read_mounts().ok()?.into_iter().find(is_it) {
+        return Some(format!("on {}", other.mountpoint.display()));
+    }
+    let processes = std::fs::read_dir("/proc")
+        .ok()?
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    let mut pids = processes.filter(|name| name.bytes().all(|byte| byte.is_ascii_digit()));
+    pids.find_map(|pid| {
+        read_mounts_of(&pid).ok()?.iter().any(is_it).then(|| format!("where process {pid} sees it"))
+    })
 }
 
 /// Whether nobody serves what is mounted there. Waits for a server that is alive and does not answer.
