@@ -254,3 +254,30 @@ fn nothing_is_left_in_a_bucket_that_is_not_there() {
     assert!(!output.status.success() && told.contains("no-such-bucket does not exist"), "{told}");
     assert!(!told.contains("may be left"), "{told}");
 }
+
+#[test]
+fn a_server_that_breaks_connections_is_tried_until_the_deadline_and_one_that_is_not_there_is_not() {
+    let bench = Bench::new();
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let taken = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let count = std::sync::Arc::clone(&taken);
+    std::thread::spawn(move || {
+        // A connection that is dropped with what it has been sent unread is reset.
+        for connection in listener.incoming() {
+            count.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+            std::thread::sleep(std::time::Duration::from_millis(20));
+            drop(connection);
+        }
+    });
+    let ls = |port: u16| {
+        let url = format!("http://127.0.0.1:{port}/a.sqsh");
+        said(&bench.run(&["ls", &url, "--timeout", "4", "--disk-cache", "off"])).1
+    };
+    let told = ls(port);
+    assert!(told.contains("gave up after") && told.contains("cannot talk to"), "{told}");
+    assert!(taken.load(std::sync::atomic::Ordering::SeqCst) > 4, "{taken:?}");
+    // Nobody listens at port 1.
+    let told = ls(1);
+    assert!(told.contains("refused") && !told.contains("gave up"), "{told}");
+}

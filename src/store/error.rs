@@ -275,6 +275,8 @@ impl Error {
                  the clock"
             }
             Self::Connect { .. } => "check --endpoint, the network and any proxy variables",
+            // Where its URL is, is all that is known of it.
+            Self::WrongEndpoint { object, .. } if object.starts_with("http") => return None,
             Self::WrongEndpoint { .. } => "set --region or --endpoint to where the bucket lives",
             Self::ReadOnly { .. } => "use an s3:// source or a local directory for writing",
             Self::UnsupportedSource { .. } => {

@@ -66,7 +66,7 @@ pub(super) struct Exchange {
     auth: Auth,
     bucket: Option<String>,
     options: StoreOptions,
-    /// Whether the server ever answered.
+    /// Whether the server ever answered, or took a connection.
     reached: AtomicBool,
     pub(super) tally: Tally,
 }
@@ -219,7 +219,13 @@ impl Exchange {
                 self.reached.store(true, Relaxed);
                 Ok(response.into_parts())
             }
-            Ok(Err(error)) => Err(broken(call, &error)),
+            Ok(Err(error)) => {
+                // Somebody took the connection, and broke it: this is no name that was mistyped.
+                if matches!(error.kind(), HttpErrorKind::Request | HttpErrorKind::Interrupted) {
+                    self.reached.store(true, Relaxed);
+                }
+                Err(broken(call, &error))
+            }
             Err(_) => Err(Error::Stalled { object: call.object.clone(), after: sent.elapsed() }),
         }
     }

@@ -131,13 +131,13 @@ impl Guard {
         if before.len() > MOST {
             return Err(Refused::Endless);
         }
-        if !self.is_source(&host) && !self.allowed.contains(&host) {
-            return Err(Refused::OtherHost(host));
+        // A name's addresses are looked at when it is looked up. What cannot be allowed is told as that.
+        if let Some(address) = address_of(to) {
+            self.check_address(&host, address)?;
         }
-        // A name's addresses are looked at when it is looked up.
-        match address_of(to) {
-            Some(address) => self.check_address(&host, address),
-            None => Ok(()),
+        match self.is_source(&host) || self.allowed.contains(&host) {
+            true => Ok(()),
+            false => Err(Refused::OtherHost(host)),
         }
     }
 
@@ -249,7 +249,9 @@ mod tests {
             ("https://a.example/x", "https://a.example@evil/y", Err("another host, evil, which")),
             ("http://a.example/x", "http://169.254.169.254/y", Err("169.254.169.254, which is at")),
             ("http://a.example/x", "http://[::1]/y", Err("::1, which is at ::1")),
-            ("http://a.example/x", "http://127.1/y", Err("another host, 127.0.0.1, which")),
+            ("http://a.example/x", "http://127.1/y", Err("127.0.0.1, which is at")),
+            ("http://10.9.9.9/x", "http://169.254.169.253/y", Err("169.254.169.253, which is at")),
+            ("http://127.0.0.1/x", "http://127.0.0.2/y", Err("another host, 127.0.0.2, which")),
             ("http://a.example/x", "http://10.0.0.1/y", Ok(())),
             ("http://127.0.0.1:1/x", "http://127.0.0.1:2/y", Ok(())),
             ("http://127.0.0.1:1/x", "http://[::1]:2/y", Ok(())),

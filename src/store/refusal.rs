@@ -206,7 +206,7 @@ pub(super) fn classify(
         retry_after: header("retry-after").and_then(parse_retry_after),
     };
     match code.as_str() {
-        "NoSuchBucket" => {
+        "NoSuchBucket" if asked.bucket.is_some() => {
             let bucket = asked.bucket.unwrap_or_default().to_owned();
             return Error::NoSuchBucket { bucket, host: host_of(asked.url), refusal };
         }
