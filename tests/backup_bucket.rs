@@ -109,9 +109,7 @@ fn thousands_of_backups_are_listed_page_by_page() {
     }
     // An object more, so that the end of a page lies within a backup.
     place.put(&format!("{}/access.trace", id(3)), "ours");
-    let start = Instant::now();
     let (code, listed) = place.json(&["list"]);
-    let took = start.elapsed();
     assert_eq!(code, 0);
     let ids: Vec<_> = listed.iter().map(|entry| entry["id"].as_str().unwrap()).collect();
     assert_eq!(ids, (0..1250).map(id).collect::<Vec<_>>());
@@ -119,9 +117,9 @@ fn thousands_of_backups_are_listed_page_by_page() {
     let log = place.server.as_ref().unwrap().log();
     let pages = log.iter().filter(|seen| seen.query.contains("list-type")).count();
     assert_eq!((pages, log.len()), (3, 3 + 1250));
-    // One after the other they would take 25 s.
-    assert!(took < latency * 1250 / 2, "{took:?}");
-    println!("1250 backups at {latency:?} an answer in {took:?}");
+    // Not one after the other, and not all at once.
+    let most = place.server.as_ref().unwrap().most_at_once();
+    assert!((8..=64).contains(&most), "{most} at once");
 }
 
 /// Runs a command that must come to an end by itself, and fail. Gives what it says.

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
-use support::mount::{can_mount, write_tree};
+use support::mount::{can_mount_with, write_tree};
 use support::place::Place;
 use support::presigned::presign;
 use support::s3::Fault;
@@ -65,7 +65,7 @@ fn restore_and_kill(place: &Place, arguments: &[&str]) {
 
 #[test]
 fn what_is_in_the_way_of_a_mount_is_said() {
-    if !can_mount("what_is_in_the_way_of_a_mount_is_said") {
+    if !can_mount_with("what_is_in_the_way_of_a_mount_is_said", &[Need::Processes]) {
         return;
     }
     let place = Place::local();
@@ -97,7 +97,8 @@ fn what_is_in_the_way_of_a_mount_is_said() {
 
 #[test]
 fn replacing_a_dead_mount_removes_its_upper_unless_that_was_to_be_kept() {
-    if !can_mount("replacing_a_dead_mount_removes_its_upper_unless_that_was_to_be_kept") {
+    let test = "replacing_a_dead_mount_removes_its_upper_unless_that_was_to_be_kept";
+    if !can_mount_with(test, &[Need::Processes]) {
         return;
     }
     let place = Place::local();
@@ -217,6 +218,10 @@ fn a_create_that_waits_for_its_turn_ends_at_the_first_signal() {
 
 #[test]
 fn a_signal_does_not_hang_up_on_the_request_that_makes_the_object() {
+    let test = "a_signal_does_not_hang_up_on_the_request_that_makes_the_object";
+    if cannot_run(test, &[Need::Processes]) {
+        return;
+    }
     let place = Place::s3();
     let server = place.server.as_ref().unwrap();
     let tree = place.bench.directory("tree");
@@ -263,7 +268,7 @@ fn a_hangup_that_was_ignored_from_the_start_interrupts_nothing() {
 #[test]
 fn a_state_directory_in_the_hands_of_another_user_is_not_used() {
     let test = "a_state_directory_in_the_hands_of_another_user_is_not_used";
-    if cannot_run(test, &[Need::Root]) {
+    if cannot_run(test, &[Need::Root, Need::Processes]) {
         return;
     }
     let place = Place::local();

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime};
 
-use support::mount::{Bench, can_mount, write_tree};
+use support::mount::{Bench, can_mount_with, write_tree};
 use support::s3::{ACCESS_KEY, Config, S3Server, SECRET_KEY};
 use support::surrounding::{Need, cannot_run};
 use tempfile::TempDir;
@@ -408,6 +408,9 @@ impl Remote {
 
 #[test]
 fn readers_killed_at_any_moment_leave_nothing_wrong() {
+    if cannot_run("readers_killed_at_any_moment_leave_nothing_wrong", &[Need::DiskCache]) {
+        return;
+    }
     const FILES: u64 = 24;
     let remote = Remote::new(FILES);
     let names: Vec<String> = (0..FILES).map(|n| format!("noise{n:02}")).collect();
@@ -438,7 +441,7 @@ fn readers_killed_at_any_moment_leave_nothing_wrong() {
 
 #[test]
 fn a_second_mount_reads_from_disk_and_shows_it() {
-    if !can_mount("a_second_mount_reads_from_disk_and_shows_it") {
+    if !can_mount_with("a_second_mount_reads_from_disk_and_shows_it", &[Need::DiskCache]) {
         return;
     }
     let remote = Remote::new(24);

@@ -8,9 +8,10 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Output};
 
-use support::mount::{Bench, can_mount, write_tree};
+use support::mount::{Bench, can_mount_with, write_tree};
 use support::place::Place;
 use support::s3::{Config, Fault, S3Server};
+use support::surrounding::Need;
 
 fn text(path: &Path) -> &str {
     path.to_str().unwrap()
@@ -166,7 +167,11 @@ fn a_usage_error_in_json_names_what_is_missing() {
 
 #[test]
 fn a_device_that_may_not_be_opened_is_named_in_a_root_mapped_namespace() {
-    if !can_mount("a_device_that_may_not_be_opened_is_named_in_a_root_mapped_namespace") {
+    // It goes into a surrounding of its own.
+    if !can_mount_with(
+        "a_device_that_may_not_be_opened_is_named_in_a_root_mapped_namespace",
+        &[Need::Root],
+    ) {
         return;
     }
     let bench = Bench::new();

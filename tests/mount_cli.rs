@@ -616,13 +616,7 @@ fn both_names_of_the_mount_helper_mount() {
     }
     let (bench, archive, mountpoint) = prepared();
     for name in ["mount.thawfs", "mount.fuse.thawfs"] {
-        let link = bench.path(name);
-        std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_thawfs"), &link).unwrap();
-        let helper = |arguments: &[&str]| {
-            let mut command = Command::new(&link);
-            command.envs([("THAWFS_STATE_DIR", bench.state_dir())]).args(arguments);
-            command.output().unwrap()
-        };
+        let helper = |arguments: &[&str]| bench.thawfs_as(name).args(arguments).output().unwrap();
         let output = helper(&[text(&archive), text(&mountpoint), "-n", "-o", "ro,nofail"]);
         assert!(output.status.success(), "{name}: {}", String::from_utf8_lossy(&output.stderr));
         assert!(mountpoint.join("hello").exists(), "{name}");

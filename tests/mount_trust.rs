@@ -5,7 +5,6 @@
 mod support;
 
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -135,8 +134,7 @@ fn a_remount_changes_what_it_names_alone() {
         ("remount,rw,async", "rw,nosuid,nodev"),
     ] {
         let helper = bench
-            .thawfs()
-            .arg0("mount.fuse.thawfs")
+            .thawfs_as("mount.fuse.thawfs")
             .args([text(&archive), text(&mountpoint), "-o", asked])
             .output()
             .unwrap();

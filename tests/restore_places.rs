@@ -191,6 +191,8 @@ fn a_restore_that_unpacks_gives_nobody_rights_unless_asked() {
         assert_eq!(script.permissions().mode() & 0o7777, mode);
     }
     // It is of no use to a mount, which has options of its own.
-    let refused = place.run(&["restore", id, "--preserve-privileged"]);
-    assert_eq!(refused.status.code(), Some(2), "{}", said(&refused));
+    for more in [&[][..], &["-o", "suid"], &["--read-only"], &["--keep-upper"], &["--foreground"]] {
+        let refused = place.run(&[&["restore", id, "--preserve-privileged"], more].concat());
+        assert_eq!(refused.status.code(), Some(2), "{more:?}: {}", said(&refused));
+    }
 }

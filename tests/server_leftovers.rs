@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use support::mount::{Bench, can_mount_with, write_tree};
 use support::place::Place;
-use support::surrounding::Need;
+use support::surrounding::{Need, cannot_run};
 
 fn text(path: &Path) -> &str {
     path.to_str().unwrap()
@@ -439,6 +439,10 @@ fn a_work_directory_goes_with_its_upper() {
 
 #[test]
 fn what_a_killed_extract_leaves_goes_with_the_next_one_or_gc() {
+    let test = "what_a_killed_extract_leaves_goes_with_the_next_one_or_gc";
+    if cannot_run(test, &[Need::Processes]) {
+        return;
+    }
     let place = Place::s3();
     let tree = place.bench.directory("tree");
     std::fs::write(tree.join("large"), vec![7; 1 << 20]).unwrap();

@@ -164,7 +164,8 @@ fn a_log_on_a_terminal_is_shown() {
     let url = format!("{}/box/data.sqsh", server.url());
     let cache = OsStr::new("/dev/null/\u{9b}31m\u{202e}\x1b[2J");
     let arguments = [OsStr::new("ls"), OsStr::new(&url)];
-    let shown = on_terminal(&bench, &[("THAWFS_CACHE_DIR", cache)], &arguments);
+    let settings = [("THAWFS_CACHE_DIR", cache), ("THAWFS_DISK_CACHE", OsStr::new("64M"))];
+    let shown = on_terminal(&bench, &settings, &arguments);
     check_harmless(
         "log",
         &shown,

@@ -70,7 +70,9 @@ pub(crate) struct RestoreArgs {
 
     /// Unpack setuid and setgid bits of files, capabilities and devices, too; they are left out
     /// otherwise, and counted.
-    #[arg(long, requires = "extract")]
+    // What conflicts with --extract is said again: clap requires nothing that cannot be given.
+    #[arg(long, requires = "extract",
+          conflicts_with_all = ["read_only", "keep_upper", "foreground", "options"])]
     pub(crate) preserve_privileged: bool,
 
     /// Allow no changes; there is no upper then.

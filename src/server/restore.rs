@@ -18,7 +18,7 @@ use tokio::task::spawn_blocking;
 use super::program::ServerProgram;
 use super::state::{Lock, check_outside_state, lock_directory};
 use super::unchosen::check_unchosen;
-use super::unmount::{clear, resolve_mountpoint};
+use super::unmount::{clear, lies_in_a_dead_mount, resolve_mountpoint};
 use super::{Found, MountRequest, Ready, Starting, serve};
 use crate::backup::{BackupId, Backups, Metadata, SourceRequest};
 use crate::directory::Directory;
@@ -258,8 +258,7 @@ fn check_directory(mountpoint: &Path) -> Result<Directory, Failure> {
             Err(failure(format!("{shown} is not a directory")))
         }
         Err(error) if error.raw_os_error() == Some(libc::ENOTCONN) => {
-            Err(failure(format!("{shown} lies in a mount whose server is dead"))
-                .hint("thawfs status shows which; thawfs unmount --dead takes it down"))
+            Err(lies_in_a_dead_mount(Code::Mountpoint, mountpoint))
         }
         Err(error) => Err(failure(format!("{shown}: {error}"))),
     }

@@ -213,10 +213,19 @@ pub fn resolve_mountpoint(path: &Path) -> Result<PathBuf, Failure> {
     match Location::find(path) {
         Ok(location) => Ok(location.path()),
         Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok("/".into()),
+        Err(error) if error.raw_os_error() == Some(libc::ENOTCONN) => {
+            Err(lies_in_a_dead_mount(Code::NotMounted, path))
+        }
         Err(error) => {
             let is_refused = error.kind() == io::ErrorKind::PermissionDenied;
             let code = if is_refused { Code::Mountpoint } else { Code::NotMounted };
             Err(Failure::new(code, format!("{}: {error}", path.display())))
         }
     }
+}
+
+/// Nothing is found below a mountpoint whose server is gone.
+pub(super) fn lies_in_a_dead_mount(code: Code, path: &Path) -> Failure {
+    Failure::new(code, format!("{} lies in a mount whose server is dead", path.display()))
+        .hint("thawfs status shows which; thawfs unmount --dead takes it down")
 }

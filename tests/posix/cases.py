@@ -184,7 +184,7 @@ def times_are_kept_to_the_nanosecond(see):
             os.utime(name, ns=(atime, mtime), follow_symlinks=False)
             s = os.lstat(name)
             see(name, s.st_atime_ns, s.st_mtime_ns)
-    see(as_user(lambda: os.utime("file", (1, 1))), as_user(lambda: os.utime("owned", (1, 1))), os.stat("owned").st_mtime)
+    see(as_user(lambda: os.utime("file", (1, 1))), as_user(lambda: os.utime("owned", (1, 1))), int(os.stat("owned").st_mtime))
     os.chmod("file", 0o666)
     see(as_user(lambda: os.utime("file", (1, 1))), as_user(lambda: os.utime("file")), os.stat("file").st_mtime > 1 << 30)
 
@@ -300,6 +300,9 @@ def look(see):
     for directory, directories, files in os.walk("."):
         directories.sort()
         for path in (os.path.join(directory, name) for name in sorted(directories + files)):
+            if attempt(os.lstat, path) == "EACCES":  # What an ordinary user has shut out itself from.
+                see(path, "EACCES")
+                continue
             kind = stat.S_IFMT(os.lstat(path).st_mode)
             data = {stat.S_IFREG: lambda: hashlib.sha256(read(path)).hexdigest(),
                     stat.S_IFLNK: lambda: os.readlink(path)}.get(kind, lambda: os.lstat(path).st_rdev)()
@@ -308,14 +311,21 @@ def look(see):
             see(path, shape(path), data, values)
 
 
-def numbers(see):
+def numbers(see, kinds=None):
     for directory, directories, _ in os.walk("."):
         directories.sort()
         for entry in sorted(os.scandir(directory), key=lambda entry: entry.name):
+            if attempt(os.lstat, entry.path) == "EACCES":
+                continue
             s = os.lstat(entry.path)
             assert entry.inode() == s.st_ino, f"{entry.path} is listed as {entry.inode()}"
             assert s.st_dev == os.stat(".").st_dev
-            see(entry.path, s.st_ino, s.st_mtime_ns, s.st_ctime_ns)
+            if kinds is None or stat.S_IFMT(s.st_mode) in kinds:
+                see(entry.path, s.st_ino, s.st_mtime_ns, s.st_ctime_ns)
+
+
+def kept_numbers(see):
+    numbers(see, kinds=(stat.S_IFREG, stat.S_IFDIR))
 
 
 def main():
@@ -337,7 +347,7 @@ def main():
                 see("failed:", error)
             os.closerange(3, 1000)
         else:
-            {"look": look, "numbers": numbers}[command](see)
+            {"look": look, "numbers": numbers, "kept_numbers": kept_numbers}[command](see)
 
 
 main()

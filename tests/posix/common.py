@@ -42,10 +42,10 @@ def fixture():
     os.symlink("file", "link")
     os.mkfifo("pipe")
     os.chmod("script", 0o755)
-    os.chown("owned", USER, GROUP)
+    attempt(os.chown, "owned", USER, GROUP)  # Only root can; so with capabilities.
     os.setxattr("file", "user.color", b"blue")
     write("capable", b"may bind\n")
-    os.setxattr("capable", "security.capability", CAPABILITY)
+    attempt(os.setxattr, "capable", "security.capability", CAPABILITY)
     for name, pieces in {"holes": {0: b"start", 600_000: b"middle"}, "void": {}}.items():
         with open(name, "wb") as f:
             for at, piece in pieces.items():

@@ -15,6 +15,7 @@ use rustix::fs::{
     XattrFlags,
 };
 
+use super::support::surrounding::{Need, has, owners_share};
 use super::tree::{digest, time_if_set};
 
 /// How many actors there are.
@@ -112,6 +113,10 @@ impl Actor {
         format!("shared/many/{}{}", self.id, self.random.below(6))
     }
 
+    fn mode(&mut self) -> u32 {
+        owners_share() | self.random.below(0o10000) as u32
+    }
+
     fn full(&self, path: &str) -> PathBuf {
         self.root.join(path)
     }
@@ -156,7 +161,7 @@ impl Actor {
             }
             20 => self.make_special(&path),
             21 => {
-                let mode = self.random.below(0o10000) as u32;
+                let mode = self.mode();
                 let outcome = fs::set_permissions(&full, PermissionsExt::from_mode(mode));
                 (format!("chmod {path} {mode:o}"), done(outcome))
             }
@@ -214,7 +219,7 @@ impl Actor {
             FallocateFlags::ZERO_RANGE,
             FallocateFlags::ZERO_RANGE | keep,
         ];
-        let mode = *self.random.pick(&modes);
+        let mode = *self.random.pick(if has(Need::Disk) { &modes } else { &modes[..3] });
         let (at, len) = (self.random.below(300_000), 1 + self.random.below(100_000));
         let outcome = opening(OpenOptions::new().write(true))
             .open(self.full(path))
@@ -239,12 +244,13 @@ impl Actor {
         let (kind, device) = *self.random.pick(&[
             (FileType::Fifo, 0),
             (FileType::Socket, 0),
-            (FileType::CharacterDevice, 0),
+            // An ordinary user may make this one alone, but not in a mount of its own.
+            (if has(Need::Root) { FileType::CharacterDevice } else { FileType::Fifo }, 0),
             (FileType::CharacterDevice, rustix::fs::makedev(1, 3)),
             (FileType::BlockDevice, rustix::fs::makedev(240, 700)),
             (FileType::RegularFile, 0),
         ]);
-        let mode = Mode::from_raw_mode(self.random.below(0o10000) as u32);
+        let mode = Mode::from_raw_mode(self.mode());
         let outcome = rustix::fs::mknodat(CWD, self.full(path), kind, mode, device);
         (format!("mknod {path} {kind:?} {device:x} {mode:?}"), done(outcome.map_err(Into::into)))
     }
@@ -344,7 +350,7 @@ impl Actor {
             }
             3 => (format!("ftruncate {slot} {at}"), done(file.set_len(at))),
             4 => {
-                let mode = PermissionsExt::from_mode(at as u32 & 0o7777);
+                let mode = PermissionsExt::from_mode(at as u32 & 0o7777 | owners_share());
                 (format!("fchmod {slot} {mode:?}"), done(file.set_permissions(mode)))
             }
             5 => {

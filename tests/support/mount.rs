@@ -44,6 +44,14 @@ impl Bench {
         path
     }
 
+    /// Makes a directory on the file system that temporary files are on, whatever the others are on: what
+    /// a mount does is compared with what that does.
+    pub(crate) fn plain_directory(&self, name: &str) -> PathBuf {
+        let path = self.below.as_ref().unwrap_or(&self.dir).path().join(name);
+        std::fs::create_dir_all(&path).unwrap();
+        path
+    }
+
     pub(crate) fn state_dir(&self) -> PathBuf {
         self.path("state")
     }
@@ -68,7 +76,20 @@ impl Bench {
 
     /// A command line of thawfs with this bench's state directory and no settings of the user's.
     pub(crate) fn thawfs(&self) -> Command {
-        let mut command = Command::new(program());
+        self.command(Path::new(program()))
+    }
+
+    /// The same of the program by another name, as mount(8) calls it.
+    pub(crate) fn thawfs_as(&self, name: &str) -> Command {
+        let link = self.path(name);
+        if !link.is_symlink() {
+            std::os::unix::fs::symlink(program(), &link).unwrap();
+        }
+        self.command(&link)
+    }
+
+    fn command(&self, program: &Path) -> Command {
+        let mut command = Command::new(program);
         command.env("THAWFS_TEST_PROGRAM", env!("CARGO_BIN_EXE_thawfs"));
         command.env("THAWFS_STATE_DIR", self.state_dir());
         command.env("THAWFS_CACHE_DIR", self.cache_dir());

@@ -44,6 +44,9 @@ pub(crate) enum Need {
     Passthrough,
     /// What was fetched is kept on disk.
     DiskCache,
+    /// What a disk's file system can, and tmpfs cannot: to zero a range in place, and to move the times
+    /// of a file that is written through a mapping.
+    Disk,
     /// An upper that the kernel's overlayfs takes as its `upperdir`.
     KernelUpper,
     /// The process that is started is the program itself, with the same number for everybody.
@@ -72,7 +75,8 @@ impl Surrounding {
     /// What is not there by its nature.
     const fn lacks(self) -> &'static [Need] {
         match self {
-            Self::Root | Self::Tmpfs => &[],
+            Self::Root => &[],
+            Self::Tmpfs => &[Need::Disk],
             Self::NoPassthrough => &[Need::Passthrough],
             Self::DiskCacheOff => &[Need::DiskCache],
             Self::Overlayfs => &[Need::KernelUpper],
@@ -96,6 +100,16 @@ pub(crate) fn cannot_run(test: &str, needs: &[Need]) -> bool {
         return true;
     }
     false
+}
+
+/// Whether `need` is to be had where the tests run.
+pub(crate) fn has(need: Need) -> bool {
+    !Surrounding::current().lacks().contains(&need) && missing(need).is_none()
+}
+
+/// The rights that whoever runs the tests has to leave to a file's owner, to look at it afterwards.
+pub(crate) fn owners_share() -> u32 {
+    if has(Need::Root) { 0 } else { 0o700 }
 }
 
 /// Why `need` is not to be had on this machine.

@@ -229,7 +229,7 @@ pub(in super::super) fn stat_fd(fd: &OwnedFd) -> Result<Statx, Errno> {
 
 /// The path by which the kernel reaches what `fd` has open. Not a link that could be followed
 /// further: the kernel jumps straight to the inode, be it a symbolic link itself.
-fn proc_path(fd: &OwnedFd) -> Vec<u8> {
+pub(super) fn proc_path(fd: &OwnedFd) -> Vec<u8> {
     format!("/proc/self/fd/{}", fd.as_raw_fd()).into_bytes()
 }
 

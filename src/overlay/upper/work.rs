@@ -12,7 +12,7 @@ use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 
 use super::super::error::{Error, Result};
-use super::address::Address;
+use super::address::{Address, proc_path};
 use super::form::Whiteouts;
 use super::marks::Mark;
 use super::open::Upper;
@@ -217,7 +217,11 @@ pub(in super::super) fn list_with(
     // Opened anew, as the descriptor at hand may be O_PATH.
     let open = |flags| {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | flags;
-        rustix::fs::openat(dir, c".", flags, Mode::empty())
+        match rustix::fs::openat(dir, c".", flags, Mode::empty()) {
+            // To be read it need not be searched, which finding its `.` takes.
+            Err(Errno::ACCESS) => rustix::fs::open(proc_path(dir).as_slice(), flags, Mode::empty()),
+            opened => opened,
+        }
     };
     let dir = match open(flags) {
         // O_NOATIME is for the owner and root.

@@ -145,6 +145,26 @@ impl S3Server {
         self.wire.inject(fault, times);
     }
 
+    /// Makes all answers wait from now on, until [`S3Server::release`].
+    pub fn hold(&self) {
+        self.wire.hold(true);
+    }
+
+    /// Lets the answers go that wait.
+    pub fn release(&self) {
+        self.wire.hold(false);
+    }
+
+    /// How many answers wait to be released.
+    pub fn held(&self) -> usize {
+        self.wire.held()
+    }
+
+    /// The most requests that have waited for their answers at the same time.
+    pub fn most_at_once(&self) -> usize {
+        self.wire.most_at_once()
+    }
+
     /// Flips one bit of byte `at` of whatever object is read, in the next `times` answers that have it.
     /// Flips given before come first.
     pub fn flip(&self, at: u64, bit: u8, times: usize) {

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -110,6 +110,28 @@ pub(super) struct Wire {
     faults: Mutex<VecDeque<(Fault, usize)>>,
     flips: Mutex<VecDeque<Flip>>,
     total: Option<Pacer>,
+    /// Whether answers wait until they are released, and how many do.
+    holding: AtomicBool,
+    held: AtomicUsize,
+    /// Requests without an answer so far, and the most there were at a time.
+    unanswered: AtomicUsize,
+    most: AtomicUsize,
+}
+
+/// Counts one more until it is dropped, with its request or before.
+struct Counted<'a>(&'a AtomicUsize);
+
+impl<'a> Counted<'a> {
+    fn new(counter: &'a AtomicUsize) -> Self {
+        counter.fetch_add(1, Relaxed);
+        Self(counter)
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
 }
 
 impl Wire {
@@ -121,7 +143,27 @@ impl Wire {
         let total = config.total_rate.map(Pacer::new);
         let service = builder.build();
         let (log, faults, flips) = Default::default();
-        Self { config, service, log, faults, flips, total }
+        let (holding, held, unanswered, most) = Default::default();
+        Self { config, service, log, faults, flips, total, holding, held, unanswered, most }
+    }
+
+    pub(super) fn hold(&self, holding: bool) {
+        self.holding.store(holding, Relaxed);
+    }
+
+    pub(super) fn held(&self) -> usize {
+        self.held.load(Relaxed)
+    }
+
+    pub(super) fn most_at_once(&self) -> usize {
+        self.most.load(Relaxed)
+    }
+
+    async fn wait_until_released(&self) {
+        let _counted = Counted::new(&self.held);
+        while self.holding.load(Relaxed) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
     }
 
     pub(super) fn log(&self) -> Vec<Seen> {
@@ -199,6 +241,11 @@ impl Wire {
             log.push(Entry { seen: seen.clone(), sent: sent.clone() });
             log.len() - 1
         };
+        let _counted = Counted::new(&self.unanswered);
+        self.most.fetch_max(self.unanswered.load(Relaxed), Relaxed);
+        if self.holding.load(Relaxed) {
+            self.wait_until_released().await;
+        }
         if !self.config.latency.is_zero() {
             tokio::time::sleep(self.config.latency).await;
         }
