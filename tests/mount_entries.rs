@@ -328,7 +328,8 @@ fn a_directory_that_its_owner_may_not_search_is_listed() {
     fs::write(dir.join("new"), "new").unwrap();
     fs::set_permissions(&dir, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
     assert_eq!(names(&dir), set(&["new", "old"]));
-    if !has(Need::Root) {
+    // Root of a user namespace may search what belongs to its one user.
+    if !rustix::process::geteuid().is_root() {
         let shut = fs::symlink_metadata(dir.join("new")).unwrap_err();
         assert_eq!(shut.raw_os_error(), Some(libc::EACCES));
     }
