@@ -15,6 +15,8 @@ const AT_THE_TOP: &[&str] = &[
     "dev",
     "etc",
     "home",
+    "initrd.img",
+    "initrd.img.old",
     "lost+found",
     "proc",
     "run",
@@ -23,6 +25,8 @@ const AT_THE_TOP: &[&str] = &[
     "tmp",
     "usr",
     "var",
+    "vmlinuz",
+    "vmlinuz.old",
 ];
 
 /// Directories of which everything is the system's, as are all whose name begins with `lib`, at the top
@@ -108,8 +112,8 @@ mod tests {
 
     #[test]
     fn directories_of_the_system_are_refused_and_others_are_not() {
-        let refused = "/ // /. /bin /boot /dev /etc /home /lib /lib32 /lib64 /libx32 /lost+found /proc /run \
-            /sbin /sys /tmp /usr /var /etc/ /etc/x /boot/efi /dev/shm/x /proc/1 /sys/fs /run/user/1000 \
+        let refused = "/ // /. /bin /boot /dev /etc /home /initrd.img /vmlinuz.old /lib /lib32 /lib64 /libx32 \
+            /lost+found /proc /run /sbin /sys /tmp /usr /var /etc/ /etc/x /boot/efi /dev/shm/x /proc/1 /sys/fs /run/user/1000 \
             /bin/x /sbin/x /lib/x /lib64/x/y /libfoo/x /usr/bin /usr/bin/x /usr/sbin /usr/lib /usr/lib/x \
             /usr/lib64 /usr/libexec/x /var/run/x /var/lock/y /./etc/x //etc \
             /srv/../etc /no-such/../srv srv";
