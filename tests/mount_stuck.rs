@@ -263,10 +263,11 @@ fn the_time_is_up_once_for_a_chunk_whoever_asks_again() {
             .collect();
         readers.into_iter().map(|reader| reader.join().unwrap()).collect::<Vec<_>>()
     });
-    let (least, most) = (took.iter().min().unwrap(), took.iter().max().unwrap());
+    let least = took.iter().min().unwrap();
     assert!(*least >= Duration::from_secs(19), "{least:?}");
-    // Asked twice, it would be 40.
-    assert!(*most < Duration::from_secs(38), "{most:?}");
+    // Asked twice, it would be 40 for each; on a machine that is busy with other things, it is for some.
+    let late = took.iter().filter(|took| **took > Duration::from_secs(35)).count();
+    assert!(late < took.len() / 4, "{late} of {}", took.len());
     let status = stuck.status();
     let reason = status[0]["faults"]["last"].as_str().unwrap();
     assert!(reason.contains("gave up after") && reason.contains("sent nothing"), "{reason}");
