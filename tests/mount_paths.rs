@@ -7,39 +7,14 @@ mod support;
 
 use std::os::unix::fs::{chown, lchown, symlink};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
-use std::time::{Duration, Instant};
+use std::process::Command;
+use std::time::Duration;
 
 use support::mount::{Bench, can_mount_with, open_fuse_to_users, write_tree};
 use support::place::Place;
 use support::s3::Fault;
 use support::surrounding::{Need, cannot_run};
-
-const NOBODY: u32 = 65_534;
-
-/// `program` with its arguments, as an ordinary user.
-fn as_nobody(program: impl AsRef<std::ffi::OsStr>) -> Command {
-    let mut command = Command::new("setpriv");
-    command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(program);
-    command
-}
-
-fn text(path: &Path) -> &str {
-    path.to_str().unwrap()
-}
-
-fn said(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
-}
-
-/// Waits for something another process is about to do.
-fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(60);
-    while !is_so() {
-        assert!(Instant::now() < deadline, "waited in vain until {what}");
-        std::thread::sleep(Duration::from_millis(5));
-    }
-}
+use support::words::{NOBODY, as_nobody, eventually, said, text};
 
 /// A symlink that belongs to an ordinary user.
 fn foreign_link(target: &Path, at: PathBuf) -> PathBuf {

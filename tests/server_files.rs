@@ -6,28 +6,12 @@ mod support;
 
 use std::os::unix::fs::{PermissionsExt, chown, lchown, symlink};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Command;
 
 use support::mount::{Bench, can_mount_with, write_tree};
 use support::place::Place;
 use support::surrounding::Need;
-
-const NOBODY: u32 = 65_534;
-
-/// `program` with its arguments, as an ordinary user.
-fn as_nobody(program: impl AsRef<std::ffi::OsStr>) -> Command {
-    let mut command = Command::new("setpriv");
-    command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(program);
-    command
-}
-
-fn text(path: &Path) -> &str {
-    path.to_str().unwrap()
-}
-
-fn said(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
-}
+use support::words::{NOBODY, as_nobody, said, text};
 
 /// What below `path` is open for others to write.
 fn open_to_others(path: &Path) -> (Vec<PathBuf>, Vec<String>) {

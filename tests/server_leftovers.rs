@@ -8,24 +8,12 @@ mod support;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use support::mount::{Bench, can_mount_with, write_tree};
 use support::place::Place;
 use support::surrounding::{Need, cannot_run};
-
-fn text(path: &Path) -> &str {
-    path.to_str().unwrap()
-}
-
-fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(60);
-    while !is_so() {
-        assert!(Instant::now() < deadline, "waited in vain until {what}");
-        std::thread::sleep(Duration::from_millis(2));
-    }
-}
+use support::words::{eventually, text};
 
 fn kill(pid: u32) {
     let pid = rustix::process::Pid::from_raw(pid as i32).unwrap();

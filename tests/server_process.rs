@@ -6,23 +6,10 @@ mod support;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use std::time::{Duration, Instant};
 
 use support::mount::{Bench, can_mount_with, write_tree};
 use support::surrounding::Need;
-
-fn text(path: &Path) -> &str {
-    path.to_str().unwrap()
-}
-
-/// Waits for something another process is about to do.
-fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(60);
-    while !is_so() {
-        assert!(Instant::now() < deadline, "waited in vain until {what}");
-        std::thread::sleep(Duration::from_millis(5));
-    }
-}
+use support::words::{eventually, text};
 
 /// The commands that start a server, each as a line of shell with the program's own words.
 struct Starters {

@@ -7,39 +7,13 @@ mod support;
 use std::collections::BTreeMap;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::Path;
-use std::process::{Command, Output};
-use std::time::{Duration, Instant};
+use std::process::Command;
 
 use support::mount::{can_mount_with, open_fuse_to_users, write_tree};
 use support::place::Place;
 use support::s3::{ACCESS_KEY, SECRET_KEY};
 use support::surrounding::{Need, skip};
-
-const NOBODY: u32 = 65_534;
-
-/// `program` with its arguments, as an ordinary user.
-fn as_nobody(program: impl AsRef<std::ffi::OsStr>) -> Command {
-    let mut command = Command::new("setpriv");
-    command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(program);
-    command
-}
-
-fn text(path: &Path) -> &str {
-    path.to_str().unwrap()
-}
-
-fn said(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
-}
-
-/// Waits for something another process is about to do.
-fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(60);
-    while !is_so() {
-        assert!(Instant::now() < deadline, "waited in vain until {what}");
-        std::thread::sleep(Duration::from_millis(5));
-    }
-}
+use support::words::{NOBODY, as_nobody, eventually, said, text};
 
 /// The capabilities that CONFIGURATION.md lists, as /proc shows them.
 const KEPT: u64 = 1 | 1 << 1 | 1 << 3 | 1 << 4 | 1 << 6 | 1 << 21 | 1 << 27 | 1 << 31;

@@ -8,3 +8,4 @@ pub mod presigned;
 pub mod s3;
 #[allow(clippy::duplicate_mod, reason = "some tests have two kinds of support")]
 pub mod surrounding;
+pub mod words;
