@@ -297,12 +297,17 @@ impl Filesystem for Adapter {
 
     fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let ino = Ino(ino.0);
-        let is_root = request.uid() == 0;
+        let (sender, is_root) = (Sender::of(request), request.uid() == 0);
         let flags = flags.0 & UPPER_FLAGS;
         let writes = writes(flags);
         self.attempt(
             self.looking(INodeNo(ino.0)),
-            move |shared| shared.overlay.open(ino, flags),
+            move |shared| {
+                if writes && shared.overlay.drop_lent(ino, &sender)? {
+                    shared.forget_attributes(ino);
+                }
+                shared.overlay.open(ino, flags)
+            },
             move |shared, result| {
                 let opened = match result {
                     Ok(opened) => opened,

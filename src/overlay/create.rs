@@ -149,6 +149,11 @@ impl Overlay {
             None => mode & !caller.umask,
         } & 0o7777;
         let owner = self.owner_for_new(caller, parent, &parent_stat)?;
+        let lent = match new {
+            New::Directory => 0,
+            _ => self.lent(owner, mode, caller),
+        };
+        let mode = mode & !lent;
         let finish = |dir: &Arc<OwnedFd>, name: &OsStr| {
             let made = Address::at(dir, name);
             let (stat, recorded) = self.own(owner, &parent_stat, &made, mode, new)?;

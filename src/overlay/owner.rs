@@ -25,9 +25,14 @@ impl Overlay {
         (attr.uid, attr.gid) = (shown.uid, shown.gid);
     }
 
+    /// The owner that is stored of an upper inode.
+    pub(super) fn owner_stored(&self, state: &UpperState, stat: &Statx) -> Owner {
+        state.owner.unwrap_or(owner_of(stat))
+    }
+
     /// The group that is shown of an upper inode.
     pub(super) fn shown_group(&self, state: &UpperState, stat: &Statx) -> u32 {
-        self.identity.shown(state.owner.unwrap_or(owner_of(stat))).gid
+        self.identity.shown(self.owner_stored(state, stat)).gid
     }
 
     /// The owner stored for an upper inode, where it is not the file system's own.

@@ -9,7 +9,7 @@ use super::copy_up::Want;
 use super::error::{Error, Result};
 use super::handles::Handle;
 use super::nodes::{Data, UpperState};
-use crate::types::{FileKind, Ino};
+use crate::types::{FileKind, Ino, Owner};
 
 /// Those of a file's mode bits that lend its owner's or group's rights to whoever executes it.
 pub const SETID_BITS: u32 = libc::S_ISUID | libc::S_ISGID;
@@ -72,7 +72,12 @@ impl Overlay {
             if state.kind == FileKind::Symlink {
                 return Err(Errno::OPNOTSUPP.into());
             }
-            inode.chmod(mode)?;
+            let stored = self.owner_stored(&state, &inode.stat()?);
+            let lent = match state.kind {
+                FileKind::Directory => 0,
+                _ => self.lent(stored, mode, who),
+            };
+            inode.chmod(mode & !lent)?;
         }
         if change.atime.is_some() || change.mtime.is_some() {
             inode.set_times(&Timestamps {
@@ -109,6 +114,39 @@ impl Overlay {
             return Ok(false);
         }
         inode.chmod(mode & 0o7777 & !bits)?;
+        Ok(true)
+    }
+
+    /// Of a file's `mode`, the set-id bits that `who` may not give it, because they would lend the rights of
+    /// its stored owner to what somebody else has written who is shown as the owner: on the upper's own
+    /// file system, and in a backup of the mount.
+    pub(super) fn lent(&self, stored: Owner, mode: u32, who: &dyn Rights) -> u32 {
+        let shown = self.identity.shown(stored);
+        let uid = if shown.uid == stored.uid { 0 } else { mode & libc::S_ISUID };
+        let gid = if shown.gid == stored.gid { 0 } else { mode & libc::S_ISGID };
+        if uid | gid != 0 && who.keeps_setid() { 0 } else { uid | gid }
+    }
+
+    /// Takes such set-id bits from a regular file that `who` is about to open for writing. What is stored
+    /// through a mapping takes none away, and nobody can say whose it was. Says whether there were any.
+    ///
+    /// # Errors
+    /// `EROFS`, or what copying up the attributes or the upper says.
+    pub fn drop_lent(&self, ino: Ino, who: &dyn Rights) -> Result<bool> {
+        let bits = |attr: &Attr| u32::from(attr.perm) & SETID_BITS;
+        if self.identity.is_plain() || bits(&self.getattr(ino, None)?) == 0 || who.keeps_setid() {
+            return Ok(false);
+        }
+        self.copy_up(ino, Want::Attributes)?;
+        let _names = self.names.read();
+        let (inode, state) = self.address(ino)?;
+        let stat = inode.stat()?;
+        let mode = u32::from(stat.stx_mode) & 0o7777;
+        let lent = self.lent(self.owner_stored(&state, &stat), mode, who);
+        if state.kind != FileKind::Regular || lent == 0 {
+            return Ok(false);
+        }
+        inode.chmod(mode & !lent)?;
         Ok(true)
     }
 
