@@ -23,8 +23,8 @@ const SECOND_LOOK: Duration = Duration::from_secs(1);
 /// How much longer a reader waits than a request has, so that it is told why that failed.
 const SLACK: Duration = Duration::from_millis(250);
 
-/// Whoever asks so soon after a failure asks again. The kernel does in no time, on a machine that has nothing
-/// else to do.
+/// Whoever asks so soon after a failure asks again, or within a quarter of the deadline if that is more. The
+/// kernel does in no time, but on a machine that is busy with other things it may take seconds.
 const LASTS: Duration = Duration::from_secs(2);
 
 /// How long failures are known to those who ask in time and get their turn late.
@@ -53,9 +53,11 @@ impl Failures {
         self.0.remove(&chunk);
     }
 
-    /// Whether `chunk` was waited for in vain until a moment before somebody asked at `asked`.
-    fn has(&self, chunk: u64, asked: Instant) -> bool {
-        self.0.get(&chunk).is_some_and(|(at, _)| asked.saturating_duration_since(*at) < LASTS)
+    /// Whether `chunk` was waited for in vain, as long as `deadline`, until a moment before somebody asked
+    /// at `asked`.
+    fn has(&self, chunk: u64, asked: Instant, deadline: Duration) -> bool {
+        let lasts = LASTS.max(deadline / 4);
+        self.0.get(&chunk).is_some_and(|(at, _)| asked.saturating_duration_since(*at) < lasts)
     }
 
     /// Why the last chunk was, a moment ago.
@@ -91,7 +93,8 @@ impl Inner {
         chunk: u64,
         asked: Instant,
     ) -> Option<Result<Bytes, Error>> {
-        let again = !flight.has_landed() && self.state.lock().failures.has(chunk, asked);
+        let deadline = self.deadline();
+        let again = !flight.has_landed() && self.state.lock().failures.has(chunk, asked, deadline);
         loop {
             let pace = self.object.store.pace();
             let end = pace.deadline.map(|deadline| match again {
@@ -113,6 +116,7 @@ impl Inner {
         asked: Instant,
         error: Option<Error>,
     ) -> Error {
+        let deadline = self.deadline();
         let mut state = self.state.lock();
         let error = error.or_else(|| state.failures.any()).unwrap_or_else(|| {
             let (object, after) = (self.object.name(), asked.elapsed());
@@ -120,17 +124,22 @@ impl Inner {
             Arc::new(store::Error::Timeout { object, after, last }).into()
         });
         // What is refused at once is no question of time.
-        let deadline = self.object.store.pace().deadline.unwrap_or(Duration::MAX);
         if asked.elapsed() < deadline / 2 {
             return error;
         }
         for (chunk, flight) in flights {
             // Once: who goes on asking gets all of the time again after a while.
-            if !flight.has_landed() && !state.failures.has(*chunk, asked) {
+            if !flight.has_landed() && !state.failures.has(*chunk, asked, deadline) {
                 state.failures.note(*chunk..*chunk + 1, &error);
+                state.counters.timeouts += 1;
             }
         }
         error
+    }
+
+    /// How long the store has; for ever where nobody said.
+    fn deadline(&self) -> Duration {
+        self.object.store.pace().deadline.unwrap_or(Duration::MAX)
     }
 }
 
@@ -146,14 +155,20 @@ mod tests {
         failures.note(3..5, &error);
         let after = Instant::now();
         for chunk in 3..5 {
-            assert!(failures.has(chunk, before));
-            assert!(failures.has(chunk, before + LASTS - Duration::from_millis(1)));
-            assert!(!failures.has(chunk, after + LASTS));
+            // One less than the boundary, and the boundary; with a deadline that gives more, too.
+            for (deadline, lasts) in
+                [(Duration::ZERO, LASTS), (LASTS * 4, LASTS), (LASTS * 8, LASTS * 2)]
+            {
+                let last = lasts - Duration::from_millis(1);
+                assert!(failures.has(chunk, before, deadline));
+                assert!(failures.has(chunk, before + last, deadline));
+                assert!(!failures.has(chunk, after + lasts, deadline));
+            }
         }
-        assert!(!failures.has(2, after) && !failures.has(5, after));
+        assert!(!failures.has(2, after, LASTS) && !failures.has(5, after, LASTS));
         assert!(failures.any().is_some());
         failures.clear(3);
-        assert!(!failures.has(3, after) && failures.has(4, after));
+        assert!(!failures.has(3, after, LASTS) && failures.has(4, after, LASTS));
         (0..100).for_each(|n| failures.note(n * 100..n * 100 + 100, &error));
         assert!(failures.0.len() <= MOST + 100, "{}", failures.0.len());
     }

@@ -90,6 +90,9 @@ pub struct ChunkReport {
     /// Chunks fetched once more, because what had come of them made no sense.
     #[serde(default)]
     pub fetched_again: u64,
+    /// Chunks that a reader waited for in vain, as long as the store has.
+    #[serde(default)]
+    pub timeouts: u64,
     /// Bytes held now.
     pub resident_bytes: u64,
     /// Bytes brought ahead of demand, from the store or from disk.

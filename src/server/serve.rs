@@ -236,6 +236,7 @@ fn report(record: &Record, tree: &Weak<Overlay>, opened: &OpenArchive, faults: &
             misses: chunks.misses,
             joined: chunks.joined,
             fetched_again: chunks.fetched_again,
+            timeouts: chunks.timeouts,
             resident_bytes: chunks.memory_bytes,
             prefetched_bytes: chunks.prefetched_bytes,
             prefetched_used_bytes: chunks.prefetched_used_bytes,
