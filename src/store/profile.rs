@@ -126,12 +126,17 @@ impl Profile {
         let (key_id, secret_key) = match (value(section, id), value(section, secret)) {
             (Some(key_id), Some(secret_key)) => (key_id.to_owned(), secret_key.to_owned()),
             (None, None) => return Ok(None),
-            (Some(_), None) => return Err(self.bad(format!("it has {id} but no {secret}"))),
-            (None, Some(_)) => return Err(self.bad(format!("it has {secret} but no {id}"))),
+            (Some(_), None) => return Err(self.half(id, secret)),
+            (None, Some(_)) => return Err(self.half(secret, id)),
         };
         let token = value(section, "aws_session_token").map(str::to_owned);
         let credential = AwsCredential { key_id, secret_key, token };
         Ok(Some(Keys { credential, expires: None }))
+    }
+
+    fn half(&self, set: &str, missing: &str) -> Error {
+        let object = format!("profile {}", self.name);
+        Error::BadCredentials { object, reason: format!("it has {set} but no {missing}") }
     }
 
     async fn run(&self, command: &str, deadline: Duration) -> Result<Keys> {
@@ -273,7 +278,7 @@ mod tests {
         assert_eq!(quoted.get("region"), Some("r"));
         let half =
             Profile::read(&asked(&options, "other")).unwrap().keys(SOON).await.err().unwrap();
-        let expected = "profile other: it has aws_access_key_id but no aws_secret_access_key";
+        let expected = "credentials for profile other are no good: it has aws_access_key_id but no aws_secret_access_key";
         assert_eq!(half.to_string(), expected);
     }
 
