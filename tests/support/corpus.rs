@@ -1,10 +1,6 @@
 //! Archives to read: trees of every kind of file, packed by mksquashfs, and the kernel's own mount
 //! of them.
 
-#[allow(clippy::duplicate_mod, reason = "some tests have two kinds of support")]
-#[path = "surrounding.rs"]
-pub(crate) mod surrounding;
-
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -12,8 +8,8 @@ use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use crate::support::surrounding::{Need, cannot_run};
 use rustix::fs::{CWD, FileType, Mode, XattrFlags, lsetxattr, makedev, mknodat};
-use surrounding::{Need, cannot_run};
 use tempfile::TempDir;
 
 /// A sequence of numbers that is the same every time.

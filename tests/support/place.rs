@@ -8,21 +8,21 @@ use super::mount::Bench;
 use super::s3::{ACCESS_KEY, Config, S3Server, SECRET_KEY};
 
 /// A bucket, whose objects are files below `root` whichever sort it is.
-pub struct Place {
-    pub name: &'static str,
-    pub bench: Bench,
-    pub root: PathBuf,
-    pub url: String,
-    pub server: Option<S3Server>,
+pub(crate) struct Place {
+    pub(crate) name: &'static str,
+    pub(crate) bench: Bench,
+    pub(crate) root: PathBuf,
+    pub(crate) url: String,
+    pub(crate) server: Option<S3Server>,
 }
 
 impl Place {
-    pub fn s3() -> Self {
+    pub(crate) fn s3() -> Self {
         Self::s3_as(|_| ())
     }
 
     /// With a server that is configured otherwise.
-    pub fn s3_as(configure: impl FnOnce(&mut Config)) -> Self {
+    pub(crate) fn s3_as(configure: impl FnOnce(&mut Config)) -> Self {
         let bench = Bench::new();
         let root = bench.directory("buckets/box/pre");
         let mut config = Config::new(bench.path("buckets"));
@@ -31,19 +31,19 @@ impl Place {
         Self { name: "s3", bench, root, url: "s3://box/pre".into(), server: Some(server) }
     }
 
-    pub fn local() -> Self {
+    pub(crate) fn local() -> Self {
         let bench = Bench::new();
         let root = bench.directory("box");
         let url = format!("file://{}", root.display());
         Self { name: "local", bench, root, url, server: None }
     }
 
-    pub fn both() -> [Self; 2] {
+    pub(crate) fn both() -> [Self; 2] {
         [Self::s3(), Self::local()]
     }
 
     /// A command line of the program for this bucket.
-    pub fn thawfs(&self) -> Command {
+    pub(crate) fn thawfs(&self) -> Command {
         let mut command = self.bench.thawfs();
         if let Some(server) = &self.server {
             command
@@ -55,34 +55,34 @@ impl Place {
         command
     }
 
-    pub fn run(&self, arguments: &[&str]) -> Output {
+    pub(crate) fn run(&self, arguments: &[&str]) -> Output {
         self.thawfs().args(arguments).output().unwrap()
     }
 
     /// Exit code and JSON documents.
-    pub fn json(&self, arguments: &[&str]) -> (i32, Vec<serde_json::Value>) {
+    pub(crate) fn json(&self, arguments: &[&str]) -> (i32, Vec<serde_json::Value>) {
         let output = self.run(&[arguments, &["--json"]].concat());
         let documents = serde_json::Deserializer::from_slice(&output.stdout).into_iter();
         (output.status.code().unwrap(), documents.map(Result::unwrap).collect())
     }
 
-    pub fn object(&self, path: &str) -> PathBuf {
+    pub(crate) fn object(&self, path: &str) -> PathBuf {
         self.root.join("backups").join(path)
     }
 
-    pub fn put(&self, path: &str, bytes: impl AsRef<[u8]>) {
+    pub(crate) fn put(&self, path: &str, bytes: impl AsRef<[u8]>) {
         let path = self.object(path);
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         std::fs::write(path, bytes).unwrap();
     }
 
     /// Makes an object or upload look as if it was written so long ago.
-    pub fn age(path: &Path, age: Duration) {
+    pub(crate) fn age(path: &Path, age: Duration) {
         std::fs::File::open(path).unwrap().set_modified(SystemTime::now() - age).unwrap();
     }
 
     /// Keys below `backups/`, sorted.
-    pub fn keys(&self) -> Vec<String> {
+    pub(crate) fn keys(&self) -> Vec<String> {
         let root = self.object("");
         let files = walkdir::WalkDir::new(&root).sort_by_file_name().into_iter().flatten();
         files

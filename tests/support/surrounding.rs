@@ -6,9 +6,6 @@
 //! does not apply to; what should be there and is not is a skip, and where everything is meant to run
 //! (`CI`) a failure.
 
-#![allow(dead_code, reason = "every crate that includes this uses a part of it")]
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by a panic")]
-
 use std::io::Write;
 use std::path::Path;
 

@@ -19,41 +19,41 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 
-pub use wire::{Fault, Seen};
+pub(crate) use wire::{Fault, Seen};
 
 /// Key pair of test servers.
-pub const ACCESS_KEY: &str = "thawfs-test";
+pub(crate) const ACCESS_KEY: &str = "thawfs-test";
 /// Its secret half.
-pub const SECRET_KEY: &str = "thawfs-test-secret";
+pub(crate) const SECRET_KEY: &str = "thawfs-test-secret";
 
 /// How a server behaves.
 #[derive(Clone, Debug)]
-pub struct Config {
+pub(crate) struct Config {
     /// Directory of buckets.
-    pub root: PathBuf,
+    pub(crate) root: PathBuf,
     /// Where to listen; port 0 chooses one.
-    pub addr: SocketAddr,
+    pub(crate) addr: SocketAddr,
     /// Access key and secret; `None` lets everybody in.
-    pub keys: Option<(String, String)>,
+    pub(crate) keys: Option<(String, String)>,
     /// Added before the first byte of every answer.
-    pub latency: Duration,
+    pub(crate) latency: Duration,
     /// Bytes per second of one connection's answers.
-    pub connection_rate: Option<u64>,
+    pub(crate) connection_rate: Option<u64>,
     /// Bytes per second of all answers together.
-    pub total_rate: Option<u64>,
+    pub(crate) total_rate: Option<u64>,
     /// Smallest part of an upload but the last, in bytes.
-    pub min_part: u64,
+    pub(crate) min_part: u64,
     /// Most keys in a page of a listing.
-    pub page: usize,
+    pub(crate) page: usize,
     /// What versions are told apart by.
-    pub tags: Tags,
+    pub(crate) tags: Tags,
     /// Listings start at their first page whatever page is asked for.
-    pub forgets_pages: bool,
+    pub(crate) forgets_pages: bool,
 }
 
 /// The ETags of objects that are read.
 #[derive(Clone, Debug)]
-pub enum Tags {
+pub(crate) enum Tags {
     /// Another one for every version of every object.
     Strong,
     /// Weak ones, as some proxies make them.
@@ -66,7 +66,7 @@ pub enum Tags {
 
 impl Config {
     /// For the buckets in `root`, on a free port of the loopback interface.
-    pub fn new(root: impl Into<PathBuf>) -> Self {
+    pub(crate) fn new(root: impl Into<PathBuf>) -> Self {
         Self {
             root: root.into(),
             addr: (Ipv4Addr::LOCALHOST, 0).into(),
@@ -83,7 +83,7 @@ impl Config {
 }
 
 /// A running server. Dropping it stops it and closes its connections.
-pub struct S3Server {
+pub(crate) struct S3Server {
     addr: SocketAddr,
     wire: Arc<wire::Wire>,
     stop: Option<oneshot::Sender<()>>,
@@ -92,7 +92,7 @@ pub struct S3Server {
 
 impl S3Server {
     /// Starts a server on a thread and an async runtime of its own.
-    pub fn start(config: Config) -> io::Result<Self> {
+    pub(crate) fn start(config: Config) -> io::Result<Self> {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
         // Bound outside of the runtime, so that a test inside of one can start a server.
@@ -116,63 +116,63 @@ impl S3Server {
     }
 
     /// Base URL, without a slash at its end.
-    pub fn url(&self) -> String {
+    pub(crate) fn url(&self) -> String {
         format!("http://{}", self.addr)
     }
 
     /// Every request so far.
-    pub fn log(&self) -> Vec<Seen> {
+    pub(crate) fn log(&self) -> Vec<Seen> {
         self.wire.log()
     }
 
     /// Forgets the requests so far.
-    pub fn clear_log(&self) {
+    pub(crate) fn clear_log(&self) {
         self.wire.clear_log();
     }
 
     /// Object GETs so far.
-    pub fn gets(&self) -> usize {
+    pub(crate) fn gets(&self) -> usize {
         self.log().iter().filter(|seen| seen.is_object_get()).count()
     }
 
     /// Bytes of bodies of object GETs so far.
-    pub fn get_bytes(&self) -> u64 {
+    pub(crate) fn get_bytes(&self) -> u64 {
         self.log().iter().filter(|seen| seen.is_object_get()).map(|seen| seen.sent).sum()
     }
 
     /// Makes the next `times` requests fail like this; faults given before come first.
-    pub fn inject(&self, fault: Fault, times: usize) {
+    pub(crate) fn inject(&self, fault: Fault, times: usize) {
         self.wire.inject(fault, times);
     }
 
     /// Makes all answers wait from now on, until [`S3Server::release`].
-    pub fn hold(&self) {
+    pub(crate) fn hold(&self) {
         self.wire.hold(true);
     }
 
     /// Lets the answers go that wait.
-    pub fn release(&self) {
+    pub(crate) fn release(&self) {
         self.wire.hold(false);
     }
 
     /// How many answers wait to be released.
-    pub fn held(&self) -> usize {
+    pub(crate) fn held(&self) -> usize {
         self.wire.held()
     }
 
     /// The most requests that have waited for their answers at the same time.
-    pub fn most_at_once(&self) -> usize {
+    pub(crate) fn most_at_once(&self) -> usize {
         self.wire.most_at_once()
     }
 
     /// Flips one bit of byte `at` of whatever object is read, in the next `times` answers that have it.
     /// Flips given before come first.
-    pub fn flip(&self, at: u64, bit: u8, times: usize) {
+    pub(crate) fn flip(&self, at: u64, bit: u8, times: usize) {
         self.wire.flip(at, bit, times);
     }
 
     /// Forgets faults that have not happened yet.
-    pub fn heal(&self) {
+    pub(crate) fn heal(&self) {
         self.wire.heal();
     }
 }

@@ -33,7 +33,7 @@ type FrameStream = Pin<Box<dyn Stream<Item = Result<Bytes, BoxError>> + Send>>;
 
 /// What can be wrong with an answer.
 #[derive(Clone, Debug)]
-pub enum Fault {
+pub(crate) enum Fault {
     /// The connection breaks after this many bytes of the body.
     Truncate(usize),
     /// Nothing comes after this many bytes of the body, and the connection stays open.
@@ -54,35 +54,35 @@ pub enum Fault {
 
 /// One request as the server saw it.
 #[derive(Clone, Debug)]
-pub struct Seen {
+pub(crate) struct Seen {
     /// HTTP method.
-    pub method: Method,
+    pub(crate) method: Method,
     /// Path of its URL.
-    pub path: String,
+    pub(crate) path: String,
     /// Query of its URL.
-    pub query: String,
+    pub(crate) query: String,
     /// `Range` header.
-    pub range: Option<String>,
+    pub(crate) range: Option<String>,
     /// `If-Match` header.
-    pub if_match: Option<String>,
+    pub(crate) if_match: Option<String>,
     /// `Authorization`, `Expect` and so on: all headers.
-    pub headers: http::HeaderMap,
+    pub(crate) headers: http::HeaderMap,
     /// Status of the answer.
-    pub status: u16,
+    pub(crate) status: u16,
     /// Bytes of the answer's body that were given to the connection.
-    pub sent: u64,
+    pub(crate) sent: u64,
 }
 
 impl Seen {
     /// Whether this asked for the bytes of an object.
-    pub fn is_object_get(&self) -> bool {
+    pub(crate) fn is_object_get(&self) -> bool {
         self.method == Method::GET
             && !self.query.contains("list-type")
             && !self.query.contains("uploads")
     }
 
     /// First byte and length of a range that was asked as `bytes=a-b`.
-    pub fn span(&self) -> Option<(u64, u64)> {
+    pub(crate) fn span(&self) -> Option<(u64, u64)> {
         let (first, last) = self.range.as_deref()?.strip_prefix("bytes=")?.split_once('-')?;
         let (first, last): (u64, u64) = (first.parse().ok()?, last.parse().ok()?);
         Some((first, last - first + 1))

@@ -1,0 +1,58 @@
+//! The program and its library, tried as their users would: mounts through the kernel, buckets over HTTP,
+//! backups, servers and their ends. One program, so that it is linked once; each file is a subject.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "a test fails by a panic"
+)]
+
+mod archive_cli;
+mod backup_bucket;
+mod backup_life;
+mod backup_select;
+mod backup_sizes;
+mod backup_trouble;
+mod backup_verify;
+mod bench_cli;
+mod cache_damage;
+mod cache_disk;
+mod cache_identity;
+mod cache_remote;
+mod cache_warm;
+mod environment;
+mod messages;
+mod mount_cli;
+mod mount_entries;
+mod mount_handles;
+mod mount_model;
+mod mount_nodes;
+mod mount_owners;
+mod mount_paths;
+mod mount_posix;
+mod mount_s3;
+mod mount_stress;
+mod mount_stuck;
+mod mount_times;
+mod mount_trust;
+mod overlay_crash;
+mod overlay_interop;
+mod overlay_model;
+mod overlay_places;
+mod overlay_semantics;
+mod overlay_support;
+mod restore_places;
+mod server_files;
+mod server_groups;
+mod server_leftovers;
+mod server_library;
+mod server_process;
+mod server_rights;
+mod store_faults;
+mod store_objects;
+mod terminal;
+mod trust;
+
+#[path = "../support/mod.rs"]
+mod support;

@@ -1,0 +1,388 @@
+//! Random operations on a merged tree and on a plain directory that began with the same files: after
+//! each, both answer the same errno and look the same, whatever was copied up, hidden, renamed,
+//! linked or remounted on the way.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+
+use crate::overlay_support::{
+    KernelMount, Merged, Plain, Seen, Side, Tree, bytes, open_overlay, run, source,
+};
+use crate::support::surrounding::{Need, cannot_run};
+use proptest::prelude::*;
+use rustix::fs::RenameFlags;
+use thawfs::overlay::{Handle, Options};
+use thawfs::types::{FileKind, Ino};
+
+#[derive(Clone, Debug)]
+enum Op {
+    Write {
+        path: PathBuf,
+        at: u64,
+        len: usize,
+        seed: u8,
+        flags: i32,
+    },
+    Mkdir(PathBuf, u32),
+    Symlink(PathBuf),
+    Mkfifo(PathBuf),
+    Link(PathBuf, PathBuf),
+    Unlink(PathBuf),
+    Rmdir(PathBuf),
+    RemoveAll(PathBuf),
+    Rename(PathBuf, PathBuf, RenameFlags),
+    Truncate(PathBuf, u64),
+    Chmod(PathBuf, u32),
+    Chown(PathBuf, u32),
+    Utime(PathBuf, i64),
+    SetXattr(PathBuf, &'static str, u8),
+    RemoveXattr(PathBuf, &'static str),
+    /// Opens a file for reading and keeps it open, and the kernel's reference to it.
+    Hold(PathBuf),
+    Remount,
+}
+
+fn path() -> impl Strategy<Value = PathBuf> {
+    prop::collection::vec(prop::sample::select(vec!["a", "b", "c"]), 1..=3)
+        .prop_map(|names| names.iter().collect())
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    let flags = prop::sample::select(vec![
+        libc::O_RDWR,
+        libc::O_WRONLY | libc::O_CREAT,
+        libc::O_RDWR | libc::O_CREAT | libc::O_EXCL,
+        libc::O_WRONLY | libc::O_TRUNC,
+        libc::O_WRONLY | libc::O_CREAT | libc::O_TRUNC,
+    ]);
+    let rename = prop::sample::select(vec![
+        RenameFlags::empty(),
+        RenameFlags::empty(),
+        RenameFlags::NOREPLACE,
+        RenameFlags::EXCHANGE,
+    ]);
+    let xattr = || prop::sample::select(vec!["user.one", "user.dir", "trusted.overlay.opaque"]);
+    prop_oneof![
+        4 => (path(), 0_u64..400_000, 0_usize..9000, any::<u8>(), flags)
+            .prop_map(|(path, at, len, seed, flags)| Op::Write { path, at, len, seed, flags }),
+        3 => (path(), 0_u32..0o1000).prop_map(|(path, mode)| Op::Mkdir(path, mode)),
+        1 => path().prop_map(Op::Symlink),
+        1 => path().prop_map(Op::Mkfifo),
+        3 => (path(), path()).prop_map(|(from, to)| Op::Link(from, to)),
+        3 => path().prop_map(Op::Unlink),
+        2 => path().prop_map(Op::Rmdir),
+        1 => path().prop_map(Op::RemoveAll),
+        8 => (path(), path(), rename).prop_map(|(from, to, flags)| Op::Rename(from, to, flags)),
+        2 => (path(), prop_oneof![Just(0), 1_u64..500_000]).prop_map(|(p, n)| Op::Truncate(p, n)),
+        2 => (path(), 0_u32..0o10000).prop_map(|(path, mode)| Op::Chmod(path, mode)),
+        1 => (path(), 0_u32..70_000).prop_map(|(path, id)| Op::Chown(path, id)),
+        1 => (path(), 0_i64..1_500_000_000).prop_map(|(path, time)| Op::Utime(path, time)),
+        2 => (path(), xattr(), any::<u8>()).prop_map(|(p, name, v)| Op::SetXattr(p, name, v)),
+        1 => (path(), xattr()).prop_map(|(path, name)| Op::RemoveXattr(path, name)),
+        2 => path().prop_map(Op::Hold),
+        2 => Just(Op::Remount),
+    ]
+}
+
+/// An open file, on both sides.
+struct Open {
+    ino: Ino,
+    handle: Handle,
+    plain: std::fs::File,
+}
+
+struct World {
+    dir: tempfile::TempDir,
+    merged: Merged,
+    plain: Plain,
+    held: Vec<Open>,
+    /// Plain identity (inode number and birth) → merged number, for as long as the file lives.
+    numbers: HashMap<(u64, u128), u64>,
+    options: Options,
+    started: i64,
+}
+
+impl World {
+    fn new(options: Options) -> Self {
+        // As the server runs.
+        rustix::process::umask(rustix::fs::Mode::empty());
+        let dir = tempfile::tempdir().unwrap();
+        let plain = dir.path().join("plain");
+        run("cp", &[OsStr::new("-a"), source().tree.as_os_str(), plain.as_os_str()]);
+        let overlay = open_overlay(dir.path(), &source().archive, options);
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+        World {
+            dir,
+            merged: Merged { overlay, plus: false },
+            plain: Plain(plain),
+            held: Vec::new(),
+            numbers: HashMap::new(),
+            options,
+            // The clock that files are stamped with lags behind this one by a tick.
+            started: now.as_secs() as i64 - 1,
+        }
+    }
+
+    fn both<T: PartialEq + std::fmt::Debug>(&mut self, op: impl Fn(&mut dyn Side) -> T) {
+        let plain = op(&mut self.plain);
+        let merged = op(&mut self.merged);
+        assert_eq!(merged, plain, "merged tree (left) and plain directory (right) disagree");
+    }
+
+    fn apply(&mut self, op: &Op) {
+        match op {
+            Op::Write { path, at, len, seed, flags } => {
+                let data = bytes(*seed, *len);
+                self.both(|side| side.write(path, *at, &data, *flags));
+            }
+            Op::Mkdir(path, mode) => self.both(|side| side.mkdir(path, *mode)),
+            Op::Symlink(path) => self.both(|side| side.symlink(path, OsStr::new("nowhere/upper"))),
+            Op::Mkfifo(path) => self.both(|side| side.mkfifo(path)),
+            Op::Link(from, to) => self.both(|side| side.link(from, to)),
+            Op::Unlink(path) => self.both(|side| side.unlink(path)),
+            Op::Rmdir(path) => self.both(|side| side.rmdir(path)),
+            Op::RemoveAll(path) => {
+                let tree = self.plain.tree();
+                let mut below: Vec<_> = tree.iter().filter(|(p, _)| p.starts_with(path)).collect();
+                below.reverse();
+                for (path, seen) in below {
+                    self.both(|side| match seen.kind {
+                        FileKind::Directory => side.rmdir(path),
+                        _ => side.unlink(path),
+                    });
+                }
+            }
+            Op::Rename(from, to, flags) => {
+                // The VFS answers for a directory and what is below it, before any file system.
+                if (from != to || flags.contains(RenameFlags::NOREPLACE))
+                    && (from.starts_with(to) || to.starts_with(from))
+                {
+                    return;
+                }
+                self.both(|side| side.rename(from, to, *flags));
+            }
+            Op::Truncate(path, size) => self.both(|side| side.truncate(path, *size)),
+            Op::Chmod(path, mode) => self.both(|side| side.chmod(path, *mode)),
+            Op::Chown(path, id) => self.both(|side| side.chown(path, *id, id + 1)),
+            Op::Utime(path, time) => self.both(|side| side.utime(path, *time)),
+            Op::SetXattr(path, name, value) => {
+                self.both(|side| side.set_xattr(path, name, &[*value]));
+            }
+            Op::RemoveXattr(path, name) => self.both(|side| side.remove_xattr(path, name)),
+            Op::Hold(path) => {
+                let Ok(mut chain) = self.merged.resolve(path) else { return };
+                if chain.kind() == FileKind::Regular {
+                    let plain = std::fs::File::open(self.plain.0.join(path)).unwrap();
+                    let ino = chain.last();
+                    let handle = self.merged.overlay.open(ino, libc::O_RDONLY).unwrap().handle;
+                    // The reference moves from the chain to the held file.
+                    chain.attrs.pop();
+                    self.held.push(Open { ino, handle, plain });
+                }
+            }
+            Op::Remount => self.remount(),
+        }
+    }
+
+    fn let_go(&mut self) {
+        for open in self.held.drain(..) {
+            self.merged.overlay.release(open.handle);
+            self.merged.overlay.forget(open.ino, 1);
+        }
+        assert_eq!(self.merged.overlay.node_count(), 1, "nodes are left that nobody refers to");
+    }
+
+    /// Puts another tree in the place of this one, which gives up its lock on the upper.
+    fn unmount(&mut self) {
+        self.let_go();
+        let nothing = tempfile::tempdir().unwrap();
+        self.merged.overlay = open_overlay(nothing.path(), &source().archive, self.options);
+    }
+
+    fn remount(&mut self) {
+        self.unmount();
+        self.merged.overlay = open_overlay(self.dir.path(), &source().archive, self.options);
+    }
+
+    /// Applies `op` to the plain directory and the kernel's mount, where the answers may differ:
+    /// what the kernel's overlay refuses is done to neither.
+    fn apply_to_kernel(&mut self, kernel: &mut Plain, op: &Op) {
+        let mut once = |op: &dyn Fn(&mut dyn Side) -> Result<(), rustix::io::Errno>| {
+            if op(kernel).is_ok() {
+                op(&mut self.plain).unwrap();
+            }
+        };
+        match op {
+            Op::Write { path, at, len, seed, flags } => {
+                let data = bytes(*seed, *len);
+                once(&|side| side.write(path, *at, &data, *flags));
+            }
+            Op::Mkdir(path, mode) => once(&|side| side.mkdir(path, *mode)),
+            Op::Symlink(path) => once(&|side| side.symlink(path, OsStr::new("nowhere/kernel"))),
+            Op::Link(from, to) => once(&|side| side.link(from, to)),
+            Op::Unlink(path) => once(&|side| side.unlink(path)),
+            Op::Rmdir(path) => once(&|side| side.rmdir(path)),
+            Op::Rename(from, to, flags) => once(&|side| side.rename(from, to, *flags)),
+            Op::Chmod(path, mode) => once(&|side| side.chmod(path, *mode)),
+            Op::Truncate(path, size) => once(&|side| side.truncate(path, *size)),
+            _ => {}
+        }
+    }
+
+    fn check_kernel(&mut self, kernel: &mut Plain) {
+        let (mut seen, mut plain) = (kernel.tree(), self.plain.tree());
+        for tree in [&mut seen, &mut plain] {
+            for seen in tree.values_mut() {
+                (seen.ino, seen.mtime) = Default::default();
+            }
+        }
+        compare(&seen, &plain);
+    }
+
+    /// Gives the plain files the times that the kernel shows of its own: where it refuses to rename, it has
+    /// copied up before, and so has changed a directory. We are to show what it shows.
+    fn take_times(&mut self, kernel: &mut Plain) {
+        for (path, seen) in kernel.tree() {
+            let time = rustix::fs::Timespec {
+                tv_sec: seen.mtime.seconds,
+                tv_nsec: seen.mtime.nanos.into(),
+            };
+            let times = rustix::fs::Timestamps { last_access: time, last_modification: time };
+            let path = self.plain.0.join(path);
+            let flags = rustix::fs::AtFlags::SYMLINK_NOFOLLOW;
+            rustix::fs::utimensat(rustix::fs::CWD, path, &times, flags).unwrap();
+        }
+    }
+
+    fn check(&mut self, step: usize) {
+        self.merged.plus = step.is_multiple_of(2);
+        let (mut merged, mut plain) = (self.merged.tree(), self.plain.tree());
+        self.check_numbers(&merged, &plain);
+        for open in &self.held {
+            use std::os::unix::fs::{FileExt, MetadataExt};
+            let meta = open.plain.metadata().unwrap();
+            let mut expected = vec![0; meta.len() as usize];
+            open.plain.read_exact_at(&mut expected, 0).unwrap();
+            let read = self.merged.overlay.read(open.handle, 0, 1 << 21).unwrap();
+            assert!(read == expected, "an open file of {} bytes reads otherwise", expected.len());
+            let attr = self.merged.overlay.getattr(open.ino, Some(open.handle)).unwrap();
+            assert_eq!((attr.size, u64::from(attr.nlink)), (meta.len(), meta.nlink()), "open file");
+        }
+        for (path, seen) in &mut merged {
+            let other = plain.get_mut(path);
+            if let Some(other) = other
+                && other.mtime.seconds >= self.started
+            {
+                // Changed just now, on both sides, one after the other.
+                assert!(seen.mtime.seconds >= self.started, "{path:?} was changed: {seen:?}");
+                seen.mtime = other.mtime;
+            }
+        }
+        for tree in [&mut merged, &mut plain] {
+            for seen in tree.values_mut() {
+                seen.ino = 0;
+            }
+        }
+        compare(&merged, &plain);
+    }
+
+    /// Hard links share a number, others do not, and a file keeps its number while it lives.
+    fn check_numbers(&mut self, merged: &Tree, plain: &Tree) {
+        assert_eq!(partition(merged), partition(plain), "names of one inode");
+        let mut alive = HashMap::new();
+        for (path, seen) in plain {
+            let Some(in_merged) = merged.get(path) else { continue };
+            let path = self.plain.0.join(path);
+            let born = path.symlink_metadata().unwrap().created().unwrap();
+            let born = born.duration_since(std::time::UNIX_EPOCH).unwrap().as_nanos();
+            let identity = (seen.ino, born);
+            if let Some(before) = self.numbers.get(&identity) {
+                assert_eq!(in_merged.ino, *before, "{path:?} has changed its number");
+            }
+            alive.insert(identity, in_merged.ino);
+        }
+        self.numbers = alive;
+    }
+}
+
+fn partition(tree: &Tree) -> BTreeSet<BTreeSet<&Path>> {
+    let mut by_ino: BTreeMap<u64, BTreeSet<&Path>> = BTreeMap::new();
+    for (path, seen) in tree {
+        by_ino.entry(seen.ino).or_default().insert(path);
+    }
+    by_ino.into_values().collect()
+}
+
+fn compare(merged: &Tree, plain: &Tree) {
+    let names = |tree: &Tree| tree.keys().cloned().collect::<Vec<_>>();
+    assert_eq!(names(merged), names(plain), "names in the merged tree (left)");
+    for (path, expected) in plain {
+        let seen = &merged[path];
+        assert!(seen.contents == expected.contents, "contents of {path:?} differ");
+        let without = |seen: &Seen| Seen { contents: Vec::new(), ..seen.clone() };
+        assert_eq!(without(seen), without(expected), "{path:?} in the merged tree (left)");
+    }
+}
+
+/// Checks after every operation, and after a last remount.
+fn play(ops: &[Op], options: Options) {
+    let mut world = World::new(options);
+    world.check(0);
+    for (step, op) in ops.iter().enumerate() {
+        world.apply(op);
+        world.check(step);
+    }
+    world.remount();
+    world.check(1);
+}
+
+/// Then hands the upper to the kernel, goes on there, and takes it back.
+fn play_with_kernel(ops: &[Op], later: &[Op], options: Options) {
+    let mut world = World::new(options);
+    for op in ops {
+        world.apply(op);
+    }
+    world.unmount();
+    let kernel = KernelMount::new(world.dir.path(), "on");
+    let mut seen = kernel.plain();
+    world.check_kernel(&mut seen);
+    for op in later {
+        world.apply_to_kernel(&mut seen, op);
+    }
+    world.check_kernel(&mut seen);
+    world.take_times(&mut seen);
+    drop((seen, kernel));
+    world.remount();
+    // The kernel numbers its copies otherwise.
+    world.numbers.clear();
+    world.check(1);
+}
+
+/// `PROPTEST_CASES` asks for more.
+fn config() -> ProptestConfig {
+    let cases = std::env::var("PROPTEST_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(100);
+    ProptestConfig { cases, max_shrink_iters: 2000, ..ProptestConfig::default() }
+}
+
+proptest! {
+    #![proptest_config(config())]
+
+    #[test]
+    fn a_merged_tree_behaves_as_a_plain_directory(
+        ops in prop::collection::vec(op(), 1..60),
+        metacopy in any::<bool>(),
+    ) {
+        play(&ops, Options { metacopy, ..Options::default() });
+    }
+
+    #[test]
+    fn an_upper_goes_to_the_kernel_and_comes_back(
+        ops in prop::collection::vec(op(), 1..40),
+        later in prop::collection::vec(op(), 0..20),
+    ) {
+        if !cannot_run("an_upper_goes_to_the_kernel_and_comes_back", &[Need::KernelUpper]) {
+            play_with_kernel(&ops, &later, Options::default());
+        }
+    }
+}
