@@ -2,7 +2,10 @@
 //! beside that.
 
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+
+use rustix::fs::StatVfsMountFlags;
 
 use super::MountRequest;
 use super::state::{Lock, MountDir, Note, Origin, StateDir};
@@ -122,6 +125,33 @@ fn remove_work(place: &Location) -> io::Result<()> {
     std::fs::remove_dir(inside.join("index"))?;
     remove_tree(&work, "work")?;
     std::fs::remove_dir(place.proc_path())
+}
+
+/// Says so where others can reach an upper that root named: what the mount's `nosuid` and `nodev` keep from
+/// them works there, since the upper has to hold it as it is.
+pub(super) fn open_upper_warning(request: &MountRequest, upper: &Path) -> Option<String> {
+    let asked = |flag: &str| request.flags.iter().any(|given| given == flag);
+    let is_root = rustix::process::geteuid().is_root();
+    if request.upper.is_none() || !is_root || (asked("suid") && asked("dev")) {
+        return None;
+    }
+    let real = upper.canonicalize().ok()?;
+    let harmless = StatVfsMountFlags::NOSUID | StatVfsMountFlags::NODEV;
+    if rustix::fs::statvfs(&real).ok()?.f_flag.contains(harmless) {
+        return None;
+    }
+    let is_shut = |above: &Path| {
+        above.metadata().is_ok_and(|about| about.uid() == 0 && about.mode() & 0o011 == 0)
+    };
+    // Its own mode is that of the archive's root directory.
+    if real.ancestors().skip(1).any(is_shut) {
+        return None;
+    }
+    Some(format!(
+        "others can reach {}, where set-id programs and devices of the archive work as they do not in the \
+         mount: --upper is best below a directory of mode 700",
+        upper.display()
+    ))
 }
 
 /// What to do about an upper that will not do.

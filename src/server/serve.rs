@@ -7,7 +7,7 @@ use std::sync::{Arc, Weak};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::control;
-use super::directories::{Directories, cannot_use, find, state_failed};
+use super::directories::{Directories, cannot_use, find, open_upper_warning, state_failed};
 use super::group::{Group, Groups};
 use super::mounts::{MountInfo, read_mount_at};
 use super::report::{
@@ -82,7 +82,8 @@ pub(super) fn serve_in(
     };
     let overlay = Overlay::new(Arc::clone(&opened.archive), upper, behaviour)?;
     let overlay = Arc::new(overlay.showing(identity.clone()));
-    let warnings = request.owners.warnings(&overlay, &opened.archive, &identity);
+    let mut warnings = request.owners.warnings(&overlay, &opened.archive, &identity);
+    warnings.extend(upper_path.as_ref().and_then(|upper| open_upper_warning(request, upper)));
     let faults = Arc::new(Faults::default());
     let hides_files = mountpoint.has_entries().unwrap_or(false);
     let tree = Arc::downgrade(&overlay);

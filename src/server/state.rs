@@ -131,9 +131,11 @@ impl StateDir {
     /// user: who can swap an upper can see and change what is mounted.
     fn make(&self, name: &str) -> io::Result<PathBuf> {
         make_private(&self.root)?;
-        let below = self.open_trusted()?.into_location(name).open_or_make(0o700)?;
-        check_trusted(&below)?;
-        Ok(self.root.join(name))
+        let root = Directory::open(&self.root)?;
+        if root.is_trusted()? && root.into_location(name).open_or_make(0o700)?.is_trusted()? {
+            return Ok(self.root.join(name));
+        }
+        Err(others())
     }
 
     /// Opens the state directory, unless it is in the hands of another user, who could have made it first
@@ -286,8 +288,12 @@ fn spread(path: &Path) {
 fn check_trusted(directory: &Directory) -> io::Result<()> {
     match rustix::process::geteuid().is_root() || directory.is_trusted()? {
         true => Ok(()),
-        false => Err(io::Error::other("it belongs to another user")),
+        false => Err(others()),
     }
+}
+
+fn others() -> io::Error {
+    io::Error::other("it belongs to another user")
 }
 
 fn make_private(path: &Path) -> io::Result<()> {

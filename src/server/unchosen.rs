@@ -29,10 +29,26 @@ const AT_THE_TOP: &[&str] = &[
     "vmlinuz.old",
 ];
 
-/// Directories of which everything is the system's, as are all whose name begins with `lib`, at the top
-/// and in `/usr`.
-const WHOLE: &[&str] =
-    &["/etc", "/boot", "/dev", "/proc", "/sys", "/run", "/bin", "/sbin", "/usr/bin", "/usr/sbin"];
+/// Directories of which everything is the system's, as are all whose name begins with `lib`, at the top,
+/// in `/usr` and in `/usr/local`. Root looks for programs in the local ones first; the last two say who may
+/// enter as whom, and what is run when.
+const WHOLE: &[&str] = &[
+    "/etc",
+    "/boot",
+    "/dev",
+    "/proc",
+    "/sys",
+    "/run",
+    "/bin",
+    "/sbin",
+    "/usr/bin",
+    "/usr/sbin",
+    "/usr/local/bin",
+    "/usr/local/sbin",
+    "/usr/local/etc",
+    "/root/.ssh",
+    "/var/spool/cron",
+];
 
 /// Refuses `dir`, which a bucket or a handle named, where it is the system's. Gives it without symlinks.
 ///
@@ -92,6 +108,9 @@ fn is_of_the_system(real: &Path) -> bool {
         [] => return true,
         [first, ..] if is_lib(first) => return true,
         [first, second, ..] if *first == "usr" && is_lib(second) => return true,
+        [first, second, third, ..] if *first == "usr" && *second == "local" && is_lib(third) => {
+            return true;
+        }
         _ => {}
     }
     let leads_to = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
@@ -115,7 +134,8 @@ mod tests {
         let refused = "/ // /. /bin /boot /dev /etc /home /initrd.img /vmlinuz.old /lib /lib32 /lib64 /libx32 \
             /lost+found /proc /run /sbin /sys /tmp /usr /var /etc/ /etc/x /boot/efi /dev/shm/x /proc/1 /sys/fs /run/user/1000 \
             /bin/x /sbin/x /lib/x /lib64/x/y /libfoo/x /usr/bin /usr/bin/x /usr/sbin /usr/lib /usr/lib/x \
-            /usr/lib64 /usr/libexec/x /var/run/x /var/lock/y /./etc/x //etc \
+            /usr/lib64 /usr/libexec/x /usr/local/bin /usr/local/sbin/x /usr/local/lib/x /usr/local/etc \
+            /root/.ssh /root/.ssh/x /var/spool/cron/crontabs /var/run/x /var/lock/y /./etc/x //etc \
             /srv/../etc /no-such/../srv srv";
         for dir in refused.split_whitespace() {
             let failure = check_unchosen(Path::new(dir)).unwrap_err();
@@ -123,7 +143,7 @@ mod tests {
             assert!(failure.hint.unwrap().contains("DIR"), "{dir}");
         }
         let allowed = "/root /srv /opt /mnt /media /root/x /srv/x /workspace /home/me /home/me/lib \
-            /usr/src/app /usr/src /usr/local /usr/local/bin /usr/local/lib /usr/share/x /var/www /var/lib \
+            /usr/src/app /usr/src /usr/local /usr/local/src/x /usr/share/x /root/.sshx /var/spool/x /var/www /var/lib \
             /var/lib/x /tmp/x /etcetera /etcetera/x /binary /opt/lib /Lib /data/etc /varied /media/lib";
         for dir in allowed.split_whitespace() {
             assert_eq!(check_unchosen(Path::new(dir)), Ok(dir.into()), "{dir}");

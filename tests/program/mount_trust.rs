@@ -1,6 +1,6 @@
 //! What a mount gives nobody: rights that are in its archive.
 
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -147,4 +147,40 @@ fn an_ordinary_user_who_asks_for_rights_is_refused_by_name() {
         assert!(said(&refused).contains(&format!("option {named} ")), "{}", said(&refused));
         bench.assert_nothing_left();
     }
+}
+
+#[test]
+fn root_is_told_of_an_upper_that_others_can_reach() {
+    if !can_mount_with("root_is_told_of_an_upper_that_others_can_reach", &[Need::Root]) {
+        return;
+    }
+    let bench = Bench::new();
+    write_tree(&bench.directory("tree"));
+    let archive = bench.archive(&bench.path("tree"), "data.sqsh", &[]);
+    let mountpoint = bench.directory("mnt");
+    std::fs::set_permissions(bench.path(""), PermissionsExt::from_mode(0o755)).unwrap();
+    let place = bench.directory("place");
+    let mode = |mode| std::fs::set_permissions(&place, PermissionsExt::from_mode(mode)).unwrap();
+    let told = |more: &[&str]| {
+        let mut command = bench.thawfs();
+        command.args(["mount", text(&archive), text(&mountpoint)]).args(more);
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{}", said(&output));
+        bench.ok(&["unmount", text(&mountpoint)]);
+        said(&output).contains("others can reach")
+    };
+    let upper = place.join("upper");
+    let named = ["--upper", text(&upper)];
+    for (bits, expected) in [(0o755, true), (0o711, true), (0o710, true), (0o700, false)] {
+        mode(bits);
+        assert_eq!(told(&named), expected, "{bits:o}");
+    }
+    mode(0o755);
+    assert!(!told(&[]), "the one that is made is below the state directory");
+    assert!(!told(&[&named[..], &["-o", "suid,dev"]].concat()), "asked for");
+    assert!(told(&[&named[..], &["-o", "suid"]].concat()), "one is not both");
+    chown(&place, Some(4242), None).unwrap();
+    mode(0o700);
+    assert!(told(&named), "whose it is, he opens it");
+    bench.assert_nothing_left();
 }

@@ -142,6 +142,18 @@ fn a_state_directory_in_the_hands_of_another_user_is_not_used() {
             assert!(shown.contains(text(state)), "{shown}");
         }
     }
+    // Root may look at what another user's says, but puts nothing into the hands of one.
+    let mount = |state: &Path| {
+        let mut command = bench.thawfs();
+        command.args(["mount", text(&archive), text(&mountpoint)]).env("THAWFS_STATE_DIR", state);
+        command.output().unwrap()
+    };
+    for state in [&theirs, &owned("new", OTHER)] {
+        let refused = mount(state);
+        assert_eq!(refused.status.code(), Some(1), "{}", said(&refused));
+        assert!(said(&refused).contains("it belongs to another user"), "{}", said(&refused));
+        assert_eq!(std::fs::read_dir(state).unwrap().count(), 0);
+    }
     assert_eq!(std::fs::read_dir(&home).unwrap().count(), 1);
     assert_eq!(std::fs::read_to_string(precious).unwrap(), "precious");
 }
