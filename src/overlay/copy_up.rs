@@ -16,6 +16,7 @@ use rustix::io::Errno;
 
 use super::Overlay;
 use super::build::Built;
+use super::ctime::KeptCtime;
 use super::dirs::os_str;
 use super::error::{Error, Result};
 use super::index::nlink_mark;
@@ -131,24 +132,32 @@ impl Overlay {
         let inode = self.lower.inode(lower)?;
         let built = self.build(ino, lower, &inode, want)?;
         let copy = built.fd.clone();
+        let kept_ctime =
+            (inode.kind == FileKind::Directory).then(|| KeptCtime::of_lower(inode.mtime));
+        if let Some(kept) = kept_ctime {
+            self.mark_ctime(&built.draft.address(), kept)?;
+        }
         let _names = self.names.write();
         let node = self.nodes.get(ino)?;
         let mut state = UpperState {
             data: built.data,
             null_device: built.null_device,
             owner: built.owner,
+            kept_ctime,
             ..UpperState::new(built.st_ino, inode.kind, 0, Some(lower))
         };
         if inode.kind == FileKind::Directory && node.place == Place::Nowhere {
             // A removed directory merges with nothing.
             state.lower = None;
+            state.kept_ctime = None;
         }
         match &node.place {
             Place::Name(parent, name) => {
                 let name = os_str(name);
                 let dir = self.dir_fd(*parent)?;
+                let stat = stat_fd(&dir).map_err(Error::sys("statx", "a directory"))?;
+                self.keep_ctime(*parent, &dir, &stat)?;
                 self.set_impure(*parent, &dir)?;
-                let times = times_of(&stat_fd(&dir).map_err(Error::sys("statx", "a directory"))?);
                 if inode.kind != FileKind::Directory
                     && inode.nlink > 1
                     && self.is_unindexed(&inode)?
@@ -159,7 +168,7 @@ impl Overlay {
                     built.draft.place(&dir, name, RenameFlags::NOREPLACE)?;
                 }
                 // Copying up is no change of the directory that a program may see.
-                Address::at(&dir, OsStr::new(".")).set_times(&times)?;
+                Address::at(&dir, OsStr::new(".")).set_times(&times_of(&stat))?;
             }
             Place::Index | Place::Nowhere => {
                 // Unlinked, though still in use: the copy is as nameless. The draft's name goes

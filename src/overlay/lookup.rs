@@ -8,6 +8,7 @@ use rustix::io::Errno;
 
 use super::Overlay;
 use super::attr::{Attr, from_upper, generation_of, is_null_device, kind_of};
+use super::ctime::show_ctime;
 use super::dirs::DirView;
 use super::error::{Error, Result, changed_behind};
 use super::ino;
@@ -124,6 +125,7 @@ impl Overlay {
             if state.lower.is_some() && attr.nlink > 0 {
                 attr.nlink = 1;
             }
+            show_ctime(&mut attr, state.kept_ctime);
             return Ok(attr);
         }
         attr.nlink = u32::try_from(i64::from(attr.nlink) + state.extra_links).unwrap_or(0);
@@ -256,6 +258,9 @@ impl Overlay {
             let lower = self.merges_with(dir, address, stat, child)?;
             let mut found = self.found_in_upper(stat, kind, lower)?;
             found.set_owner(self.recorded_owner(address)?);
+            if let (Some(_), Some(upper)) = (lower, &mut found.upper) {
+                upper.kept_ctime = self.kept_ctime(address)?;
+            }
             return Ok(Some(found));
         }
         let lower = match self.index.ino_of(stat.stx_ino).and_then(|ino| self.index.get(ino)) {

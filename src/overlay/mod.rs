@@ -14,6 +14,7 @@
 //! | `index` | lower inodes with several names, once copied up |
 //! | `create`, `link`, `remove`, `rename` | changing names |
 //! | `setattr`, `xattr` | changing attributes |
+//! | `ctime` | that directories show no change which is none |
 //! | `handles`, `open`, `io` | open files and their data |
 //! | `readdir` | listing |
 //!
@@ -31,6 +32,7 @@ mod attr;
 mod build;
 mod copy_up;
 mod create;
+mod ctime;
 mod dense;
 mod dirs;
 mod error;
@@ -157,8 +159,12 @@ impl Overlay {
             overlay.dress_root()?;
         }
         if let Some(upper) = &overlay.upper {
-            let owner = overlay.recorded_owner(&upper.root_address())?;
-            overlay.nodes.update(Ino::ROOT, |root| root.owner = owner);
+            let address = upper.root_address();
+            let owner = overlay.recorded_owner(&address)?;
+            let kept_ctime = overlay.kept_ctime(&address)?;
+            overlay.nodes.update(Ino::ROOT, |root| {
+                (root.owner, root.kept_ctime) = (owner, kept_ctime);
+            });
         }
         Ok(overlay)
     }
@@ -243,7 +249,9 @@ impl Overlay {
 /// records on its inodes would lead to the wrong files.
 fn claim(upper: &Upper, lower: &Lower) -> Result<bool> {
     let root = upper.root_address();
-    if upper.whiteouts == Whiteouts::Files {
+    let is_marked =
+        || -> Result<bool> { Ok(upper.marks.get(&root, Mark::Opaque)?.as_deref() == Some(b"x")) };
+    if upper.whiteouts == Whiteouts::Files && !is_marked()? {
         // On the root it also says to the kernel, and to the next mount, that there may be some below.
         upper.mark_whiteouts(&upper.root)?;
     }

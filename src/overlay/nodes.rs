@@ -16,6 +16,7 @@ use parking_lot::{MappedMutexGuard, Mutex, MutexGuard};
 use rustix::io::Errno;
 
 use super::again::UpperParents;
+use super::ctime::KeptCtime;
 use super::dense::Dense;
 use super::error::{Error, Result};
 use super::name::Name;
@@ -79,6 +80,8 @@ pub(super) struct UpperState {
     pub(super) null_device: bool,
     /// Its owner, where the upper could not be given that and has a record of it.
     pub(super) owner: Option<Owner>,
+    /// Of a directory that merges with a lower one: see [`super::ctime`].
+    pub(super) kept_ctime: Option<KeptCtime>,
     /// Of a directory: whether it has [`super::upper::Mark::Impure`], once that is known.
     pub(super) impure: Option<bool>,
     /// Of a directory: whether it is known to be prepared for whiteouts.
@@ -104,6 +107,7 @@ impl UpperState {
             extra_links: 0,
             null_device: false,
             owner: None,
+            kept_ctime: None,
             impure: None,
             whiteouts: false,
             pin: None,

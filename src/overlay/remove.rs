@@ -171,7 +171,7 @@ impl Overlay {
     /// Accounts for a directory that is gone: nothing is to be found in it any more.
     pub(super) fn directory_gone(&self, ino: Ino) {
         self.dirs.remove(ino);
-        self.nodes.update(ino, |upper| upper.lower = None);
+        self.nodes.update(ino, |upper| (upper.lower, upper.kept_ctime) = (None, None));
     }
 
     /// Checks that every name in the lower half of directory `ino` is hidden by something in its

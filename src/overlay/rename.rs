@@ -282,7 +282,7 @@ impl Overlay {
         to: &DirView,
     ) -> Result<()> {
         let marks = self.upper()?.marks;
-        let state = self.nodes.upper(held.ino)?.ok_or_else(|| not_copied(held.ino))?;
+        let mut state = self.nodes.upper(held.ino)?.ok_or_else(|| not_copied(held.ino))?;
         if state.lower.is_some() {
             self.set_impure(to.ino, to.fd()?)?;
         }
@@ -290,6 +290,7 @@ impl Overlay {
             return Ok(());
         }
         let inode = Address::at(from.fd()?, end.name);
+        self.let_ctime_move(held.ino, &inode, &mut state)?;
         match &end.redirect {
             Some(path) => match marks.set(&inode, Mark::Redirect, path) {
                 Err(error)

@@ -59,6 +59,7 @@ impl Overlay {
         }
         let _names = self.names.read();
         let (inode, mut state) = self.address(ino)?;
+        self.let_ctime_move(ino, &inode, &mut state)?;
         if change.uid.is_some() || change.gid.is_some() {
             let before = inode.stat()?;
             let group = self.shown_group(&state, &before);

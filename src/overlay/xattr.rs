@@ -16,6 +16,7 @@ use super::Overlay;
 use super::attr::Caller;
 use super::copy_up::Want;
 use super::error::{Error, Result, not_copied};
+use super::nodes::UpperState;
 use super::upper::{Address, Namespace};
 use crate::types::{Ino, Owner};
 
@@ -50,6 +51,7 @@ fn shown_name(stored: &[u8], marks: Namespace) -> Option<Cow<'_, [u8]>> {
 /// An inode in the upper, and the names of its marks.
 struct InUpper<'a> {
     inode: Address,
+    state: UpperState,
     marks: Namespace,
     _names: RwLockReadGuard<'a, ()>,
 }
@@ -67,7 +69,7 @@ impl Overlay {
                 false => Ok(self.stored_owner(ino)?.to_text()),
             };
         }
-        let Some(InUpper { inode, marks, _names }) = self.in_upper(ino)? else {
+        let Some(InUpper { inode, marks, _names, .. }) = self.in_upper(ino)? else {
             let lower = self.lower.place_of(ino)?;
             let value = self.lower.archive().xattr(&self.lower.inode(lower)?, name.as_bytes())?;
             return Ok(value.ok_or(Errno::NODATA)?);
@@ -105,7 +107,7 @@ impl Overlay {
                     show(&name);
                 }
             }
-            Some(InUpper { inode, marks, _names }) => {
+            Some(InUpper { inode, marks, _names, .. }) => {
                 let stored = match inode.list_xattrs() {
                     Err(Errno::OPNOTSUPP) => Vec::new(),
                     other => other.map_err(Error::sys("listxattr", inode.label()))?,
@@ -126,7 +128,7 @@ impl Overlay {
     /// `EEXIST` or `ENODATA` as `flags` ask, `EROFS`, or what the upper says.
     pub fn setxattr(&self, ino: Ino, name: &OsStr, value: &[u8], flags: XattrFlags) -> Result<()> {
         self.copy_up(ino, Want::Attributes)?;
-        let InUpper { inode, marks, _names } = self.expect_in_upper(ino)?;
+        let InUpper { inode, mut state, marks, _names } = self.expect_in_upper(ino)?;
         let stored = c_name(name, marks)?;
         let value = match is_acl(name) && !self.identity.is_plain() {
             true => {
@@ -135,6 +137,7 @@ impl Overlay {
             }
             false => Cow::Borrowed(value),
         };
+        self.let_ctime_move(ino, &inode, &mut state)?;
         inode.set_xattr(&stored, &value, flags).map_err(Error::sys("setxattr", inode.label()))
     }
 
@@ -150,7 +153,8 @@ impl Overlay {
             other => other?,
         };
         self.copy_up(ino, Want::Attributes)?;
-        let InUpper { inode, marks, _names } = self.expect_in_upper(ino)?;
+        let InUpper { inode, mut state, marks, _names } = self.expect_in_upper(ino)?;
+        self.let_ctime_move(ino, &inode, &mut state)?;
         inode.remove_xattr(&c_name(name, marks)?).map_err(Error::sys("removexattr", inode.label()))
     }
 
@@ -165,8 +169,8 @@ impl Overlay {
             return Ok(None);
         }
         let names = self.names.read();
-        let (inode, _) = self.address(ino)?;
-        Ok(Some(InUpper { inode, marks: self.upper()?.marks, _names: names }))
+        let (inode, state) = self.address(ino)?;
+        Ok(Some(InUpper { inode, state, marks: self.upper()?.marks, _names: names }))
     }
 }
 

@@ -8,7 +8,7 @@ use std::process::Command;
 use std::time::{Duration, SystemTime};
 
 use crate::support::mount::{Bench, can_mount, can_mount_with, write_tree};
-use crate::support::surrounding::Need;
+use crate::support::surrounding::{Need, has};
 
 /// So long ago that a read moves it under relatime, too.
 fn long_ago() -> SystemTime {
@@ -141,6 +141,95 @@ fn a_remount_keeps_access_times_as_they_are_kept() {
             let flags = rustix::fs::statvfs(&mountpoint).unwrap().f_flag;
             let noatime = flags.contains(rustix::fs::StatVfsMountFlags::NOATIME);
             assert_eq!(noatime, given == "noatime", "{given}, {options}");
+        }
+        bench.ok(&["unmount".as_ref(), mountpoint.as_os_str()]);
+    }
+    bench.assert_nothing_left();
+}
+
+/// `st_ctime` of directories in `root`, to the nanosecond.
+fn ctimes(root: &Path) -> Vec<(i64, i64)> {
+    ["", "sub", "sub/deeper"]
+        .map(|name| root.join(name).metadata().unwrap())
+        .map(|found| (found.ctime(), found.ctime_nsec()))
+        .into()
+}
+
+/// Looks at all of `root` in every way.
+fn look(root: &Path) {
+    for command in ["ls -lR", "find . -exec stat {} +", "cat hello sub/hello-too"] {
+        let looking = format!("{command} >/dev/null");
+        assert!(sh(root, &looking), "{command}");
+    }
+    if has(Need::Root) {
+        forget();
+    }
+}
+
+fn sh(dir: &Path, line: &str) -> bool {
+    Command::new("sh").args(["-c", line]).current_dir(dir).status().unwrap().success()
+}
+
+#[test]
+fn a_directory_changes_when_a_plain_one_would_and_else_never() {
+    if !can_mount("a_directory_changes_when_a_plain_one_would_and_else_never") {
+        return;
+    }
+    let bench = Bench::new();
+    let tree = bench.directory("tree");
+    write_tree(&tree);
+    let archive = bench.archive(&tree, "data.sqsh", &[]);
+    for (number, steps) in [
+        &["chmod 600 sub/data"][..],
+        &["echo more >>sub/data"],
+        &["touch sub/deeper/empty"],
+        &["setfattr -n user.a -v b sub/data"],
+        // Two names, of which one is copied up and the other looked at.
+        &["chmod 600 hello", "echo more >>sub/hello-too", "rm hello; echo hello >hello"],
+        &["ln sub/data sub/deeper/again"],
+        &["mv sub/data sub/other", "chmod 600 sub/link script; chmod 600 sub/deeper/empty"],
+        &["mv sub/deeper/empty empty", "chmod 600 empty"],
+        // A change of the directory before, between and after copies.
+        &["touch sub/new", "chmod 600 sub/data", "rm sub/new", "chmod 600 sub/hello-too"],
+        &["chmod 600 sub/data", "chmod 700 sub", "chmod 640 sub/hello-too", "chmod 711 sub ."],
+        &["chmod 600 sub/data", "setfattr -n user.a -v b sub", "touch sub/hello-too"],
+        &["chmod 600 sub/data", "touch -r sub sub", "touch sub/hello-too"],
+        &["chmod 600 sub/deeper/empty", "mv sub/deeper other && mv other sub/deeper"],
+        &["chmod 600 sub/deeper/empty", "mkdir sub/deeper/made", "rmdir sub/deeper/made"],
+        &["cat <>hello", "true"],
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let (mountpoint, upper) = (bench.directory("mnt"), bench.path(&format!("upper-{number}")));
+        let plain = bench.plain_directory(&format!("plain-{number}"));
+        write_tree(&plain);
+        let mount = [archive.as_os_str(), mountpoint.as_os_str()];
+        let mount = [&["mount".as_ref()], &mount[..], &["--upper".as_ref(), upper.as_os_str()]];
+        bench.ok(&mount.concat());
+        let (mut shown, mut expected) = (ctimes(&mountpoint), ctimes(&plain));
+        for step in steps {
+            std::thread::sleep(Duration::from_millis(20));
+            assert!(sh(&mountpoint, step) && sh(&plain, step), "{step}");
+            let (now, plain) = (ctimes(&mountpoint), ctimes(&plain));
+            let changed = |one: &[(i64, i64)], other: &[(i64, i64)]| -> Vec<bool> {
+                one.iter().zip(other).map(|(one, other)| one != other).collect()
+            };
+            let which = "of the root, sub and sub/deeper";
+            assert_eq!(changed(&now, &shown), changed(&plain, &expected), "{step}: {which}");
+            look(&mountpoint);
+            assert_eq!(ctimes(&mountpoint), now, "{step}: looked at, {which}");
+            (shown, expected) = (now, plain);
+        }
+        let packed = bench.path("packed.tar");
+        let tar = format!("tar -cf {} .", packed.display());
+        assert!(sh(&mountpoint, &tar), "{steps:?}: tar");
+        for _ in 0..2 {
+            bench.ok(&["unmount".as_ref(), mountpoint.as_os_str()]);
+            bench.ok(&mount.concat());
+            assert_eq!(ctimes(&mountpoint), shown, "{steps:?}: mounted again");
+            look(&mountpoint);
+            assert_eq!(ctimes(&mountpoint), shown, "{steps:?}: mounted again and looked at");
         }
         bench.ok(&["unmount".as_ref(), mountpoint.as_os_str()]);
     }

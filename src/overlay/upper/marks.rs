@@ -37,6 +37,8 @@ pub(in super::super) enum Mark {
     Owner,
     /// Ours: a device that a program in the mount made as 0/0, which would be a whiteout.
     NullDevice,
+    /// Ours, on a directory: the `st_ctime` to show, and the `st_mtime` with which it holds.
+    Ctime,
     /// Ours, on a directory: its number, where the file system below has none that lasts.
     Number,
     /// Ours, on the upper's root: the archive that the upper belongs to.
@@ -95,6 +97,7 @@ impl Namespace {
             (Self::Trusted, Mark::Record) => c"trusted.overlay.thawfs.origin",
             (Self::Trusted, Mark::Owner) => c"trusted.overlay.thawfs.owner",
             (Self::Trusted, Mark::NullDevice) => c"trusted.overlay.thawfs.null_device",
+            (Self::Trusted, Mark::Ctime) => c"trusted.overlay.thawfs.ctime",
             (Self::Trusted, Mark::Number) => c"trusted.overlay.thawfs.number",
             (Self::Trusted, Mark::Archive) => c"trusted.overlay.thawfs.archive",
             (Self::User, Mark::Opaque) => c"user.overlay.opaque",
@@ -107,6 +110,7 @@ impl Namespace {
             (Self::User, Mark::Record) => c"user.overlay.thawfs.origin",
             (Self::User, Mark::Owner) => c"user.overlay.thawfs.owner",
             (Self::User, Mark::NullDevice) => c"user.overlay.thawfs.null_device",
+            (Self::User, Mark::Ctime) => c"user.overlay.thawfs.ctime",
             (Self::User, Mark::Number) => c"user.overlay.thawfs.number",
             (Self::User, Mark::Archive) => c"user.overlay.thawfs.archive",
         }
