@@ -27,6 +27,7 @@ mod targets;
 #[path = "../support"]
 #[allow(dead_code, reason = "the other test program uses the rest")]
 mod support {
+    pub(crate) mod again;
     pub(crate) mod corpus;
     pub(crate) mod surrounding;
 }

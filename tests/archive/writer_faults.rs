@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 
+use crate::support::again::{assert_passed, only};
 use crate::support::corpus::{self, is_root};
 use crate::writer_support::{self, memory_dir, options, write_to};
 use bytes::Bytes;
@@ -44,13 +45,11 @@ fn run_again(test: &str, command: &[&str], tree: &Path) {
     let output = Command::new(command[0])
         .args(&command[1..])
         .arg(&program)
-        .args(["--exact", test, "--nocapture"])
+        .args(only(module_path!(), test))
         .env(AGAIN, tree)
         .output()
         .unwrap_or_else(|error| panic!("{command:?}: {error}"));
-    let said = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
-    assert!(said.contains("1 passed"), "{said}");
+    assert_passed(&output);
 }
 
 #[test]

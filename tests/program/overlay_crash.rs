@@ -8,6 +8,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use crate::overlay_support::{self, Merged, Plain, Side, Tree, bytes, open_overlay, run, source};
+use crate::support::again::only;
 use rustix::fs::RenameFlags;
 use thawfs::overlay::Options;
 
@@ -91,7 +92,7 @@ fn a_killed_server_leaves_each_operation_done_or_not_done() {
     for round in 0..60_u64 {
         let dir = dir.path().join(format!("round{round}"));
         let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "child", "--nocapture"])
+            .args(only(module_path!(), "child"))
             .env(CHILD, &dir)
             .env(ARCHIVE, &source().archive)
             .stdout(Stdio::null())

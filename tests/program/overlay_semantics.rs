@@ -12,6 +12,7 @@ use std::sync::{Arc, Barrier};
 use crate::overlay_support::{
     self, Merged, Plain, ROOT, Side, bytes, errno, is_root, open_archive, open_overlay, run, source,
 };
+use crate::support::again::{assert_passed, only};
 use crate::support::surrounding::{Need, cannot_run, skip};
 use rustix::fs::{AtFlags, CWD, Mode, RenameFlags, XattrFlags};
 use rustix::io::Errno;
@@ -820,16 +821,13 @@ fn ran_as_nobody(test: &str) -> bool {
         return false;
     }
     let output = std::process::Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", test, "--nocapture"])
+        .args(only(module_path!(), test))
         .env(CHILD, "1")
         .uid(65534)
         .gid(65534)
         .output();
     match output {
-        Ok(output) => {
-            let said = String::from_utf8_lossy(&output.stderr).into_owned();
-            assert!(output.status.success(), "as nobody: {said}");
-        }
+        Ok(output) => assert_passed(&output),
         Err(error) => skip(test, &format!("it cannot run as nobody: {error}")),
     }
     true

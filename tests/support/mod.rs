@@ -1,5 +1,6 @@
 //! What several test programs share. Each uses a part of it, and none all.
 
+pub(crate) mod again;
 #[allow(dead_code, reason = "the other test program uses the rest")]
 pub(crate) mod corpus;
 pub(crate) mod mount;

@@ -13,6 +13,7 @@ use thawfs::backup::Selection;
 use thawfs::failure::Code;
 
 use super::{add, all, kept, tree};
+use crate::support::again::{assert_passed, only};
 use crate::support::surrounding::{Need, cannot_run};
 
 fn git(root: &Path, arguments: &[&str]) -> Vec<u8> {
@@ -272,20 +273,19 @@ fn random_rules_leave_out_what_git_ignores() {
 /// Runs an ignored test of this program by itself, with another environment.
 fn run_by_itself(test: &str, environment: &[(&str, &str)]) {
     let output = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", test, "--ignored", "--nocapture"])
+        .args(only(module_path!(), test))
+        .arg("--ignored")
         .envs(environment.iter().copied())
         .output()
         .unwrap();
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{said}");
-    assert!(String::from_utf8_lossy(&output.stdout).contains("1 passed"));
+    assert_passed(&output);
 }
 
 #[test]
 fn without_git_nothing_is_left_out() {
     let dir = work_tree(&["x.log"], &[(".gitignore", "*.log\n")], &[]);
     let environment = [("PATH", "/nowhere"), ("SELECT_ROOT", dir.path().to_str().unwrap())];
-    run_by_itself("git::with_no_git_on_the_path", &environment);
+    run_by_itself("with_no_git_on_the_path", &environment);
 }
 
 #[test]
@@ -319,7 +319,7 @@ fn a_work_tree_of_somebody_else_is_a_failure() {
         // As hooks have it: it is not what is packed.
         ("GIT_DIR", nowhere),
     ];
-    run_by_itself("git::in_a_work_tree_of_somebody_else", &environment);
+    run_by_itself("in_a_work_tree_of_somebody_else", &environment);
 }
 
 #[test]
