@@ -14,11 +14,12 @@
 //! cache                  chunks of a remote object: memory, single flight, readahead
 //! store                  object stores behind one narrow trait
 //! types       buffers    numbers with units, no I/O | large buffers that are used again
+//! single_flight          what several threads want at once is made by one of them
 //! environment names      the variables that the program looks at | names and words of others, shown
 //! directory   removal    directories that users name, found once and used by descriptor | removing them whole
 //! ```
 //!
-//! From bottom to top: [`directory`], [`removal`], [`environment`], [`names`], [`types`] and `buffers`, [`store`], [`cache`], [`squashfs`], [`overlay`], [`failure`],
+//! From bottom to top: [`directory`], [`removal`], [`environment`], [`names`], [`types`], `buffers` and `single_flight`, [`store`], [`cache`], [`squashfs`], [`overlay`], [`failure`],
 //! [`backup`], [`mod@bench`], [`fuse`], [`server`], [`cli`]. Everything from the cache upward is ordinary blocking
 //! code; only the stores are asynchronous, and the calls on [`backup::Backups`], which are many small
 //! requests to them. There is no unsafe code.
@@ -38,6 +39,7 @@ pub mod names;
 pub mod overlay;
 pub mod removal;
 pub mod server;
+mod single_flight;
 pub mod squashfs;
 pub mod store;
 pub mod types;

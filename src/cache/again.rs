@@ -15,11 +15,11 @@ use lru::LruCache;
 use twox_hash::XxHash3_128;
 
 use super::Error;
-use super::flight::{Flight, Origin};
 use super::joint::Joint;
 use super::landing::Landing;
 use super::plan::runs;
 use super::remote::{Inner, LONGEST_REQUEST};
+use super::run::{Origin, Run};
 use super::state::Wanted;
 use super::waiting::may_wait;
 use crate::types::ByteRange;
@@ -94,7 +94,7 @@ impl Inner {
             state.counters.fetched_again += missing.len() as u64;
             let longest = (LONGEST_REQUEST / self.grid.chunk).max(1);
             for run in runs(&missing, longest, |_| false) {
-                let flight = Flight::new(run, Origin::Store, true);
+                let flight = Run::new(run, Origin::Store, true);
                 let flight = state.book(self.grid, flight, |_| Wanted::Now);
                 waiting.extend(flight.chunks.clone().map(|chunk| (chunk, Arc::clone(&flight))));
                 launches.push(flight);

@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use super::Error;
-use super::flight::Flight;
 use super::remote::Inner;
+use super::run::Run;
 use crate::store;
 
 /// How long whoever asks again for what was waited for in vain waits for it: for the first byte from slow
@@ -72,7 +72,7 @@ impl Inner {
     /// has, counted from its last sign of life.
     pub(super) fn wait(
         &self,
-        flights: &[(u64, Arc<Flight>)],
+        flights: &[(u64, Arc<Run>)],
         asked: Instant,
     ) -> Result<Vec<(u64, Bytes)>, Error> {
         let mut found = Vec::with_capacity(flights.len());
@@ -89,7 +89,7 @@ impl Inner {
     /// The chunk, or why it cannot be had; `None` when time is up.
     fn wait_for_one(
         &self,
-        flight: &Flight,
+        flight: &Run,
         chunk: u64,
         asked: Instant,
     ) -> Option<Result<Bytes, Error>> {
@@ -110,12 +110,7 @@ impl Inner {
 
     /// Ends waiting with the error of one of `flights`, or because time is up. What of the others is still on
     /// its way was waited for in vain then, too.
-    fn give_up(
-        &self,
-        flights: &[(u64, Arc<Flight>)],
-        asked: Instant,
-        error: Option<Error>,
-    ) -> Error {
+    fn give_up(&self, flights: &[(u64, Arc<Run>)], asked: Instant, error: Option<Error>) -> Error {
         let deadline = self.deadline();
         let mut state = self.state.lock();
         let error = error.or_else(|| state.failures.any()).unwrap_or_else(|| {

@@ -3,15 +3,15 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::flight::{Flight, Origin};
 use super::remote::Inner;
+use super::run::{Origin, Run};
 use crate::store;
 
 /// A flight that somebody works on. Ends it when the work is dropped with the runtime, so that
 /// nobody waits for ever.
 pub(super) struct Landing {
     pub(super) inner: Arc<Inner>,
-    pub(super) flight: Arc<Flight>,
+    pub(super) flight: Arc<Run>,
 }
 
 impl Landing {

@@ -11,7 +11,6 @@ use tokio::runtime::Handle;
 use super::again::Damage;
 use super::disk::Disk;
 use super::failures::Failures;
-use super::flight::{Flight, Origin};
 use super::joint::{Joint, copy_out};
 use super::landing::Landing;
 use super::memory::Memory;
@@ -19,6 +18,7 @@ use super::nearby::Nearby;
 use super::opening::{self, OpenOptions, Opening};
 use super::plan::{Grid, runs, spans};
 use super::readahead::{Readahead, SKIP};
+use super::run::{Origin, Run};
 use super::state::{State, Wanted};
 use super::surroundings::Surroundings;
 use super::trace::{Recorder, Trace};
@@ -292,7 +292,7 @@ impl Inner {
         reads: &[Range<u64>],
     ) -> Result<Vec<(u64, Bytes)>, Error> {
         let mut found = Vec::with_capacity(batch.len());
-        let mut waiting: Vec<(u64, Arc<Flight>)> = Vec::new();
+        let mut waiting: Vec<(u64, Arc<Run>)> = Vec::new();
         let asked = take_asked();
         let mut launches = Vec::new();
         {
@@ -314,7 +314,7 @@ impl Inner {
                     true => Wanted::Now,
                     false => Wanted::Ahead,
                 };
-                let flight = state.book(self.grid, Flight::new(run, origin, true), wanted);
+                let flight = state.book(self.grid, Run::new(run, origin, true), wanted);
                 waiting.extend(
                     missing
                         .iter()
@@ -344,7 +344,7 @@ impl Inner {
         state: &mut State,
         read: &Range<u64>,
         missed: bool,
-        launches: &mut Vec<Arc<Flight>>,
+        launches: &mut Vec<Arc<Run>>,
     ) {
         let allowed = self.allowed_ahead(state);
         if let Some(ahead) = state.readahead.access(read, missed, allowed) {
@@ -361,7 +361,7 @@ impl Inner {
         state: &mut State,
         read: &[u64],
         missing: &[u64],
-        launches: &mut Vec<Arc<Flight>>,
+        launches: &mut Vec<Arc<Run>>,
     ) {
         let count = self.grid.size.div_ceil(self.grid.chunk);
         let is_miss = |chunk: &&u64| missing.contains(*chunk) && !self.is_on_disk(**chunk);
@@ -377,7 +377,7 @@ impl Inner {
             return;
         }
         for (origin, run) in self.runs(state, &absent) {
-            let flight = Flight::new(run, origin, false);
+            let flight = Run::new(run, origin, false);
             launches.push(state.book(self.grid, flight, |_| Wanted::Nearby));
         }
     }
@@ -404,11 +404,11 @@ impl Inner {
         state: &mut State,
         chunks: Range<u64>,
         most: usize,
-        launches: &mut Vec<Arc<Flight>>,
+        launches: &mut Vec<Arc<Run>>,
     ) {
         let missing: Vec<u64> = chunks.filter(|chunk| state.is_absent(*chunk)).take(most).collect();
         for (origin, run) in self.runs(state, &missing) {
-            let flight = Flight::new(run, origin, false);
+            let flight = Run::new(run, origin, false);
             launches.push(state.book(self.grid, flight, |_| Wanted::Ahead));
         }
     }
@@ -434,7 +434,7 @@ impl Inner {
 
     /// Sends the requests of flights that are entered, and reads here what somebody waits for and is
     /// on disk.
-    fn launch(self: &Arc<Self>, flights: Vec<Arc<Flight>>) {
+    fn launch(self: &Arc<Self>, flights: Vec<Arc<Run>>) {
         let mut here = Vec::new();
         for flight in flights {
             let landing = Landing { inner: self.clone(), flight };
@@ -469,7 +469,7 @@ impl Inner {
     pub(super) fn land_on_disk(
         &self,
         disk: &Disk,
-        flight: &Flight,
+        flight: &Run,
         result: Result<Vec<Bytes>, Error>,
     ) -> std::io::Result<()> {
         let mut brought = flight.chunks.clone().zip(result.iter().flatten());
@@ -479,7 +479,7 @@ impl Inner {
     }
 
     /// Ends a flight: keeps what it brought, and wakes those who wait.
-    pub(super) fn land(&self, flight: &Flight, from: Origin, result: Result<Vec<Bytes>, Error>) {
+    pub(super) fn land(&self, flight: &Run, from: Origin, result: Result<Vec<Bytes>, Error>) {
         {
             let mut state = self.state.lock();
             state.land(self.grid, flight, from, result.as_deref());

@@ -8,11 +8,11 @@ use bytes::Bytes;
 use super::Counters;
 use super::again::Damage;
 use super::failures::Failures;
-use super::flight::{Flight, Origin};
 use super::memory::Memory;
 use super::nearby::Nearby;
 use super::plan::Grid;
 use super::readahead::Readahead;
+use super::run::{Origin, Run};
 use super::surroundings::Surroundings;
 use super::trace::Recorder;
 
@@ -49,7 +49,7 @@ pub(super) enum Wanted {
 
 /// One chunk of a flight.
 pub(super) struct Flying {
-    pub(super) flight: Arc<Flight>,
+    pub(super) flight: Arc<Run>,
     pub(super) wanted: Wanted,
 }
 
@@ -65,7 +65,7 @@ impl State {
     }
 
     /// The flight that brings a chunk, for a reader.
-    pub(super) fn join(&mut self, chunk: u64, grid: Grid) -> Option<Arc<Flight>> {
+    pub(super) fn join(&mut self, chunk: u64, grid: Grid) -> Option<Arc<Run>> {
         let flying = self.flights.get_mut(&chunk)?;
         self.counters.joined += 1;
         if std::mem::replace(&mut flying.wanted, Wanted::Now) == Wanted::Ahead {
@@ -89,9 +89,9 @@ impl State {
     pub(super) fn book(
         &mut self,
         grid: Grid,
-        flight: Flight,
+        flight: Run,
         wanted: impl Fn(u64) -> Wanted,
-    ) -> Arc<Flight> {
+    ) -> Arc<Run> {
         let flight = Arc::new(flight);
         self.memory.reserve(grid.len(&flight.chunks));
         if flight.awaited && flight.origin == Origin::Store {
@@ -116,7 +116,7 @@ impl State {
     pub(super) fn land(
         &mut self,
         grid: Grid,
-        flight: &Flight,
+        flight: &Run,
         from: Origin,
         result: Result<&[Bytes], &super::Error>,
     ) {

@@ -15,11 +15,11 @@ use bytes::Bytes;
 use lru::LruCache;
 
 use super::Error;
-use super::flight::{Flight, Origin};
 use super::landing::Landing;
 use super::nearby::{REGION, REMEMBERED};
 use super::plan::runs;
 use super::remote::Inner;
+use super::run::{Origin, Run};
 use super::state::{State, Wanted};
 use crate::types::ByteRange;
 
@@ -189,7 +189,7 @@ impl Inner {
             let wanted: Vec<Vec<u64>> =
                 regions.into_iter().map(|region| missing(region).collect()).collect();
             for run in wanted.iter().flat_map(|missing| runs(missing, chunks, |_| false)) {
-                let flight = Flight::new(run, Origin::Store, false);
+                let flight = Run::new(run, Origin::Store, false);
                 launches.push(state.book(grid, flight, |_| Wanted::OnDisk));
             }
         }

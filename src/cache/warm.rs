@@ -10,9 +10,9 @@ use parking_lot::Mutex;
 
 use super::Error;
 use super::disk::Disk;
-use super::flight::{Flight, Origin};
 use super::landing::Landing;
 use super::remote::{Inner, RemoteBlob};
+use super::run::{Origin, Run};
 use super::state::Wanted;
 use super::trace::Trace;
 use crate::store;
@@ -230,14 +230,14 @@ impl Inner {
     }
 
     /// Enters the first part of a run that is nowhere yet as on its way.
-    fn book_for_disk(&self, disk: &Disk, run: &Range<u64>) -> Option<Arc<Flight>> {
+    fn book_for_disk(&self, disk: &Disk, run: &Range<u64>) -> Option<Arc<Run>> {
         let mut state = self.state.lock();
         let missing: Vec<u64> = run
             .clone()
             .filter(|chunk| !state.flights.contains_key(chunk) && !disk.holds(*chunk))
             .collect();
         let (origin, run) = self.runs(&state, &missing).into_iter().next()?;
-        Some(state.book(self.grid, Flight::new(run, origin, false), |_| Wanted::OnDisk))
+        Some(state.book(self.grid, Run::new(run, origin, false), |_| Wanted::OnDisk))
     }
 }
 

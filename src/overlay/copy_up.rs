@@ -5,12 +5,10 @@
 //! when it is written: until then a regular file in the upper is a metacopy, a hole of the right
 //! size whose data is still read from the archive.
 
-use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use parking_lot::{Condvar, Mutex};
 use rustix::fs::{AtFlags, OFlags, RenameFlags, Statx, Timespec, Timestamps};
 use rustix::io::Errno;
 
@@ -23,6 +21,7 @@ use super::index::nlink_mark;
 use super::nodes::{Data, Place, Snapshot, UpperState};
 use super::upper::{Address, Mark, Namespace, Whiteouts, stat_at, stat_fd};
 use crate::cache::may_wait;
+use crate::single_flight::{Claim, Lead, Waited};
 use crate::squashfs::Inode;
 use crate::types::{FileKind, Ino};
 
@@ -37,46 +36,23 @@ pub(super) enum Want {
     Truncated,
 }
 
-/// Which inodes are being copied, and whether by a thread that may wait for the store: one thread
-/// copies, others wait for it.
-#[derive(Debug, Default)]
-pub(super) struct Flights {
-    copying: Mutex<HashMap<Ino, bool>>,
-    landed: Condvar,
-}
-
-/// Ends the copying of one inode when dropped.
-pub(super) struct Flight<'a> {
-    flights: &'a Flights,
-    ino: Ino,
-}
-
-impl Flights {
-    /// Begins to copy `ino`, once nobody else does.
+impl Overlay {
+    /// Begins to copy `ino`, once nobody else does: one thread copies, others wait for it.
     ///
     /// # Errors
     /// [`Error::WouldCopy`] on a thread that must not wait for the one that copies.
-    pub(super) fn start(&self, ino: Ino) -> Result<Flight<'_>> {
-        let mut copying = self.copying.lock();
-        while let Some(waits) = copying.get(&ino) {
-            if *waits && !may_wait() {
-                return Err(Error::WouldCopy);
+    pub(super) fn start_copy(&self, ino: Ino) -> Result<Lead<'_, Ino, ()>> {
+        loop {
+            match self.copies.claim(ino, may_wait()) {
+                Claim::Lead(lead) => return Ok(lead),
+                Claim::Join(flight) => match flight.wait(None, may_wait(), |()| ()) {
+                    Waited::WouldWait => return Err(Error::WouldCopy),
+                    Waited::Landed(()) | Waited::Abandoned | Waited::Late => {}
+                },
             }
-            self.landed.wait(&mut copying);
         }
-        copying.insert(ino, may_wait());
-        Ok(Flight { flights: self, ino })
     }
-}
 
-impl Drop for Flight<'_> {
-    fn drop(&mut self) {
-        self.flights.copying.lock().remove(&self.ino);
-        self.flights.landed.notify_all();
-    }
-}
-
-impl Overlay {
     /// Makes sure that `ino` and every directory above it is in the upper, with as much of it as
     /// `want` says.
     ///
@@ -115,7 +91,7 @@ impl Overlay {
     }
 
     fn copy_one(&self, ino: Ino, want: Want) -> Result<()> {
-        let _flight = self.flights.start(ino)?;
+        let _lead = self.start_copy(ino)?;
         let node = self.nodes.get(ino)?;
         if self.is_up(&node, want) {
             return Ok(());

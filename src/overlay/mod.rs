@@ -71,6 +71,7 @@ pub use rustix::fs::{FallocateFlags, RenameFlags, SeekFrom, XattrFlags};
 pub use setattr::SETID_BITS;
 pub use upper::Upper;
 
+use crate::single_flight::Flights;
 use crate::squashfs::Archive;
 use crate::types::{FileKind, Ino};
 use dirs::Dirs;
@@ -110,7 +111,7 @@ pub struct Overlay {
     dirs: Dirs,
     index: Index,
     handles: Handles,
-    flights: copy_up::Flights,
+    copies: Flights<Ino, ()>,
     walks: again::Walks,
     listings: readdir::Listings,
     /// See the module's documentation.
@@ -149,7 +150,7 @@ impl Overlay {
             dirs: Dirs::new(options.directory_fds),
             index,
             handles: Handles::new(options.no_atime),
-            flights: copy_up::Flights::default(),
+            copies: Flights::default(),
             walks: again::Walks::default(),
             listings: readdir::Listings::default(),
             names: RwLock::new(()),

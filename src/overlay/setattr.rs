@@ -49,8 +49,8 @@ impl Overlay {
         self.copy_up(ino, want)?;
         let metacopy = |state: &UpperState| state.data != Data::Upper;
         // While its data is being copied, times that are set would be put back.
-        let _flight = match self.nodes.upper(ino)? {
-            Some(state) if metacopy(&state) => Some(self.flights.start(ino)?),
+        let _lead = match self.nodes.upper(ino)? {
+            Some(state) if metacopy(&state) => Some(self.start_copy(ino)?),
             Some(_) | None => None,
         };
         if let Some(size) = change.size {

@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use super::Error;
 use super::codec::Codec;
-use super::decoded::{CacheCounters, Claim, DecodedCache, Weigh};
+use super::decoded::{CacheCounters, Claim, DecodedCache, Weigh, join};
 use super::plan::{Extent, StoredBlock};
 use crate::buffers;
 use crate::cache::{Blob, may_wait};
@@ -54,7 +54,7 @@ impl DataBlocks {
                 Some(block) => Some(self.blob.get(block.range(self.block_size, self.end).ok()?)?),
             });
         }
-        join(extents, parts).ok()
+        assemble(extents, parts).ok()
     }
 
     /// The bytes of `extents`: one fetch for all that are missing, then one decode each, shared
@@ -83,7 +83,7 @@ impl DataBlocks {
                     leads.push((index, wanted.len(), (block, extent.needs), lead));
                     wanted.push(range);
                 }
-                Claim::Wait(flight) => flights.push((index, block, flight)),
+                Claim::Join(flight) => flights.push((index, block, flight)),
             }
         }
         let begins = wanted.first().filter(|_| begins_small);
@@ -117,7 +117,7 @@ impl DataBlocks {
             set(&mut parts, index, stored(position)?);
         }
         for (index, block, flight) in flights {
-            let bytes = match flight.wait() {
+            let bytes = match join(&flight) {
                 Some(outcome) => outcome?,
                 None => self.load(block, extents.get(index).map_or(0, |extent| extent.needs))?,
             };
@@ -133,7 +133,7 @@ impl DataBlocks {
                 *part = Some(self.load(block, extent.needs)?);
             }
         }
-        join(extents, parts)
+        assemble(extents, parts)
     }
 
     /// Fetches blocks with one request and decodes each, which must give as many bytes as are named
@@ -190,7 +190,7 @@ fn set(parts: &mut [Option<Bytes>], index: usize, bytes: Bytes) {
 
 /// The bytes that `extents` take from their decoded sources, which `parts` holds. One extent is a
 /// slice, more are copied together.
-fn join(extents: &[Extent], parts: Vec<Option<Bytes>>) -> Result<Bytes, Error> {
+fn assemble(extents: &[Extent], parts: Vec<Option<Bytes>>) -> Result<Bytes, Error> {
     if let ([extent], [Some(part)]) = (extents, parts.as_slice())
         && let Some(block) = extent.source
     {

@@ -1,15 +1,15 @@
 //! Decoded blocks in memory: a byte budget, and one decode however many readers wait for it.
 
-use std::collections::HashMap;
 use std::hash::Hash;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use lru::LruCache;
-use parking_lot::{Condvar, Mutex};
+use parking_lot::Mutex;
 
 use super::Error;
 use crate::cache::may_wait;
+use crate::single_flight::{self, Flight, Flights, Waited};
 
 /// What a cached value costs.
 pub(super) trait Weigh {
@@ -27,49 +27,34 @@ fn cost(value: &impl Weigh) -> usize {
 
 /// The most recently used blocks, within a budget of bytes (but never fewer than one block).
 pub(super) struct DecodedCache<K: Hash + Eq + Copy, V> {
-    state: Mutex<State<K, V>>,
+    blocks: Mutex<Blocks<K, V>>,
+    decoding: Flights<K, Result<V, Error>>,
     budget: usize,
     hits: AtomicU64,
     decodes: AtomicU64,
     waits: AtomicU64,
 }
 
-struct State<K: Hash + Eq, V> {
-    blocks: LruCache<K, V>,
+struct Blocks<K: Hash + Eq, V> {
+    recent: LruCache<K, V>,
     weight: usize,
-    flights: HashMap<K, Arc<Flight<V>>>,
-}
-
-/// One decode under way.
-pub(super) struct Flight<V> {
-    /// Whether whoever leads it may wait for the store.
-    may_wait: bool,
-    outcome: Mutex<Outcome<V>>,
-    landed: Condvar,
-}
-
-enum Outcome<V> {
-    Pending,
-    Landed(Result<V, Error>),
-    /// Whoever led it was unwound by a panic.
-    Abandoned,
 }
 
 /// What [`DecodedCache::claim`] found.
-pub(super) enum Claim<'a, K: Hash + Eq + Copy, V: Clone + Weigh> {
+pub(super) enum Claim<'a, K: Hash + Eq + Copy, V> {
     /// It is in memory.
     Ready(V),
     /// Nobody has it: the caller decodes it, and says so to the others.
     Lead(Lead<'a, K, V>),
-    /// Someone else is at it.
-    Wait(Arc<Flight<V>>),
+    /// Someone else is at it: see [`join`].
+    Join(Arc<Flight<Result<V, Error>>>),
 }
 
-/// The duty to land a flight. Dropped without that, it lets its waiters try for themselves.
-pub(super) struct Lead<'a, K: Hash + Eq + Copy, V: Clone + Weigh> {
+/// The duty to decode a block. Dropped without that, it lets its waiters try for themselves.
+pub(super) struct Lead<'a, K: Hash + Eq + Copy, V> {
     cache: &'a DecodedCache<K, V>,
     key: K,
-    flight: Arc<Flight<V>>,
+    lead: single_flight::Lead<'a, K, Result<V, Error>>,
 }
 
 /// How often a cache was asked, and what came of it, since the archive was opened.
@@ -85,9 +70,9 @@ pub struct CacheCounters {
 
 impl<K: Hash + Eq + Copy, V: Clone + Weigh> DecodedCache<K, V> {
     pub(super) fn new(budget: usize) -> Self {
-        let state = State { blocks: LruCache::unbounded(), weight: 0, flights: HashMap::new() };
         Self {
-            state: Mutex::new(state),
+            blocks: Mutex::new(Blocks { recent: LruCache::unbounded(), weight: 0 }),
+            decoding: Flights::default(),
             budget,
             hits: AtomicU64::new(0),
             decodes: AtomicU64::new(0),
@@ -97,7 +82,7 @@ impl<K: Hash + Eq + Copy, V: Clone + Weigh> DecodedCache<K, V> {
 
     /// The block if it is decoded. Never waits for a decode.
     pub(super) fn get(&self, key: K) -> Option<V> {
-        let found = self.state.lock().blocks.get(&key).cloned();
+        let found = self.blocks.lock().recent.get(&key).cloned();
         if found.is_some() {
             self.hits.fetch_add(1, Ordering::Relaxed);
         }
@@ -107,22 +92,23 @@ impl<K: Hash + Eq + Copy, V: Clone + Weigh> DecodedCache<K, V> {
     /// The block, or whose turn it is to decode it. Whoever claims several leads them all home
     /// before waiting for any, or two readers could wait for each other.
     pub(super) fn claim(&self, key: K) -> Claim<'_, K, V> {
-        let mut state = self.state.lock();
-        if let Some(value) = state.blocks.get(&key) {
-            self.hits.fetch_add(1, Ordering::Relaxed);
-            return Claim::Ready(value.clone());
+        if let Some(value) = self.get(key) {
+            return Claim::Ready(value);
         }
-        if let Some(flight) = state.flights.get(&key) {
-            self.waits.fetch_add(1, Ordering::Relaxed);
-            return Claim::Wait(Arc::clone(flight));
+        match self.decoding.claim(key, may_wait()) {
+            single_flight::Claim::Join(flight) => {
+                self.waits.fetch_add(1, Ordering::Relaxed);
+                Claim::Join(flight)
+            }
+            // Another may have landed since it was looked for.
+            single_flight::Claim::Lead(lead) => match self.get(key) {
+                Some(value) => {
+                    lead.land(Ok(value.clone()));
+                    Claim::Ready(value)
+                }
+                None => Claim::Lead(Lead { cache: self, key, lead }),
+            },
         }
-        let flight = Arc::new(Flight {
-            may_wait: may_wait(),
-            outcome: Mutex::new(Outcome::Pending),
-            landed: Condvar::new(),
-        });
-        state.flights.insert(key, Arc::clone(&flight));
-        Claim::Lead(Lead { cache: self, key, flight })
     }
 
     /// The block, decoded by `load` unless it is here or on its way.
@@ -135,8 +121,8 @@ impl<K: Hash + Eq + Copy, V: Clone + Weigh> DecodedCache<K, V> {
             match self.claim(key) {
                 Claim::Ready(value) => return Ok(value),
                 Claim::Lead(lead) => return lead.land(load()),
-                Claim::Wait(flight) => {
-                    if let Some(outcome) = flight.wait() {
+                Claim::Join(flight) => {
+                    if let Some(outcome) = join(&flight) {
                         return outcome;
                     }
                 }
@@ -146,17 +132,17 @@ impl<K: Hash + Eq + Copy, V: Clone + Weigh> DecodedCache<K, V> {
 
     /// Drops a block, which did not decode to what it should.
     pub(super) fn forget(&self, key: K) {
-        let mut state = self.state.lock();
-        if let Some(old) = state.blocks.pop(&key) {
-            state.weight -= cost(&old);
+        let mut blocks = self.blocks.lock();
+        if let Some(old) = blocks.recent.pop(&key) {
+            blocks.weight -= cost(&old);
         }
     }
 
     /// Drops all blocks.
     pub(super) fn clear(&self) {
-        let mut state = self.state.lock();
-        state.blocks.clear();
-        state.weight = 0;
+        let mut blocks = self.blocks.lock();
+        blocks.recent.clear();
+        blocks.weight = 0;
     }
 
     pub(super) fn counters(&self) -> CacheCounters {
@@ -168,26 +154,13 @@ impl<K: Hash + Eq + Copy, V: Clone + Weigh> DecodedCache<K, V> {
     }
 }
 
-impl<V: Clone> Flight<V> {
-    /// What came of it; `None` where nothing did and the caller may claim the block again. A thread that
-    /// must not wait for the store does not wait for one that may, either.
-    pub(super) fn wait(&self) -> Option<Result<V, Error>> {
-        let mut outcome = self.outcome.lock();
-        loop {
-            match &*outcome {
-                Outcome::Pending if self.may_wait && !may_wait() => {
-                    return Some(Err(Error::would_wait()));
-                }
-                Outcome::Pending => self.landed.wait(&mut outcome),
-                Outcome::Landed(result) => return Some(result.clone()),
-                Outcome::Abandoned => return None,
-            }
-        }
-    }
-
-    fn land(&self, outcome: Outcome<V>) {
-        *self.outcome.lock() = outcome;
-        self.landed.notify_all();
+/// What came of a decode that another leads; `None` where nothing did and the caller may claim the block
+/// again.
+pub(super) fn join<V: Clone>(flight: &Flight<Result<V, Error>>) -> Option<Result<V, Error>> {
+    match flight.wait(None, may_wait(), Result::clone) {
+        Waited::Landed(outcome) => Some(outcome),
+        Waited::WouldWait => Some(Err(Error::would_wait())),
+        Waited::Abandoned | Waited::Late => None,
     }
 }
 
@@ -200,37 +173,22 @@ impl<K: Hash + Eq + Copy, V: Clone + Weigh> Lead<'_, K, V> {
         }
         self.cache.decodes.fetch_add(1, Ordering::Relaxed);
         let mut evicted = Vec::new();
-        {
-            let mut state = self.cache.state.lock();
-            state.flights.remove(&self.key);
-            if let Ok(value) = &result {
-                state.weight += cost(value);
-                if let Some((_, old)) = state.blocks.push(self.key, value.clone()) {
-                    state.weight -= cost(&old);
-                }
-                while state.weight > self.cache.budget && state.blocks.len() > 1 {
-                    let Some((_, old)) = state.blocks.pop_lru() else { break };
-                    state.weight -= cost(&old);
-                    evicted.push(old);
-                }
+        if let Ok(value) = &result {
+            let mut blocks = self.cache.blocks.lock();
+            blocks.weight += cost(value);
+            if let Some((_, old)) = blocks.recent.push(self.key, value.clone()) {
+                blocks.weight -= cost(&old);
+            }
+            while blocks.weight > self.cache.budget && blocks.recent.len() > 1 {
+                let Some((_, old)) = blocks.recent.pop_lru() else { break };
+                blocks.weight -= cost(&old);
+                evicted.push(old);
             }
         }
         // Freeing whole blocks can take longer than all of the above.
         drop(evicted);
-        self.flight.land(Outcome::Landed(result.clone()));
+        self.lead.land(result.clone());
         result
-    }
-}
-
-impl<K: Hash + Eq + Copy, V: Clone + Weigh> Drop for Lead<'_, K, V> {
-    fn drop(&mut self) {
-        let mut outcome = self.flight.outcome.lock();
-        if matches!(*outcome, Outcome::Pending) {
-            *outcome = Outcome::Abandoned;
-            drop(outcome);
-            self.cache.state.lock().flights.remove(&self.key);
-            self.flight.landed.notify_all();
-        }
     }
 }
 
@@ -269,9 +227,9 @@ mod tests {
     fn a_failed_decode_reaches_its_waiters_and_is_tried_again() {
         let cache: DecodedCache<u8, Weight> = DecodedCache::new(10);
         let Claim::Lead(lead) = cache.claim(0) else { panic!("someone leads already") };
-        let Claim::Wait(flight) = cache.claim(0) else { panic!("two lead") };
+        let Claim::Join(flight) = cache.claim(0) else { panic!("two lead") };
         lead.land(Err(failure())).unwrap_err();
-        assert!(matches!(flight.wait(), Some(Err(Error::Corrupt { .. }))));
+        assert!(matches!(join(&flight), Some(Err(Error::Corrupt { .. }))));
         assert_eq!(cache.get_or_load(0, || Ok(Weight(1))).unwrap(), Weight(1));
     }
 
@@ -279,9 +237,9 @@ mod tests {
     fn an_abandoned_flight_lets_its_waiters_go() {
         let cache: DecodedCache<u8, Weight> = DecodedCache::new(10);
         let Claim::Lead(lead) = cache.claim(0) else { panic!("someone leads already") };
-        let Claim::Wait(flight) = cache.claim(0) else { panic!("two lead") };
+        let Claim::Join(flight) = cache.claim(0) else { panic!("two lead") };
         drop(lead);
-        assert!(flight.wait().is_none());
+        assert!(join(&flight).is_none());
         assert!(matches!(cache.claim(0), Claim::Lead(_)));
     }
 
