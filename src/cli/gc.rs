@@ -19,11 +19,11 @@ struct Told<'a> {
 /// Lists what belongs to no live mount, or removes it. What cannot be removed keeps nothing else from it.
 pub(super) fn gc(args: &GcArgs, output: &Output) -> Result<(), Failure> {
     let state = StateDir::locate();
-    let found =
+    let mut found =
         leftovers::find(&state).map_err(|error| Failure::io("read", state.path(), &error))?;
     let (mut count, mut bytes) = (0u64, 0u64);
     let mut failed: Option<Failure> = None;
-    for leftover in &found {
+    for leftover in &mut found {
         let spared = leftover.kept && !args.kept;
         let removed = match args.yes && !spared {
             true => leftover.remove(&state),
@@ -35,14 +35,15 @@ pub(super) fn gc(args: &GcArgs, output: &Output) -> Result<(), Failure> {
             }
             false
         });
-        if removed || (!args.yes && !spared) {
+        let (bytes_of_it, is_held) = (leftover.bytes, leftover.because.is_some());
+        if removed || (!args.yes && !spared && !is_held) {
             count += 1;
-            bytes += leftover.bytes;
+            bytes += bytes_of_it;
         }
         if output.json {
             output.print_json_line(&Told { leftover, removed })?;
         } else if !output.quiet {
-            let verb = match (removed, args.yes, spared) {
+            let verb = match (removed, args.yes || is_held, spared) {
                 (true, ..) => "removed",
                 (false, _, true) => "kept",
                 (false, true, false) => "left",
@@ -83,6 +84,9 @@ pub(super) fn describe(leftover: &Leftover) -> String {
     }
     if let (Some(source), Some(mountpoint)) = (&leftover.source, &leftover.mountpoint) {
         text.push_str(&format!(", of {source} on {}", mountpoint.display()));
+    }
+    if let Some(because) = &leftover.because {
+        text.push_str(&format!("; {because}"));
     }
     text
 }

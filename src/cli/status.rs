@@ -28,6 +28,8 @@ enum Mounted {
         record: Record,
         /// Whether its mount is still there, and answers nothing.
         mounted: bool,
+        /// What lives inside of that, in words.
+        inside: Option<String>,
     },
     /// No mount at all: an upper that no live mount has.
     Upper(Leftover),
@@ -81,7 +83,8 @@ fn look(state: &StateDir, mount: &MountDir, record: Record) -> Mounted {
         Err(_) if mount.is_alive() => Mounted::Silent(record),
         Err(_) => {
             let mounted = leftovers::dead_mount(state, &record).is_some();
-            Mounted::Dead { record, mounted }
+            let inside = leftovers::living_inside(state, &record);
+            Mounted::Dead { record, mounted, inside }
         }
     }
 }
@@ -97,13 +100,18 @@ fn describe(mount: &Mounted) -> Vec<String> {
                 format!("  server {pid} runs but does not answer"),
             ];
         }
-        Mounted::Dead { record, mounted } => {
+        Mounted::Dead { record, mounted, inside } => {
             let Record { source, mountpoint, pid, .. } = record;
             let mountpoint = mountpoint.display();
             // No advice here may take down what lives, whatever is mounted there by the time it is taken.
-            let advice = match mounted {
-                true => format!("clear it with: thawfs unmount --dead {mountpoint}"),
-                false => "its mount is gone; thawfs gc shows what it left".to_owned(),
+            let advice = match (mounted, inside) {
+                (true, Some(inside)) => {
+                    format!(
+                        "{inside} is mounted inside, and has to go before thawfs unmount --dead"
+                    )
+                }
+                (true, None) => format!("clear it with: thawfs unmount --dead {mountpoint}"),
+                (false, _) => "its mount is gone; thawfs gc shows what it left".to_owned(),
             };
             return vec![
                 format!("{source} on {mountpoint}"),

@@ -100,9 +100,7 @@ fn locate(line: &str, mounts: &[MountInfo]) -> Option<(PathBuf, PathBuf)> {
     let (controllers, path) = (fields.next()?, fields.next()?);
     let mount = mounts.iter().find(|mount| match controllers {
         "" => mount.fs_type == "cgroup2",
-        "name=systemd" => {
-            mount.fs_type == "cgroup" && mount.options.split(',').any(|it| it == controllers)
-        }
+        "name=systemd" => mount.fs_type == "cgroup" && mount.has_option(controllers),
         _ => false,
     })?;
     // In a container, that what is mounted may begin further down.
@@ -161,7 +159,7 @@ fn is_ours(group: &Path) -> bool {
 pub(super) fn find_empty() -> Vec<PathBuf> {
     let mut found = Vec::new();
     for mount in read_mounts().unwrap_or_default() {
-        let named = || mount.options.split(',').any(|option| option == "name=systemd");
+        let named = || mount.has_option("name=systemd");
         if mount.fs_type == "cgroup2" || (mount.fs_type == "cgroup" && named()) {
             gather_empty(&mount.mountpoint, &mut found);
         }
@@ -193,6 +191,8 @@ mod tests {
 
     fn mount(fs_type: &str, root: &str, mountpoint: &str, options: &str) -> MountInfo {
         MountInfo {
+            id: 2,
+            parent: 1,
             device: "0:30".into(),
             root: root.into(),
             mountpoint: mountpoint.into(),

@@ -12,9 +12,10 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use super::group;
+use super::mounted_from::mounted_from;
 use super::mounts::{MountInfo, read_mount_at};
 use super::state::{Lock, MountDir, Note, Place, Record, StateDir, read_origin};
-use super::unmount::{Manner, unmount};
+use super::unmount::{Manner, lives_inside, unmount};
 use crate::directory::{Directory, DirectoryId};
 use crate::failure::{Code, Failure};
 use crate::names;
@@ -58,12 +59,15 @@ pub struct Leftover {
     pub source: Option<String>,
     /// Whether the user asked to keep it, or nothing is known of it.
     pub kept: bool,
+    /// Why it is left, whoever asks: somebody has something of it.
+    pub because: Option<String>,
 }
 
 impl Leftover {
     fn new(kind: Kind, path: PathBuf) -> Self {
         let since = path.symlink_metadata().ok().and_then(|meta| meta.mtime().try_into().ok());
-        Self { kind, path, bytes: 0, since, mountpoint: None, source: None, kept: false }
+        let (mountpoint, source) = (None, None);
+        Self { kind, path, bytes: 0, since, mountpoint, source, kept: false, because: None }
     }
 
     fn with_size(mut self) -> Self {
@@ -71,11 +75,37 @@ impl Leftover {
         self
     }
 
+    /// Looks who has something of it: what lives inside of a dead mount would go with that, and what is
+    /// mounted of a directory knows no lock of ours.
+    fn look(&mut self, state: &StateDir) {
+        let because = match self.kind {
+            Kind::Record => dead_mount_at(state, &self.path).map_or(Ok(None), |mount| {
+                let living = lives_inside(state, &mount)?;
+                Ok(living.map(|living| format!("{living} is mounted inside its dead mount")))
+            }),
+            Kind::Upper | Kind::Work | Kind::Staging => mounted_from(&self.path),
+            Kind::Lock | Kind::Group => Ok(None),
+        };
+        self.because = because.unwrap_or_else(|error: io::Error| {
+            let is_gone = error.kind() == io::ErrorKind::NotFound;
+            (!is_gone).then(|| format!("who has it mounted cannot be told: {error}"))
+        });
+    }
+
     /// Removes it. `false` where somebody has it by now.
     ///
     /// # Errors
     /// When it cannot be removed whole.
-    pub fn remove(&self, state: &StateDir) -> Result<bool, Failure> {
+    pub fn remove(&mut self, state: &StateDir) -> Result<bool, Failure> {
+        self.look(state);
+        if self.because.is_some() {
+            return Ok(false);
+        }
+        // What went with another thing that was removed is removed, too.
+        Ok(self.remove_unused(state)? || is_missing(&self.path))
+    }
+
+    fn remove_unused(&self, state: &StateDir) -> Result<bool, Failure> {
         let removed = match self.kind {
             Kind::Record => return self.remove_record(state),
             Kind::Upper => remove_locked_upper(&self.path),
@@ -104,6 +134,10 @@ impl Leftover {
                 // It is another one, which has nothing to do with this record.
                 Err(failure) if matches!(failure.code, Code::Busy | Code::NotMounted) => {}
                 done => done?,
+            }
+            // Something came to be inside of it.
+            if dead_mount(state, &record).is_some() {
+                return Ok(false);
             }
         }
         remove_dead(&dir).map_err(failed)
@@ -145,6 +179,7 @@ pub fn find(state: &StateDir) -> io::Result<Vec<Leftover>> {
         }
     }
     found.extend(group::find_empty().into_iter().map(|path| Leftover::new(Kind::Group, path)));
+    found.iter_mut().for_each(|leftover| leftover.look(state));
     Ok(found)
 }
 
@@ -223,6 +258,17 @@ pub fn dead_mount(state: &StateDir, record: &Record) -> Option<MountInfo> {
     (!served.is_alive()).then_some(mount)
 }
 
+/// The dead mount that the record in `path` is of.
+fn dead_mount_at(state: &StateDir, path: &Path) -> Option<MountInfo> {
+    let dirs = state.mount_dirs().ok()?;
+    dead_mount(state, &dirs.iter().find(|dir| dir.path() == path)?.read_record()?)
+}
+
+/// What lives inside of the mount that a server which was killed has left, and would be lost with it, in words.
+pub fn living_inside(state: &StateDir, record: &Record) -> Option<String> {
+    lives_inside(state, &dead_mount(state, record)?).ok()?
+}
+
 /// Removes the record of a server that is no more, and its control groups. `false` where it lives.
 fn remove_dead(dir: &MountDir) -> io::Result<bool> {
     let lock = match dir.claim() {
@@ -248,6 +294,9 @@ pub(super) fn remove_upper(state: &StateDir, mount: &MountDir) -> io::Result<boo
 
 fn remove_locked_upper(base: &Path) -> io::Result<bool> {
     let Some(_locks) = lock_upper(base)? else { return Ok(false) };
+    if mounted_from(base)?.is_some() {
+        return Ok(false);
+    }
     remove_tree_at(base)?;
     Ok(true)
 }

@@ -12,6 +12,7 @@ mod inherited;
 pub mod leftovers;
 mod locks;
 mod mount_dir;
+mod mounted_from;
 pub mod mounts;
 mod owners;
 mod privileges;

@@ -4,12 +4,12 @@ use std::fs::File;
 use std::io;
 use std::path::Path;
 use std::sync::{Arc, Weak};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::control;
 use super::directories::{Directories, cannot_use, find, open_upper_warning, state_failed};
 use super::group::{Group, Groups};
-use super::mounts::{MountInfo, read_mount_at};
+use super::mounts::{MountInfo, in_words, mounted_inside, read_mount_at, read_mounts};
 use super::report::{
     ArchiveReport, BlockReport, ChunkReport, DiskReport, FaultReport, Report, StoreReport,
 };
@@ -92,13 +92,13 @@ pub(super) fn serve_in(
     // Nor is the file system that it is on in use any longer than the mount is there.
     drop(mountpoint);
     let unmounter = mount.unmounter(&request.mountpoint);
-    let signals = unmount_on_signal(unmounter.clone()).map_err(state_failed)?;
+    let mounted = read_mount_at(&request.mountpoint).ok().flatten();
+    let signals = unmount_on_signal(unmounter.clone(), mounted.clone()).map_err(state_failed)?;
     let serving = std::thread::Builder::new()
         .name("thawfs-serve".into())
         .spawn(move || mount.serve())
         .map_err(state_failed)?;
 
-    let mounted = read_mount_at(&request.mountpoint).ok().flatten();
     let record = Record {
         mountpoint: request.mountpoint.clone(),
         source: opened.name.clone(),
@@ -163,19 +163,43 @@ fn raise_file_limit() {
     }
 }
 
-/// Unmounts on SIGTERM, SIGINT, SIGHUP and SIGQUIT; the server then ends as after any unmount.
-fn unmount_on_signal(unmounter: Unmounter) -> io::Result<signal_hook::iterator::Handle> {
+/// Unmounts on SIGTERM, SIGINT, SIGHUP and SIGQUIT, once nothing is mounted inside any more; the server then
+/// ends as after any unmount.
+fn unmount_on_signal(
+    unmounter: Unmounter,
+    mounted: Option<MountInfo>,
+) -> io::Result<signal_hook::iterator::Handle> {
     use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
     let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGINT, SIGHUP, SIGQUIT])?;
     let handle = signals.handle();
+    let waits = handle.clone();
     std::thread::Builder::new().name("thawfs-signals".into()).spawn(move || {
-        if signals.forever().next().is_some()
-            && let Err(error) = unmounter.unmount()
-        {
+        if signals.forever().next().is_none() {
+            return;
+        }
+        let mut told = false;
+        while let Some(inside) = mounted.as_ref().and_then(inside_of) {
+            if !told {
+                log::warn!("asked to end, which waits for what is mounted inside: {inside}");
+                told = true;
+            }
+            std::thread::sleep(Duration::from_millis(100));
+            if waits.is_closed() {
+                return;
+            }
+        }
+        if let Err(error) = unmounter.unmount() {
             log::error!("cannot unmount: {error}");
         }
     })?;
     Ok(handle)
+}
+
+/// What would go with `mounted`, or is on top of it, in words.
+fn inside_of(mounted: &MountInfo) -> Option<String> {
+    let mounts = read_mounts().ok()?;
+    let inside = mounted_inside(&mounts, mounted.id);
+    (!inside.is_empty()).then(|| in_words(inside))
 }
 
 /// The kernel reads 128 KiB ahead by default, less than one round trip is worth. Only root may say

@@ -335,12 +335,14 @@ mod tests {
 
     fn mount(device: &str) -> MountInfo {
         MountInfo {
+            id: 2,
+            parent: 1,
             device: device.into(),
             root: "/".into(),
             mountpoint: "/mnt/x".into(),
             fs_type: "fuse.thawfs".into(),
             source: "s3://b/k".into(),
-            options: String::new(),
+            options: Default::default(),
         }
     }
 

@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::leftovers::{clear_records, remove_upper};
-use super::mounts::{MountInfo, read_mount_at, read_mounts, read_mounts_of};
+use super::mounts::{
+    MountInfo, in_words, mounted_inside, read_mount_at, read_mounts, read_mounts_of,
+};
 use super::state::{EndWatch, MountDir, Record, StateDir};
 use crate::directory::Location;
 use crate::failure::{Code, Failure};
@@ -33,7 +35,8 @@ pub enum Manner {
 }
 
 /// Unmounts `mountpoint`, and waits until its server has removed what was its own and ended, unless it is
-/// detached to end later. Clears what servers of that directory have on record that were killed; their
+/// detached to end later. What is mounted inside of it never goes with it, unless that is dead, too, and it is
+/// dead itself. Clears what servers of that directory have on record that were killed; their
 /// uppers stay, as changes are never thrown away by guess. To be called with the mountpoint locked
 /// ([`StateDir::lock_mountpoint`]).
 ///
@@ -69,20 +72,39 @@ pub fn unmount(mountpoint: &Path, manner: Manner) -> Result<(), Failure> {
         return Err(Failure::new(Code::Busy, format!("the server of {shown} lives"))
             .hint("thawfs status shows what is mounted"));
     }
-    let done = match manner {
-        Manner::Whole if alive => fuse::unmount(mountpoint),
-        _ => fuse::detach(mountpoint),
+    let dead_inside = match manner {
+        Manner::Whole if alive => fuse::unmount(mountpoint).map(|()| Vec::new()),
+        // The kernel sees to it that nothing is inside, nor comes to be there meanwhile.
+        _ => match fuse::unmount(mountpoint) {
+            // In use, and whether its server lives is not on record here.
+            Err(error) if manner == Manner::Whole && recorded.is_none() && !is_dead(mountpoint) => {
+                Err(error)
+            }
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
+                let inside = check_inside(&state, mounted, alive)?;
+                fuse::detach(mountpoint).map(|()| inside)
+            }
+            done => done.map(|()| Vec::new()),
+        },
     };
-    done.map_err(|error| match error.kind() {
-        io::ErrorKind::ResourceBusy => Failure::new(Code::Busy, format!("{shown} is in use")).hint(
-            format!("end what uses it (fuser -vm {shown} shows it), or detach it with --lazy"),
-        ),
+    let dead_inside = dead_inside.map_err(|error| match error.kind() {
+        io::ErrorKind::ResourceBusy => {
+            check_inside(&state, mounted, alive).err().unwrap_or_else(|| {
+                let hint = format!(
+                    "end what uses it (fuser -vm {shown} shows it), or detach it with --lazy"
+                );
+                Failure::new(Code::Busy, format!("{shown} is in use")).hint(hint)
+            })
+        }
         io::ErrorKind::PermissionDenied => {
             Failure::new(Code::Fuse, format!("not permitted to unmount {shown}"))
                 .hint("only root and whoever mounted it may")
         }
         _ => failed(error),
     })?;
+    for inside in dead_inside {
+        clear_records(&state, &inside).map_err(failed)?;
+    }
     match watch {
         // Detached lazily, it ends when the last user is gone: not ours to wait for.
         Some(_) if manner == Manner::Lazy && alive => return Ok(()),
@@ -102,6 +124,59 @@ pub fn unmount(mountpoint: &Path, manner: Manner) -> Result<(), Failure> {
     // There is nothing, unless the server was killed: before, or while it was waited for.
     clear_records(&state, mountpoint).map_err(failed)?;
     Ok(())
+}
+
+/// What would go with `mounted` although somebody may need it, in words; `None` where nothing would.
+pub(super) fn lives_inside(state: &StateDir, mounted: &MountInfo) -> io::Result<Option<String>> {
+    let mounts = read_mounts()?;
+    let mut living = mounted_inside(&mounts, mounted.id);
+    let mut failed = None;
+    living.retain(|inside| match is_dead_inside(state, mounted, inside) {
+        Ok(dead) => !dead,
+        Err(error) => {
+            failed = Some(error);
+            true
+        }
+    });
+    failed.map_or(Ok((!living.is_empty()).then(|| in_words(living))), Err)
+}
+
+/// Whether what is mounted inside of a dead mount is as dead: the same file system, or a mount whose server
+/// was killed, too. What is not on record here is not for us to judge: below a dead mount, all looks dead.
+fn is_dead_inside(state: &StateDir, mounted: &MountInfo, inside: &MountInfo) -> io::Result<bool> {
+    if inside.device == mounted.device {
+        return Ok(true);
+    }
+    if !inside.is_ours() {
+        return Ok(false);
+    }
+    let recorded = state.read_mount_of(inside)?;
+    Ok(recorded.is_some_and(|(dir, _)| !dir.is_alive()))
+}
+
+/// Refuses to take down what somebody may need with the mount that it is in. Gives where the dead ones are
+/// that go with it.
+fn check_inside(
+    state: &StateDir,
+    mounted: &MountInfo,
+    alive: bool,
+) -> Result<Vec<PathBuf>, Failure> {
+    let shown = mounted.mountpoint.display();
+    let failed =
+        |error: io::Error| Failure::io("read what is mounted in", &mounted.mountpoint, &error);
+    let mounts = read_mounts().map_err(failed)?;
+    let inside = mounted_inside(&mounts, mounted.id);
+    let living = match alive {
+        true => (!inside.is_empty()).then(|| in_words(inside.iter().copied())),
+        false => lives_inside(state, mounted).map_err(failed)?,
+    };
+    match living {
+        None => Ok(inside.into_iter().map(|mount| mount.mountpoint.clone()).collect()),
+        Some(living) => {
+            let message = format!("{living} is mounted inside {shown}, and would go with it");
+            Err(Failure::new(Code::Busy, message).hint("what is inside has to be unmounted first"))
+        }
+    }
 }
 
 /// Where else the file system of a mount that is gone is still mounted: here by another name, or in a mount
@@ -141,9 +216,11 @@ pub(super) fn clear(mountpoint: &Path) -> Result<Vec<PathBuf>, Failure> {
             .hint("only mounts of thawfs are replaced; name another directory"));
     }
     let state = StateDir::locate();
-    // The last mount is on top of those before.
+    // The last mount is on top of those before, unless one was moved into it.
+    mounts.reverse();
+    mounts.sort_by_key(|mount| std::cmp::Reverse(mount.mountpoint.components().count()));
     let mut cleared = Vec::new();
-    for mount in mounts.iter().rev() {
+    for mount in &mounts {
         let recorded = state.read_mount_of(mount).map_err(failed)?;
         take_down(&mount.mountpoint)?;
         // To replace a mount is to throw its changes away, which a server that was killed has left.

@@ -47,6 +47,7 @@ mod server_files;
 mod server_groups;
 mod server_leftovers;
 mod server_library;
+mod server_nested;
 mod server_process;
 mod server_rights;
 mod store_faults;

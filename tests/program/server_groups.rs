@@ -244,9 +244,8 @@ fn limits_of_version_1_are_never_left() {
         ("blkio", "blkio.throttle.write_bps_device", ""),
     ] {
         let all = thawfs::server::mounts::read_mounts().unwrap();
-        let mount = all.into_iter().find(|mount| {
-            mount.fs_type == "cgroup" && mount.options.split(',').any(|option| option == controller)
-        });
+        let mount =
+            all.into_iter().find(|mount| mount.fs_type == "cgroup" && mount.has_option(controller));
         let Some(top) = mount.map(|mount| mount.mountpoint) else { continue };
         let job = top.join(format!("test-{}", std::process::id()));
         if std::fs::create_dir(&job).is_err() {

@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 
 use crate::support::mount::{Bench, can_mount_with, write_tree};
 use crate::support::place::Place;
-use crate::support::surrounding::{Need, cannot_run};
+use crate::support::surrounding::{Need, Surrounding, cannot_run};
 use crate::support::words::{eventually, text};
 use serde_json::Value;
 
@@ -347,6 +347,138 @@ fn an_upper_that_is_named_after_its_server_was_killed_is_kept() {
     mounts.bench.ok(&["unmount", text(&mounts.mountpoint)]);
     mounts.bench.ok(&["gc", "--yes"]);
     assert_eq!(std::fs::read_to_string(upper.join("wanted")).unwrap(), "wanted");
+}
+
+#[test]
+fn gc_tells_of_all_that_it_removes_what_goes_with_another_too() {
+    let test = "gc_tells_of_all_that_it_removes_what_goes_with_another_too";
+    if !can_mount_with(test, &[Need::Processes]) {
+        return;
+    }
+    let mounts = Mounts::new();
+    mounts.mount(&[]);
+    let pid = mounts.bench.servers()[0];
+    mounts.kill_server();
+    // The groups of other servers are not looked at.
+    let of_it = |more: &[&str]| {
+        let said = mounts.bench.ok(&[&["gc", "--json"], more].concat());
+        let documents = serde_json::Deserializer::from_str(&said).into_iter();
+        let mut lines: Vec<Value> = documents.map(Result::unwrap).collect();
+        let summary = lines.pop().unwrap();
+        let removed = lines.iter().filter(|line| line["removed"] == true);
+        let (count, bytes) = removed.fold((0, 0), |(count, bytes), line| {
+            (count + 1, bytes + line["bytes"].as_u64().unwrap())
+        });
+        if !more.is_empty() {
+            assert_eq!((&summary["count"], &summary["bytes"]), (&count.into(), &bytes.into()));
+        }
+        let group = format!("/thawfs-{pid}");
+        lines.retain(|line| {
+            line["kind"] != "group" || line["path"].as_str().unwrap().ends_with(&group)
+        });
+        lines
+    };
+    let found = of_it(&[]);
+    let expected = ["record", "upper"];
+    assert_eq!(kinds(&found)[..2], expected);
+    let removed = of_it(&["--yes"]);
+    assert_eq!(kinds(&removed), kinds(&found));
+    for line in &removed {
+        assert_eq!(line["removed"], true, "{line}");
+        assert!(!Path::new(line["path"].as_str().unwrap()).exists(), "{line}");
+    }
+    mounts.bench.assert_nothing_left();
+
+    mounts.mount(&[]);
+    mounts.kill_server();
+    let said = mounts.bench.ok(&["gc", "--yes"]);
+    assert!(said.contains("removed the record") && said.contains("removed the upper"), "{said}");
+    assert!(!said.contains("left the record"), "{said}");
+}
+
+#[test]
+fn an_upper_that_somebody_has_mounted_is_left() {
+    let test = "an_upper_that_somebody_has_mounted_is_left";
+    if !can_mount_with(test, &[Need::Root, Need::Processes]) {
+        return;
+    }
+    let mounts = Mounts::new();
+    mounts.mount(&[]);
+    std::fs::create_dir(mounts.mountpoint.join("made")).unwrap();
+    std::fs::write(mounts.mountpoint.join("made/wanted"), "wanted").unwrap();
+    mounts.kill_server();
+    mounts.bench.ok(&["unmount", text(&mounts.mountpoint)]);
+    let base = PathBuf::from(mounts.status()[0]["path"].as_str().unwrap());
+    let (upper, work) = (base.join("upper"), base.join("work"));
+    let link = mounts.bench.path("link");
+    std::os::unix::fs::symlink(&base, &link).unwrap();
+    let at = mounts.bench.directory("at");
+    let [lower, spare, spare_work] =
+        ["lower", "spare", "spare.work"].map(|name| mounts.bench.directory(name));
+    let overlay = |options: String| {
+        let mut mount = Command::new("mount");
+        mount.args(["-i", "-t", "overlay", "none", text(&at), "-o", &options]);
+        mount
+    };
+    let over = |lower: &Path, upper: &Path, work: &Path| {
+        let [lower, upper, work] = [lower, upper, work].map(Path::display);
+        overlay(format!("lowerdir={lower},upperdir={upper},workdir={work}"))
+    };
+    let bind = |what: &Path| {
+        let mut mount = Command::new("mount");
+        mount.arg("--bind").args([what, &at]);
+        mount
+    };
+    let mut relative = overlay("lowerdir=../../../lower,upperdir=upper,workdir=work".into());
+    relative.current_dir(&base);
+    let several = format!("lowerdir={}:{}", lower.display(), upper.join("made").display());
+    let ways: [(&str, Command); 7] = [
+        ("as an upper", over(&lower, &upper, &work)),
+        ("through a link", over(&lower, &link.join("upper"), &link.join("work"))),
+        ("as a lower one", over(&upper, &spare, &spare_work)),
+        ("of several", overlay(several)),
+        ("by relative names", relative),
+        ("by another name", bind(&upper)),
+        ("a part of it by another name", bind(&upper.join("made"))),
+    ];
+    for (what, mut mount) in ways {
+        let output = mount.output().unwrap();
+        if !output.status.success() {
+            // Overlayfs takes no upper on overlayfs, nor on every other file system.
+            assert_ne!(Surrounding::current(), Surrounding::Root, "{what}: {output:?}");
+            continue;
+        }
+        for more in [&[][..], &["--yes"]] {
+            let (found, _) = mounts.gc(more);
+            let found = found.iter().find(|line| line["kind"] == "upper").unwrap();
+            let because = found["because"].as_str().unwrap_or_default();
+            assert!(because.contains(text(&at)), "{what}: {found}");
+            assert_eq!(found["removed"], false, "{what}");
+            let said = mounts.bench.ok(&[&["gc"], more].concat());
+            assert!(said.contains("left the upper") && said.contains(text(&at)), "{what}: {said}");
+        }
+        assert_eq!(std::fs::read(upper.join("made/wanted")).unwrap(), b"wanted", "{what}");
+        assert!(Command::new("umount").arg(&at).status().unwrap().success());
+    }
+
+    // In another mount namespace, as that of a container.
+    let script = "mount --bind \"$0\" \"$1\" && echo && exec sleep 600";
+    let mut container = Command::new("unshare")
+        .args(["--mount", "--propagation", "private", "sh", "-c", script])
+        .args([&upper, &at])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    std::io::Read::read_exact(container.stdout.as_mut().unwrap(), &mut [0]).unwrap();
+    let (found, _) = mounts.gc(&["--yes"]);
+    container.kill().unwrap();
+    container.wait().unwrap();
+    assert_eq!((kinds(&found), &found[0]["removed"]), (vec!["upper"], &false.into()));
+
+    // Nobody has it any more.
+    eventually("the namespace is gone", || mounts.gc(&[]).0[0]["because"].is_null());
+    assert_eq!(mounts.gc(&["--yes"]).0[0]["removed"], true);
+    mounts.bench.assert_nothing_left();
 }
 
 #[test]
