@@ -116,7 +116,7 @@ impl BackupEntry {
             (None, _, None) if !contents.has_metadata => (BackupState::OrphanArchive, None),
             (None, _, None) => (BackupState::OrphanMetadata, None),
             (Some(_), None, None) => (BackupState::OrphanArchive, None),
-            (Some(found), Some(metadata), None) if *found != metadata.size_bytes => {
+            (Some(found), Some(metadata), None) if ![*found, 0].contains(&metadata.size_bytes) => {
                 let due = metadata.size_bytes;
                 let problem = format!("the archive has {found} bytes, not {due}");
                 (BackupState::DamagedArchive, Some(problem))

@@ -22,9 +22,11 @@ pub struct Metadata {
     /// What it is called, if anything.
     #[serde(default, deserialize_with = "empty_is_none")]
     pub name: Option<String>,
-    /// Size of the archive in bytes.
+    /// Size of the archive in bytes; 0 where it does not say.
+    #[serde(default, deserialize_with = "read_size")]
     pub size_bytes: u64,
-    /// Lifetime in seconds.
+    /// Lifetime in seconds. Of a fraction the whole second counts.
+    #[serde(deserialize_with = "read_ttl")]
     pub ttl: u64,
     /// When it was made.
     #[serde(serialize_with = "write_time", deserialize_with = "read_time")]
@@ -70,8 +72,9 @@ impl Metadata {
         Ok(Self { id, dir, name, size_bytes, ttl, created_at })
     }
 
-    /// Reads a `meta.json` that lies beside the archive of backup `id`. Unknown keys, a missing
-    /// name and any form of RFC 3339 are accepted.
+    /// Reads a `meta.json` that lies beside the archive of backup `id`. Unknown keys, a missing name or
+    /// size, a lifetime of any length and any form of RFC 3339 are accepted: the SDK looks at lifetime and
+    /// time alone.
     ///
     /// # Errors
     /// What is wrong with it, in words.
@@ -149,6 +152,27 @@ fn check_name(name: &str) -> Result<(), &'static str> {
 
 fn empty_is_none<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> {
     Ok(Option::<String>::deserialize(from)?.filter(|name| !name.is_empty()))
+}
+
+/// A size that can be one; anything else says none.
+fn read_size<'de, D: Deserializer<'de>>(from: D) -> Result<u64, D::Error> {
+    let size = serde_json::Value::deserialize(from)?;
+    let whole = |size: &f64| size.fract() == 0.0 && (0.0..MOST_EXACT).contains(size);
+    Ok(size.as_u64().or_else(|| size.as_f64().filter(whole).map(|size| size as u64)).unwrap_or(0))
+}
+
+/// Below this, a JSON number of JavaScript's is exact.
+const MOST_EXACT: f64 = (1_u64 << 53) as f64;
+
+/// A number of seconds: with a fraction, or beyond all integers.
+fn read_ttl<'de, D: Deserializer<'de>>(from: D) -> Result<u64, D::Error> {
+    let ttl = serde_json::Number::deserialize(from)?;
+    match (ttl.as_u64(), ttl.as_f64()) {
+        (Some(ttl), _) => Ok(ttl),
+        // Casting stops at the largest there is.
+        (None, Some(ttl)) if ttl >= 0.0 => Ok(ttl.ceil() as u64),
+        (None, _) => Err(serde::de::Error::custom(format!("invalid value: a ttl of {ttl}"))),
+    }
 }
 
 fn write_time<S: Serializer>(time: &DateTime<Utc>, to: S) -> Result<S::Ok, S::Error> {

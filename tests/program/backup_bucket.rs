@@ -165,6 +165,64 @@ fn a_listing_that_comes_back_to_a_page_is_an_error() {
 }
 
 #[test]
+fn what_the_sdk_restores_is_read_whatever_else_its_metadata_says() {
+    let rest = |more: &str| {
+        let created = chrono::Utc::now().to_rfc3339_opts(chrono::SecondsFormat::Millis, true);
+        format!(r#"{{"id":"{}","dir":"/w","createdAt":"{created}"{more}}}"#, id(1))
+    };
+    let size = r#","sizeBytes":100"#;
+    let table = [
+        (format!(r#"{size},"ttl":3600"#), "ok"),
+        (format!(r#"{size},"ttl":3600.5"#), "ok"),
+        (format!(r#"{size},"ttl":0.5"#), "expired"),
+        (format!(r#"{size},"ttl":60"#), "expired"),
+        (format!(r#"{size},"ttl":1e300"#), "ok"),
+        (format!(r#"{size},"ttl":9007199254740993"#), "ok"),
+        (format!(r#"{size},"ttl":18446744073709551616"#), "ok"),
+        (format!(r#"{size},"ttl":0"#), "expired"),
+        (r#","ttl":3600"#.into(), "ok"),
+        (r#","ttl":3600,"sizeBytes":0"#.into(), "ok"),
+        (r#","ttl":3600,"sizeBytes":null"#.into(), "ok"),
+        (r#","ttl":3600,"sizeBytes":"100""#.into(), "ok"),
+        (r#","ttl":3600,"sizeBytes":100.0"#.into(), "ok"),
+        (r#","ttl":3600,"sizeBytes":99"#.into(), "damaged-archive"),
+        (r#","ttl":3600,"name":null,"localBucket":true,"later":{"a":[1]}"#.into(), "ok"),
+        (format!(r#"{size},"ttl":-1"#), "damaged-metadata"),
+        (format!(r#"{size},"ttl":"long""#), "damaged-metadata"),
+        (size.into(), "damaged-metadata"),
+    ];
+    for place in Place::both() {
+        let tree = place.bench.directory("tree");
+        write_tree(&tree);
+        let archive = fs::read(place.bench.archive(&tree, "some.sqsh", &[])).unwrap();
+        for (more, state) in &table {
+            let text = rest(more);
+            place.put(&format!("{}/data.sqsh", id(1)), [0; 100]);
+            place.put(&format!("{}/meta.json", id(1)), &text);
+            let (code, listed) = place.json(&["list"]);
+            assert_eq!(code, 0, "{text}");
+            assert_eq!(listed[0]["state"], *state, "{}, {text}: {listed:?}", place.name);
+            // What restore looks at: a real archive, whose size the metadata may not know.
+            place.put(&format!("{}/data.sqsh", id(1)), &archive);
+            let target = place.bench.path("restored");
+            let handle = format!(r#"{{"id":"{}","dir":"/w","localBucket":true}}"#, id(1));
+            let file = place.bench.path("handle.json");
+            fs::write(&file, handle).unwrap();
+            let (code, told) = place.json(&[
+                "restore",
+                file.to_str().unwrap(),
+                target.to_str().unwrap(),
+                "--extract",
+            ]);
+            let restores = ["ok", "damaged-archive"].contains(state);
+            assert_eq!(code == 0, restores, "{}, {text}: {told:?}", place.name);
+            assert_eq!(target.join("hello").exists(), restores, "{}, {text}", place.name);
+            let _ = fs::remove_dir_all(&target);
+        }
+    }
+}
+
+#[test]
 fn deleting_takes_the_metadata_first_and_nothing_else() {
     for place in Place::both() {
         let (one, other) =
