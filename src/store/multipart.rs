@@ -44,7 +44,7 @@ pub(super) async fn complete(
             let (_, body) = exchange.once(&call, limits).await?;
             let body = exchange.small_body(&call, body, 64 << 10, limits).await?;
             if !s3_wire::is_error(&body) {
-                return Ok(());
+                return s3_wire::check_completed(&call.object, &body);
             }
             Err(classify(exchange.asked(&call, true), StatusCode::OK, &HeaderMap::new(), &body))
         };

@@ -1,6 +1,7 @@
 //! The XML of the S3 protocol, as far as it is spoken here.
 
 use chrono::{DateTime, Utc};
+use quick_xml::events::Event;
 use quick_xml::{de, se};
 use serde::{Deserialize, Serialize};
 
@@ -71,15 +72,47 @@ struct PartEntry<'a> {
     etag: &'a str,
 }
 
-fn parse<T: serde::de::DeserializeOwned>(object: &str, body: &[u8]) -> Result<T> {
+/// An answer, whose root is `root`. Serde alone would take any other for one with nothing in it: a page of
+/// a captive portal for a bucket without objects.
+fn parse<T: serde::de::DeserializeOwned>(object: &str, body: &[u8], root: &str) -> Result<T> {
     let text = String::from_utf8_lossy(body);
+    check_root(object, &text, root)?;
     de::from_str(&text)
         .map_err(|error| Error::BadAnswer { object: object.into(), reason: error.to_string() })
 }
 
+/// Checks that an answer is XML with this root.
+///
+/// # Errors
+/// [`Error::BadAnswer`] that shows what it is instead.
+fn check_root(object: &str, text: &str, root: &str) -> Result<()> {
+    let mut reader = quick_xml::Reader::from_str(text);
+    let found = loop {
+        match reader.read_event() {
+            Ok(Event::Start(tag) | Event::Empty(tag)) => break tag.local_name().as_ref().to_vec(),
+            Ok(Event::Eof) | Err(_) => break Vec::new(),
+            Ok(_) => {}
+        }
+    };
+    if found == root.as_bytes() {
+        return Ok(());
+    }
+    let words = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    let came = match words.char_indices().nth(SHOWN) {
+        _ if words.is_empty() => "nothing".to_owned(),
+        Some((end, _)) => format!("{:?}…", words.get(..end).unwrap_or_default()),
+        None => format!("{words:?}"),
+    };
+    let reason = format!("it should be a {root}, and is {came}");
+    Err(Error::BadAnswer { object: object.into(), reason })
+}
+
+/// How many characters are shown of an answer that is none.
+const SHOWN: usize = 80;
+
 /// The answer to a listing.
 pub(super) fn parse_page(object: &str, body: &[u8]) -> Result<Page> {
-    let parsed: ListBucketResult = parse(object, body)?;
+    let parsed: ListBucketResult = parse(object, body, "ListBucketResult")?;
     let next = parsed.next_continuation_token.filter(|_| parsed.is_truncated);
     if parsed.is_truncated && next.is_none() {
         return Err(Error::BadAnswer {
@@ -105,7 +138,7 @@ const MARKERS: char = '\n';
 
 /// The answer to a listing of unfinished uploads.
 pub(super) fn parse_uploads(object: &str, body: &[u8]) -> Result<UnfinishedPage> {
-    let parsed: ListMultipartUploadsResult = parse(object, body)?;
+    let parsed: ListMultipartUploadsResult = parse(object, body, "ListMultipartUploadsResult")?;
     let next = match (parsed.is_truncated, parsed.next_key_marker, parsed.next_upload_id_marker) {
         (false, ..) => None,
         (true, Some(key), upload_id) => {
@@ -137,7 +170,8 @@ fn parse_time(text: &str) -> Option<DateTime<Utc>> {
 
 /// The answer to the start of an upload: its id.
 pub(super) fn parse_upload_id(object: &str, body: &[u8]) -> Result<String> {
-    Ok(parse::<InitiateMultipartUploadResult>(object, body)?.upload_id)
+    let root = "InitiateMultipartUploadResult";
+    Ok(parse::<InitiateMultipartUploadResult>(object, body, root)?.upload_id)
 }
 
 /// The request that completes an upload. Numbers start at 1 on the wire.
@@ -148,6 +182,15 @@ pub(super) fn complete_request(object: &str, parts: &[&Part]) -> Result<String> 
         .collect();
     se::to_string(&CompleteMultipartUpload { part })
         .map_err(|error| Error::BadAnswer { object: object.into(), reason: error.to_string() })
+}
+
+/// Checks the answer to the completion of an upload. One without a word is left to the check of the
+/// object's size that follows.
+pub(super) fn check_completed(object: &str, body: &[u8]) -> Result<()> {
+    match String::from_utf8_lossy(body).trim() {
+        "" => Ok(()),
+        text => check_root(object, text, "CompleteMultipartUploadResult"),
+    }
 }
 
 /// Whether an answer with a status of success is an error all the same. S3 sends its headers

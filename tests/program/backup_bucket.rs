@@ -6,6 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use crate::support::mount::write_tree;
 use crate::support::place::Place;
+use crate::support::s3::{Fault, Seen};
 use serde_json::{Value, json};
 
 /// A backup of 100 bytes, made so long ago.
@@ -31,6 +32,19 @@ fn metadata(id: &str, dir: &str, age: Duration, ttl: u64) -> String {
 
 const HOUR: Duration = Duration::from_secs(3600);
 const WEEK: u64 = 604_800;
+
+/// Exit code, as docs/CONFIGURATION.md lists it.
+const NETWORK: i32 = 8;
+
+/// Bytes that nothing makes fewer.
+fn noise(len: usize) -> Vec<u8> {
+    let mut state = 1_u64;
+    let next = |_| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        (state >> 56) as u8
+    };
+    (0..len).map(next).collect()
+}
 
 #[test]
 fn a_listing_tells_the_state_of_every_backup() {
@@ -162,6 +176,78 @@ fn a_listing_that_comes_back_to_a_page_is_an_error() {
     let pages = place.server.as_ref().unwrap().log();
     let pages = pages.iter().filter(|seen| seen.query.contains("list-type")).count();
     assert_eq!(pages, 3 * 2);
+}
+
+#[test]
+fn an_answer_that_is_no_listing_is_not_an_empty_bucket() {
+    let place = Place::s3();
+    let server = place.server.as_ref().unwrap();
+    let id = backup(&place, 1, "/w", 40 * 24 * HOUR, WEEK);
+    let before = place.keys();
+    let long = "x".repeat(500);
+    for (answer, came) in [
+        ("<html><body>Log in</body></html>", "and is \"<html><body>Log in"),
+        ("<!DOCTYPE html>\n<html><br></html>", "and is \"<!DOCTYPE html> <html>"),
+        ("", "and is nothing"),
+        (" \n", "and is nothing"),
+        ("{\"Contents\":[]}", "and is \"{"),
+        ("<Error><Code>Odd</Code></Error>", "and is \"<Error><Code>Odd"),
+        ("<Result/>", "and is \"<Result/>\""),
+        ("<ListBucketResult", "and is \"<ListBucketResult\""),
+        ("<ListBucketResult><IsTruncated>false</IsTruncated>", ""),
+        ("<ListBucketResult><Contents><Key>a</Key></Contents></ListBucketResult>", ""),
+        (&long, "xxx\"…"),
+    ] {
+        for arguments in [
+            &["list"][..],
+            &["prune", "--keep-last", "1"],
+            &["prune", "--orphans"],
+            &["prune", "--uploads"],
+            &["delete", &id],
+        ] {
+            server.inject(Fault::Answer(answer.into()), usize::MAX);
+            let (code, told) = place.json(arguments);
+            server.heal();
+            assert_eq!(code, NETWORK, "{answer:?}, {arguments:?}: {told:?}");
+            let message = told.last().unwrap()["message"].as_str().unwrap();
+            assert_eq!(told.last().unwrap()["code"], "NETWORK", "{told:?}");
+            assert!(message.contains("makes no sense"), "{answer:?}, {arguments:?}: {message}");
+            // An unfinished answer is that of another sort to a listing of uploads.
+            if arguments != ["prune", "--uploads"] {
+                assert!(message.contains(came), "{answer:?}, {arguments:?}: {message}");
+            }
+            assert!(message.len() < 400, "{message}");
+            assert_eq!(place.keys(), before, "{answer:?}, {arguments:?}");
+        }
+    }
+}
+
+#[test]
+fn an_upload_is_neither_begun_nor_ended_by_an_answer_of_another_sort() {
+    let place = Place::s3();
+    let server = place.server.as_ref().unwrap();
+    let tree = place.bench.directory("tree");
+    fs::write(tree.join("noise"), noise(12 << 20)).unwrap();
+    let create = || place.json(&["create", tree.to_str().unwrap()]);
+    for query in ["uploads", "uploadId="] {
+        server.clear_log();
+        assert_eq!(create().0, 0);
+        let is_it = |seen: &Seen| seen.method == "POST" && seen.query.contains(query);
+        let before = server.log().iter().position(is_it).expect("an upload in parts");
+        for key in place.keys() {
+            fs::remove_file(place.object(&key)).unwrap();
+        }
+        if before > 0 {
+            server.inject(Fault::Delay(Duration::ZERO), before);
+        }
+        server.inject(Fault::Answer("<html>Log in</html>".into()), 1);
+        let (code, told) = create();
+        server.heal();
+        assert_ne!(code, 0, "{query}: {told:?}");
+        let message = told.last().unwrap()["message"].as_str().unwrap();
+        assert!(message.contains("<html>"), "{query}: {message}");
+        assert_eq!(place.keys(), Vec::<String>::new(), "{query}");
+    }
 }
 
 #[test]

@@ -48,6 +48,8 @@ pub(crate) enum Fault {
     Redirect(String),
     /// Status 200 and no Content-Range, as from a server that knows no ranges.
     IgnoreRange,
+    /// Status 200 and this body, whatever was asked.
+    Answer(String),
     /// The answer comes this much later.
     Delay(Duration),
 }
@@ -255,19 +257,19 @@ impl Wire {
             _ => {}
         }
         let refusal = match &fault {
-            Some(Fault::Refuse(status, code)) => Some((*status, *code, None)),
+            Some(Fault::Refuse(status, code)) => Some((*status, error(code), None)),
             Some(Fault::HoldOff(time)) => {
                 let time = HeaderValue::from_str(time)?;
-                Some((503, "SlowDown", Some((header::RETRY_AFTER, time))))
+                Some((503, error("SlowDown"), Some((header::RETRY_AFTER, time))))
             }
             Some(Fault::Redirect(to)) => {
                 let to = HeaderValue::from_str(to)?;
-                Some((302, "Found", Some((header::LOCATION, to))))
+                Some((302, error("Found"), Some((header::LOCATION, to))))
             }
+            Some(Fault::Answer(body)) => Some((200, body.clone(), None)),
             _ => None,
         };
-        let (parts, body) = if let Some((status, code, more)) = refusal {
-            let text = format!("<Error><Code>{code}</Code><Message>as asked</Message></Error>");
+        let (parts, body) = if let Some((status, text, more)) = refusal {
             let length = HeaderValue::from(text.len());
             let body: FrameStream =
                 Box::pin(futures::stream::once(async { Ok(Bytes::from(text)) }));
@@ -308,6 +310,11 @@ impl Wire {
         });
         Ok(Response::from_parts(parts, StreamBody::new(body).boxed_unsync()))
     }
+}
+
+/// The body of an S3 error.
+fn error(code: &str) -> String {
+    format!("<Error><Code>{code}</Code><Message>as asked</Message></Error>")
 }
 
 /// A body with what is wrong with it.
