@@ -119,8 +119,8 @@ impl Walk<'_> {
             }
             let Some(token) = self.pages.next() else { return Ok(self.current.take()) };
             let page = folder.store.list(&self.prefix, Depth::All, token).await?;
+            page.turn(&mut self.pages, &folder.store.name(&self.prefix))?;
             self.page = page.objects.into_iter();
-            self.pages.turn(&folder.store.name(&self.prefix), page.next)?;
         }
     }
 }

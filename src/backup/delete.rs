@@ -63,12 +63,12 @@ impl Backups {
             let mut pages = Pages::default();
             while let Some(token) = pages.next() {
                 let page = store.list(&prefix, Depth::All, token).await?;
+                page.turn(&mut pages, &store.name(&prefix))?;
                 stream::iter(page.objects)
                     .map(|object| async move { store.delete(&object.key).await })
                     .buffer_unordered(IN_FLIGHT)
                     .try_collect::<()>()
                     .await?;
-                pages.turn(&store.name(&prefix), page.next)?;
             }
         }
         Ok(Deleted { id, objects, bytes })

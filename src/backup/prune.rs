@@ -200,7 +200,7 @@ impl Backups {
         let mut pages = Pages::default();
         while let Some(token) = pages.next() {
             let page = store.list_uploads(&prefix, token).await?;
-            pages.turn(&store.name(&prefix), page.next)?;
+            page.turn(&mut pages, &store.name(&prefix))?;
             for Unfinished { upload, since } in page.uploads {
                 if since.is_none_or(|since| now() - since <= BEING_MADE) {
                     continue;

@@ -128,6 +128,18 @@ pub struct Page {
     pub next: Option<String>,
 }
 
+impl Page {
+    /// Turns to the next page of the listing of `object`.
+    ///
+    /// # Errors
+    /// As [`Pages::turn`].
+    pub fn turn(&self, pages: &mut Pages, object: &str) -> Result<()> {
+        let keys = self.objects.iter().map(|listed| listed.key.as_str());
+        let names = keys.chain(self.prefixes.iter().map(String::as_str));
+        pages.turn(object, names, self.next.clone())
+    }
+}
+
 /// How far below its prefix a listing goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Depth {
@@ -163,6 +175,18 @@ pub struct UnfinishedPage {
     pub uploads: Vec<Unfinished>,
     /// Give this to [`Store::list_uploads`] for the next page; `None` on the last. See [`Pages`].
     pub next: Option<String>,
+}
+
+impl UnfinishedPage {
+    /// Turns to the next page of the listing of `object`.
+    ///
+    /// # Errors
+    /// As [`Pages::turn`].
+    pub fn turn(&self, pages: &mut Pages, object: &str) -> Result<()> {
+        let first = self.uploads.first().map(|first| &first.upload);
+        let first = first.map(|upload| (upload.key.as_str(), upload.id.as_str()));
+        pages.turn_uploads(object, first, self.next.clone())
+    }
 }
 
 /// A part that was uploaded.

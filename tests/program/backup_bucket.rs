@@ -178,6 +178,64 @@ fn a_listing_that_comes_back_to_a_page_is_an_error() {
     assert_eq!(pages, 3 * 2);
 }
 
+/// A page of a listing, which goes on at `next`.
+fn page(keys: &[String], next: &str) -> String {
+    let keys: String = keys
+        .iter()
+        .map(|key| format!("<Contents><Key>pre/backups/{key}</Key><Size>1</Size></Contents>"))
+        .collect();
+    format!(
+        "<ListBucketResult><IsTruncated>true</IsTruncated>{keys}\
+         <NextContinuationToken>{next}</NextContinuationToken></ListBucketResult>"
+    )
+}
+
+#[test]
+fn a_listing_that_does_not_advance_is_an_error() {
+    let place = Place::s3();
+    let server = place.server.as_ref().unwrap();
+    backup(&place, 1, "/w", 40 * 24 * HOUR, WEEK);
+    let before = place.keys();
+    let key = |number| format!("{}/data.sqsh", id(number));
+    type Pages = fn(u32) -> Vec<u32>;
+    for (name, pages, said) in [
+        ("the same again", (|_| vec![5]) as Pages, "does not advance"),
+        ("back and on", |page| vec![[5, 4, 6][page as usize % 3]], "does not advance"),
+        ("backwards", |page| vec![5000 - page], "does not advance"),
+        ("nothing", |_| vec![], "nothing on page after page"),
+    ] {
+        for arguments in [&["list"][..], &["prune", "--keep-last", "1"], &["prune", "--orphans"]] {
+            for number in 0..1200 {
+                let keys: Vec<_> = pages(number).into_iter().map(key).collect();
+                server.inject(Fault::Answer(page(&keys, &format!("t{number}"))), 1);
+            }
+            let told = refused(&place, arguments);
+            assert!(told.contains(said), "{name}, {arguments:?}: {told}");
+            server.heal();
+            assert_eq!(place.keys(), before, "{name}, {arguments:?}");
+        }
+    }
+    // Empty pages that lead somewhere are as good as none.
+    for number in 0..50 {
+        server.inject(Fault::Answer(page(&[], &format!("a{number}"))), 1);
+    }
+    let (code, listed) = place.json(&["list"]);
+    assert_eq!((code, listed.len()), (0, 1), "{listed:?}");
+    let upload = "<Upload><Key>pre/backups/x</Key><UploadId>u</UploadId></Upload>";
+    for number in 0..1200 {
+        server.inject(
+            Fault::Answer(format!(
+                "<ListMultipartUploadsResult><IsTruncated>true</IsTruncated>{upload}\
+                 <NextKeyMarker>pre/backups/x{number}</NextKeyMarker></ListMultipartUploadsResult>"
+            )),
+            1,
+        );
+    }
+    let told = refused(&place, &["prune", "--uploads"]);
+    server.heal();
+    assert!(told.contains("does not advance"), "{told}");
+}
+
 #[test]
 fn an_answer_that_is_no_listing_is_not_an_empty_bucket() {
     let place = Place::s3();
