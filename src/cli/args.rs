@@ -13,6 +13,7 @@ use crate::backup::default_cache_memory;
 use crate::cache::DiskLimit;
 use crate::environment::Environment;
 use crate::failure::{Code, Failure};
+use crate::store::parse_host;
 
 /// What `-h` ends with.
 const EXAMPLES: &str = "\
@@ -148,7 +149,7 @@ pub(crate) struct StoreArgs {
     pub(crate) timeout: u64,
 
     /// Follow redirects from an http(s) source to this host, too; can be given several times.
-    #[arg(long, value_name = "HOST")]
+    #[arg(long, value_name = "HOST", value_parser = parse_host)]
     pub(crate) allow_redirects_to: Vec<String>,
 }
 

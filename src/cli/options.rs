@@ -10,6 +10,7 @@ use super::spans::parse_seconds;
 use crate::failure::{Code, Failure};
 use crate::overlay::IdRange;
 use crate::server::MountRequest;
+use crate::store::parse_host;
 
 /// Options that speak to mount(8), systemd or fstab and mean nothing here.
 const NOT_OURS: &[&str] = &[
@@ -232,7 +233,12 @@ impl MountOption {
             // mount(8) keeps `suid` and `dev` from its helpers: they are its own default.
             "allow_suid" => request.flags.push("suid".into()),
             "allow_dev" => request.flags.push("dev".into()),
-            "allow_redirects_to" => request.source.allow_redirects_to.push(self.text()?),
+            "allow_redirects_to" => {
+                let host = parse_host(&self.text()?).map_err(|reason| {
+                    Failure::new(Code::Usage, format!("allow_redirects_to: {reason}"))
+                })?;
+                request.source.allow_redirects_to.push(host);
+            }
             flag if FLAGS.contains(&flag) => request.flags.push(flag.to_owned()),
             other if NOT_OURS.contains(&other) => {}
             other if other.starts_with("x-") || other.starts_with("comment") => {}

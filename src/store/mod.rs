@@ -51,6 +51,7 @@ pub use options::{StoreDefaults, StoreOptions};
 pub use pages::Pages;
 pub use presigned::PresignedUrls;
 pub use redirect::Refused;
+pub use redirect::parse_host;
 pub use refusal::{Refusal, Right};
 pub use source::Source;
 

@@ -108,7 +108,7 @@ impl Guard {
             // Empty still.
             let _ = place.set(near(address).into_iter().collect());
         }
-        let allowed = allowed.iter().map(|host| normal(host)).collect();
+        let allowed = allowed.iter().filter_map(|host| parse_host(host).ok()).collect();
         Arc::new(Self { source: source.clone(), allowed, proxies: proxies(environment), place })
     }
 
@@ -200,6 +200,34 @@ fn address_of(url: &Url) -> Option<IpAddr> {
         Host::Ipv4(v4) => Some(v4.into()),
         Host::Ipv6(v6) => Some(v6.into()),
         Host::Domain(_) => None,
+    }
+}
+
+/// A host that redirects may lead to, as it is compared.
+///
+/// # Errors
+/// Why `text` is none, in words that begin with it.
+pub fn parse_host(text: &str) -> Result<String, String> {
+    let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']'));
+    if let Ok(v6) = bare.unwrap_or(text).parse::<Ipv6Addr>() {
+        // As in a URL, which has each address in one spelling.
+        return Ok(normal(&Host::<String>::Ipv6(v6).to_string()));
+    }
+    let none = || {
+        format!(
+            "{text:?} is no host: it takes a name or an address alone, without scheme, user, port or path"
+        )
+    };
+    let name = text.strip_suffix('.').unwrap_or(text);
+    let is_plain = |c: char| c.is_alphanumeric() || matches!(c, '-' | '_' | '.') || !c.is_ascii();
+    if !name.chars().all(is_plain) || name.split('.').any(str::is_empty) {
+        return Err(none());
+    }
+    match Host::parse(name) {
+        Ok(Host::Domain(name)) => Ok(normal(&name)),
+        Ok(Host::Ipv4(v4)) if v4.to_string() == name => Ok(v4.to_string()),
+        Ok(Host::Ipv4(v4)) => Err(format!("{text:?} is an odd spelling of an address: write {v4}")),
+        Ok(Host::Ipv6(_)) | Err(_) => Err(none()),
     }
 }
 
@@ -311,5 +339,58 @@ mod tests {
         assert_eq!(local.filter("me.example", here.clone()), Ok(here.clone()));
         assert_eq!(local.filter("localhost", at(&["::1"])), Ok(at(&["::1"])));
         assert!(local.filter("files.example", at(&["169.254.169.254"])).is_err());
+    }
+    #[test]
+    fn a_host_is_taken_in_every_spelling_of_its_own_and_nothing_else_is() {
+        for (text, expected) in [
+            ("b.test", "b.test"),
+            ("B.Test.", "b.test"),
+            ("a_b-1.test", "a_b-1.test"),
+            ("bücher.example", "xn--bcher-kva.example"),
+            ("10.9.9.2", "10.9.9.2"),
+            ("fd09:0:0::1", "fd09::1"),
+            ("[FD09::0001]", "fd09::1"),
+            ("::ffff:10.9.9.2", "::ffff:a09:902"),
+        ] {
+            assert_eq!(parse_host(text).as_deref(), Ok(expected), "{text}");
+            let url: Url = match expected.contains(':') {
+                true => format!("http://[{expected}]/x"),
+                false => format!("http://{expected}/x"),
+            }
+            .parse()
+            .unwrap();
+            assert_eq!(normal(url.host_str().unwrap()), expected, "as in a URL");
+        }
+        for text in [
+            "",
+            ".",
+            "..",
+            "a..b",
+            ".a",
+            "*",
+            "*.test",
+            "b.test:80",
+            "http://b.test",
+            "b.test/",
+            "u@b",
+            "[b.test]",
+            "[10.9.9.2]",
+            "[fd09::1",
+            "fd09::1]",
+            "[fd09::1]:80",
+            "fe80::1%eth0",
+            "b test",
+            "b%2etest",
+            "168364290",
+            "0xa.9.9.2",
+            "10.2306",
+            "010.9.9.2",
+            "10.9.9.256",
+            "b.test,c.test",
+        ] {
+            let reason = parse_host(text).unwrap_err();
+            assert!(reason.starts_with(&format!("{text:?} is ")), "{reason}");
+        }
+        assert!(parse_host("168364290").unwrap_err().ends_with("write 10.9.9.2"));
     }
 }

@@ -417,6 +417,57 @@ fn a_redirect_to_another_host_is_named_and_followed_when_it_is_allowed() {
 }
 
 #[test]
+fn what_is_no_host_to_redirect_to_is_a_usage_error_and_every_spelling_of_one_is_taken() {
+    if !can_mount(
+        "what_is_no_host_to_redirect_to_is_a_usage_error_and_every_spelling_of_one_is_taken",
+    ) {
+        return;
+    }
+    let stuck = Stuck::new();
+    let from = S3Server::start(Config { keys: None, ..Config::new(stuck.bench.path("bucket")) });
+    let from = from.unwrap();
+    let target = stuck.mountpoint.to_str().unwrap();
+    let source = format!("{}/box/data.sqsh", from.url());
+    let mount = |host: &str, as_option: bool| {
+        let words = match as_option {
+            true => ["-o".into(), format!("allow_redirects_to={host}")],
+            false => ["--allow-redirects-to".into(), host.into()],
+        };
+        let mut command = stuck.bench.thawfs();
+        command.args(["mount", &source, target, "--timeout", "2"]).args(words).output().unwrap()
+    };
+    for host in ["b.test:8000", "http://b.test", "b.test/x", "*", "", "168364290", "0x7f.1", "[b]"]
+    {
+        for as_option in [false, true] {
+            let output = mount(host, as_option);
+            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert_eq!(output.status.code(), Some(2), "{host:?}: {said}");
+            assert!(said.contains(&format!("{host:?} is ")) || host.is_empty(), "{host:?}: {said}");
+        }
+    }
+    assert!(from.log().is_empty());
+    let port = stuck.server.url().rsplit(':').next().unwrap().to_owned();
+    let redirect = |host: &str| Fault::Redirect(format!("http://{host}:{port}/box/data.sqsh"));
+    from.inject(redirect("localhost"), usize::MAX);
+    for host in ["LocalHost", "localhost.", "LOCALHOST."] {
+        for as_option in [false, true] {
+            let output = mount(host, as_option);
+            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert!(output.status.success(), "{host}: {said}");
+            stuck.unmount();
+        }
+    }
+    // Nobody listens there; but it is asked.
+    from.heal();
+    from.inject(redirect("[fd09::1]"), usize::MAX);
+    for host in ["fd09::1", "[fd09::1]", "FD09:0:0::0001", "[fd09:0:0:0:0:0:0:1]"] {
+        let output = mount(host, host.len() % 2 == 0);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(said.contains("fd09::1]") && !said.contains("another host"), "{host}: {said}");
+    }
+}
+
+#[test]
 fn writes_that_wait_for_a_copy_take_no_memory_and_lose_nothing() {
     if !can_mount("writes_that_wait_for_a_copy_take_no_memory_and_lose_nothing") {
         return;
