@@ -11,13 +11,14 @@ use http::header::{AUTHORIZATION, CONTENT_LENGTH, HeaderMap, HeaderValue};
 use http::{Method, response};
 use object_store::aws::AwsAuthorizer;
 use object_store::client::{HttpClient, HttpError, HttpErrorKind, HttpRequest, HttpResponseBody};
+use parking_lot::Mutex;
 use tokio::time::{Instant, sleep_until, timeout_at};
 use url::Url;
 
 use super::counters::{Tally, add};
 use super::credentials::Credentials;
 use super::error::root_cause;
-use super::redirect::Refused;
+use super::redirect::{self, Refused};
 use super::refusal::{Asked, Right, classify};
 use super::{Error, Pace, Result, StoreOptions};
 
@@ -52,11 +53,19 @@ pub(super) struct Call {
     pub(super) body: Bytes,
     /// Name of the object for messages.
     pub(super) object: String,
+    /// Host that redirects of the last attempt led to.
+    led_to: Mutex<Option<String>>,
 }
 
 impl Call {
     pub(super) fn new(method: Method, url: Url, object: String) -> Self {
-        Self { method, url, headers: HeaderMap::new(), body: Bytes::new(), object }
+        let (headers, body, led_to) = Default::default();
+        Self { method, url, headers, body, object, led_to }
+    }
+
+    /// Host and port that are asked: by redirects, another than that of the URL.
+    fn host(&self) -> String {
+        self.led_to.lock().clone().unwrap_or_else(|| host_of(&self.url))
     }
 }
 
@@ -214,7 +223,12 @@ impl Exchange {
         }
         let sending = Duration::from_secs(call.body.len() as u64 / SLOWEST);
         let sent = Instant::now();
-        match timeout_at(limits.until(sending), self.client.execute(request)).await {
+        let (answer, led_to) = redirect::following(async {
+            timeout_at(limits.until(sending), self.client.execute(request)).await
+        })
+        .await;
+        *call.led_to.lock() = led_to.as_ref().map(host_of);
+        match answer {
             Ok(Ok(response)) => {
                 self.reached.store(true, Relaxed);
                 Ok(response.into_parts())
@@ -413,7 +427,7 @@ fn broken(call: &Call, error: &HttpError) -> Error {
     }
     match error.kind() {
         HttpErrorKind::Decode => Error::BadAnswer { object, reason: root_cause(error) },
-        _ => Error::Connect { host: host_of(&call.url), reason: root_cause(error) },
+        _ => Error::Connect { host: call.host(), reason: root_cause(error) },
     }
 }
 

@@ -4,6 +4,7 @@
 //! to hosts nobody named, nor to what only this machine can reach, such as the metadata service of a
 //! cloud, whatever name they give it.
 
+use std::cell::RefCell;
 use std::error::Error;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, OnceLock};
@@ -33,6 +34,9 @@ pub enum Refused {
         /// Its address.
         address: IpAddr,
     },
+    /// To what is fetched otherwise than by HTTP.
+    #[error("{0}://, which is not HTTP")]
+    NotHttp(String),
     /// From https to http.
     #[error("{0} without encryption")]
     Downgraded(String),
@@ -89,6 +93,21 @@ fn embedded(address: Ipv6Addr) -> Option<Ipv4Addr> {
     Some(Ipv4Addr::from(u32::from(high) << 16 | u32::from(low)))
 }
 
+tokio::task_local! {
+    /// Where redirects have led the request that this task waits for.
+    static LED_TO: RefCell<Option<Url>>;
+}
+
+/// Waits for a request, and says where redirects have led it, if they have: the library tells that neither
+/// of an answer nor of an error.
+pub(super) async fn following<T>(request: impl Future<Output = T>) -> (T, Option<Url>) {
+    let scope = async {
+        let answer = request.await;
+        (answer, LED_TO.with(RefCell::take))
+    };
+    LED_TO.scope(RefCell::default(), scope).await
+}
+
 /// Decides about the redirects of one source.
 #[derive(Debug)]
 pub(super) struct Guard {
@@ -117,7 +136,11 @@ impl Guard {
         let guard = Arc::clone(self);
         Policy::custom(move |attempt: Attempt<'_>| -> Action {
             match guard.check(attempt.url(), attempt.previous()) {
-                Ok(()) => attempt.follow(),
+                Ok(()) => {
+                    // Outside of `following` nobody asks.
+                    let _ = LED_TO.try_with(|to| to.replace(Some(attempt.url().clone())));
+                    attempt.follow()
+                }
                 Err(refused) => attempt.error(refused),
             }
         })
@@ -125,6 +148,9 @@ impl Guard {
 
     fn check(&self, to: &Url, before: &[Url]) -> Result<(), Refused> {
         let host = to.host_str().map(normal).unwrap_or_default();
+        if !["http", "https"].contains(&to.scheme()) {
+            return Err(Refused::NotHttp(to.scheme().to_owned()));
+        }
         if to.scheme() != "https" && before.iter().any(|url| url.scheme() == "https") {
             return Err(Refused::Downgraded(host));
         }
@@ -267,6 +293,8 @@ mod tests {
             ("http://a.example/x", "https://a.example/y", Ok(())),
             ("https://a.example/x", "http://a.example/y", Err("a.example without encryption")),
             ("https://a.example/x", "https://files.example/y", Ok(())),
+            ("http://a.example/x", "ftp://a.example/y", Err("ftp://, which is not HTTP")),
+            ("http://a.example/x", "file:///etc/passwd", Err("file://, which is not HTTP")),
             ("https://a.example/x", "http://files.example/y", Err("files.example without")),
             ("https://a.example/x", "https://b.a.example/y", Err("another host, b.a.example, w")),
             (

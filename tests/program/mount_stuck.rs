@@ -417,6 +417,41 @@ fn a_redirect_to_another_host_is_named_and_followed_when_it_is_allowed() {
 }
 
 #[test]
+fn a_failure_behind_a_redirect_names_who_was_asked() {
+    if !can_mount("a_failure_behind_a_redirect_names_who_was_asked") {
+        return;
+    }
+    let stuck = Stuck::new();
+    let from = S3Server::start(Config { keys: None, ..Config::new(stuck.bench.path("bucket")) });
+    let from = from.unwrap();
+    let to = S3Server::start(Config { keys: None, ..Config::new(stuck.bench.path("bucket")) });
+    let port = to.as_ref().unwrap().url().rsplit(':').next().unwrap().to_owned();
+    // Plain HTTP there, where TLS is asked for.
+    let tls = format!("https://localhost:{port}/box/data.sqsh");
+    let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let closed_port = closed.local_addr().unwrap().port();
+    drop(closed);
+    for (location, said) in [
+        (format!("http://localhost:{closed_port}/x"), format!("talk to localhost:{closed_port}: ")),
+        (tls, format!("cannot talk to localhost:{port}: ")),
+        ("http://no.such.host.invalid/x".into(), "cannot talk to no.such.host.invalid: ".into()),
+        ("ftp://localhost/x".into(), "redirects to ftp://, which is not HTTP".into()),
+    ] {
+        from.inject(Fault::Redirect(location.clone()), usize::MAX);
+        let source = format!("{}/box/data.sqsh", from.url());
+        let allow = ["--allow-redirects-to=localhost", "--allow-redirects-to=no.such.host.invalid"];
+        let words = ["mount", &source, stuck.mountpoint.to_str().unwrap(), "--timeout", "3"];
+        let output = stuck.bench.thawfs().args(words).args(allow).output().unwrap();
+        from.heal();
+        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(8), "{location}: {told}");
+        assert!(told.contains(&said), "{location}: {told}");
+        let named = from.url().replace("http://", "cannot talk to ");
+        assert!(!told.contains(&named), "{location}: {told}");
+    }
+}
+
+#[test]
 fn what_is_no_host_to_redirect_to_is_a_usage_error_and_every_spelling_of_one_is_taken() {
     if !can_mount(
         "what_is_no_host_to_redirect_to_is_a_usage_error_and_every_spelling_of_one_is_taken",
