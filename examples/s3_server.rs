@@ -1,7 +1,7 @@
 //! Serves a directory of buckets over the S3 protocol, with the delay and bandwidth of a network.
 //!
-//! For benchmarks: `cargo run --release --example s3_server -- --root DIR --latency 20ms
-//! --bandwidth 100MB`.
+//! For benchmarks: `cargo run --release --example s3_server -- --root DIR --latency 20
+//! --bandwidth 100` (milliseconds to the first byte, megabytes per second and connection).
 
 #[path = "../tests/support/s3/mod.rs"]
 mod s3;

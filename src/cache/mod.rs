@@ -3,6 +3,44 @@
 //! [`Blob`] is the seam between the archive reader above and the bytes below it. Its verbs tell
 //! their cost: [`Blob::get`] looks in memory and never blocks, [`Blob::fetch`] may go to the
 //! disk and to the network. A [`CacheDir`] keeps what was fetched beyond this process.
+//!
+//! | file | idea |
+//! | --- | --- |
+//! | `file` | blobs that need no cache: a file on this machine, bytes in memory |
+//! | `remote`, `opening`, `state` | a blob in a store: what it is, how it begins, what changes of it, under one lock |
+//! | `plan`, `joint` | arithmetic: which chunks a range is in, which requests bring them; putting ranges together again |
+//! | `run`, `landing` | a run of chunks on its way, whom it wakes, and the work that brings it |
+//! | `memory` | chunks in memory, within a budget |
+//! | `disk/` | chunks on this machine's disk, between mounts and shared by them |
+//! | `readahead`, `nearby`, `surroundings` | who reads in sequence, many things that lie together, small files all over |
+//! | `trace`, `warm` | what the last mount read first; bringing that, or everything, to the disk |
+//! | `again`, `failures` | what came and made no sense; what was waited for in vain |
+//! | `waiting` | whether a thread may wait for the store, and since when it does |
+//!
+//! **What is kept where.** A chunk is an aligned slice of the object, 64 KiB unless told otherwise, at the same
+//! number in memory, on disk and in a trace. Memory holds what was read lately and what is ahead of readers;
+//! the disk holds whatever came, as long as there is room. Decoded blocks are the reader's own, above.
+//!
+//! **The life of a chunk.** *Absent*, it is booked with its neighbours as a run, which takes room in memory in
+//! advance. *On its way*, from the store or from disk, whoever asks joins the run. It *lands* in memory, wakes
+//! those who wait, and is given to the disk's thread to be written. In memory it is *ahead* until it is read
+//! for the first time, and then among the *read*, which go first where room is needed. One that does not
+//! decode is dropped from everywhere and fetched once more.
+//!
+//! **Fetching ahead.** Three recognize what a reader does, each by itself, and only say what would be worth it:
+//! `readahead` the next bytes of a sequence, `nearby` the region around a read, `surroundings` regions
+//! farther off, for the disk alone. `remote` asks all three under its lock when something is read, and
+//! books what of their answers is absent and allowed. `warm` comes from elsewhere: on a thread of its own,
+//! with few requests at a time, fewer while a reader waits.
+//!
+//! **Backpressure.** Everything on its way counts against the budget of memory, whoever wants it, and three
+//! quarters of that are the most that may be ahead; what nobody may ever read is not fetched while half of
+//! it is on its way. The disk's queue is bounded, and what does not fit is not written. Readers are never
+//! held back: what they wait for is sent at once, first on the wire, and may exceed the budget.
+//!
+//! **Waiting.** A run can be waited for by any number of threads, as long as the store has for an answer; the
+//! time counts once for a chunk, whoever asks again (`failures`). Threads that must not wait for the store
+//! are told so before anything is sent (`waiting`).
 
 mod again;
 mod counters;
