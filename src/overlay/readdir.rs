@@ -14,7 +14,6 @@
 //! directory needs the room: so a listing costs memory by what the upper holds.
 
 use std::ffi::OsStr;
-use std::hash::{DefaultHasher, Hasher};
 use std::num::NonZeroUsize;
 use std::ops::ControlFlow;
 use std::os::fd::OwnedFd;
@@ -26,6 +25,7 @@ use lru::LruCache;
 use parking_lot::Mutex;
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
+use twox_hash::XxHash3_64;
 
 use super::Overlay;
 use super::attr::Attr;
@@ -131,9 +131,8 @@ impl Halves {
 
 /// Where a name that only the upper has comes in a listing, with room for collisions at the end.
 fn position_of(name: &[u8]) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    hasher.write(name);
-    (hasher.finish() >> 3).max(UPPER_HALF)
+    // The same after an update, since clients of an export keep their place over a restart.
+    (XxHash3_64::oneshot(name) >> 3).max(UPPER_HALF)
 }
 
 /// The listings that are under way: what is kept spares listing the upper half again for each part.

@@ -1,7 +1,6 @@
 //! Locks on files and directories that last as long as whoever holds them, on one machine.
 
 use std::fs::{File, OpenOptions};
-use std::hash::{Hash, Hasher};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
@@ -10,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
+use twox_hash::XxHash3_64;
 
 /// A lock that lasts as long as the value.
 #[derive(Debug)]
@@ -73,11 +73,10 @@ fn is_at(file: &File, path: &Path) -> bool {
     file.metadata().and_then(same).unwrap_or(false)
 }
 
-/// The name of a lock or note for `path`, whatever its length.
+/// The name of a lock or note for `path`, whatever its length: the same for every build of the program, or two of
+/// them would not wait for each other.
 pub(super) fn hash_of(path: &Path) -> String {
-    let mut hasher = std::hash::DefaultHasher::new();
-    path.as_os_str().as_bytes().hash(&mut hasher);
-    format!("{:016x}", hasher.finish())
+    format!("{:016x}", XxHash3_64::oneshot(path.as_os_str().as_bytes()))
 }
 
 /// Locks the file `path`, and waits for it where somebody else has it locked; calls `waiting` once if that
@@ -105,6 +104,14 @@ pub(super) fn wait_for(path: &Path, waiting: impl FnOnce()) -> io::Result<Lock> 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn names_are_the_same_in_every_build() {
+        // By XXH3 of 64 bits, as its reference has it.
+        assert_eq!(hash_of(Path::new("")), "2d06800538d394c2");
+        assert_eq!(hash_of(Path::new("/mnt")), "1000291d1cc55464");
+        assert_ne!(hash_of(Path::new("/mnt/")), "1000291d1cc55464");
+    }
 
     #[test]
     fn a_lock_is_held_by_one_at_a_time_and_leaves_no_file() {

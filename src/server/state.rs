@@ -222,12 +222,27 @@ impl StateDir {
     /// Takes a note away: the directory is gone.
     pub fn forget(&self, note: &Note) {
         // A note of what is not there is harmless, and found by whoever clears up.
-        let _ = std::fs::remove_file(self.root.join("notes").join(hash_of(note.path())));
+        let named = std::fs::remove_file(self.root.join("notes").join(hash_of(note.path())));
+        if named.is_err() {
+            // An earlier program gave it another name.
+            let noted = self.noted().unwrap_or_default().into_iter();
+            noted.filter(|(_, other)| other == note).for_each(|(path, _)| {
+                let _ = std::fs::remove_file(path);
+            });
+        }
     }
 
     /// Every note that can be read.
     pub(super) fn notes(&self) -> io::Result<Vec<Note>> {
-        let read = |path: PathBuf| serde_json::from_slice(&std::fs::read(path).ok()?).ok();
+        Ok(self.noted()?.into_iter().map(|(_, note)| note).collect())
+    }
+
+    /// The same with their files.
+    fn noted(&self) -> io::Result<Vec<(PathBuf, Note)>> {
+        let read = |path: PathBuf| {
+            let note = serde_json::from_slice(&std::fs::read(&path).ok()?).ok()?;
+            Some((path, note))
+        };
         Ok(self.list("notes")?.into_iter().filter_map(read).collect())
     }
 }
@@ -417,6 +432,13 @@ mod tests {
         let note = Note::Work { path: "/x/.up.work".into(), upper: "/x/up".into() };
         state.note(&note).unwrap();
         state.note(&note).unwrap();
+        assert_eq!(state.notes().unwrap(), std::slice::from_ref(&note));
+        state.forget(&note);
+        assert_eq!(state.notes().unwrap(), []);
+        // By another program, which had another hash.
+        state.note(&note).unwrap();
+        let file = state.list("notes").unwrap().remove(0);
+        std::fs::rename(&file, file.with_file_name("0123456789abcdef")).unwrap();
         assert_eq!(state.notes().unwrap(), std::slice::from_ref(&note));
         state.forget(&note);
         assert_eq!(state.notes().unwrap(), []);
