@@ -32,7 +32,7 @@ pub struct Counters {
     pub disk_dropped: u64,
     /// Chunks fetched once more, because what had come of them made no sense.
     pub fetched_again: u64,
-    /// Chunks that a reader waited for in vain, as long as the store has.
+    /// Reads that waited for chunks in vain, as long as the store has.
     pub timeouts: u64,
     /// Requests that failed.
     pub failures: u64,

@@ -122,11 +122,11 @@ impl Inner {
         if asked.elapsed() < deadline / 2 {
             return error;
         }
+        state.counters.timeouts += 1;
         for (chunk, flight) in flights {
             // Once: who goes on asking gets all of the time again after a while.
             if !flight.has_landed() && !state.failures.has(*chunk, asked, deadline) {
                 state.failures.note(*chunk..*chunk + 1, &error);
-                state.counters.timeouts += 1;
             }
         }
         error

@@ -90,7 +90,7 @@ pub struct ChunkReport {
     /// Chunks fetched once more, because what had come of them made no sense.
     #[serde(default)]
     pub fetched_again: u64,
-    /// Chunks that a reader waited for in vain, as long as the store has.
+    /// Reads that waited for chunks in vain, as long as the store has.
     #[serde(default)]
     pub timeouts: u64,
     /// Bytes held now.

@@ -191,7 +191,7 @@ fn what_is_mounted_inside_a_live_mount_is_named_and_left_alone() {
     assert_eq!(std::fs::read(nest.outer.join("script")).unwrap().get(..2), Some(&b"#!"[..]));
     unmount(&nest.inner, UnmountFlags::empty()).unwrap();
     eventually("the server has ended", || nest.bench.servers().is_empty());
-    assert_eq!(nest.bench.mounted(), [hidden.clone()]);
+    assert_eq!(nest.bench.mounted(), std::slice::from_ref(&hidden));
 
     // Named from the innermost, all of them go.
     nest.mount(&nest.outer);
@@ -199,7 +199,7 @@ fn what_is_mounted_inside_a_live_mount_is_named_and_left_alone() {
     nest.refused(&["unmount", outer], BUSY);
     nest.bench.ok(&["unmount", "--lazy", inner, outer]);
     eventually("the servers have ended", || nest.bench.servers().is_empty());
-    assert_eq!(nest.bench.mounted(), [hidden.clone()]);
+    assert_eq!(nest.bench.mounted(), std::slice::from_ref(&hidden));
     unmount(&hidden, UnmountFlags::empty()).unwrap();
     nest.bench.assert_nothing_left();
 }
