@@ -23,7 +23,7 @@ const SECRET_VARIABLES: [&str; 3] =
 
 /// Where an archive is, how to reach it, and what memory its caches may take. Serialised only
 /// through a pipe: a presigned URL is a secret.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SourceRequest {
     /// As [`Source`] reads it.
     pub source: String,

@@ -17,6 +17,7 @@ mod mount;
 mod mount_helper;
 mod options;
 mod output;
+mod remount;
 mod restore;
 mod spans;
 mod status;

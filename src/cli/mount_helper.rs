@@ -7,15 +7,12 @@ use std::ffi::{OsStr, OsString};
 use std::path::Path;
 use std::process::ExitCode;
 
-use rustix::fs::StatVfsMountFlags;
-use rustix::mount::MountFlags;
-
 use super::args::disk_limit_of_environment;
 use super::mount::{find_mountpoint, start};
 use super::options::{self, MountOption};
 use super::output::Output;
+use super::remount::remount;
 use crate::backup::SourceRequest;
-use crate::directory::Directory;
 use crate::failure::{Code, Failure};
 use crate::server::MountRequest;
 
@@ -77,7 +74,7 @@ fn mount(invocation: Invocation, output: &Output) -> Result<(), Failure> {
     };
     let mountpoint = Path::new(mountpoint);
     if invocation.options.iter().any(|option| option.is("remount")) {
-        return remount(mountpoint, &invocation.options);
+        return remount(mountpoint, &invocation.options, invocation.sloppy);
     }
     let disk_cache = disk_limit_of_environment()?;
     let source = SourceRequest { disk_cache, ..SourceRequest::new(source.to_string_lossy()) };
@@ -92,45 +89,4 @@ fn mount(invocation: Invocation, output: &Output) -> Result<(), Failure> {
         return find_mountpoint(mountpoint).map(drop);
     }
     start(request, false, output)
-}
-
-/// `mount -o remount,ro|rw DIR`: the kernel holds these flags, the server need not know; what it does
-/// know, as it keeps it itself, stays. To the kernel a flag that is not named is one to take away; to
-/// whoever remounts, it is none of the matter.
-fn remount(mountpoint: &Path, options: &[MountOption]) -> Result<(), Failure> {
-    let failed = |error: std::io::Error| {
-        Failure::new(Code::Fuse, format!("cannot remount {}: {error}", mountpoint.display()))
-    };
-    options.iter().try_for_each(MountOption::check_kept)?;
-    let directory = Directory::open(mountpoint).map_err(failed)?;
-    let now = rustix::fs::fstatvfs(&directory).map_err(|errno| failed(errno.into()))?.f_flag;
-    let mut flags = MountFlags::empty();
-    for (on, off, flag, held) in [
-        ("ro", &["rw"][..], MountFlags::RDONLY, StatVfsMountFlags::RDONLY),
-        ("nosuid", &["suid", "allow_suid"], MountFlags::NOSUID, StatVfsMountFlags::NOSUID),
-        ("nodev", &["dev", "allow_dev"], MountFlags::NODEV, StatVfsMountFlags::NODEV),
-        ("noexec", &["exec"], MountFlags::NOEXEC, StatVfsMountFlags::NOEXEC),
-        ("noatime", &["atime"], MountFlags::NOATIME, StatVfsMountFlags::NOATIME),
-        ("nodiratime", &["diratime"], MountFlags::NODIRATIME, StatVfsMountFlags::NODIRATIME),
-        ("sync", &["async"], MountFlags::SYNCHRONOUS, StatVfsMountFlags::SYNCHRONOUS),
-    ] {
-        let is_off = |option: &MountOption| off.iter().any(|off| option.is(off));
-        let last = options.iter().rev().find(|option| option.is(on) || is_off(option));
-        let is_set = now.contains(held);
-        let asked = last.map_or(is_set, |option| option.is(on));
-        if asked != is_set && (MountFlags::NOATIME | MountFlags::NODIRATIME).contains(flag) {
-            let name = if asked { on } else { off.first().copied().unwrap_or(on) };
-            let message = format!("{name} cannot be set while {} is mounted", mountpoint.display());
-            return Err(
-                Failure::new(Code::Usage, message).hint("unmount it, and mount it with that")
-            );
-        }
-        flags.set(flag, asked);
-    }
-    if !flags.contains(MountFlags::NOATIME) {
-        // Here alone, nothing means what was.
-        flags.insert(MountFlags::RELATIME);
-    }
-    rustix::mount::mount_remount(directory.proc_path(), flags, c"")
-        .map_err(|errno| failed(errno.into()))
 }

@@ -98,6 +98,19 @@ impl MountOption {
         self.name == name
     }
 
+    /// What it is called.
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// As the kernel would show it among a mount's options.
+    pub(super) fn shown(&self) -> String {
+        match &self.value {
+            Some(value) => format!("{}={}", self.name, value.to_string_lossy()),
+            None => self.name.clone(),
+        }
+    }
+
     /// Refuses what says where a mount's files come from or its changes go, for a restore, which knows
     /// both.
     pub(super) fn check_restorable(&self) -> Result<(), Failure> {

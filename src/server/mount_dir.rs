@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::locks::Lock;
 use super::record::Record;
+use super::request::MountRequest;
 use super::state::write_json;
 use crate::removal::remove_tree_at;
 
@@ -27,6 +28,17 @@ impl MountDir {
 
     pub(super) fn read_record(&self) -> Option<Record> {
         serde_json::from_slice(&std::fs::read(self.path.join("mount.json")).ok()?).ok()
+    }
+
+    /// Writes down what the mount was asked for with: the answer of [`MountRequest::on_record`].
+    pub(super) fn write_options(&self, request: &MountRequest) -> io::Result<()> {
+        write_json(&self.path.join("options.json"), request)
+    }
+
+    /// What the mount was asked for with, but for its source; `None` where that is not on record, or in
+    /// another version's words.
+    pub fn read_options(&self) -> Option<MountRequest> {
+        serde_json::from_slice(&std::fs::read(self.path.join("options.json")).ok()?).ok()
     }
 
     /// Where it lies.

@@ -11,8 +11,9 @@ use crate::directory::DirectoryId;
 use crate::failure::{Code, Failure};
 use crate::{fuse, names};
 
-/// What to mount, where and how. Serialised only through a pipe: the source can hold a secret.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+/// What to mount, where and how. Serialised only through a pipe, as the source can hold
+/// a secret, or without it as [`Self::on_record`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MountRequest {
     /// The archive.
     pub source: SourceRequest,
@@ -55,7 +56,7 @@ pub struct MountRequest {
 }
 
 /// Which directories the paths of a [`MountRequest`] lead to. A server uses no others.
-#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Found {
     /// That of [`MountRequest::mountpoint`].
     pub mountpoint: Option<DirectoryId>,
@@ -86,6 +87,20 @@ impl MountRequest {
             max_nodes: None,
             share_trace: false,
             fill: None,
+        }
+    }
+
+    /// What is written down of it once it is a mount of `options`: without the source, which can hold a
+    /// secret, and with what was not asked for as it came to be.
+    pub(super) fn on_record(&self, options: &fuse::MountOptions) -> Self {
+        Self {
+            source: SourceRequest { source: String::new(), ..self.source.clone() },
+            fsname: Some(options.fsname.clone()),
+            allow_other: Some(options.allow_other),
+            entry_ttl: Some(options.entry_ttl),
+            attr_ttl: Some(options.attr_ttl),
+            max_nodes: Some(options.max_nodes),
+            ..self.clone()
         }
     }
 

@@ -119,7 +119,9 @@ pub(super) fn serve_in(
             None
         });
     let found = groups.found().to_vec();
-    let told = publish(&mount_dir, &record, found, tree, opened, faults).and_then(|()| {
+    let written = mount_dir.write_options(&request.on_record(&options));
+    let told = written.and_then(|()| publish(&mount_dir, &record, found, tree, opened, faults));
+    let told = told.and_then(|()| {
         let Record { mountpoint, source, pid, upper, .. } = record;
         ready(
             Ready { mountpoint, source, pid, upper, hides_files, warnings },

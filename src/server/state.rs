@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! STATE/mounts/ID/mount.json   what is mounted where (a [`Record`])
+//!                 options.json what it was asked for with, but for the source (a `MountRequest`)
 //!                 lock         held exclusively by the server for as long as it lives
 //!                 control      its socket
 //!                 log          what it had to say

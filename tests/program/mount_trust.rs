@@ -4,7 +4,7 @@ use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::support::mount::{Bench, can_mount_with, write_tree};
+use crate::support::mount::{Bench, can_mount, can_mount_with, write_tree};
 use crate::support::surrounding::Need;
 use crate::support::words::{NOBODY, as_nobody, said, text};
 
@@ -122,6 +122,151 @@ fn a_remount_changes_what_it_names_alone() {
         assert_eq!(options(), then, "{asked}");
     }
     assert_eq!(gains(&bench, &mountpoint), [false; 3]);
+    bench.ok(&["unmount", text(&mountpoint)]);
+    bench.assert_nothing_left();
+}
+
+/// The lines of `/proc/self/mounts` for what is mounted there.
+fn lines(mountpoint: &Path) -> Vec<String> {
+    let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
+    let lines = mounts.lines().filter(|line| line.contains(text(mountpoint)));
+    lines.map(str::to_owned).collect()
+}
+
+#[test]
+fn a_remount_refuses_by_name_what_it_cannot_change() {
+    let test = "a_remount_refuses_by_name_what_it_cannot_change";
+    if !can_mount_with(test, &[Need::Root, Need::Processes]) {
+        return;
+    }
+    let (bench, archive, mountpoint) = privileged();
+    let helper = |options: &str, more: &[&str]| {
+        let mut helper = bench.thawfs_as("mount.fuse.thawfs");
+        helper.args([text(&archive), text(&mountpoint)]).args(more).args(["-o", options]);
+        helper.output().unwrap()
+    };
+    let refused = |options: &str, more: &[&str], name: &str| {
+        let before = lines(&mountpoint);
+        let output = helper(options, more);
+        assert_eq!(output.status.code(), Some(1), "{options}: {}", said(&output));
+        assert!(said(&output).contains(name), "{options}: {}", said(&output));
+        assert_eq!(lines(&mountpoint), before, "{options}");
+    };
+    let same = |options: &str, more: &[&str]| {
+        let before = lines(&mountpoint);
+        let output = helper(options, more);
+        assert!(output.status.success(), "{options}: {}", said(&output));
+        assert_eq!(said(&output), "", "{options}");
+        assert_eq!(lines(&mountpoint), before, "{options}");
+    };
+    bench.ok(&["mount", text(&archive), text(&mountpoint)]);
+    for option in [
+        "upper=/x",
+        "upperdir=/x",
+        "workdir=/x",
+        "keep_upper",
+        "fsname=x",
+        "uid=5",
+        "gid=5",
+        "squash_to_uid=5",
+        "squash_to_gid=5",
+        "squash_to_root",
+        "uidmapping=0:5:1",
+        "gidmapping=0:5:1",
+        "no_passthrough",
+        "entry_ttl=1",
+        "attr_ttl=1",
+        "max_nodes=1",
+        "offset=1",
+        "cache_memory=1M",
+        "disk_cache=64M",
+        "share_trace",
+        "fill=1M",
+        "endpoint=x",
+        "region=x",
+        "profile=x",
+        "anonymous",
+        "virtual_host_style",
+        "timeout=1",
+        "allow_redirects_to=x",
+        "dirsync",
+        "strictatime",
+        "lazytime",
+        "bogus",
+        "bogus=1",
+        "uid=x",
+        "user_id=5",
+    ] {
+        let name = option.split('=').next().unwrap();
+        refused(&format!("remount,{option}"), &[], name);
+        refused(&format!("ro,{option},remount"), &[], name);
+    }
+    refused("remount,uid=5", &["-s"], "uid");
+    // What speaks to others, what the kernel shows of the mount, and what it has by default.
+    same("remount,defaults,nofail,_netdev,x-systemd.automount,comment=a,relatime", &[]);
+    same("rw,user_id=0,group_id=0,default_permissions,allow_other,nosuid,nodev,remount", &[]);
+    same("remount,timeout=30,max_nodes=160K,entry_ttl=365d,offset=0", &[]);
+    same("remount,bogus", &["-s"]);
+    bench.ok(&["unmount", text(&mountpoint)]);
+
+    // A line of fstab, with an upper named through a symlink.
+    let (upper, link) = (bench.directory("up,per"), bench.path("link"));
+    std::os::unix::fs::symlink(&upper, &link).unwrap();
+    let line = format!(
+        "rw,nofail,_netdev,x-a,upper={},uid=6,uid=5,gidmapping=0:0:1000,no_passthrough,dirsync,fsname=a b,\
+         allow_redirects_to=b,allow_redirects_to=a,attr_ttl=1h,timeout=5m",
+        text(&link)
+    );
+    let output = helper(&line, &[]);
+    assert!(output.status.success(), "{}", said(&output));
+    same(&format!("{line},remount"), &[]);
+    same(&format!("{line},remount,timeout=300,squash_to_uid=5,allow_redirects_to=a"), &[]);
+    for (option, name) in [("uid=6", "uid"), ("upper=/x", "upper"), ("timeout=1", "timeout")] {
+        refused(&format!("{line},remount,ro,{option}"), &[], &format!("{name} cannot be set"));
+    }
+    refused(&format!("{line},remount,allow_redirects_to=c"), &[], "allow_redirects_to");
+    let output = helper(&format!("{line},remount,ro"), &[]);
+    assert!(output.status.success(), "{}", said(&output));
+    assert!(std::fs::write(mountpoint.join("new"), "").is_err());
+    let output = helper(&format!("{line},remount"), &[]);
+    assert!(output.status.success(), "{}", said(&output));
+    std::fs::write(mountpoint.join("new"), "").unwrap();
+
+    // Of a server that wrote no options down: no change that somebody could believe in, nor a refusal.
+    let mounts = std::fs::read_dir(bench.state_dir().join("mounts")).unwrap();
+    for mount in mounts {
+        std::fs::remove_file(mount.unwrap().path().join("options.json")).unwrap();
+    }
+    let output = helper("remount,ro,uid=7", &[]);
+    assert!(output.status.success(), "{}", said(&output));
+    assert!(said(&output).contains("does not change uid"), "{}", said(&output));
+    assert!(std::fs::write(mountpoint.join("newer"), "").is_err());
+    refused("remount,bogus", &[], "bogus");
+    bench.ok(&["unmount", text(&mountpoint)]);
+
+    // Where there is no upper, there is nowhere to write to.
+    bench.ok(&["mount", text(&archive), text(&mountpoint), "--read-only"]);
+    same("remount,ro", &[]);
+    same("remount", &[]);
+    refused("remount,rw", &[], "rw cannot be set");
+    bench.ok(&["unmount", text(&mountpoint)]);
+    bench.assert_nothing_left();
+}
+
+#[test]
+fn what_a_mount_was_asked_for_with_holds_no_secret() {
+    if !can_mount("what_a_mount_was_asked_for_with_holds_no_secret") {
+        return;
+    }
+    let bench = Bench::new();
+    write_tree(&bench.directory("tree"));
+    let archive = bench.archive(&bench.path("tree"), "data.sqsh", &[]);
+    let mountpoint = bench.directory("mnt");
+    bench.ok(&["mount", text(&archive), text(&mountpoint), "-o", "attr_ttl=1h,fsname=shown"]);
+    let mount = std::fs::read_dir(bench.state_dir().join("mounts")).unwrap().next().unwrap();
+    let options = std::fs::read_to_string(mount.unwrap().path().join("options.json")).unwrap();
+    assert!(options.contains("3600") && options.contains("shown"), "{options}");
+    assert!(!options.contains("data.sqsh"), "the source may be a URL with a signature: {options}");
     bench.ok(&["unmount", text(&mountpoint)]);
     bench.assert_nothing_left();
 }

@@ -60,7 +60,7 @@ fn nothing_that_a_server_makes_is_open_for_others_to_write() {
         let (open, more) = open_to_others(&bench.cache_dir());
         assert_eq!(open, Vec::<PathBuf>::new());
         names.extend(more);
-        let mut expected = vec!["mount.json", "log", "control", "lock", "archives"];
+        let mut expected = vec!["mount.json", "options.json", "log", "control", "lock", "archives"];
         match &upper {
             None => expected.extend(["origin.json", "upper", "work"]),
             Some(upper) => {
