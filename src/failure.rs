@@ -79,7 +79,8 @@ impl Code {
     }
 }
 
-/// One failure, ready to be shown or sent as JSON: `{"code", "message", "hint"}`.
+/// One failure, ready to be shown or sent as JSON: `{"code", "message", "hint"}`, and `"list"` where there is
+/// one.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failure {
     /// What kind it is.
@@ -88,6 +89,9 @@ pub struct Failure {
     pub message: String,
     /// What to do about it, where we know.
     pub hint: Option<String>,
+    /// What all it concerns, where that is more than one line can name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub list: Vec<String>,
 }
 
 impl std::error::Error for Failure {}
@@ -95,6 +99,9 @@ impl std::error::Error for Failure {}
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.message)?;
+        if !self.list.is_empty() {
+            write!(f, ": {}", self.list.join(", "))?;
+        }
         match &self.hint {
             Some(hint) => write!(f, "; {hint}"),
             None => Ok(()),
@@ -105,7 +112,7 @@ impl fmt::Display for Failure {
 impl Failure {
     /// A failure without a hint.
     pub fn new(code: Code, message: impl Into<String>) -> Self {
-        Self { code, message: message.into(), hint: None }
+        Self { code, message: message.into(), hint: None, list: Vec::new() }
     }
 
     /// The same with a hint.
@@ -158,7 +165,8 @@ impl From<&store::Error> for Failure {
                 Code::Failed
             }
         };
-        Self { code, message: error.to_string(), hint: error.hint().map(Into::into) }
+        let hint = error.hint().map(Into::into);
+        Self { code, message: error.to_string(), hint, list: Vec::new() }
     }
 }
 
@@ -192,11 +200,20 @@ impl From<squashfs::Error> for Failure {
 
 impl From<squashfs::write::Error> for Failure {
     fn from(error: squashfs::write::Error) -> Self {
+        use squashfs::write::Error as E;
         let code = match &error {
-            squashfs::write::Error::Options(_) => Code::Usage,
+            E::Options(_) => Code::Usage,
             _ => Code::BackupCreateFailed,
         };
-        Self { code, message: error.to_string(), hint: error.hint() }
+        let hint = error.hint();
+        let (message, list) = match &error {
+            E::Unreadable { paths } => {
+                let list = paths.iter().map(|path| path.display().to_string()).collect();
+                ("permission denied".to_owned(), list)
+            }
+            error => (error.to_string(), Vec::new()),
+        };
+        Self { code, message, hint, list }
     }
 }
 
@@ -223,5 +240,15 @@ mod tests {
             })
         );
         assert_eq!(failure.to_string(), "x is no archive; look again");
+    }
+
+    #[test]
+    fn what_a_failure_lists_is_an_array_in_json() {
+        let mut failure = Failure::new(Code::Failed, "no").hint("look");
+        failure.list = vec!["a".into(), "b".into()];
+        let json = serde_json::to_value(&failure).unwrap();
+        assert_eq!(json["list"], serde_json::json!(["a", "b"]));
+        assert_eq!(serde_json::from_value::<Failure>(json).unwrap(), failure);
+        assert_eq!(failure.to_string(), "no: a, b; look");
     }
 }

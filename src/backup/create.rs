@@ -270,7 +270,7 @@ impl Backups {
         let mut failure = Failure {
             code: Code::BackupCreateFailed,
             message: format!("cannot back up {dir}: {}", failure.message),
-            hint: failure.hint,
+            ..failure
         };
         for name in [Self::METADATA, Self::ARCHIVE] {
             let object = self.object(id, name);

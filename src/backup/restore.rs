@@ -49,6 +49,6 @@ fn wrapped(id: &BackupId, failure: Failure) -> Failure {
     Failure {
         code: Code::BackupRestoreFailed,
         message: format!("cannot restore backup {id}: {}", failure.message),
-        hint: failure.hint,
+        ..failure
     }
 }

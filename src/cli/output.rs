@@ -55,7 +55,13 @@ impl Output {
             // The reader had enough (`thawfs ls … | head`): no failure of anybody.
             return ExitCode::from(failure.code.exit_status());
         }
-        say(&format!("thawfs: {failure}"));
+        if failure.list.is_empty() {
+            say(&format!("thawfs: {failure}"));
+        } else {
+            let first = Failure { list: Vec::new(), ..failure.clone() };
+            say(&format!("thawfs: {first}:"));
+            failure.list.iter().for_each(|item| say(&format!("  {item}")));
+        }
         ExitCode::from(failure.code.exit_status())
     }
 

@@ -2,10 +2,13 @@
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use crate::support::mount::{Bench, can_mount};
+use crate::support::surrounding::{Need, has, skip};
+use crate::support::words::{NOBODY, as_nobody, said, text};
 
 /// Clears a screen, rings, ends a line, in both sets of controls; turns the direction; is not UTF-8.
 const EVIL: &[u8] = b"e\x1b[2J\x07\n\r\xc2\x9b31m\xe2\x80\xae\xd8\x9c\xe2\x81\xa6\xff\x9bend";
@@ -147,6 +150,54 @@ fn what_a_bucket_says_of_its_backups_is_shown() {
     let listed = bench.ok(&["list", "--json", "--bucket", &bucket]);
     let listed: serde_json::Value = serde_json::from_str(&listed).unwrap();
     assert_eq!(listed["dir"], "/d\u{1b}[2J\u{202e}");
+}
+
+#[test]
+fn what_create_may_not_read_is_listed_line_by_line() {
+    if !has(Need::Root) {
+        return skip("what_create_may_not_read_is_listed_line_by_line", "it takes another user");
+    }
+    let bench = Bench::new();
+    let open = |path: &Path, mode| {
+        std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).unwrap();
+    };
+    open(&bench.path(""), 0o755);
+    let tree = bench.directory("tree");
+    std::fs::create_dir(tree.join("d\u{1b}[31m\nroot")).unwrap();
+    for name in ["may", "d\u{1b}[31m\nroot/x", "may-not"] {
+        std::fs::write(tree.join(name), "contents").unwrap();
+        open(&tree.join(name), if name == "may" { 0o644 } else { 0 });
+    }
+    let bucket = bench.directory("bucket");
+    let program = bench.path("thawfs");
+    std::fs::copy(env!("CARGO_BIN_EXE_thawfs"), &program).unwrap();
+    for path in [&bucket, &bench.directory("state")] {
+        std::os::unix::fs::chown(path, Some(NOBODY), Some(NOBODY)).unwrap();
+    }
+    let create = |more: &[&str]| {
+        as_nobody(&program)
+            .args(["create", text(&tree), "--bucket", &format!("file://{}", bucket.display())])
+            .args(more)
+            .env("THAWFS_STATE_DIR", bench.state_dir())
+            .env("HOME", bench.path(""))
+            .env_remove("XDG_CONFIG_HOME")
+            .output()
+            .unwrap()
+    };
+    let shown = tree.display();
+    let output = create(&["-q"]);
+    assert_eq!(output.status.code(), Some(18), "{}", said(&output));
+    let lines = said(&output);
+    let (first, list) = lines.split_once('\n').unwrap();
+    assert!(first.contains("permission denied") && first.contains("chmod -R a+rX"), "{lines}");
+    assert!(first.ends_with(':'), "{lines}");
+    assert_eq!(list, format!("  {shown}/d\\u{{1b}}[31m\\nroot/x\n  {shown}/may-not\n"));
+    let output = create(&["--json"]);
+    assert_eq!(output.status.code(), Some(18), "{}", said(&output));
+    let failure: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let files = ["d\u{1b}[31m\nroot/x", "may-not"].map(|name| format!("{shown}/{name}"));
+    assert_eq!(failure["list"], serde_json::json!(files));
+    assert!(!failure["message"].as_str().unwrap().contains("may-not"), "{failure}");
 }
 
 #[test]

@@ -1,6 +1,5 @@
 //! What can go wrong when a directory is packed.
 
-use std::fmt::Write as _;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -8,7 +7,7 @@ use std::path::{Path, PathBuf};
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// Files or directories that we may not read. All of them: the tree was searched to its end.
-    #[error("{}", list(.paths))]
+    #[error("permission denied: {}", list(.paths))]
     Unreadable {
         /// Each one's path, the packed directory's own in front.
         paths: Vec<PathBuf>,
@@ -75,10 +74,5 @@ impl Error {
 }
 
 fn list(paths: &[PathBuf]) -> String {
-    let mut message = String::from("permission denied:");
-    for path in paths {
-        // Writing to a string does not fail.
-        let _ = write!(message, "\n  {}", path.display());
-    }
-    message
+    paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
 }
