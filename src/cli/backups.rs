@@ -8,12 +8,85 @@ use serde::Serialize;
 use tokio::runtime::Runtime;
 
 use super::archive::{describe_json, describe_lines};
-use super::backup_args::{BucketArgs, DeleteArgs, ListArgs, PruneArgs, ShowArgs};
+use super::groups::BucketArgs;
 use super::output::{Output, human_bytes, human_time, say};
+use super::values::parse_duration;
 use crate::backup::{
     BackupEntry, BackupId, Backups, Deleted, Deletion, PruneRules, Pruned, start_runtime,
 };
 use crate::failure::Failure;
+use clap::Args;
+use std::num::NonZeroU32;
+use std::time::Duration;
+
+#[derive(Debug, Args)]
+pub(crate) struct ListArgs {
+    /// Only backups of this directory.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) dir: Option<String>,
+
+    #[command(flatten)]
+    pub(crate) bucket: BucketArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ShowArgs {
+    /// The backup's id.
+    #[arg(value_name = "ID")]
+    pub(crate) id: String,
+
+    #[command(flatten)]
+    pub(crate) bucket: BucketArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DeleteArgs {
+    /// Ids of backups, in full.
+    #[arg(value_name = "ID", required = true)]
+    pub(crate) ids: Vec<String>,
+
+    /// Only say what would be deleted.
+    #[arg(long, short = 'n')]
+    pub(crate) dry_run: bool,
+
+    #[command(flatten)]
+    pub(crate) bucket: BucketArgs,
+}
+
+/// `--expired` and `--older-than` add up; `--keep-last` protects from both, and alone selects all
+/// that it does not keep.
+#[derive(Debug, Args)]
+#[command(group = clap::ArgGroup::new("rules").required(true).multiple(true))]
+pub(crate) struct PruneArgs {
+    /// Delete backups that are past their lifetime.
+    #[arg(long, group = "rules", help_heading = "What goes")]
+    pub(crate) expired: bool,
+
+    /// Delete backups made longer ago than this: 30d, 12h, 90m, 2w, 45s.
+    #[arg(long, value_name = "DURATION", group = "rules", help_heading = "What goes",
+          value_parser = parse_duration)]
+    pub(crate) older_than: Option<Duration>,
+
+    /// Keep this many backups of each directory, the youngest; delete the others that are selected
+    /// (all others, where neither of the above selects).
+    #[arg(long, value_name = "N", group = "rules", help_heading = "What goes")]
+    pub(crate) keep_last: Option<NonZeroU32>,
+
+    /// Delete archives without metadata and metadata without an archive, once a day old.
+    #[arg(long, group = "rules", help_heading = "What goes")]
+    pub(crate) orphans: bool,
+
+    /// Abort unfinished uploads, once a day old.
+    #[arg(long, group = "rules", help_heading = "What goes")]
+    pub(crate) uploads: bool,
+
+    /// Only say what would go.
+    #[arg(long, short = 'n')]
+    pub(crate) dry_run: bool,
+
+    #[command(flatten)]
+    pub(crate) bucket: BucketArgs,
+}
 
 /// A bucket, and what runs its requests.
 pub(super) struct OpenBucket {

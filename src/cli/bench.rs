@@ -5,11 +5,22 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::args::BenchArgs;
+use super::groups::SourceArgs;
 use super::mount::source_request;
 use super::output::{Output, human_bytes, say};
 use crate::bench::{self, Advice, Reading, Requests, Spread};
 use crate::failure::Failure;
+use clap::Args;
+
+#[derive(Debug, Args)]
+pub(crate) struct BenchArgs {
+    #[command(flatten)]
+    pub(crate) source: SourceArgs,
+
+    /// How long to measure, about.
+    #[arg(long, value_name = "N", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub(crate) seconds: u64,
+}
 
 /// Columns of the longest bar.
 const BAR: f64 = 24.0;

@@ -4,11 +4,32 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
-use super::args::CacheCommand;
+use super::groups::DiskArgs;
 use super::output::{Output, human_bytes, human_time, say};
+use super::values::parse_duration;
 use crate::cache::{CacheDir, Cleared, DiskLimit, Usage};
 use crate::failure::{Code, Failure};
 use crate::names;
+use clap::{Args, Subcommand};
+use std::time::Duration;
+
+#[derive(Debug, Args)]
+pub(crate) struct CacheArgs {
+    #[command(subcommand)]
+    pub(crate) command: CacheCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum CacheCommand {
+    /// Show what is cached, and how much room it takes.
+    Status(DiskArgs),
+    /// Remove what no mount has in use.
+    Clear {
+        /// Only what was not used for so long: 12h, 30d.
+        #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+        older_than: Option<Duration>,
+    },
+}
 
 pub(super) fn cache(command: &CacheCommand, output: &Output) -> Result<(), Failure> {
     let path = CacheDir::locate().ok_or_else(|| {

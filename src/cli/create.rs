@@ -10,14 +10,59 @@ use indicatif::ProgressBar;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use super::backups::OpenBucket;
-use super::life_args::CreateArgs;
+use super::groups::BucketArgs;
 use super::mount::lock;
 use super::output::{Output, human_bytes, say};
+use super::values::{parse_compression, parse_seconds};
 use crate::backup::{
     Backups, CreateProgress, CreateRequest, Created, Metadata, Presigned, start_runtime,
 };
 use crate::environment::Environment;
 use crate::failure::{Code, Failure};
+use crate::squashfs::write::Compression;
+use clap::{ArgAction, Args, ValueHint};
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+
+#[derive(Debug, Args)]
+pub(crate) struct CreateArgs {
+    /// The directory to back up.
+    #[arg(value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub(crate) dir: PathBuf,
+
+    /// What to call the backup.
+    #[arg(long, value_name = "TEXT", help_heading = "Backup")]
+    pub(crate) name: Option<String>,
+
+    /// How long it may be restored: 30d, 12h, or seconds [default: 3d].
+    #[arg(long, value_name = "DURATION", help_heading = "Backup", value_parser = parse_seconds)]
+    pub(crate) ttl: Option<u64>,
+
+    /// Leave out what matches, from the top of DIR or at any depth, as mksquashfs's wildcards do.
+    #[arg(long, value_name = "PATTERN", help_heading = "Contents", action = ArgAction::Append)]
+    pub(crate) exclude: Vec<String>,
+
+    /// Leave out what git ignores, if DIR is in a work tree.
+    #[arg(long, help_heading = "Contents")]
+    pub(crate) gitignore: bool,
+
+    /// lz4, zstd[:1-22], gzip[:1-9] or xz.
+    #[arg(long, value_name = "NAME[:LEVEL]", help_heading = "Archive", default_value = "zstd:3",
+          value_parser = parse_compression)]
+    pub(crate) compression: Compression,
+
+    /// How many threads compress [default: one for each core].
+    #[arg(long, value_name = "N", help_heading = "Archive")]
+    pub(crate) threads: Option<NonZeroUsize>,
+
+    /// Send to the presigned URLs in this file (- for standard input) rather than to a bucket, even
+    /// where one is named.
+    #[arg(long, value_name = "FILE", conflicts_with = "account_id", value_hint = ValueHint::FilePath)]
+    pub(crate) presigned: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub(crate) bucket: BucketArgs,
+}
 
 /// Most bytes of a file of presigned URLs: 10,000 of them of a few hundred bytes each, and room.
 const MAX_PRESIGNED: u64 = 64 << 20;

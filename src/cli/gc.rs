@@ -2,12 +2,23 @@
 
 use serde::Serialize;
 
-use super::args::GcArgs;
 use super::output::{Output, human_bytes};
 use super::status::human_age;
 use crate::failure::Failure;
 use crate::server::leftovers::{self, Kind, Leftover};
 use crate::server::state::StateDir;
+use clap::Args;
+
+#[derive(Debug, Args)]
+pub(crate) struct GcArgs {
+    /// Remove what is listed, changes that were never backed up included.
+    #[arg(long, short)]
+    pub(crate) yes: bool,
+
+    /// Uppers that were kept by --keep-upper as well.
+    #[arg(long)]
+    pub(crate) kept: bool,
+}
 
 #[derive(Serialize)]
 struct Told<'a> {

@@ -5,14 +5,15 @@
 
 mod archive;
 mod args;
-mod backup_args;
 mod backups;
 mod bench;
 mod cache;
 mod create;
+mod extract;
 mod gc;
-mod life_args;
+mod groups;
 mod logging;
+mod ls;
 mod mount;
 mod mount_helper;
 mod options;
@@ -22,6 +23,7 @@ mod restore;
 mod spans;
 mod status;
 mod unmount;
+mod values;
 mod verify;
 mod warm;
 
@@ -93,9 +95,9 @@ fn execute(command: Command, output: &Output) -> Result<(), Failure> {
         Command::Unmount(args) => unmount::unmount(&args, output),
         Command::Status(args) => status::status(&args, output),
         Command::Gc(args) => gc::gc(&args, output),
-        Command::Ls(args) => archive::ls(&args, output),
+        Command::Ls(args) => ls::ls(&args, output),
         Command::Cat(args) => archive::cat(&args),
-        Command::Extract(args) => archive::extract(&args, output),
+        Command::Extract(args) => extract::extract(&args, output),
         Command::Inspect(args) => archive::inspect(&args, output),
         Command::Create(args) => create::create(args, output),
         Command::Restore(args) => restore::restore(args, output),

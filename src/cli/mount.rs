@@ -3,7 +3,7 @@
 use std::io::Read;
 use std::path::Path;
 
-use super::args::{MountArgs, ReadingArgs, SourceArgs, StoreArgs};
+use super::groups::{AheadArgs, ReadingArgs, SourceArgs, StoreArgs};
 use super::{options, output::Output};
 use crate::backup::SourceRequest;
 use crate::cache::DiskLimit;
@@ -15,6 +15,58 @@ use crate::server::{
     start_detached,
 };
 use crate::store::{Source, StoreDefaults};
+use clap::{Args, ValueHint};
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+#[derive(Debug, Args)]
+pub(crate) struct MountArgs {
+    #[command(flatten)]
+    pub(crate) source: SourceArgs,
+
+    #[command(flatten)]
+    pub(crate) ahead: AheadArgs,
+
+    /// Where to mount.
+    #[arg(value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub(crate) mountpoint: PathBuf,
+
+    /// Keep changes in this directory (overlayfs format) [default: one that is removed at unmount].
+    #[arg(long, value_name = "DIR", help_heading = "Changes", value_hint = ValueHint::DirPath)]
+    pub(crate) upper: Option<PathBuf>,
+
+    /// A directory on the same file system as the upper, for work in progress [default: .NAME.work
+    /// beside the upper].
+    #[arg(long, value_name = "DIR", help_heading = "Changes", requires = "upper",
+          value_hint = ValueHint::DirPath)]
+    pub(crate) workdir: Option<PathBuf>,
+
+    /// Do not remove the upper that was made for this mount.
+    #[arg(long, help_heading = "Changes", conflicts_with_all = ["upper", "read_only"])]
+    pub(crate) keep_upper: bool,
+
+    /// Allow no changes; there is no upper then.
+    #[arg(long, visible_alias = "ro", help_heading = "Changes",
+          conflicts_with_all = ["upper", "workdir"])]
+    pub(crate) read_only: bool,
+
+    /// The source to show in /proc/mounts [default: SOURCE without its query].
+    #[arg(long, value_name = "NAME", help_heading = "Mount")]
+    pub(crate) fsname: Option<String>,
+
+    /// Stay attached until unmounted; log to standard error.
+    #[arg(long, short, help_heading = "Mount")]
+    pub(crate) foreground: bool,
+
+    /// Options as mount(8) writes them: ro, allow_other, suid, dev, noexec, noatime, upper=DIR,
+    /// workdir=DIR, uid=N, gid=N, squash_to_root, uidmapping=RANGES, gidmapping=RANGES,
+    /// entry_ttl=TIME, attr_ttl=TIME, max_nodes=N, no_passthrough, …
+    ///
+    /// Without suid, no program of the mount gets the rights of its owner; without dev, no device in
+    /// it can be opened.
+    #[arg(short = 'o', value_name = "OPTIONS", help_heading = "Mount", action = clap::ArgAction::Append)]
+    pub(crate) options: Vec<OsString>,
+}
 
 /// Mounts, and returns when the mount answers (or, in the foreground, when it is gone).
 pub(super) fn mount(args: MountArgs, output: &Output) -> Result<(), Failure> {

@@ -7,7 +7,7 @@ use std::ffi::{OsStr, OsString};
 use std::path::Path;
 use std::process::ExitCode;
 
-use super::args::disk_limit_of_environment;
+use super::groups::disk_limit_of_environment;
 use super::mount::{find_mountpoint, start};
 use super::options::{self, MountOption};
 use super::output::Output;

@@ -5,8 +5,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::args::{parse_bytes, parse_disk_limit};
-use super::spans::parse_seconds;
+use super::values::{parse_bytes, parse_disk_limit, parse_seconds};
 use crate::failure::{Code, Failure};
 use crate::overlay::IdRange;
 use crate::server::MountRequest;

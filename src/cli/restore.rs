@@ -7,17 +7,75 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::archive::extract_opened;
 use super::backups::OpenBucket;
-use super::life_args::RestoreArgs;
+use super::extract::extract_opened;
+use super::groups::{AheadArgs, BucketArgs, DiskArgs};
 use super::mount::{check_not_source, is_squashfs, show as show_ready};
 use super::options;
 use super::output::{Output, say};
+use super::values::parse_bytes;
+use crate::backup::default_cache_memory;
 use crate::backup::{BackupId, BucketRequest, ExtractOptions, Handle, Metadata, SourceRequest};
 use crate::failure::{Code, Failure};
 use crate::names;
 use crate::server::{self, RestoreRequest, Restored, restart_limited};
 use crate::store::Source;
+use clap::{ArgAction, Args, ValueHint};
+use std::ffi::OsString;
+
+#[derive(Debug, Args)]
+pub(crate) struct RestoreArgs {
+    /// What create printed ({"id": …}), a file that holds it, - for standard input, an id, or a
+    /// presigned URL of an archive.
+    #[arg(value_name = "BACKUP")]
+    pub(crate) backup: String,
+
+    /// Where to; made if it does not exist [default: where the backup was made, unless that belongs to
+    /// the system, as /etc does].
+    #[arg(value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub(crate) dir: Option<PathBuf>,
+
+    /// Unpack into ordinary files, for machines without /dev/fuse. DIR must be empty or missing.
+    #[arg(long, conflicts_with_all = ["read_only", "keep_upper", "foreground", "options"])]
+    pub(crate) extract: bool,
+
+    /// Unpack setuid and setgid bits of files, capabilities and devices, too; they are left out
+    /// otherwise, and counted.
+    // What conflicts with --extract is said again: clap requires nothing that cannot be given.
+    #[arg(long, requires = "extract",
+          conflicts_with_all = ["read_only", "keep_upper", "foreground", "options"])]
+    pub(crate) preserve_privileged: bool,
+
+    /// Allow no changes; there is no upper then.
+    #[arg(long, visible_alias = "ro", help_heading = "Changes", conflicts_with = "keep_upper")]
+    pub(crate) read_only: bool,
+
+    /// Do not remove the upper that is made for this mount.
+    #[arg(long, help_heading = "Changes")]
+    pub(crate) keep_upper: bool,
+
+    /// Stay attached until unmounted; log to standard error.
+    #[arg(long, short, help_heading = "Mount")]
+    pub(crate) foreground: bool,
+
+    /// Options as mount(8) writes them; see thawfs mount --help.
+    #[arg(short = 'o', value_name = "OPTIONS", help_heading = "Mount", action = ArgAction::Append)]
+    pub(crate) options: Vec<OsString>,
+
+    /// Memory for cached data; suffixes K, M, G [default: 24M, or a tenth of what there is].
+    #[arg(long, value_name = "BYTES", default_value_t = default_cache_memory(),
+          hide_default_value = true, help_heading = "Mount", value_parser = parse_bytes)]
+    pub(crate) cache_memory: u64,
+
+    #[command(flatten)]
+    pub(crate) disk: DiskArgs,
+
+    #[command(flatten)]
+    pub(crate) ahead: AheadArgs,
+
+    #[command(flatten)]
+    pub(crate) bucket: BucketArgs,
+}
 
 /// Most bytes of a handle; the directory in it has 4 KiB at most.
 const MAX_HANDLE: u64 = 64 << 10;

@@ -5,7 +5,6 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
 
-use super::args::StatusArgs;
 use super::gc;
 use super::output::{Output, human_bytes};
 use crate::failure::{Code, Failure};
@@ -13,6 +12,15 @@ use crate::server::fetch_report;
 use crate::server::leftovers::{self, Leftover};
 use crate::server::report::Report;
 use crate::server::state::{MountDir, Record, StateDir};
+use clap::{Args, ValueHint};
+use std::path::PathBuf;
+
+#[derive(Debug, Args)]
+pub(crate) struct StatusArgs {
+    /// Only this mount.
+    #[arg(value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub(crate) mountpoint: Option<PathBuf>,
+}
 
 /// One mount on record, with what its server says if it still does.
 #[derive(Serialize)]

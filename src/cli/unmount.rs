@@ -1,10 +1,26 @@
 //! `thawfs unmount`.
 
-use super::args::UnmountArgs;
 use super::mount::lock;
 use super::output::Output;
 use crate::failure::Failure;
 use crate::server::{Manner, resolve_mountpoint, unmount as unmount_one};
+use clap::{Args, ValueHint};
+use std::path::PathBuf;
+
+#[derive(Debug, Args)]
+pub(crate) struct UnmountArgs {
+    /// What to unmount.
+    #[arg(value_name = "DIR", required = true, value_hint = ValueHint::DirPath)]
+    pub(crate) mountpoints: Vec<PathBuf>,
+
+    /// Detach now, end when the last file in it is closed.
+    #[arg(long, short = 'z')]
+    pub(crate) lazy: bool,
+
+    /// Only if its server was killed; a mount that lives is left alone.
+    #[arg(long, conflicts_with = "lazy")]
+    pub(crate) dead: bool,
+}
 
 pub(super) fn unmount(args: &UnmountArgs, output: &Output) -> Result<(), Failure> {
     let manner = match (args.lazy, args.dead) {

@@ -5,13 +5,32 @@ use std::sync::atomic::Ordering;
 
 use serde::Serialize;
 
-use super::backup_args::VerifyArgs;
 use super::backups::OpenBucket;
+use super::groups::{BucketArgs, ReadingArgs};
 use super::mount::request_for;
 use super::output::{Output, Watcher, human_bytes};
 use crate::backup::{self, BackupId, Verified, VerifyProgress};
 use crate::failure::Failure;
 use crate::store::Source;
+use clap::Args;
+
+#[derive(Debug, Args)]
+pub(crate) struct VerifyArgs {
+    /// Ids of backups, or archives as for mount: s3://BUCKET/KEY, https://…, file:///… or a path.
+    #[arg(value_name = "ID|SOURCE", required = true)]
+    pub(crate) targets: Vec<String>,
+
+    /// How many blocks to fetch and decode at a time.
+    #[arg(long, value_name = "N", default_value_t = 8,
+          value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub(crate) jobs: u16,
+
+    #[command(flatten)]
+    pub(crate) bucket: BucketArgs,
+
+    #[command(flatten)]
+    pub(crate) reading: ReadingArgs,
+}
 
 /// Verifies each, and fails with the last failure once all were tried.
 pub(super) fn verify(args: &VerifyArgs, output: &Output) -> Result<(), Failure> {

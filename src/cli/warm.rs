@@ -6,13 +6,41 @@ use std::sync::atomic::Ordering;
 
 use serde::Serialize;
 
-use super::backup_args::WarmArgs;
 use super::backups::OpenBucket;
+use super::groups::{BucketArgs, DiskArgs, ReadingArgs};
 use super::mount::request_for;
 use super::output::{Output, Watcher, human_bytes};
+use super::values::parse_bytes;
 use crate::backup::{BackupId, Warmed};
 use crate::cache::Warming;
 use crate::failure::Failure;
+use clap::Args;
+use std::ffi::OsString;
+
+#[derive(Debug, Args)]
+pub(crate) struct WarmArgs {
+    /// Id of a backup, or an archive as for mount: s3://BUCKET/KEY or https://….
+    #[arg(value_name = "ID|SOURCE")]
+    pub(crate) target: String,
+
+    /// What to fetch, with all that is below [default: everything].
+    #[arg(value_name = "PATH")]
+    pub(crate) paths: Vec<OsString>,
+
+    /// Most bytes per second; suffixes K, M, G [default: what there can be].
+    #[arg(long, value_name = "RATE", default_value = "0", hide_default_value = true,
+          value_parser = parse_bytes)]
+    pub(crate) rate: u64,
+
+    #[command(flatten)]
+    pub(crate) bucket: BucketArgs,
+
+    #[command(flatten)]
+    pub(crate) reading: ReadingArgs,
+
+    #[command(flatten)]
+    pub(crate) disk: DiskArgs,
+}
 
 pub(super) fn warm(args: &WarmArgs, output: &Output) -> Result<(), Failure> {
     let mut request = match args.target.parse::<BackupId>() {
