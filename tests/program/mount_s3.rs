@@ -209,7 +209,8 @@ fn a_hiccup_of_the_network_is_not_noticed() {
         );
     }
     let status = remote.status();
-    assert!(status["store"]["retries"].as_u64().unwrap() >= 4, "{status}");
+    // A file that came along with another is not asked for, and its fault is left for the next.
+    assert!(status["store"]["retries"].as_u64().unwrap() >= 2, "{status}");
     assert_eq!(status["faults"]["count"], 0);
     remote.unmount();
 }
