@@ -471,7 +471,7 @@ fn what_is_no_host_to_redirect_to_is_a_usage_error_and_every_spelling_of_one_is_
             false => ["--allow-redirects-to".into(), host.into()],
         };
         let mut command = stuck.bench.thawfs();
-        command.args(["mount", &source, target, "--timeout", "2"]).args(words).output().unwrap()
+        command.args(["mount", &source, target, "--timeout", "8"]).args(words).output().unwrap()
     };
     for host in ["b.test:8000", "http://b.test", "b.test/x", "*", "", "168364290", "0x7f.1", "[b]"]
     {
