@@ -24,7 +24,7 @@ const PREFIX: &str = "thawfs-";
 /// Where a server is in one hierarchy.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Group {
-    /// Its directory.
+    /// Its directory, as far as it is known here.
     #[serde(flatten, with = "names::path")]
     pub path: PathBuf,
     /// Why it is the caller's; `None` where it is the server's own.
@@ -42,14 +42,24 @@ pub(super) struct Groups {
 impl Groups {
     /// Stays in the caller's, `because`.
     pub(super) fn stay(because: &str) -> Self {
-        let stays = |(_, path)| Group { path, because: Some(because.to_owned()) };
+        let stays = |located: Located| {
+            let here = located.map(|(_, path)| Group { path, because: Some(because.to_owned()) });
+            here.unwrap_or_else(|unknown| unknown)
+        };
         Self { found: locate_all().into_iter().map(stays).collect(), entered: Vec::new() }
     }
 
     /// Takes groups of its own, where it may and leaves no limit.
     pub(super) fn enter() -> Self {
         let mut groups = Self::default();
-        for (top, group) in locate_all() {
+        for located in locate_all() {
+            let (top, group) = match located {
+                Ok(located) => located,
+                Err(unknown) => {
+                    groups.found.push(unknown);
+                    continue;
+                }
+            };
             match enter_beside(&top, &group) {
                 Ok(path) => {
                     groups.entered.push((group, path.clone()));
@@ -86,23 +96,48 @@ impl Drop for Groups {
     }
 }
 
+/// The directory of a hierarchy's top and that of the group; or what is known of a group that is not to be
+/// found here, and why that is so.
+type Located = Result<(PathBuf, PathBuf), Group>;
+
 /// As [`locate`], for all hierarchies.
-fn locate_all() -> Vec<(PathBuf, PathBuf)> {
+fn locate_all() -> Vec<Located> {
     let own = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     let mounts = read_mounts().unwrap_or_default();
     own.lines().filter_map(|line| locate(line, &mounts)).collect()
 }
 
-/// The directory of the hierarchy's top and that of the group, which `line` of `/proc/self/cgroup` tells;
-/// `None` where the hierarchy has limits alone or is not mounted here.
-fn locate(line: &str, mounts: &[MountInfo]) -> Option<(PathBuf, PathBuf)> {
+/// Why a group stays that lies outside of what the mount of its hierarchy shows.
+const HIDDEN: &str = "what is mounted there does not show which one, as in a cgroup namespace";
+
+/// The group that `line` of `/proc/self/cgroup` tells; `None` where the hierarchy has limits alone.
+fn locate(line: &str, mounts: &[MountInfo]) -> Option<Located> {
     let mut fields = line.splitn(3, ':').skip(1);
     let (controllers, path) = (fields.next()?, fields.next()?);
-    let mount = mounts.iter().find(|mount| match controllers {
+    if !matches!(controllers, "" | "name=systemd") {
+        return None;
+    }
+    let mut mounted = mounts.iter().filter(|mount| match controllers {
         "" => mount.fs_type == "cgroup2",
-        "name=systemd" => mount.fs_type == "cgroup" && mount.has_option(controllers),
-        _ => false,
-    })?;
+        named => mount.fs_type == "cgroup" && mount.has_option(named),
+    });
+    let any = mounted.clone().next();
+    let unknown = || match (any, controllers) {
+        (Some(mount), _) => Group { path: mount.mountpoint.clone(), because: Some(HIDDEN.into()) },
+        (None, "") => Group {
+            path: path.into(),
+            because: Some("control groups of version 2 are not mounted here".into()),
+        },
+        (None, named) => Group {
+            path: path.into(),
+            because: Some(format!("the control groups {named} are not mounted here")),
+        },
+    };
+    Some(mounted.find_map(|mount| locate_in(mount, path)).ok_or_else(unknown))
+}
+
+/// The top and the group in one mount of the hierarchy; `None` where that does not show it.
+fn locate_in(mount: &MountInfo, path: &str) -> Option<(PathBuf, PathBuf)> {
     // In a container, that what is mounted may begin further down.
     let below = Path::new(path).strip_prefix(&mount.root).ok()?;
     // Outside of what this namespace shows of it.
@@ -209,18 +244,35 @@ mod tests {
             mount("cgroup", "/", "/c/systemd", "rw,xattr,name=systemd"),
             mount("cgroup2", "/docker/7", "/c/unified", "rw,nsdelegate"),
         ];
+        let located = |line: &str, mounts: &[MountInfo]| {
+            locate(line, mounts).map(|located| match located {
+                Ok((top, group)) => (top.display().to_string(), group.display().to_string()),
+                Err(Group { path, because }) => (path.display().to_string(), because.unwrap()),
+            })
+        };
         for (line, expected) in [
             ("4:memory:/job", None),
             ("1:name=systemd:/job", Some(("/c/systemd", "/c/systemd/job"))),
             ("1:name=other:/job", None),
             ("0::/docker/7", Some(("/c/unified", "/c/unified"))),
             ("0::/docker/7/a:b", Some(("/c/unified", "/c/unified/a:b"))),
-            ("0::/docker/8", None),
-            ("0::/docker/7/../8", None),
+            ("0::/docker/8", Some(("/c/unified", HIDDEN))),
+            ("0::/docker/7/../8", Some(("/c/unified", HIDDEN))),
             ("", None),
         ] {
-            let expected = expected.map(|(top, group)| (top.into(), group.into()));
-            assert_eq!(locate(line, &mounts), expected, "{line}");
+            let expected = expected.map(|(top, group)| (top.to_owned(), group.to_owned()));
+            assert_eq!(located(line, &mounts), expected, "{line}");
+        }
+        // Seen from a namespace: the whole hierarchy, and what was mounted in it.
+        let outside = mount("cgroup2", "/../..", "/c/outside", "rw");
+        let inside = mount("cgroup2", "/", "/c/inside", "rw");
+        for (mounts, expected) in [
+            (vec![outside.clone()], ("/c/outside", HIDDEN)),
+            (vec![outside, inside], ("/c/inside", "/c/inside")),
+            (vec![], ("/", "control groups of version 2 are not mounted here")),
+        ] {
+            let expected = (expected.0.to_owned(), expected.1.to_owned());
+            assert_eq!(located("0::/", &mounts), Some(expected));
         }
     }
 

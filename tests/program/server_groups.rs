@@ -129,6 +129,44 @@ fn a_server_leaves_a_group_without_limits_and_removes_its_own() {
     assert!(!actual.exists());
 }
 
+#[test]
+fn a_group_that_cannot_be_found_is_told_with_the_reason() {
+    let test = "a_group_that_cannot_be_found_is_told_with_the_reason";
+    let Some(mut groups) =
+        can_mount_with(test, &[Need::Root, Need::Processes]).then(|| Groups::new(test)).flatten()
+    else {
+        return;
+    };
+    let mounts = Mounts::new();
+    let job = groups.make("job");
+    let top = groups.top.components().collect::<PathBuf>();
+    let name = format!("/{}", job.file_name().unwrap().to_str().unwrap());
+    let life = "echo 0 >\"$0/cgroup.procs\" && exec unshare $1 sh -ec '
+        umount -a -l -t \"$0\" || true; \"$1\" -q mount \"$2\" \"$3\"; \"$1\" status --json
+        \"$1\" status >&2; \"$1\" unmount \"$3\" >&2' \"$2\" \"$3\" \"$4\" \"$5\"";
+    // How it is run, and what is taken away there first: mounts of other tests, which would wait for it.
+    for (namespaces, gone, path, because) in [
+        ("--cgroup --mount", "fuse.thawfs", text(&top), "as in a cgroup namespace"),
+        ("--mount", "cgroup2,fuse.thawfs", &name, "version 2 are not mounted here"),
+    ] {
+        let mut command = Command::new("sh");
+        command.env("THAWFS_STATE_DIR", mounts.bench.state_dir());
+        command.args(["-c", life]).arg(&job).args([namespaces, gone, env!("CARGO_BIN_EXE_thawfs")]);
+        command.args([&mounts.archive, &mounts.mountpoint]).stdin(Stdio::null());
+        let output = command.output().unwrap();
+        let shown = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{namespaces}: {shown}");
+        let status: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let told = status[0]["groups"].as_array().unwrap().iter();
+        let told = told.filter(|group| group["path"] == *path).collect::<Vec<_>>();
+        assert_eq!(told.len(), 1, "{namespaces}: {status}");
+        assert!(told[0]["because"].as_str().unwrap().contains(because), "{status}");
+        let line = shown.lines().find(|line| line.contains(because)).unwrap_or_default();
+        assert!(line.contains(&format!("{path}, its caller's: ")), "{shown}");
+    }
+    mounts.bench.assert_nothing_left();
+}
+
 /// A limit that is far away from anything a mount needs, for each controller that has some.
 const LIMITS: [(&str, &str, &str); 8] = [
     ("memory", "memory.max", "8589934592"),
