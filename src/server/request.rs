@@ -12,7 +12,7 @@ use crate::failure::{Code, Failure};
 use crate::{fuse, names};
 
 /// What to mount, where and how. Serialised only through a pipe, as the source can hold
-/// a secret, or without it as [`Self::on_record`].
+/// a secret, or without it as `on_record`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MountRequest {
     /// The archive.

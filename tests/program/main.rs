@@ -21,6 +21,7 @@ mod cache_disk;
 mod cache_identity;
 mod cache_remote;
 mod cache_warm;
+mod docs;
 mod environment;
 mod messages;
 mod mount_cli;
