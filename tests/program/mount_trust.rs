@@ -136,7 +136,7 @@ fn lines(mountpoint: &Path) -> Vec<String> {
 #[test]
 fn a_remount_refuses_by_name_what_it_cannot_change() {
     let test = "a_remount_refuses_by_name_what_it_cannot_change";
-    if !can_mount_with(test, &[Need::Root, Need::Processes]) {
+    if !can_mount_with(test, &[Need::Root, Need::Processes, Need::Passthrough]) {
         return;
     }
     let (bench, archive, mountpoint) = privileged();
