@@ -44,10 +44,12 @@ impl Nest {
 
     fn kill(&self, servers: &[Pid]) {
         servers.iter().for_each(|pid| kill_process(*pid, Signal::KILL).unwrap());
-        eventually("the servers have ended", || {
-            let alive = self.bench.servers();
-            servers.iter().all(|pid| !alive.contains(&(pid.as_raw_pid() as u32)))
-        });
+        // Until nothing of it is open any more: its command line goes before that.
+        let has_ended = |pid: &Pid| {
+            let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_pid()));
+            stat.map_or(true, |stat| stat.rsplit(')').next().unwrap().starts_with(" Z"))
+        };
+        eventually("the servers have ended", || servers.iter().all(has_ended));
     }
 
     /// Runs a command that has to refuse, and gives what it says.

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use crate::support::mount::{Bench, can_mount};
-use crate::support::surrounding::{Need, has, skip};
+use crate::support::surrounding::{Need, cannot_run};
 use crate::support::words::{NOBODY, as_nobody, said, text};
 
 /// Clears a screen, rings, ends a line, in both sets of controls; turns the direction; is not UTF-8.
@@ -154,8 +154,8 @@ fn what_a_bucket_says_of_its_backups_is_shown() {
 
 #[test]
 fn what_create_may_not_read_is_listed_line_by_line() {
-    if !has(Need::Root) {
-        return skip("what_create_may_not_read_is_listed_line_by_line", "it takes another user");
+    if cannot_run("what_create_may_not_read_is_listed_line_by_line", &[Need::Root]) {
+        return;
     }
     let bench = Bench::new();
     let open = |path: &Path, mode| {
