@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use crate::support::mount::{Bench, can_mount_with, write_tree};
+use crate::support::mount::{Mounts, can_mount_with};
 use crate::support::surrounding::{Need, skip};
 use serde_json::Value;
 
@@ -49,21 +49,7 @@ impl Drop for Groups {
     }
 }
 
-struct Mounts {
-    bench: Bench,
-    archive: PathBuf,
-    mountpoint: PathBuf,
-}
-
 impl Mounts {
-    fn new() -> Self {
-        let bench = Bench::new();
-        write_tree(&bench.directory("tree"));
-        let archive = bench.archive(&bench.path("tree"), "data.sqsh", &["-comp", "zstd"]);
-        let mountpoint = bench.directory("mnt");
-        Self { bench, archive, mountpoint }
-    }
-
     /// Mounts from within a group, and gives the server's group in the hierarchy at `top`, as the kernel
     /// has it and as `status` has it.
     fn mount_in(&self, top: &Path, group: &Path, controller: &str) -> (PathBuf, Value) {

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use crate::support::mount::{Bench, can_mount_with, write_tree};
+use crate::support::mount::{Bench, Mounts, can_mount_with, write_tree};
 use crate::support::place::Place;
 use crate::support::surrounding::{Need, Surrounding, cannot_run};
 use crate::support::words::{eventually, text};
@@ -26,21 +26,7 @@ fn names(dir: &Path) -> Vec<PathBuf> {
     entries.map(|entry| entry.unwrap().path()).collect()
 }
 
-struct Mounts {
-    bench: Bench,
-    archive: PathBuf,
-    mountpoint: PathBuf,
-}
-
 impl Mounts {
-    fn new() -> Self {
-        let bench = Bench::new();
-        write_tree(&bench.directory("tree"));
-        let archive = bench.archive(&bench.path("tree"), "data.sqsh", &["-comp", "zstd"]);
-        let mountpoint = bench.directory("mnt");
-        Self { bench, archive, mountpoint }
-    }
-
     fn mount(&self, more: &[&str]) {
         let mount = ["-q", "mount", text(&self.archive), text(&self.mountpoint)];
         self.bench.ok(&[&mount, more].concat());

@@ -245,3 +245,20 @@ pub(crate) fn write_tree(root: &Path) {
 pub(crate) fn big_contents() -> Vec<u8> {
     (0..160_000u32).flat_map(|n| format!("{n:06}\n").into_bytes()).collect()
 }
+
+/// A bench with an archive of a small tree, and a mountpoint.
+pub(crate) struct Mounts {
+    pub(crate) bench: Bench,
+    pub(crate) archive: PathBuf,
+    pub(crate) mountpoint: PathBuf,
+}
+
+impl Mounts {
+    pub(crate) fn new() -> Self {
+        let bench = Bench::new();
+        write_tree(&bench.directory("tree"));
+        let archive = bench.archive(&bench.path("tree"), "data.sqsh", &["-comp", "zstd"]);
+        let mountpoint = bench.directory("mnt");
+        Self { bench, archive, mountpoint }
+    }
+}
