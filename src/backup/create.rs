@@ -288,7 +288,7 @@ impl Backups {
 fn left_behind(failure: Failure, error: &Failure) -> Failure {
     const HINT: &str =
         "parts of it may be left in the bucket: thawfs prune --orphans --uploads removes them";
-    log::warn!("cleaning up: {error}");
+    tracing::warn!("cleaning up: {error}");
     let hint = match &failure.hint {
         Some(hint) if hint.contains(HINT) => hint.clone(),
         Some(hint) => format!("{hint}; {HINT}"),

@@ -211,12 +211,12 @@ fn hold_metadata(archive: Arc<Archive>) {
     let hold = move || {
         if let Err(error) = archive.hold_metadata() {
             // Who needs it fails with the same. A command that has ended needs it no more.
-            log::debug!("metadata could not be fetched ahead: {error}");
+            tracing::debug!("metadata could not be fetched ahead: {error}");
         }
     };
     // Without a thread, the first who needs it fetches it.
     if let Err(error) = thread::Builder::new().name("thawfs-metadata".into()).spawn(hold) {
-        log::debug!("no thread to fetch metadata: {error}");
+        tracing::debug!("no thread to fetch metadata: {error}");
     }
 }
 
@@ -233,7 +233,7 @@ fn trace_of(source: &Source, archive: &Object) -> Option<Object> {
 fn open_cache(limit: DiskLimit) -> Option<CacheDir> {
     let path = CacheDir::locate()?;
     CacheDir::open(&path, limit).unwrap_or_else(|error| {
-        log::warn!("no disk cache in {}: {error}", path.display());
+        tracing::warn!("no disk cache in {}: {error}", path.display());
         None
     })
 }

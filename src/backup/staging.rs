@@ -116,7 +116,7 @@ impl Drop for Staging {
 
 fn remove(above: &Directory, name: &OsStr) {
     if let Err(error) = remove_tree(above, name) {
-        log::error!("cannot remove {}: {error}", above.path().join(name).display());
+        tracing::error!("cannot remove {}: {error}", above.path().join(name).display());
     }
 }
 

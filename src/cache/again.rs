@@ -116,10 +116,10 @@ impl Inner {
             // The next mount is to ask again, too.
             self.forget_on_disk(range);
             // Whoever asked says what makes no sense about it.
-            log::info!("{name} makes no sense from byte {start} to {end}, fetched twice");
+            tracing::info!("{name} makes no sense from byte {start} to {end}, fetched twice");
             return Ok(None);
         }
-        log::warn!("bytes {start} to {end} of {name} came damaged, and were fetched again");
+        tracing::warn!("bytes {start} to {end} of {name} came damaged, and were fetched again");
         Ok(Some(again))
     }
 

@@ -103,7 +103,7 @@ fn open_disk(dir: &CacheDir, place: &str, about: About) -> Option<Disk> {
     match entry.and_then(|entry| Disk::start(dir.clone(), entry)) {
         Ok(disk) => Some(disk),
         Err(error) => {
-            log::warn!("no disk cache in {}: {error}", dir.path().display());
+            tracing::warn!("no disk cache in {}: {error}", dir.path().display());
             None
         }
     }

@@ -217,7 +217,7 @@ impl Landing {
     fn write(self, result: Result<Vec<Bytes>, Error>) {
         let Some(disk) = &self.inner.disk else { return };
         if let Err(error) = self.inner.land_on_disk(disk, &self.flight, result) {
-            log::debug!("nothing more is brought around what is read: {error}");
+            tracing::debug!("nothing more is brought around what is read: {error}");
             self.inner.state.lock().surroundings.end();
         }
     }

@@ -62,7 +62,7 @@ fn stage(target: &Path, state: &StateDir) -> Result<(Staging, Option<Note>), Fai
         leftovers::clear_staging(state, &target);
         let note = Note::Staging { path, target, id };
         let noted = state.note(&note);
-        noted.inspect_err(|error| log::debug!("the extract is not noted: {error}")).ok()?;
+        noted.inspect_err(|error| tracing::debug!("the extract is not noted: {error}")).ok()?;
         Some(note)
     };
     let before = note(None);

@@ -38,16 +38,15 @@ use clap::{CommandFactory, Parser};
 use args::{Cli, Command};
 use output::Output;
 
-use crate::environment::Environment;
 use crate::failure::{Code, Failure};
 use crate::names::printable;
 
 /// Runs the program with `arguments`, the first being its name.
 pub fn run(arguments: Vec<OsString>) -> ExitCode {
-    logging::start();
     let name = arguments.first().map(Path::new).and_then(Path::file_name).unwrap_or_default();
     crate::server::passes_through(&arguments);
     if name == "mount.thawfs" || name == "mount.fuse.thawfs" {
+        logging::start(false);
         return mount_helper::run(arguments.get(1..).unwrap_or_default());
     }
     let json = arguments.iter().any(|argument| argument == "--json");
@@ -73,9 +72,7 @@ pub fn run(arguments: Vec<OsString>) -> ExitCode {
         }
     };
     let output = Output { json: cli.json, quiet: cli.quiet };
-    if cli.quiet && Environment::of_process().get("THAWFS_LOG").is_none() {
-        log::set_max_level(log::LevelFilter::Error);
-    }
+    logging::start(cli.quiet);
     if let Command::Serve { .. } = cli.command {
         // The command that started this server is told, and tells the user.
         return match crate::server::run_detached() {

@@ -81,7 +81,7 @@ fn mount(invocation: Invocation, output: &Output) -> Result<(), Failure> {
     let mut request = MountRequest::new(source, mountpoint.to_owned());
     for option in &invocation.options {
         match option.apply(&mut request) {
-            Err(failure) if invocation.sloppy => log::debug!("{failure}"),
+            Err(failure) if invocation.sloppy => tracing::debug!("{failure}"),
             applied => applied?,
         }
     }

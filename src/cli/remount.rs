@@ -77,7 +77,7 @@ fn options_of(mounted: &MountInfo) -> Option<MountRequest> {
     let recorded = StateDir::locate().read_mount_of(mounted);
     recorded
         .unwrap_or_else(|error| {
-            log::debug!("the record of {}: {error}", mounted.mountpoint.display());
+            tracing::debug!("the record of {}: {error}", mounted.mountpoint.display());
             None
         })?
         .0
@@ -99,7 +99,7 @@ fn check_same(
     for option in options {
         let mut alone = held.unwrap_or(&default).clone();
         match option.apply(&mut asked).and_then(|()| option.apply(&mut alone)) {
-            Err(failure) if sloppy => log::debug!("{failure}"),
+            Err(failure) if sloppy => tracing::debug!("{failure}"),
             applied => applied?,
         }
         if changes(&alone) {

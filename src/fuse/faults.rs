@@ -24,7 +24,7 @@ impl Faults {
     /// Logs `reason` and keeps it as the last one.
     pub(super) fn record(&self, reason: &dyn Display) {
         let fault = Fault { when: SystemTime::now(), reason: reason.to_string() };
-        log::error!("{}", fault.reason);
+        tracing::error!("{}", fault.reason);
         let mut seen = self.seen.lock();
         seen.0 += 1;
         seen.1 = Some(fault);

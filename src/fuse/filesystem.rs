@@ -70,7 +70,7 @@ impl Filesystem for Adapter {
             InitFlags::FUSE_HANDLE_KILLPRIV_V2,
         ] {
             if let Err(missing) = config.add_capabilities(wanted) {
-                log::debug!("this kernel's FUSE lacks {missing:?}");
+                tracing::debug!("this kernel's FUSE lacks {missing:?}");
             }
         }
         // The bounds are the constants', so these cannot be refused.

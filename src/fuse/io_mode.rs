@@ -63,7 +63,7 @@ impl IoModes {
                 let backing = register.and_then(|register| match register() {
                     Ok(id) => Some(Arc::new(id)),
                     Err(error) => {
-                        log::debug!("no passthrough for inode {ino}: {error}");
+                        tracing::debug!("no passthrough for inode {ino}: {error}");
                         None
                     }
                 });

@@ -69,7 +69,7 @@ impl Pool {
             .stack_size(STACK_BYTES)
             .spawn(move || living.0.work());
         if let Err(error) = started {
-            log::warn!("could not start a thread: {error}");
+            tracing::warn!("could not start a thread: {error}");
             if self.shared.threads.load(Ordering::SeqCst) == 0 {
                 // Nobody is left to take the job: run it here, slowly, rather than never.
                 if let Ok(job) = self.shared.queue.try_recv() {

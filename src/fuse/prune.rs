@@ -49,7 +49,7 @@ impl Pruner {
             // Files in use are kept; there is no point in asking for them again and again.
             Ok(()) => self.limit.max(overlay.node_count() + self.limit / 8),
             Err(error) => {
-                log::debug!("the kernel cannot be asked to forget files: {error}");
+                tracing::debug!("the kernel cannot be asked to forget files: {error}");
                 usize::MAX
             }
         };

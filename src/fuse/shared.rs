@@ -103,7 +103,7 @@ impl Shared {
             Ok(false) => {}
             Ok(true) => self.forget_attributes(ino),
             // The write is done and cannot be taken back.
-            Err(error) => log::warn!("set-id bits of inode {ino} stay after a write: {error}"),
+            Err(error) => tracing::warn!("set-id bits of inode {ino} stay after a write: {error}"),
         }
     }
 

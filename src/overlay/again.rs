@@ -340,7 +340,7 @@ impl Overlay {
             let halves = match self.halves(directory.ino) {
                 Ok(halves) => halves,
                 Err(error) => {
-                    log::debug!("a directory of the upper is passed over: {error}");
+                    tracing::debug!("a directory of the upper is passed over: {error}");
                     continue;
                 }
             };

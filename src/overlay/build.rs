@@ -176,7 +176,7 @@ impl Overlay {
                 Err(errno @ (Errno::PERM | Errno::OPNOTSUPP))
                     if !upper.privileged || upper.marks == Namespace::User =>
                 {
-                    log::debug!("copy-up: {} is not kept: {errno}", name.to_string_lossy());
+                    tracing::debug!("copy-up: {} is not kept: {errno}", name.to_string_lossy());
                 }
                 Err(errno) => return Err(Error::sys("setxattr", name.to_string_lossy())(errno)),
             }

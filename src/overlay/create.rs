@@ -167,7 +167,7 @@ impl Overlay {
                     _ => AtFlags::empty(),
                 };
                 if let Err(errno) = rustix::fs::unlinkat(fd, name, flags) {
-                    log::warn!("cannot take back {}: {errno}", name.display());
+                    tracing::warn!("cannot take back {}: {errno}", name.display());
                 }
             })?;
             (stat, made)

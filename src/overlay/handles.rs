@@ -90,7 +90,7 @@ impl Handles {
                 .and_then(|flags| rustix::fs::fcntl_setfl(fd, flags | OFlags::NOATIME));
             // It is for a file's owner and root; in a user's upper all files are the user's.
             if let Err(errno) = set {
-                log::warn!("reading a file of the upper moves its st_atime: {errno}");
+                tracing::warn!("reading a file of the upper moves its st_atime: {errno}");
             }
         }
     }

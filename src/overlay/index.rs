@@ -46,7 +46,7 @@ impl Index {
         let mut entries = Entries::default();
         for (name, st_ino, _) in list(&upper.index)? {
             let Some(number) = parse_index_name(name.as_encoded_bytes()) else {
-                log::warn!("index: {} is not ours", name.display());
+                tracing::warn!("index: {} is not ours", name.display());
                 continue;
             };
             let address = Address::at(&upper.index, &name);

@@ -473,7 +473,7 @@ fn shown_anyway(
     if error.is(Errno::NOENT) {
         return None;
     }
-    log::debug!("{} is listed, but cannot be described: {error}", name.display());
+    tracing::debug!("{} is listed, but cannot be described: {error}", name.display());
     let kind = FileKind::from_mode(file_type.as_raw_mode()).unwrap_or(FileKind::Regular);
     Some((ino::of_upper(st_ino), kind))
 }

@@ -195,7 +195,7 @@ impl Overlay {
             && let Err(errno) = rustix::fs::unlinkat(from_fd, from.name, AtFlags::empty())
         {
             // Renamed it is, and what is left shows nothing.
-            log::warn!("a whiteout stays at {}: {errno}", from.name.display());
+            tracing::warn!("a whiteout stays at {}: {errno}", from.name.display());
         }
         Ok(())
     }
@@ -228,7 +228,7 @@ impl Overlay {
             Ok(_) => upper.renamed(),
             // It cannot be taken back if it replaced something. The note stays for the next mount.
             Err(error) => {
-                log::error!("{} comes back until the next mount: {error}", from.name.display())
+                tracing::error!("{} comes back until the next mount: {error}", from.name.display())
             }
         }
         Ok(())

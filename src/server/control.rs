@@ -39,7 +39,7 @@ pub(super) fn listen(path: &Path, report: impl Fn() -> Report + Send + 'static) 
             // A client that went away is its own affair.
             let answered = connection.and_then(|connection| answer(connection, &report()));
             if let Err(error) = answered {
-                log::debug!("a status request was not answered: {error}");
+                tracing::debug!("a status request was not answered: {error}");
             }
         }
     })?;

@@ -169,7 +169,7 @@ fn wait_for_end(mut server: Child) {
     let waiting =
         std::thread::Builder::new().name("thawfs-wait".into()).spawn(move || server.wait());
     if let Err(error) = waiting {
-        log::debug!("the server's end will not be waited for: {error}");
+        tracing::debug!("the server's end will not be waited for: {error}");
     }
 }
 
@@ -180,7 +180,7 @@ fn check_answers(mountpoint: &Path) -> Result<(), Failure> {
     answer.map(drop).map_err(|error| {
         // Nobody is told of the mount: it goes.
         if let Err(failure) = super::unmount(mountpoint, Manner::Lazy) {
-            log::warn!("cleaning up: {failure}");
+            tracing::warn!("cleaning up: {failure}");
         }
         let shown = mountpoint.display();
         Failure::new(Code::Failed, format!("{shown} was mounted but does not answer: {error}"))
@@ -211,7 +211,7 @@ pub fn run_detached() -> Result<(), Failure> {
     let mut detached = false;
     let served = open_and_serve(&mut detached);
     match &served {
-        Err(failure) if detached => log::error!("{failure}"),
+        Err(failure) if detached => tracing::error!("{failure}"),
         // A command that has gone away needs no answer.
         Err(failure) => drop(tell(&Answer::Failed(failure.clone()))),
         Ok(()) => {}

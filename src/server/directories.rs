@@ -102,15 +102,15 @@ impl Drop for Directories {
         if !self.keep_upper
             && let Err(error) = self.state.remove_upper(&self.mount)
         {
-            log::error!("the upper directory was not removed whole: {error}");
+            tracing::error!("the upper directory was not removed whole: {error}");
         }
         if let Err(error) = self.mount.remove() {
-            log::error!("the mount's record was not removed: {error}");
+            tracing::error!("the mount's record was not removed: {error}");
         }
         if let Some((note, work)) = &self.work {
             match remove_work(work) {
                 Ok(()) => self.state.forget(note),
-                Err(error) => log::debug!("{} stays: {error}", note.path().display()),
+                Err(error) => tracing::debug!("{} stays: {error}", note.path().display()),
             }
         }
     }

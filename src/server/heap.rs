@@ -41,5 +41,5 @@ pub fn restart_limited() {
     program.arg0(arguments.next().unwrap_or_default()).args(arguments);
     limit(&mut program);
     let error = program.exec();
-    log::debug!("the heap stays as it is: {error}");
+    tracing::debug!("the heap stays as it is: {error}");
 }

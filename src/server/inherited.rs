@@ -56,7 +56,7 @@ pub(super) fn leave_caller() {
     ];
     for (what, step) in steps {
         if let Err(error) = step() {
-            log::debug!("the caller's {what} stay: {error}");
+            tracing::debug!("the caller's {what} stay: {error}");
         }
     }
 }
@@ -118,7 +118,7 @@ fn run(program: &str, arguments: &[&str]) {
     command.args(arguments.iter().map(OsStr::new)).stdin(Stdio::null()).stdout(Stdio::null());
     match command.stderr(Stdio::null()).status() {
         Ok(status) if status.success() => {}
-        Ok(status) => log::debug!("{program}: {status}"),
-        Err(error) => log::debug!("{program}: {error}"),
+        Ok(status) => tracing::debug!("{program}: {status}"),
+        Err(error) => tracing::debug!("{program}: {error}"),
     }
 }

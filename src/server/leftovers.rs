@@ -329,8 +329,8 @@ pub fn clear_staging(state: &StateDir, target: &Path) {
         {
             match remove_noted(state, path) {
                 Ok(true) => {}
-                Ok(false) => log::debug!("{} is in use, or somebody else's", path.display()),
-                Err(error) => log::warn!("cannot remove {}: {error}", path.display()),
+                Ok(false) => tracing::debug!("{} is in use, or somebody else's", path.display()),
+                Err(error) => tracing::warn!("cannot remove {}: {error}", path.display()),
             }
         }
     }

@@ -51,16 +51,16 @@ pub fn restrict(source: &SourceRequest) {
     }
     let threads = std::fs::read_dir("/proc/self/task").map_or(1, Iterator::count);
     if threads > 1 {
-        log::warn!("{} threads keep the rights that they have", threads - 1);
+        tracing::warn!("{} threads keep the rights that they have", threads - 1);
     }
     if let Err(error) = give_up(source.runs_programs()) {
-        log::warn!("the server has more rights than it needs: {error}");
+        tracing::warn!("the server has more rights than it needs: {error}");
     }
 }
 
 fn set_dumpable(behavior: DumpableBehavior) {
     if let Err(error) = rustix::process::set_dumpable_behavior(behavior) {
-        log::warn!("memory is as open to debuggers as before: {error}");
+        tracing::warn!("memory is as open to debuggers as before: {error}");
     }
 }
 

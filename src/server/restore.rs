@@ -190,7 +190,7 @@ fn mount_in_place(server: Starting, request: RestoreRequest, dir: &Path) -> Resu
         Err(failure) => {
             // A server that did not get to say why it ended may have left a dead mount.
             if let Err(error) = clear(&place.request.mountpoint) {
-                log::warn!("cleaning up: {error}");
+                tracing::warn!("cleaning up: {error}");
             }
             Err(failure)
         }

@@ -115,7 +115,7 @@ pub(super) fn serve_in(
     }
     let traces =
         Traces::start(&opened, request.share_trace, request.fill).unwrap_or_else(|error| {
-            log::warn!("nothing is fetched ahead: {error}");
+            tracing::warn!("nothing is fetched ahead: {error}");
             None
         });
     let found = groups.found().to_vec();
@@ -161,7 +161,7 @@ fn raise_file_limit() {
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
     if let Err(error) = setrlimit(Resource::Nofile, limit) {
-        log::debug!("the limit on open files stays as it is: {error}");
+        tracing::debug!("the limit on open files stays as it is: {error}");
     }
 }
 
@@ -182,7 +182,7 @@ fn unmount_on_signal(
         let mut told = false;
         while let Some(inside) = mounted.as_ref().and_then(inside_of) {
             if !told {
-                log::warn!("asked to end, which waits for what is mounted inside: {inside}");
+                tracing::warn!("asked to end, which waits for what is mounted inside: {inside}");
                 told = true;
             }
             std::thread::sleep(Duration::from_millis(100));
@@ -191,7 +191,7 @@ fn unmount_on_signal(
             }
         }
         if let Err(error) = unmounter.unmount() {
-            log::error!("cannot unmount: {error}");
+            tracing::error!("cannot unmount: {error}");
         }
     })?;
     Ok(handle)
@@ -211,7 +211,7 @@ fn raise_readahead(mount: &MountInfo) {
     // thread that does keeps the device open, and waits for ever.
     let path = format!("/sys/class/bdi/{}/read_ahead_kb", mount.device);
     if let Err(error) = std::fs::write(&path, "1024") {
-        log::debug!("readahead stays at the kernel's default: {path}: {error}");
+        tracing::debug!("readahead stays at the kernel's default: {path}: {error}");
     }
 }
 

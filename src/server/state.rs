@@ -104,7 +104,7 @@ impl StateDir {
             let of = read_origin(base).unwrap_or_default();
             if let Err(error) = write_json(&base.join("origin.json"), &Origin { kept: true, ..of })
             {
-                log::warn!("{} is not marked as kept: {error}", upper.display());
+                tracing::warn!("{} is not marked as kept: {error}", upper.display());
             }
         }
     }
@@ -296,7 +296,7 @@ fn spread(path: &Path) {
         Ok(())
     });
     if let Err(error) = spread {
-        log::debug!("{} is not spread over the disk: {error}", path.display());
+        tracing::debug!("{} is not spread over the disk: {error}", path.display());
     }
 }
 

@@ -97,7 +97,7 @@ impl Work {
             if let Some(rate) = self.fill {
                 let fill = move || self.warm(&Warm::All, "the rest of the archive", rate);
                 if let Err(error) = std::thread::Builder::new().spawn_scoped(scope, fill) {
-                    log::warn!("the rest of the archive is not fetched ahead: {error}");
+                    tracing::warn!("the rest of the archive is not fetched ahead: {error}");
                 }
             }
             let left = KEPT_AFTER.saturating_sub(started.elapsed());
@@ -116,9 +116,9 @@ impl Work {
         let result = self.remote.warm(what, &self.warming);
         let bytes = self.warming.fetched.load(Ordering::Relaxed) - before;
         match result {
-            Ok(()) => log::info!("fetched ahead: {shown}, {bytes} bytes"),
+            Ok(()) => tracing::info!("fetched ahead: {shown}, {bytes} bytes"),
             Err(_) if self.warming.stop.load(Ordering::Relaxed) => {}
-            Err(error) => log::warn!("cannot fetch ahead {shown}: {error}"),
+            Err(error) => tracing::warn!("cannot fetch ahead {shown}: {error}"),
         }
     }
 
@@ -144,7 +144,7 @@ impl Work {
 
     fn keep(&self, trace: &Trace) {
         if let Err(error) = self.remote.keep_trace(trace) {
-            log::warn!("the trace is not kept: {error}");
+            tracing::warn!("the trace is not kept: {error}");
         }
     }
 
@@ -153,7 +153,7 @@ impl Work {
         match self.remote.wait_for(self.warming.unless_stopped(request))? {
             Ok(json) => Trace::from_json(&json),
             Err(error) => {
-                log::debug!("there is no trace in the bucket: {error}");
+                tracing::debug!("there is no trace in the bucket: {error}");
                 None
             }
         }
@@ -172,8 +172,10 @@ impl Work {
             self.remote.wait_for(async { tokio::time::timeout(SHARED_WITHIN, share).await });
         match shared {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => log::warn!("the trace is not shared as {}: {error}", object.name()),
-            Err(_) => log::warn!("the trace is not shared as {}: no answer", object.name()),
+            Ok(Err(error)) => {
+                tracing::warn!("the trace is not shared as {}: {error}", object.name())
+            }
+            Err(_) => tracing::warn!("the trace is not shared as {}: no answer", object.name()),
         }
     }
 }

@@ -228,7 +228,7 @@ pub(super) fn clear(mountpoint: &Path) -> Result<Vec<PathBuf>, Failure> {
             && !ended.is_alive()
             && let Err(error) = remove_upper(&state, ended)
         {
-            log::warn!("the upper of a dead mount was not removed whole: {error}");
+            tracing::warn!("the upper of a dead mount was not removed whole: {error}");
         }
         cleared.push(mount.mountpoint.clone());
     }
@@ -267,7 +267,7 @@ pub fn check_free(mountpoint: &Path) -> Result<(), Failure> {
     let state = StateDir::locate();
     let Some(mount) = read_mount_at(mountpoint).map_err(failed)?.filter(MountInfo::is_ours) else {
         if let Err(error) = clear_records(&state, mountpoint) {
-            log::debug!("{}: {error}", state.path().display());
+            tracing::debug!("{}: {error}", state.path().display());
         }
         return Ok(());
     };

@@ -190,7 +190,7 @@ impl Exchange {
                 (Error::ExpiredCredentials { .. }, Some((credentials, used)))
                     if !renewed && credentials.renew(&used) =>
                 {
-                    log::info!("{error}, asking for new ones");
+                    tracing::info!("{error}, asking for new ones");
                     renewed = true;
                 }
                 _ => return Err(error),
@@ -385,7 +385,7 @@ impl Attempts<'_> {
             });
         }
         add(&tally.retries, 1);
-        log::info!("{error}; trying again");
+        tracing::info!("{error}; trying again");
         self.earlier = Some(error);
         let _held = asked_for.map(|_| tally.hold_off());
         sleep_until(until).await;

@@ -92,7 +92,7 @@ impl Disk {
         if damaged > 0 {
             self.damaged.fetch_add(damaged, Ordering::Relaxed);
             let name = &self.entry.about().name;
-            log::info!("{damaged} chunks of {name} are damaged on disk, and fetched again");
+            tracing::info!("{damaged} chunks of {name} are damaged on disk, and fetched again");
         }
         if found.len() as u64 != chunks.end - chunks.start {
             return None;

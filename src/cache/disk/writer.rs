@@ -181,7 +181,7 @@ fn write_all(shelf: &Shelf, waiting: &Receiver<Order>) {
             Err(error) => {
                 shelf.outcome.dropped.fetch_add(1 + waiting.len() as u64, Ordering::Relaxed);
                 let path = shelf.dir.path().display();
-                log::warn!("nothing more is written to the disk cache in {path}: {error}");
+                tracing::warn!("nothing more is written to the disk cache in {path}: {error}");
                 return;
             }
         }

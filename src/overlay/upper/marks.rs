@@ -172,7 +172,7 @@ fn with_access<T>(inode: &Address, call: impl Fn() -> Result<T, Errno>) -> Resul
     }
     let result = call();
     if let Err(error) = inode.chmod(mode) {
-        log::error!("the permissions of {} are not as they were: {error}", inode.label());
+        tracing::error!("the permissions of {} are not as they were: {error}", inode.label());
     }
     result
 }

@@ -131,7 +131,7 @@ impl Drop for Upper {
         // until it executes its program.
         for dir in [&*self.root, &self.lock] {
             if let Err(errno) = rustix::fs::flock(dir, FlockOperation::Unlock) {
-                log::warn!("{}: cannot be unlocked: {errno}", self.path.display());
+                tracing::warn!("{}: cannot be unlocked: {errno}", self.path.display());
             }
         }
     }

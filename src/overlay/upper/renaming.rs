@@ -41,7 +41,7 @@ impl Upper {
     pub(in super::super) fn renamed(&self) {
         if let Err(errno) = rustix::fs::unlinkat(&self.work, NOTE, AtFlags::empty()) {
             // Found again, it says of a name that is not there any more that it is hidden, which is so.
-            log::warn!("a note of a rename stays: {errno}");
+            tracing::warn!("a note of a rename stays: {errno}");
         }
     }
 

@@ -242,7 +242,7 @@ pub(in super::super) fn list_with(
 fn remove_tree(dir: &OwnedFd, name: &OsStr) {
     match removal::remove_tree(dir, name) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            log::warn!("workdir: cannot remove {}: {error}", name.display());
+            tracing::warn!("workdir: cannot remove {}: {error}", name.display());
         }
         Ok(()) | Err(_) => {}
     }
