@@ -12,7 +12,7 @@
 //! overlay                the merged tree: lower + upper, copy-up, whiteouts
 //! squashfs               the archive format
 //! cache                  chunks of a remote object: memory, single flight, readahead
-//! store                  object stores behind one narrow trait
+//! store                  object stores behind two small traits
 //! types       buffers    numbers with units, no I/O | large buffers that are used again
 //! single_flight          what several threads want at once is made by one of them
 //! environment names      the variables that the program looks at | names and words of others, shown

@@ -13,11 +13,12 @@ use serde::{Deserialize, Serialize};
 
 use super::config::Config;
 use super::id::BackupId;
+use super::layout;
 use super::meta::Metadata;
 use super::open::SourceRequest;
 use crate::environment::Environment;
 use crate::failure::{Code, Failure};
-use crate::store::{self, Folder, Object, PresignedUrls, Source, StoreDefaults, StoreOptions};
+use crate::store::{self, Folder, Object, ReadRanges, Source, StoreDefaults, StoreOptions};
 
 /// Where an R2 bucket's data must stay. It has its own host.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -183,17 +184,6 @@ fn no_bucket() -> Failure {
         .hint("use --bucket, THAWFS_BUCKET or the configuration file")
 }
 
-/// What it takes to make one backup without credentials, as JSON: its id, and the URLs of
-/// [`PresignedUrls`] for the objects of that id.
-#[derive(Clone, Debug, Deserialize)]
-pub struct Presigned {
-    /// The backup's id, as the URLs have it.
-    pub id: BackupId,
-    /// The URLs.
-    #[serde(flatten)]
-    pub urls: PresignedUrls,
-}
-
 /// The backups of one bucket. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Backups {
@@ -202,18 +192,9 @@ pub struct Backups {
     options: StoreOptions,
     /// See [`BucketRequest::is_default`].
     is_default: bool,
-    /// Where all there is is one backup that can be made: its id, and the size of its parts.
-    pub(super) only: Option<(BackupId, u64)>,
 }
 
 impl Backups {
-    /// Name of a backup's archive below its prefix.
-    pub const ARCHIVE: &str = "data.sqsh";
-    /// Name of a backup's metadata below its prefix.
-    pub const METADATA: &str = "meta.json";
-    /// What was read first of a backup, for those who will read it next: an object of ours.
-    pub const TRACE: &str = "trace.json";
-
     /// Opens a bucket. Finds credentials, which may ask a metadata service; the bucket itself is
     /// not asked anything. A local directory need not exist to back up into.
     ///
@@ -233,24 +214,7 @@ impl Backups {
             ..StoreOptions::default()
         };
         let folder = source.folder(&options).await?;
-        Ok(Self { folder, source, options, is_default: request.is_default, only: None })
-    }
-
-    /// Opens presigned URLs, by which one backup can be made without credentials, and nothing else
-    /// done.
-    ///
-    /// # Errors
-    /// [`Code::InvalidBackupConfig`] where they make no sense.
-    pub fn open_presigned(presigned: Presigned, deadline: Duration) -> Result<Self, Failure> {
-        let options = StoreOptions { deadline, ..StoreOptions::default() };
-        let Presigned { id, urls } = presigned;
-        let only = Some((id.clone(), urls.part_size));
-        let source = Source::Http(urls.complete.clone());
-        let key = |name: &str| format!("backups/{id}/{name}");
-        let folder = urls.folder(key(Self::ARCHIVE), key(Self::METADATA), &options);
-        let folder =
-            folder.map_err(|error| Failure { code: Code::InvalidBackupConfig, ..error.into() })?;
-        Ok(Self { folder, source, options, is_default: false, only })
+        Ok(Self { folder, source, options, is_default: request.is_default })
     }
 
     /// The bucket as messages show it.
@@ -284,9 +248,9 @@ impl Backups {
         }
     }
 
-    /// An object of a backup.
+    /// An object of a backup, called as in [`layout`].
     pub fn object(&self, id: &BackupId, name: &str) -> Object {
-        self.folder.object(&format!("backups/{id}/{name}"))
+        self.folder.object(&layout::key(id, name))
     }
 
     /// How to open a backup's archive.
@@ -294,7 +258,7 @@ impl Backups {
     /// # Errors
     /// [`Code::InvalidBackupConfig`] for a local directory whose path is not UTF-8.
     pub fn archive(&self, id: &BackupId) -> Result<SourceRequest, Failure> {
-        let object = self.object(id, Self::ARCHIVE);
+        let object = self.object(id, layout::ARCHIVE);
         let source = match &self.source {
             Source::S3 { bucket, .. } => format!("s3://{bucket}/{}", object.key),
             Source::Http(_) => object.name(),
@@ -325,8 +289,8 @@ impl Backups {
     /// [`Code::BackupNotFound`], which says what is missing; [`Code::Unsupported`] for a backup of
     /// the newer kind; [`Code::Corrupt`] for metadata that cannot be read.
     pub async fn metadata(&self, id: &BackupId) -> Result<Metadata, Failure> {
-        let object = self.object(id, Self::METADATA);
-        match object.store.get_whole(&object.key, Metadata::MAX_BYTES).await {
+        let object = self.object(id, layout::METADATA);
+        match object.get_whole(Metadata::MAX_BYTES).await {
             Ok(json) => Metadata::parse(&json, id).map_err(|reason| {
                 Failure::new(Code::Corrupt, format!("{}: {reason}", object.name()))
                     .hint("the archive beside it may be whole: mount it by its key")
@@ -404,7 +368,7 @@ mod tests {
             let request = BucketRequest { anonymous: true, ..BucketRequest::new(text) };
             let backups = Backups::open(&request).await.unwrap();
             assert_eq!(backups.archive(&id).unwrap().source, archive, "{text}");
-            assert_eq!(backups.object(&id, Backups::ARCHIVE).name(), archive, "{text}");
+            assert_eq!(backups.object(&id, layout::ARCHIVE).name(), archive, "{text}");
         }
         for (text, reason) in [
             ("bucket", "not how a bucket is named"),

@@ -5,11 +5,9 @@ use futures::stream::{self, Stream};
 
 use super::bucket::Backups;
 use super::id::BackupId;
+use super::layout;
 use crate::failure::{Code, Failure};
 use crate::store::{Depth, Listed, Pages};
-
-/// Prefix of all backups' keys within the bucket's folder.
-pub(super) const ALL: &str = "backups/";
 
 /// The objects of one backup, summed up.
 #[derive(Clone, Debug)]
@@ -51,8 +49,8 @@ impl Contents {
         self.bytes = self.bytes.saturating_add(object.size);
         self.modified = self.modified.zip(object.modified).map(|(a, b)| a.max(b));
         match name {
-            Backups::ARCHIVE => self.archive = Some(object.size),
-            Backups::METADATA => self.has_metadata = true,
+            layout::ARCHIVE => self.archive = Some(object.size),
+            layout::METADATA => self.has_metadata = true,
             _ => {}
         }
     }
@@ -67,7 +65,7 @@ impl Contents {
                     .hint("thawfs list shows those there are")
             }
             (None, _, Some(key)) => {
-                let message = format!("{} is a tar archive", backups.folder.store.name(key));
+                let message = format!("{} is a tar archive", backups.folder.bucket.name(key));
                 Failure::new(Code::Unsupported, message)
                     .hint("backups of this newer kind cannot be read in place; use the SDK")
             }
@@ -81,15 +79,6 @@ impl Contents {
             }
         }
     }
-}
-
-/// The id that a key within the folder belongs to, and what comes behind it.
-fn split_key(key: &str) -> Option<(BackupId, &str)> {
-    let (id, rest) = key.strip_prefix(ALL)?.split_at_checked(BackupId::LEN)?;
-    let parsed: BackupId = id.parse().ok()?;
-    // Keys are case-sensitive, and those of backups in lowercase.
-    let is_ours = parsed.as_str() == id && (rest.starts_with('/') || rest == ".tar.zst");
-    is_ours.then_some((parsed, rest))
 }
 
 /// Walks a listing page by page. Keys of one backup lie together in it: nothing sorts between
@@ -110,7 +99,7 @@ impl Walk<'_> {
         loop {
             for object in self.page.by_ref() {
                 let key = object.key.strip_prefix(&folder.prefix).unwrap_or_default();
-                let Some((id, rest)) = split_key(key) else { continue };
+                let Some((id, rest)) = layout::split(key) else { continue };
                 let done = self.current.take_if(|current| current.id != id);
                 self.current.get_or_insert_with(|| Contents::new(id)).add(rest, &object);
                 if done.is_some() {
@@ -118,8 +107,8 @@ impl Walk<'_> {
                 }
             }
             let Some(token) = self.pages.next() else { return Ok(self.current.take()) };
-            let page = folder.store.list(&self.prefix, Depth::All, token).await?;
-            page.turn(&mut self.pages, &folder.store.name(&self.prefix))?;
+            let page = folder.bucket.list(&self.prefix, Depth::All, token).await?;
+            page.turn(&mut self.pages, &folder.bucket.name(&self.prefix))?;
             self.page = page.objects.into_iter();
         }
     }
@@ -130,7 +119,7 @@ impl Backups {
     pub(super) fn walk(&self, start: &str) -> impl Stream<Item = Result<Contents, Failure>> + Send {
         let walk = Walk {
             backups: self,
-            prefix: format!("{}{ALL}{start}", self.folder.prefix),
+            prefix: self.folder.prefix.clone() + &layout::starting_with(start),
             page: Vec::new().into_iter(),
             pages: Pages::default(),
             current: None,
@@ -146,28 +135,5 @@ impl Backups {
         let mut found = std::pin::pin!(self.walk(id.as_str()));
         let first = futures::StreamExt::next(&mut found).await.transpose()?;
         Ok(first.unwrap_or_else(|| Contents::new(id.clone())))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::split_key;
-
-    #[test]
-    fn only_keys_of_backups_count() {
-        let id = "0b7a5c1e-6f0d-4c43-9d0c-2f1f8f1a9e77";
-        for (key, rest) in [
-            (format!("backups/{id}/data.sqsh"), Some("/data.sqsh")),
-            (format!("backups/{id}/a/b"), Some("/a/b")),
-            (format!("backups/{id}.tar.zst"), Some(".tar.zst")),
-            (format!("backups/{id}"), None),
-            (format!("backups/{id}x/data.sqsh"), None),
-            (format!("backups/{}/data.sqsh", id.to_uppercase()), None),
-            (format!("other/{id}/data.sqsh"), None),
-            ("backups/é".repeat(9), None),
-            ("backups/readme".into(), None),
-        ] {
-            assert_eq!(split_key(&key).map(|(_, rest)| rest), rest, "{key}");
-        }
     }
 }

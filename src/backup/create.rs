@@ -15,13 +15,13 @@ use tokio::runtime::Handle as Runtime;
 use tokio::task::spawn_blocking;
 
 use super::bucket::Backups;
-use super::id::BackupId;
+use super::destination::Destination;
+use super::layout;
 use super::meta::Metadata;
 use super::select::Selection;
 use super::upload::{Expected, Uploader};
 use crate::failure::{Code, Failure};
 use crate::squashfs::write::{self, Compression};
-use crate::store::{self, GetRange};
 
 /// What to back up, and how.
 #[derive(Clone, Debug)]
@@ -117,6 +117,20 @@ struct Sent {
 }
 
 impl Backups {
+    /// Backs a directory up to a new [`Destination`] in this bucket.
+    ///
+    /// # Errors
+    /// As [`Destination::create`].
+    pub async fn create(
+        &self,
+        request: &CreateRequest,
+        progress: Arc<CreateProgress>,
+    ) -> Result<Created, Failure> {
+        self.destination()?.create(request, progress).await
+    }
+}
+
+impl Destination {
     /// Backs a directory up. Returns when the backup can be restored.
     ///
     /// Dropping the future does not stop the work; [`CreateProgress::cancel`] does.
@@ -126,7 +140,7 @@ impl Backups {
     /// [`Code::Usage`] for a pattern that makes no sense, and [`Code::BackupCreateFailed`] for all that
     /// goes wrong later. Nothing of the backup is left in the bucket, or the hint says what may be.
     pub async fn create(
-        &self,
+        self,
         request: &CreateRequest,
         progress: Arc<CreateProgress>,
     ) -> Result<Created, Failure> {
@@ -135,12 +149,9 @@ impl Backups {
             let message = format!("the path of {} is not UTF-8", root.display());
             Failure::new(Code::InvalidBackupConfig, message)
         })?;
-        let id = match &self.only {
-            Some((id, _)) => id.clone(),
-            None => BackupId::random()?,
-        };
         let describe = |size: u64| {
-            Metadata::new(id.clone(), dir, request.name.as_deref(), size, request.ttl, Utc::now())
+            let id = self.id.clone();
+            Metadata::new(id, dir, request.name.as_deref(), size, request.ttl, Utc::now())
         };
         describe(0)?;
         let selection = {
@@ -150,12 +161,11 @@ impl Backups {
         };
         let selection = selection.map_err(|error| ended(&error))??;
         let made = async {
-            let sent = self.send(&id, root.clone(), selection, request, progress).await?;
-            self.check_size(&id, sent.summary.size).await?;
+            let sent = self.send(root.clone(), selection, request, progress).await?;
+            self.check_size(sent.summary.size).await?;
             let metadata = describe(sent.summary.size)?;
-            let object = self.object(&id, Self::METADATA);
-            object.store.put(&object.key, metadata.to_json()?.into()).await?;
-            Ok(Created {
+            self.describe(metadata.to_json()?).await?;
+            Ok::<_, Failure>(Created {
                 metadata,
                 inodes: sent.summary.inodes,
                 bytes: sent.bytes,
@@ -164,14 +174,21 @@ impl Backups {
         };
         match made.await {
             Ok(created) => Ok(created),
-            Err(failure) => Err(self.discard(&id, dir, failure).await),
+            Err(failure) => {
+                let failure = Failure {
+                    code: Code::BackupCreateFailed,
+                    message: format!("cannot back up {dir}: {}", failure.message),
+                    ..failure
+                };
+                let left = self.discard().await;
+                Err(left.into_iter().fold(failure, |it, error| left_behind(it, &error.into())))
+            }
         }
     }
 
     /// Packs and sends the archive, on a thread of its own.
     async fn send(
         &self,
-        id: &BackupId,
         root: PathBuf,
         selection: Selection,
         request: &CreateRequest,
@@ -183,14 +200,14 @@ impl Backups {
             mkfs_time: request.mkfs_time,
             ..write::Options::default()
         };
-        let object = self.object(id, Self::ARCHIVE);
+        let (store, key) = (Arc::clone(&self.store), self.archive_key.clone());
         // Of a bucket within the tree, which would grow while it is packed.
-        let own = self.local_root().and_then(|bucket| {
+        let own = self.local_root.as_ref().and_then(|bucket| {
             let inside = bucket.strip_prefix(&root).ok()?;
-            Some(inside.join("backups"))
+            Some(inside.join(layout::ALL))
         });
         let runtime = Runtime::current();
-        let only = self.only.clone();
+        let part_size = self.part_size;
         let cancel = Arc::clone(&progress.cancel);
         let work = move || {
             let mut warnings = selection.warnings().to_vec();
@@ -207,7 +224,7 @@ impl Backups {
             let sent = Arc::clone(&progress.sent);
             let (expect, expected) = crossbeam_channel::bounded(1);
             let parts = (expected, options.data_start);
-            let mut upload = Uploader::new(object, runtime, parts, &progress.cancel, sent);
+            let mut upload = Uploader::new((store, key), runtime, parts, &progress.cancel, sent);
             let done = AtomicBool::new(false);
             let packed = std::thread::scope(|scope| {
                 // Meanwhile, since the first part has to be full before this needs to be known.
@@ -215,8 +232,8 @@ impl Backups {
                     let over = || done.load(Ordering::Relaxed) || cancelled();
                     let tree = measure(&root, &exclude, over);
                     progress.total.store(tree.bytes, Ordering::Relaxed);
-                    let expected = match only {
-                        Some((_, part_size)) => Expected { bytes: tree.estimate, part_size },
+                    let expected = match part_size {
+                        Some(part_size) => Expected { bytes: tree.estimate, part_size },
                         None => Expected::new(tree.estimate),
                     };
                     // Nobody waits for it if the archive is small.
@@ -251,36 +268,6 @@ impl Backups {
             Ok(Sent { summary, bytes: progress.packed.bytes_read(), warnings })
         };
         spawn_blocking(work).await.map_err(|error| ended(&error))?
-    }
-
-    /// Asks the store how large the archive is that it has. By a GET, since proxies change what HEAD
-    /// says.
-    async fn check_size(&self, id: &BackupId, size: u64) -> Result<(), Failure> {
-        let object = self.object(id, Self::ARCHIVE);
-        let last = object.store.get_range(&object.key, GetRange::Last(1), None, 1).await?;
-        if last.size == size {
-            return Ok(());
-        }
-        let message = format!("{} has {} bytes instead of {size}", object.name(), last.size);
-        Err(Failure::new(Code::BackupCreateFailed, message).hint("try again"))
-    }
-
-    /// Removes what there may be of a backup that failed; gives the failure that the user is told.
-    async fn discard(&self, id: &BackupId, dir: &str, failure: Failure) -> Failure {
-        let mut failure = Failure {
-            code: Code::BackupCreateFailed,
-            message: format!("cannot back up {dir}: {}", failure.message),
-            ..failure
-        };
-        for name in [Self::METADATA, Self::ARCHIVE] {
-            let object = self.object(id, name);
-            match object.store.delete(&object.key).await {
-                // There is nothing that something could be left in.
-                Ok(_) | Err(store::Error::NoSuchBucket { .. }) => {}
-                Err(error) => failure = left_behind(failure, &error.into()),
-            }
-        }
-        failure
     }
 }
 

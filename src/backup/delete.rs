@@ -4,8 +4,9 @@ use futures::stream::{self, StreamExt, TryStreamExt};
 use serde::Serialize;
 
 use super::bucket::Backups;
-use super::contents::{ALL, Contents};
+use super::contents::Contents;
 use super::id::BackupId;
+use super::layout;
 use crate::failure::Failure;
 use crate::store::{Depth, Pages};
 
@@ -55,17 +56,17 @@ impl Backups {
     ) -> Result<Deleted, Failure> {
         let Contents { id, objects, bytes, has_metadata, .. } = contents;
         if deletion == Deletion::Real {
-            let store = &self.folder.store;
+            let bucket = &self.folder.bucket;
             if has_metadata {
-                store.delete(&self.object(&id, Self::METADATA).key).await?;
+                bucket.delete(&self.object(&id, layout::METADATA).key).await?;
             }
-            let prefix = format!("{}{ALL}{id}/", self.folder.prefix);
+            let prefix = self.folder.prefix.clone() + &layout::prefix(&id);
             let mut pages = Pages::default();
             while let Some(token) = pages.next() {
-                let page = store.list(&prefix, Depth::All, token).await?;
-                page.turn(&mut pages, &store.name(&prefix))?;
+                let page = bucket.list(&prefix, Depth::All, token).await?;
+                page.turn(&mut pages, &bucket.name(&prefix))?;
                 stream::iter(page.objects)
-                    .map(|object| async move { store.delete(&object.key).await })
+                    .map(|object| async move { bucket.delete(&object.key).await })
                     .buffer_unordered(IN_FLIGHT)
                     .try_collect::<()>()
                     .await?;

@@ -7,6 +7,7 @@ use serde::Serialize;
 use super::bucket::Backups;
 use super::contents::Contents;
 use super::id::BackupId;
+use super::layout;
 use super::meta::Metadata;
 use crate::failure::Failure;
 use crate::store;
@@ -179,8 +180,8 @@ impl Backups {
         if !contents.has_metadata {
             return Ok(Some(BackupEntry::new(&contents, None)));
         }
-        let object = self.object(&contents.id, Self::METADATA);
-        let metadata = match object.store.get_whole(&object.key, Metadata::MAX_BYTES).await {
+        let object = self.object(&contents.id, layout::METADATA);
+        let metadata = match object.get_whole(Metadata::MAX_BYTES).await {
             Ok(json) => Metadata::parse(&json, &contents.id),
             Err(store::Error::NotFound { .. }) => return Ok(None),
             Err(error @ store::Error::TooLarge { .. }) => Err(error.to_string()),

@@ -8,14 +8,13 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tokio::runtime::{self, Runtime};
 
-use super::bucket::Backups;
-use super::id::BackupId;
+use super::layout;
 use super::memory::default_cache_memory;
 use crate::cache::{self, Blob, CacheDir, DiskLimit, FileBlob, RemoteBlob};
 use crate::environment::Environment;
 use crate::failure::{Code, Failure};
 use crate::squashfs::{self, Archive};
-use crate::store::{self, Hedged, Object, Source, StoreDefaults, StoreOptions};
+use crate::store::{self, Hedged, Object, ReadRanges, Source, StoreDefaults, StoreOptions};
 
 /// Variables that let whoever reads them in.
 const SECRET_VARIABLES: [&str; 3] =
@@ -127,9 +126,8 @@ impl SourceRequest {
             }
             Source::S3 { .. } | Source::Http(_) => {
                 let runtime = start_runtime()?;
-                let object = runtime.block_on(source.archive(&self.store_options()))?;
+                let object = runtime.block_on(self.find(&source, &mut trace))?;
                 let name = object.name();
-                trace = trace_of(&source, &object);
                 let blob = Arc::new(self.open_remote(object, &runtime)?);
                 let archive = self.open_blob(Arc::clone(&blob) as Arc<dyn Blob>, &name)?;
                 (archive, name, Some(blob), Some(runtime))
@@ -176,17 +174,36 @@ impl SourceRequest {
         }
     }
 
+    /// Opens an archive that is elsewhere, and finds where its trace is, if it has one.
+    async fn find(
+        &self,
+        source: &Source,
+        trace: &mut Option<Object>,
+    ) -> store::Result<Arc<dyn ReadRanges>> {
+        let options = self.store_options();
+        if matches!(source, Source::Http(_)) {
+            return source.archive(&options).await;
+        }
+        let object = source.object(&options).await?;
+        *trace = trace_of(&object);
+        Ok(Arc::new(object))
+    }
+
     /// Two thirds of the memory go to compressed chunks: they bound what can be on its way at a time, and
     /// so the throughput of a distant store.
-    fn open_remote(&self, object: Object, runtime: &Runtime) -> Result<RemoteBlob, Failure> {
-        let object = Object { store: Arc::new(Hedged::new(object.store)), key: object.key };
+    fn open_remote(
+        &self,
+        object: Arc<dyn ReadRanges>,
+        runtime: &Runtime,
+    ) -> Result<RemoteBlob, Failure> {
         let options = cache::OpenOptions {
             offset: self.offset,
             memory_bytes: self.cache_memory / 3 * 2,
             disk: open_cache(self.disk_cache),
             ..cache::OpenOptions::default()
         };
-        Ok(RemoteBlob::open(object, runtime.handle().clone(), options)?)
+        let hedged = Arc::new(Hedged::new(object));
+        Ok(RemoteBlob::open(hedged, runtime.handle().clone(), options)?)
     }
 
     /// The rest keeps what is decoded, a third of it metadata, up to 6 MiB: a walk of 200,000 files.
@@ -221,12 +238,9 @@ fn hold_metadata(archive: Arc<Archive>) {
 }
 
 /// The object beside the archive of a backup that says what was read of it first.
-fn trace_of(source: &Source, archive: &Object) -> Option<Object> {
-    let is_in_bucket = matches!(source, Source::S3 { .. });
-    let folder = archive.key.strip_suffix(Backups::ARCHIVE).filter(|_| is_in_bucket)?;
-    let is_backup = folder.strip_suffix('/')?.rsplit('/').next()?.parse::<BackupId>().is_ok();
-    let key = format!("{folder}{}", Backups::TRACE);
-    is_backup.then(|| Object { store: Arc::clone(&archive.store), key })
+fn trace_of(archive: &Object) -> Option<Object> {
+    let key = layout::trace_beside(&archive.key)?;
+    Some(Object { bucket: Arc::clone(&archive.bucket), key })
 }
 
 /// The disk cache. Archives are read without one where it cannot be had.
@@ -241,7 +255,7 @@ fn open_cache(limit: DiskLimit) -> Option<CacheDir> {
 /// Opens a file, or `data.sqsh` in a directory; gives its name, too.
 fn open_file(asked: &Path, offset: u64) -> Result<(FileBlob, String), Failure> {
     let is_directory = asked.is_dir();
-    let path = if is_directory { asked.join(Backups::ARCHIVE) } else { asked.to_owned() };
+    let path = if is_directory { asked.join(layout::ARCHIVE) } else { asked.to_owned() };
     let name = path.display().to_string();
     match FileBlob::open(&path, offset) {
         Ok(blob) => Ok((blob, name)),
@@ -282,7 +296,7 @@ impl OpenArchive {
 
     /// What the store's connection has done; zero for a file on this machine.
     pub fn store_counters(&self) -> store::Counters {
-        self.remote.as_ref().map(|blob| blob.object().store.counters()).unwrap_or_default()
+        self.remote.as_ref().map(|blob| blob.object().counters()).unwrap_or_default()
     }
 
     /// What the chunk cache has done; zero for a file on this machine.

@@ -10,9 +10,9 @@ use futures::stream::{StreamExt, TryStreamExt};
 use serde::Serialize;
 
 use super::bucket::Backups;
-use super::contents::ALL;
 use super::delete::{Deleted, Deletion};
 use super::id::BackupId;
+use super::layout;
 use super::list::{BackupEntry, BackupState, now};
 use crate::failure::{Code, Failure};
 use crate::store::{Pages, Unfinished};
@@ -196,20 +196,21 @@ impl Backups {
         told: &mut impl FnMut(&Pruned) -> Result<(), Failure>,
     ) -> Result<(), Failure> {
         self.check_exists()?;
-        let (store, prefix) = (&self.folder.store, format!("{}{ALL}", self.folder.prefix));
+        let bucket = &self.folder.bucket;
+        let prefix = self.folder.prefix.clone() + &layout::starting_with("");
         let mut pages = Pages::default();
         while let Some(token) = pages.next() {
-            let page = store.list_uploads(&prefix, token).await?;
-            page.turn(&mut pages, &store.name(&prefix))?;
+            let page = bucket.list_uploads(&prefix, token).await?;
+            page.turn(&mut pages, &bucket.name(&prefix))?;
             for Unfinished { upload, since } in page.uploads {
                 if since.is_none_or(|since| now() - since <= BEING_MADE) {
                     continue;
                 }
                 if deletion == Deletion::Real {
-                    store.abort_upload(&upload).await?;
+                    bucket.abort_upload(&upload).await?;
                 }
                 summary.uploads += 1;
-                told(&Pruned::Upload { upload: store.name(&upload.key) })?;
+                told(&Pruned::Upload { upload: bucket.name(&upload.key) })?;
             }
         }
         Ok(())

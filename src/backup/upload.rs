@@ -18,7 +18,7 @@ use tokio::time::timeout;
 
 use crate::failure::{Code, Failure};
 use crate::squashfs::write::Sink;
-use crate::store::{self, MAX_PARTS, MIN_PART_SIZE, Object, Part, Upload};
+use crate::store::{self, MAX_PARTS, MIN_PART_SIZE, Part, Upload, WriteObjects};
 
 /// Size of parts where that suffices, in bytes. A request's first-byte time is a tenth or so of the
 /// time that its transfer takes at 100 MB/s.
@@ -61,7 +61,9 @@ impl Expected {
 
 /// An archive on its way to a store. For one thread that may block, outside the runtime.
 pub(super) struct Uploader<'a> {
-    object: Object,
+    store: Arc<dyn WriteObjects>,
+    /// Of the object that the archive becomes.
+    key: String,
     runtime: Handle,
     /// Tells what to expect, once.
     expected: Receiver<Expected>,
@@ -86,18 +88,19 @@ pub(super) struct Uploader<'a> {
 }
 
 impl<'a> Uploader<'a> {
-    /// For an archive that becomes `object`, whose first `held_back` bytes are known last. What to
+    /// For an archive that becomes the object of this store and key, and whose first `held_back` bytes are known last. What to
     /// expect is asked for when the first has as many bytes as the smallest part may. `sent` counts bytes that have
     /// arrived; `cancel` calls the upload off.
     pub(super) fn new(
-        object: Object,
+        (store, key): (Arc<dyn WriteObjects>, String),
         runtime: Handle,
         (expected, held_back): (Receiver<Expected>, u64),
         cancel: &'a AtomicBool,
         sent: Arc<AtomicU64>,
     ) -> Self {
         Self {
-            object,
+            store,
+            key,
             runtime,
             expected,
             least: MIN_PART_SIZE as usize,
@@ -126,9 +129,8 @@ impl<'a> Uploader<'a> {
         let is_started = self.upload.is_some() || self.starting.is_some();
         if !is_started && self.current.is_empty() {
             let size = first.len() as u64;
-            let object = self.object.clone();
-            let put = async move { object.store.put(&object.key, first).await };
-            self.runtime.clone().block_on(last_request(self.cancel, put))??;
+            let put = self.store.put(&self.key, first);
+            self.runtime.block_on(last_request(self.cancel, put))??;
             self.sent.fetch_add(size, Ordering::Relaxed);
             return Ok(size);
         }
@@ -143,8 +145,8 @@ impl<'a> Uploader<'a> {
             while let Some(done) = cancellable(self.cancel, self.sending.join_next()).await? {
                 self.parts.push(arrived(done)?);
             }
-            let store = &self.object.store;
-            last_request(self.cancel, store.complete_upload(&upload, &self.parts)).await??;
+            let complete = self.store.complete_upload(&upload, &self.parts);
+            last_request(self.cancel, complete).await??;
             Ok(self.parts.iter().map(|part| part.size).sum())
         })
     }
@@ -168,7 +170,7 @@ impl<'a> Uploader<'a> {
                 },
                 (None, None) => return Ok(()),
             };
-            Ok(self.object.store.abort_upload(&upload).await?)
+            Ok(self.store.abort_upload(&upload).await?)
         })
     }
 
@@ -216,7 +218,7 @@ impl<'a> Uploader<'a> {
 
     /// Starts the upload, and goes on.
     fn start(&self, part_size: u64) -> JoinHandle<store::Result<Upload>> {
-        let Object { store, key } = self.object.clone();
+        let (store, key) = (Arc::clone(&self.store), self.key.clone());
         self.runtime.spawn(async move { store.start_upload(&key, part_size).await })
     }
 
@@ -241,7 +243,7 @@ impl<'a> Uploader<'a> {
     /// Waits for room among the parts in flight, and sends one more.
     fn send(&mut self, index: u32, body: Bytes) -> Result<(), Failure> {
         if index >= MAX_PARTS {
-            let message = format!("{} grew far beyond its estimate", self.object.name());
+            let message = format!("{} grew far beyond its estimate", self.store.name(&self.key));
             return Err(Failure::new(Code::BackupCreateFailed, message)
                 .hint("something is being written to the directory; try again when it is not"));
         }
@@ -250,7 +252,7 @@ impl<'a> Uploader<'a> {
             let upload = self.upload().await?;
             let room = Arc::clone(&self.in_flight).acquire_owned();
             let room = cancellable(self.cancel, room).await?;
-            let (store, sent) = (Arc::clone(&self.object.store), Arc::clone(&self.sent));
+            let (store, sent) = (Arc::clone(&self.store), Arc::clone(&self.sent));
             self.sending.spawn(async move {
                 let part = store.put_part(&upload, index, body).await?;
                 sent.fetch_add(part.size, Ordering::Relaxed);
@@ -335,7 +337,7 @@ mod tests {
     use super::s3::{ACCESS_KEY, Config, S3Server, SECRET_KEY};
     use super::*;
     use crate::environment::Environment;
-    use crate::store::{Folder, PresignedUrls, Source, StoreOptions};
+    use crate::store::{Folder, PresignedUpload, PresignedUrls, Source, StoreOptions};
 
     #[test]
     fn ten_thousand_parts_hold_what_was_estimated() {
@@ -387,11 +389,11 @@ mod tests {
         }
 
         /// URLs of an upload that was started by somebody with credentials.
-        fn presigned(&self) -> Folder {
+        fn presigned(&self) -> PresignedUpload {
             use rusty_s3::S3Action;
             use rusty_s3::actions::AbortMultipartUpload;
             let object = self.bucket.object("presigned");
-            self.runtime.block_on(object.store.start_upload(&object.key, PART)).unwrap();
+            self.runtime.block_on(object.bucket.start_upload(&object.key, PART)).unwrap();
             let mut started = std::fs::read_dir(self.dir.path().join(UPLOADS)).unwrap();
             let id = started.next().unwrap().unwrap().file_name().into_string().unwrap();
             let id = id.as_str();
@@ -411,16 +413,16 @@ mod tests {
                 archive: bucket.get_object(keys, key).sign(hour),
                 metadata: bucket.put_object(keys, "metadata").sign(hour),
             };
-            urls.unchecked_folder(key.into(), "metadata".into(), &options(&self.server)).unwrap()
+            urls.open_unchecked(key.into(), "metadata".into(), &options(&self.server)).unwrap()
         }
 
         /// The object to make in one of the places, and the file that it is then.
-        fn object(&self, place: &str) -> (Object, PathBuf) {
+        fn object(&self, place: &str) -> (Arc<dyn WriteObjects>, PathBuf) {
             let path = |name: &str| self.dir.path().join(name);
             match place {
-                "file" => (self.local.object("file"), path("local/file")),
-                "s3" => (self.bucket.object("s3"), path("buckets/box/s3")),
-                _ => (self.presigned().object("presigned"), path("buckets/box/presigned")),
+                "file" => (self.local.bucket.clone(), path("local/file")),
+                "s3" => (self.bucket.bucket.clone(), path("buckets/box/s3")),
+                _ => (Arc::new(self.presigned()), path("buckets/box/presigned")),
             }
         }
 
@@ -437,7 +439,7 @@ mod tests {
         /// Sends `content` as an archive that comes in `pieces`.
         fn send(
             &self,
-            object: Object,
+            object: (Arc<dyn WriteObjects>, String),
             content: &[u8],
             pieces: usize,
             expected: Expected,
@@ -475,10 +477,11 @@ mod tests {
             // As it is, none, just below and just at what is called large, and far too much.
             for bytes in [size, 0, 8 * PART, 8 * PART + 8, 1 << 30] {
                 for place in ["file", "s3", "presigned"] {
-                    let (object, path) = places.object(place);
+                    let (store, path) = places.object(place);
                     let case = format!("{place}: {size} bytes in {pieces}s, {bytes} expected");
                     let expected = Expected { bytes, part_size: PART };
-                    let sent = places.send(object, &content, pieces, expected).unwrap();
+                    let sent =
+                        places.send((store, place.into()), &content, pieces, expected).unwrap();
                     assert_eq!(sent, size, "{case}");
                     assert!(std::fs::read(&path).unwrap() == content, "{case}");
                     assert_eq!(places.unfinished(), 0, "{case}");

@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::{Scatter, Spread};
 use crate::backup::SourceRequest;
 use crate::failure::Failure;
-use crate::store::{GetRange, Object, Source};
+use crate::store::{GetRange, ReadRanges, Source};
 
 /// Sizes of GETs in bytes.
 const SIZES: [u64; 4] = [4 << 10, 128 << 10, 1 << 20, 8 << 20];
@@ -56,12 +56,12 @@ pub fn requests(source: &SourceRequest, time: Duration) -> Result<Vec<Requests>,
     runtime.block_on(async {
         let object = parsed.archive(&source.store_options()).await?;
         // Not measured: it looks up the name and opens the first connection.
-        let size = object.store.get_range(&object.key, GetRange::Last(1), None, 1).await?.size;
+        let size = object.get_range(GetRange::Last(1), None, 1).await?.size;
         let share = time / u32::try_from(SIZES.len() * CONCURRENCIES.len()).unwrap_or(u32::MAX);
         let mut rows = Vec::new();
         for bytes in SIZES.into_iter().filter(|bytes| *bytes <= size) {
             for concurrency in CONCURRENCIES {
-                rows.extend(row(&object, size, bytes, concurrency, share).await?);
+                rows.extend(row(&*object, size, bytes, concurrency, share).await?);
             }
         }
         Ok(rows)
@@ -69,7 +69,7 @@ pub fn requests(source: &SourceRequest, time: Duration) -> Result<Vec<Requests>,
 }
 
 async fn row(
-    object: &Object,
+    object: &dyn ReadRanges,
     size: u64,
     bytes: u64,
     concurrency: usize,
@@ -83,7 +83,7 @@ async fn row(
             let asked = Instant::now();
             let range = GetRange::Between(start..start + bytes);
             let piece = usize::try_from(bytes).unwrap_or(usize::MAX);
-            let got = object.store.get_range(&object.key, range, None, piece).await?;
+            let got = object.get_range(range, None, piece).await?;
             drop(got);
             Ok::<_, crate::store::Error>(asked.elapsed())
         })

@@ -96,13 +96,13 @@ impl Inner {
         let deadline = self.deadline();
         let again = !flight.has_landed() && self.state.lock().failures.has(chunk, asked, deadline);
         loop {
-            let pace = self.object.store.pace();
+            let pace = self.object.pace();
             let end = pace.deadline.map(|deadline| match again {
                 true => asked + SECOND_LOOK.min(deadline / 5),
                 false => asked.max(pace.progress.unwrap_or(asked)) + deadline + SLACK,
             });
             let result = flight.wait(chunk, end);
-            if result.is_some() || again || self.object.store.pace().progress == pace.progress {
+            if result.is_some() || again || self.object.pace().progress == pace.progress {
                 return result;
             }
         }
@@ -134,7 +134,7 @@ impl Inner {
 
     /// How long the store has; for ever where nobody said.
     fn deadline(&self) -> Duration {
-        self.object.store.pace().deadline.unwrap_or(Duration::MAX)
+        self.object.pace().deadline.unwrap_or(Duration::MAX)
     }
 }
 

@@ -8,7 +8,7 @@ use tokio::runtime::Handle;
 
 use super::Error;
 use super::disk::{About, CacheDir, Disk, Entry};
-use crate::store::{self, ETag, GetRange, Object, Ranged};
+use crate::store::{self, ETag, GetRange, Ranged, ReadRanges};
 
 /// Length of the request that asks no more than which version there is, in bytes. It brings the
 /// superblock of an archive, which has to be that of the one on disk.
@@ -58,13 +58,13 @@ pub(super) struct Opening {
 /// Opens an object: with a short request if both its ends are on disk, in chunks of `chunk` bytes,
 /// and else with two parallel requests, for its first chunk and for its last `tail_len` bytes.
 pub(super) fn open(
-    object: &Object,
+    object: &Arc<dyn ReadRanges>,
     runtime: &Handle,
     options: &OpenOptions,
     chunk: u64,
     tail_len: u64,
 ) -> Result<Opening, Error> {
-    let place = object.store.place(&object.key);
+    let place = object.place();
     if let Some(dir) = &options.disk
         && let Some(entry) = dir.open_latest(&place, options.offset, chunk)
         && holds_ends(&entry, tail_len)
@@ -75,13 +75,13 @@ pub(super) fn open(
     {
         return Ok(Opening { etag, size, brought: Vec::new(), disk: Some(disk) });
     }
-    let Object { store, key } = object.clone();
+    let asked = Arc::clone(object);
     let (offset, piece) = (options.offset, usize::try_from(chunk).unwrap_or(usize::MAX));
     let (head, tail) = wait(object, runtime, async move {
         let head = GetRange::Between(offset..offset.saturating_add(chunk));
-        let head = store.get_range(&key, head, None, piece);
+        let head = asked.get_range(head, None, piece);
         // One piece: it is cut at chunk boundaries once the size is known.
-        let tail = store.get_range(&key, GetRange::Last(tail_len), None, usize::MAX);
+        let tail = asked.get_range(GetRange::Last(tail_len), None, usize::MAX);
         try_join(head, tail).await
     })?;
     if head.etag != tail.etag || head.size != tail.size {
@@ -118,12 +118,16 @@ fn holds_ends(entry: &Entry, tail_len: u64) -> bool {
 }
 
 /// Whether the store still has the version that is on disk.
-fn is_current(entry: &Entry, object: &Object, runtime: &Handle) -> Result<bool, Error> {
+fn is_current(
+    entry: &Entry,
+    object: &Arc<dyn ReadRanges>,
+    runtime: &Handle,
+) -> Result<bool, Error> {
     let about = entry.about();
-    let Object { store, key } = object.clone();
+    let asked = Arc::clone(object);
     let probe = GetRange::Between(about.offset..about.offset.saturating_add(PROBE));
     let fetched =
-        wait(object, runtime, async move { store.get_range(&key, probe, None, usize::MAX).await })?;
+        wait(object, runtime, async move { asked.get_range(probe, None, usize::MAX).await })?;
     let same = fetched.etag.is_some_and(|etag| etag.0 == about.etag) && fetched.size == about.size;
     Ok(same && start_of(&fetched.pieces) == about.start)
 }
@@ -136,7 +140,7 @@ fn start_of(pieces: &[Bytes]) -> String {
 
 /// Runs a request, and waits for it on this thread, which is not the runtime's.
 fn wait<T: Send + 'static>(
-    object: &Object,
+    object: &Arc<dyn ReadRanges>,
     runtime: &Handle,
     request: impl Future<Output = store::Result<T>> + Send + 'static,
 ) -> Result<T, Error> {

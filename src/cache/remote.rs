@@ -24,7 +24,7 @@ use super::surroundings::Surroundings;
 use super::trace::{Recorder, Trace};
 use super::waiting::{may_wait, take_asked};
 use super::{Blob, Counters, Error};
-use crate::store::{self, ETag, GetRange, Object, Ranged};
+use crate::store::{self, ETag, GetRange, Ranged, ReadRanges};
 use crate::types::ByteRange;
 
 /// Longest request for chunks in bytes. Longer reads become several that run in parallel: one
@@ -54,7 +54,7 @@ pub struct RemoteBlob {
 
 /// What requests share with the blob that they are for.
 pub(super) struct Inner {
-    pub(super) object: Object,
+    pub(super) object: Arc<dyn ReadRanges>,
     etag: Option<ETag>,
     /// Where in the object the blob begins.
     offset: u64,
@@ -73,7 +73,11 @@ impl RemoteBlob {
     /// # Errors
     /// [`store::Error::Changed`] if the two saw different objects, [`store::Error::OutOfRange`] if
     /// the object is empty or ends before the offset.
-    pub fn open(object: Object, runtime: Handle, options: OpenOptions) -> Result<Self, Error> {
+    pub fn open(
+        object: Arc<dyn ReadRanges>,
+        runtime: Handle,
+        options: OpenOptions,
+    ) -> Result<Self, Error> {
         let chunk = options.chunk_size.max(512);
         // The end is not aligned to chunks; one more keeps the whole of it after alignment.
         let tail_len = options.tail_bytes.saturating_add(chunk);
@@ -122,7 +126,7 @@ impl RemoteBlob {
     }
 
     /// The object this reads from.
-    pub fn object(&self) -> &Object {
+    pub fn object(&self) -> &Arc<dyn ReadRanges> {
         &self.inner.object
     }
 
@@ -455,8 +459,7 @@ impl Inner {
         let bytes = self.grid.bytes(chunks);
         let range = GetRange::Between(bytes.start + self.offset..bytes.end + self.offset);
         let piece = usize::try_from(self.grid.chunk).unwrap_or(usize::MAX);
-        let Object { store, key } = &self.object;
-        let ranged = store.get_range(key, range, self.etag.as_ref(), piece).await;
+        let ranged = self.object.get_range(range, self.etag.as_ref(), piece).await;
         let ranged = ranged.map_err(Arc::new)?;
         if ranged.size != self.offset + self.grid.size {
             return Err(Arc::new(store::Error::Changed { object: self.object.name() }).into());
@@ -484,7 +487,7 @@ impl Inner {
             let mut state = self.state.lock();
             state.land(self.grid, flight, from, result.as_deref());
             // What is refused at once is no question of time.
-            let deadline = self.object.store.pace().deadline;
+            let deadline = self.object.pace().deadline;
             if let (Err(error), Some(deadline)) = (&result, deadline)
                 && flight.began.elapsed() >= deadline / 2
             {

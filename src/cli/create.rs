@@ -14,9 +14,7 @@ use super::groups::BucketArgs;
 use super::mount::lock;
 use super::output::{Output, human_bytes, say};
 use super::values::{parse_compression, parse_seconds};
-use crate::backup::{
-    Backups, CreateProgress, CreateRequest, Created, Metadata, Presigned, start_runtime,
-};
+use crate::backup::{CreateProgress, CreateRequest, Created, Metadata, Presigned, start_runtime};
 use crate::environment::Environment;
 use crate::failure::{Code, Failure};
 use crate::squashfs::write::Compression;
@@ -76,12 +74,15 @@ pub(super) fn create(args: CreateArgs, output: &Output) -> Result<(), Failure> {
         return Err(Failure::new(Code::InvalidBackupConfig, message)
             .hint("where the backup goes is said by --bucket: thawfs create DIR --bucket URL"));
     }
-    let OpenBucket { runtime, backups } = match &args.presigned {
-        Some(file) => OpenBucket {
-            runtime: start_runtime()?,
-            backups: open_presigned(file, Duration::from_secs(args.bucket.store.timeout))?,
-        },
-        None => OpenBucket::open(&args.bucket)?,
+    let (runtime, destination) = match &args.presigned {
+        Some(file) => {
+            let deadline = Duration::from_secs(args.bucket.store.timeout);
+            (start_runtime()?, read_presigned(file)?.destination(deadline)?)
+        }
+        None => {
+            let OpenBucket { runtime, backups } = OpenBucket::open(&args.bucket)?;
+            (runtime, backups.destination()?)
+        }
     };
     let request = CreateRequest {
         dir: args.dir,
@@ -105,7 +106,7 @@ pub(super) fn create(args: CreateArgs, output: &Output) -> Result<(), Failure> {
     let started = std::time::Instant::now();
     let created = runtime.block_on(async {
         tokio::select! {
-            created = backups.create(&request, Arc::clone(&progress)) => created,
+            created = destination.create(&request, Arc::clone(&progress)) => created,
             never = show_progress(&progress, output) => match never {},
         }
     })?;
@@ -193,7 +194,7 @@ fn is_ignored(signal: i32) -> bool {
     mask.is_some_and(|mask| mask & (1 << (signal - 1)) != 0)
 }
 
-fn open_presigned(file: &Path, deadline: Duration) -> Result<Backups, Failure> {
+fn read_presigned(file: &Path) -> Result<Presigned, Failure> {
     let unusable = |reason: String| {
         let message = format!("the presigned URLs in {}: {reason}", file.display());
         Failure::new(Code::InvalidBackupConfig, message)
@@ -207,14 +208,13 @@ fn open_presigned(file: &Path, deadline: Duration) -> Result<Backups, Failure> {
     };
     read.map_err(|error| unusable(error.to_string()))?;
     // What serde says of a wrong value may repeat it, and URLs are secrets.
-    let presigned: Presigned = serde_json::from_str(&text).map_err(|error| {
+    serde_json::from_str(&text).map_err(|error| {
         let reason = match error.classify() {
             serde_json::error::Category::Data => "a key is missing, or a value of the wrong kind",
             _ => "it is not JSON",
         };
         unusable(format!("line {}: {reason}", error.line()))
-    })?;
-    Backups::open_presigned(presigned, deadline)
+    })
 }
 
 /// `SOURCE_DATE_EPOCH`, by which two archives of one tree are alike.

@@ -12,7 +12,7 @@ use bytes::Bytes;
 
 use crate::backup::OpenArchive;
 use crate::cache::{RemoteBlob, Trace, Warm, Warming};
-use crate::store::{GetRange, Object};
+use crate::store::{GetRange, Object, ReadRanges};
 
 /// When a trace is kept the first time, should the server not live to see the unmount.
 const KEPT_AFTER: Duration = Duration::from_secs(60);
@@ -149,7 +149,7 @@ impl Work {
     }
 
     fn download(&self, object: &Object) -> Option<Trace> {
-        let request = object.store.get_whole(&object.key, Trace::LIMIT);
+        let request = object.get_whole(Trace::LIMIT);
         match self.remote.wait_for(self.warming.unless_stopped(request))? {
             Ok(json) => Trace::from_json(&json),
             Err(error) => {
@@ -164,9 +164,9 @@ impl Work {
         let share = async {
             // A backup that was deleted meanwhile shall not come back as a trace of it.
             let first = GetRange::Between(0..1);
-            archive.store.get_range(&archive.key, first, self.remote.etag(), 1).await?;
+            archive.get_range(first, self.remote.etag(), 1).await?;
             let json = serde_json::to_vec(trace).unwrap_or_default();
-            object.store.put(&object.key, Bytes::from(json)).await
+            object.put(Bytes::from(json)).await
         };
         let shared =
             self.remote.wait_for(async { tokio::time::timeout(SHARED_WITHIN, share).await });

@@ -9,15 +9,11 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use bytes::Bytes;
 use futures::future::{BoxFuture, Either, select};
 use parking_lot::Mutex;
 use tokio::time::timeout;
 
-use super::{
-    Counters, Depth, ETag, GetRange, Pace, Page, Part, Ranged, Result, Store, UnfinishedPage,
-    Upload,
-};
+use super::{Counters, ETag, GetRange, Pace, Ranged, ReadRanges, Result};
 
 /// How many of the latest times are kept of each size.
 const SAMPLES: usize = 128;
@@ -30,11 +26,11 @@ const ONE_IN: u64 = 20;
 /// Sizes whose times are kept apart, in bytes; a larger request is of the last sort.
 const SIZES: [u64; 3] = [128 << 10, 1 << 20, 4 << 20];
 
-/// A store whose ranged GETs are sent again, once, when they take longer than nineteen in twenty of
+/// An object whose ranged GETs are sent again, once, when they take longer than nineteen in twenty of
 /// their size did. Whichever is answered first counts.
 #[derive(Debug)]
 pub struct Hedged {
-    inner: Arc<dyn Store>,
+    inner: Arc<dyn ReadRanges>,
     times: [Mutex<Times>; SIZES.len() + 1],
     requests: AtomicU64,
     hedges: AtomicU64,
@@ -72,7 +68,7 @@ impl Times {
 
 impl Hedged {
     /// Over `inner`.
-    pub fn new(inner: Arc<dyn Store>) -> Self {
+    pub fn new(inner: Arc<dyn ReadRanges>) -> Self {
         Self {
             inner,
             times: Default::default(),
@@ -131,18 +127,17 @@ impl Hedged {
 }
 
 #[async_trait]
-impl Store for Hedged {
-    fn name(&self, key: &str) -> String {
-        self.inner.name(key)
+impl ReadRanges for Hedged {
+    fn name(&self) -> String {
+        self.inner.name()
     }
 
-    fn place(&self, key: &str) -> String {
-        self.inner.place(key)
+    fn place(&self) -> String {
+        self.inner.place()
     }
 
     async fn get_range(
         &self,
-        key: &str,
         range: GetRange,
         expect: Option<&ETag>,
         piece: usize,
@@ -151,48 +146,12 @@ impl Store for Hedged {
         let times = self.times(&range);
         let slow = times.lock().slow();
         let started = Instant::now();
-        let ask = || self.inner.get_range(key, range.clone(), expect, piece);
+        let ask = || self.inner.get_range(range.clone(), expect, piece);
         let answer = self.first_of_two(slow, ask).await;
         if answer.is_ok() {
             times.lock().note(started.elapsed());
         }
         answer
-    }
-
-    async fn get_whole(&self, key: &str, limit: u64) -> Result<Bytes> {
-        self.inner.get_whole(key, limit).await
-    }
-
-    async fn put(&self, key: &str, body: Bytes) -> Result<()> {
-        self.inner.put(key, body).await
-    }
-
-    async fn start_upload(&self, key: &str, part_size: u64) -> Result<Upload> {
-        self.inner.start_upload(key, part_size).await
-    }
-
-    async fn put_part(&self, upload: &Upload, index: u32, body: Bytes) -> Result<Part> {
-        self.inner.put_part(upload, index, body).await
-    }
-
-    async fn complete_upload(&self, upload: &Upload, parts: &[Part]) -> Result<()> {
-        self.inner.complete_upload(upload, parts).await
-    }
-
-    async fn abort_upload(&self, upload: &Upload) -> Result<()> {
-        self.inner.abort_upload(upload).await
-    }
-
-    async fn list_uploads(&self, prefix: &str, page: Option<&str>) -> Result<UnfinishedPage> {
-        self.inner.list_uploads(prefix, page).await
-    }
-
-    async fn list(&self, prefix: &str, depth: Depth, page: Option<&str>) -> Result<Page> {
-        self.inner.list(prefix, depth, page).await
-    }
-
-    async fn delete(&self, key: &str) -> Result<()> {
-        self.inner.delete(key).await
     }
 
     fn counters(&self) -> Counters {

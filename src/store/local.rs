@@ -1,4 +1,4 @@
-//! A local directory as a store: keys are paths below it.
+//! A local directory as a bucket: keys are paths below it.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -13,8 +13,8 @@ use chrono::{DateTime, Utc};
 
 use super::counters::{Tally, add};
 use super::{
-    Counters, Depth, ETag, Error, GetRange, Listed, Page, Part, Ranged, Result, Store, Unfinished,
-    UnfinishedPage, Upload, check_part, check_parts,
+    Bucket, Counters, Depth, ETag, Error, GetRange, Listed, Page, Part, Ranged, Result, Unfinished,
+    UnfinishedPage, Upload, WriteObjects,
 };
 
 /// What names of files still being written start with. Listings leave them out.
@@ -25,12 +25,12 @@ static SERIAL: AtomicU64 = AtomicU64::new(0);
 
 /// A directory.
 #[derive(Debug)]
-pub(super) struct LocalStore {
+pub(super) struct LocalBucket {
     root: PathBuf,
     tally: Arc<Tally>,
 }
 
-impl LocalStore {
+impl LocalBucket {
     /// For the files below `root`, which need not exist yet. Empty means the working directory.
     pub(super) fn open(root: &Path) -> Self {
         Self { root: root.to_owned(), tally: Arc::default() }
@@ -71,11 +71,90 @@ impl LocalStore {
 }
 
 #[async_trait]
-impl Store for LocalStore {
+impl WriteObjects for LocalBucket {
     fn name(&self, key: &str) -> String {
         self.root.join(key).display().to_string()
     }
 
+    async fn put(&self, key: &str, body: Bytes) -> Result<()> {
+        let path = self.path(key)?;
+        self.blocking(self.name(key), move |tally| {
+            add(&tally.writes, 1);
+            add(&tally.bytes_out, body.len() as u64);
+            create_parent(&path)?;
+            let unfinished = Self::unfinished(&path);
+            let written = File::create_new(&unfinished)
+                .and_then(|file| file.write_all_at(&body, 0).and_then(|()| file.sync_all()))
+                .map_err(failed("write", &unfinished))
+                .and_then(|()| publish(&unfinished, &path));
+            if written.is_err() {
+                // The first error counts; this one would only repeat it.
+                let _ = fs::remove_file(&unfinished);
+            }
+            written
+        })
+        .await
+    }
+
+    async fn start_upload(&self, key: &str, part_size: u64) -> Result<Upload> {
+        let path = self.path(key)?;
+        let key = key.to_owned();
+        self.blocking(self.name(&key), move |_| {
+            create_parent(&path)?;
+            let unfinished = Self::unfinished(&path);
+            File::create_new(&unfinished).map_err(failed("create", &unfinished))?;
+            let name = unfinished.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            Ok(Upload { key, part_size, id: name.to_owned() })
+        })
+        .await
+    }
+
+    async fn put_part(&self, upload: &Upload, index: u32, body: Bytes) -> Result<Part> {
+        upload.check_part(index, &body)?;
+        let path = self.path(&upload.key)?.with_file_name(&upload.id);
+        let at = u64::from(index) * upload.part_size;
+        self.blocking(self.name(&upload.key), move |tally| {
+            add(&tally.writes, 1);
+            add(&tally.bytes_out, body.len() as u64);
+            let file = OpenOptions::new().write(true).open(&path).map_err(failed("open", &path))?;
+            file.write_all_at(&body, at).map_err(failed("pwrite", &path))?;
+            Ok(Part { index, size: body.len() as u64, tag: String::new() })
+        })
+        .await
+    }
+
+    async fn complete_upload(&self, upload: &Upload, parts: &[Part]) -> Result<()> {
+        let size: u64 = upload.check_parts(parts)?.iter().map(|part| part.size).sum();
+        let path = self.path(&upload.key)?;
+        let unfinished = path.with_file_name(&upload.id);
+        self.blocking(self.name(&upload.key), move |_| {
+            let file = OpenOptions::new().write(true).open(&unfinished);
+            // A part that was sent and then left out of the list must not stay at the end.
+            file.and_then(|file| file.set_len(size).and_then(|()| file.sync_all()))
+                .map_err(failed("fsync", &unfinished))?;
+            publish(&unfinished, &path)
+        })
+        .await
+    }
+
+    async fn abort_upload(&self, upload: &Upload) -> Result<()> {
+        let path = self.path(&upload.key)?.with_file_name(&upload.id);
+        let root = self.root.clone();
+        self.blocking(self.name(&upload.key), move |_| remove(&path, &root)).await
+    }
+
+    async fn delete(&self, key: &str) -> Result<()> {
+        let (path, root) = (self.path(key)?, self.root.clone());
+        self.blocking(self.name(key), move |tally| {
+            add(&tally.writes, 1);
+            remove(&path, &root)
+        })
+        .await
+    }
+}
+
+#[async_trait]
+impl Bucket for LocalBucket {
     async fn get_range(
         &self,
         key: &str,
@@ -137,91 +216,6 @@ impl Store for LocalStore {
         .await
     }
 
-    async fn put(&self, key: &str, body: Bytes) -> Result<()> {
-        let path = self.path(key)?;
-        self.blocking(self.name(key), move |tally| {
-            add(&tally.writes, 1);
-            add(&tally.bytes_out, body.len() as u64);
-            create_parent(&path)?;
-            let unfinished = Self::unfinished(&path);
-            let written = File::create_new(&unfinished)
-                .and_then(|file| file.write_all_at(&body, 0).and_then(|()| file.sync_all()))
-                .map_err(failed("write", &unfinished))
-                .and_then(|()| publish(&unfinished, &path));
-            if written.is_err() {
-                // The first error counts; this one would only repeat it.
-                let _ = fs::remove_file(&unfinished);
-            }
-            written
-        })
-        .await
-    }
-
-    async fn start_upload(&self, key: &str, part_size: u64) -> Result<Upload> {
-        let path = self.path(key)?;
-        let key = key.to_owned();
-        self.blocking(self.name(&key), move |_| {
-            create_parent(&path)?;
-            let unfinished = Self::unfinished(&path);
-            File::create_new(&unfinished).map_err(failed("create", &unfinished))?;
-            let name = unfinished.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-            Ok(Upload { key, part_size, id: name.to_owned() })
-        })
-        .await
-    }
-
-    async fn put_part(&self, upload: &Upload, index: u32, body: Bytes) -> Result<Part> {
-        check_part(upload, index, &body)?;
-        let path = self.path(&upload.key)?.with_file_name(&upload.id);
-        let at = u64::from(index) * upload.part_size;
-        self.blocking(self.name(&upload.key), move |tally| {
-            add(&tally.writes, 1);
-            add(&tally.bytes_out, body.len() as u64);
-            let file = OpenOptions::new().write(true).open(&path).map_err(failed("open", &path))?;
-            file.write_all_at(&body, at).map_err(failed("pwrite", &path))?;
-            Ok(Part { index, size: body.len() as u64, tag: String::new() })
-        })
-        .await
-    }
-
-    async fn complete_upload(&self, upload: &Upload, parts: &[Part]) -> Result<()> {
-        let size: u64 = check_parts(upload, parts)?.iter().map(|part| part.size).sum();
-        let path = self.path(&upload.key)?;
-        let unfinished = path.with_file_name(&upload.id);
-        self.blocking(self.name(&upload.key), move |_| {
-            let file = OpenOptions::new().write(true).open(&unfinished);
-            // A part that was sent and then left out of the list must not stay at the end.
-            file.and_then(|file| file.set_len(size).and_then(|()| file.sync_all()))
-                .map_err(failed("fsync", &unfinished))?;
-            publish(&unfinished, &path)
-        })
-        .await
-    }
-
-    async fn abort_upload(&self, upload: &Upload) -> Result<()> {
-        let path = self.path(&upload.key)?.with_file_name(&upload.id);
-        let root = self.root.clone();
-        self.blocking(self.name(&upload.key), move |_| remove(&path, &root)).await
-    }
-
-    /// All unfinished files, those of interrupted [`Store::put`]s among them, on one page. Their
-    /// keys are not known any more, only the directory, so the key is the file's own.
-    async fn list_uploads(&self, prefix: &str, _: Option<&str>) -> Result<UnfinishedPage> {
-        let (root, prefix) = (self.root.clone(), prefix.to_owned());
-        self.blocking(self.name(&prefix), move |_| {
-            let mut uploads = Vec::new();
-            walk(&root, &prefix, Depth::All, |found| {
-                if let Found::Unfinished { key, id, modified } = found {
-                    let upload = Upload { key, part_size: 0, id };
-                    uploads.push(Unfinished { upload, since: modified });
-                }
-            })?;
-            uploads.sort_by(|a, b| a.upload.key.cmp(&b.upload.key));
-            Ok(UnfinishedPage { uploads, next: None })
-        })
-        .await
-    }
-
     async fn list(&self, prefix: &str, depth: Depth, _: Option<&str>) -> Result<Page> {
         let (root, prefix) = (self.root.clone(), prefix.to_owned());
         self.blocking(self.name(&prefix), move |_| {
@@ -238,11 +232,20 @@ impl Store for LocalStore {
         .await
     }
 
-    async fn delete(&self, key: &str) -> Result<()> {
-        let (path, root) = (self.path(key)?, self.root.clone());
-        self.blocking(self.name(key), move |tally| {
-            add(&tally.writes, 1);
-            remove(&path, &root)
+    /// All unfinished files, those of interrupted [`WriteObjects::put`]s among them, on one page. Their
+    /// keys are not known any more, only the directory, so the key is the file's own.
+    async fn list_uploads(&self, prefix: &str, _: Option<&str>) -> Result<UnfinishedPage> {
+        let (root, prefix) = (self.root.clone(), prefix.to_owned());
+        self.blocking(self.name(&prefix), move |_| {
+            let mut uploads = Vec::new();
+            walk(&root, &prefix, Depth::All, |found| {
+                if let Found::Unfinished { key, id, modified } = found {
+                    let upload = Upload { key, part_size: 0, id };
+                    uploads.push(Unfinished { upload, since: modified });
+                }
+            })?;
+            uploads.sort_by(|a, b| a.upload.key.cmp(&b.upload.key));
+            Ok(UnfinishedPage { uploads, next: None })
         })
         .await
     }

@@ -6,7 +6,7 @@ use http::{HeaderMap, StatusCode};
 
 use super::exchange::{Call, Exchange};
 use super::refusal::classify;
-use super::{Error, Part, Result, Upload, check_parts, s3_wire};
+use super::{Error, Part, Result, Upload, s3_wire};
 
 /// Sends one part. `call` is the request without its body.
 pub(super) async fn put_part(
@@ -35,7 +35,7 @@ pub(super) async fn complete(
     upload: &Upload,
     parts: &[Part],
 ) -> Result<()> {
-    let parts = check_parts(upload, parts)?;
+    let parts = upload.check_parts(parts)?;
     call.body = s3_wire::complete_request(&call.object, &parts)?.into();
     let mut attempts = exchange.attempts(&call.object, 0);
     loop {

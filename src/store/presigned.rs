@@ -1,7 +1,6 @@
 //! A backup's objects behind presigned URLs, for a machine that holds no credentials.
 
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
@@ -13,9 +12,8 @@ use url::Url;
 use super::exchange::{Auth, Call, Exchange};
 use super::source::redacted;
 use super::{
-    Counters, Depth, ETag, Error, Folder, GetRange, MAX_PARTS, MIN_PART_SIZE, Pace, Page, Part,
-    Ranged, Result, Store, StoreOptions, UnfinishedPage, Upload, check_part, multipart, ranged,
-    tls,
+    Counters, ETag, Error, GetRange, MAX_PARTS, MIN_PART_SIZE, Pace, Part, Ranged, ReadRanges,
+    Result, StoreOptions, Upload, WriteObjects, multipart, ranged, tls,
 };
 
 /// The URLs for one archive, sent as a multipart upload that was started already, and its metadata.
@@ -42,39 +40,35 @@ impl PresignedUrls {
         self.part_size.saturating_mul(self.parts.len() as u64)
     }
 
-    /// Opens them as a place with two objects, of the keys `archive` and `metadata`.
+    /// Opens them, as a place where an archive and metadata of those keys can be put.
     ///
     /// # Errors
     /// [`Error::BadOption`] where a size or a URL will not do.
-    pub fn folder(
+    pub fn open(
         self,
         archive: String,
         metadata: String,
         options: &StoreOptions,
-    ) -> Result<Folder> {
+    ) -> Result<PresignedUpload> {
         self.check()?;
-        self.unchecked_folder(archive, metadata, options)
+        self.open_unchecked(archive, metadata, options)
     }
 
     /// The same, whatever the size of the parts is.
-    pub(crate) fn unchecked_folder(
+    pub(crate) fn open_unchecked(
         self,
         archive: String,
         metadata: String,
         options: &StoreOptions,
-    ) -> Result<Folder> {
+    ) -> Result<PresignedUpload> {
         let exchange =
             Exchange::new(tls::client(options, None)?, Auth::None, None, options.clone());
-        let (completed, described) = <(AtomicBool, AtomicBool)>::default();
-        let urls = self;
-        let store = PresignedStore { exchange, urls, archive, metadata, completed, described };
-        let store = Arc::new(store);
-        Ok(Folder { store, prefix: String::new() })
+        let (completed, described) = Default::default();
+        Ok(PresignedUpload { exchange, urls: self, archive, metadata, completed, described })
     }
 
     fn check(&self) -> Result<()> {
-        let bad =
-            |reason: String| Err(Error::BadOption { what: "the presigned upload".into(), reason });
+        let bad = |reason: String| Err(PresignedUpload::bad(reason));
         if self.part_size < MIN_PART_SIZE {
             return bad(format!("partSize is below {MIN_PART_SIZE}"));
         }
@@ -96,10 +90,11 @@ impl fmt::Debug for PresignedUrls {
     }
 }
 
-/// [`PresignedUrls`] as a store with two objects that can be written once.
-struct PresignedStore {
+/// A place where an archive and its metadata can be put once, by [`PresignedUrls`]. It reads as the archive.
+pub struct PresignedUpload {
     exchange: Exchange,
     urls: PresignedUrls,
+    /// The keys.
     archive: String,
     metadata: String,
     /// Whether there may be an archive by now, and metadata.
@@ -107,7 +102,7 @@ struct PresignedStore {
     described: AtomicBool,
 }
 
-impl PresignedStore {
+impl PresignedUpload {
     fn upload(&self) -> Upload {
         Upload { key: self.archive.clone(), part_size: self.urls.part_size, id: String::new() }
     }
@@ -116,37 +111,43 @@ impl PresignedStore {
         Call::new(method, url.clone(), redacted(url))
     }
 
-    fn without_url<T>(&self, key: &str, what: &str) -> Result<T> {
-        let what = format!("{what} {}", self.name(key));
-        Err(Error::BadOption { what, reason: "there is no presigned URL for that".into() })
+    fn bad(reason: String) -> Error {
+        Error::BadOption { what: "the presigned upload".into(), reason }
     }
 }
 
 #[async_trait]
-impl Store for PresignedStore {
+impl ReadRanges for PresignedUpload {
+    fn name(&self) -> String {
+        redacted(&self.urls.complete)
+    }
+
+    async fn get_range(
+        &self,
+        range: GetRange,
+        expect: Option<&ETag>,
+        piece: usize,
+    ) -> Result<Ranged> {
+        let name = redacted(&self.urls.complete);
+        ranged::get_range(&self.exchange, &self.urls.archive, name, range, expect, piece).await
+    }
+
+    fn counters(&self) -> Counters {
+        self.exchange.tally.snapshot()
+    }
+
+    fn pace(&self) -> Pace {
+        self.exchange.pace()
+    }
+}
+
+#[async_trait]
+impl WriteObjects for PresignedUpload {
     fn name(&self, key: &str) -> String {
         match key == self.metadata {
             true => redacted(&self.urls.metadata),
             false => redacted(&self.urls.complete),
         }
-    }
-
-    async fn get_range(
-        &self,
-        key: &str,
-        range: GetRange,
-        expect: Option<&ETag>,
-        piece: usize,
-    ) -> Result<Ranged> {
-        if key != self.archive {
-            return self.without_url(key, "reading");
-        }
-        let url = &self.urls.archive;
-        ranged::get_range(&self.exchange, url, self.name(key), range, expect, piece).await
-    }
-
-    async fn get_whole(&self, key: &str, _: u64) -> Result<Bytes> {
-        self.without_url(key, "reading")
     }
 
     /// The archive is put as an upload of one part.
@@ -165,24 +166,16 @@ impl Store for PresignedStore {
     async fn start_upload(&self, _: &str, part_size: u64) -> Result<Upload> {
         match part_size == self.urls.part_size {
             true => Ok(self.upload()),
-            false => Err(Error::BadOption {
-                what: "the presigned upload".into(),
-                reason: format!("its parts have {} bytes", self.urls.part_size),
-            }),
+            false => Err(Self::bad(format!("its parts have {} bytes", self.urls.part_size))),
         }
     }
 
     async fn put_part(&self, upload: &Upload, index: u32, body: Bytes) -> Result<Part> {
-        check_part(upload, index, &body)?;
+        upload.check_part(index, &body)?;
         let Some(url) = self.urls.parts.get(index as usize) else {
-            return Err(Error::BadOption {
-                what: "the presigned upload".into(),
-                reason: format!(
-                    "the archive is larger than its {} parts of {} bytes",
-                    self.urls.parts.len(),
-                    self.urls.part_size
-                ),
-            });
+            let (count, size) = (self.urls.parts.len(), self.urls.part_size);
+            let reason = format!("the archive is larger than its {count} parts of {size} bytes");
+            return Err(Self::bad(reason));
         };
         multipart::put_part(&self.exchange, self.call(Method::PUT, url), index, body).await
     }
@@ -200,15 +193,8 @@ impl Store for PresignedStore {
         }
     }
 
-    async fn list_uploads(&self, prefix: &str, _: Option<&str>) -> Result<UnfinishedPage> {
-        self.without_url(prefix, "listing")
-    }
-
-    async fn list(&self, prefix: &str, _: Depth, _: Option<&str>) -> Result<Page> {
-        self.without_url(prefix, "listing")
-    }
-
-    /// Of an archive that is not complete, all there is are the parts, and aborting frees those.
+    /// Of an archive that is not complete, all there is are the parts, and aborting frees those. No URL
+    /// deletes what is complete.
     async fn delete(&self, key: &str) -> Result<()> {
         let exists = match key == self.archive {
             true => {
@@ -217,23 +203,16 @@ impl Store for PresignedStore {
             }
             false => &self.described,
         };
-        match exists.load(Ordering::Relaxed) {
-            true => self.without_url(key, "deleting"),
-            false => Ok(()),
+        if !exists.load(Ordering::Relaxed) {
+            return Ok(());
         }
-    }
-
-    fn counters(&self) -> Counters {
-        self.exchange.tally.snapshot()
-    }
-
-    fn pace(&self) -> Pace {
-        self.exchange.pace()
+        let what = format!("deleting {}", WriteObjects::name(self, key));
+        Err(Error::BadOption { what, reason: "there is no presigned URL for that".into() })
     }
 }
 
-impl fmt::Debug for PresignedStore {
+impl fmt::Debug for PresignedUpload {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "PresignedStore({:?})", self.urls)
+        write!(f, "PresignedUpload({:?})", self.urls)
     }
 }

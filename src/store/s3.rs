@@ -12,8 +12,8 @@ use super::credentials::Credentials;
 use super::exchange::{Auth, Call, Exchange, host_of};
 use super::profile::Profile;
 use super::{
-    Counters, Depth, ETag, Error, GetRange, Pace, Page, Part, Ranged, Result, Store, StoreOptions,
-    UnfinishedPage, Upload, check_part, multipart, ranged, s3_wire, tls,
+    Bucket, Counters, Depth, ETag, Error, GetRange, Pace, Page, Part, Ranged, Result, StoreOptions,
+    UnfinishedPage, Upload, WriteObjects, multipart, ranged, s3_wire, tls,
 };
 
 /// What a signed path must not leave as it is: everything but AWS's unreserved characters and `/`.
@@ -21,14 +21,14 @@ const KEY: &AsciiSet =
     &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~').remove(b'/');
 
 /// A bucket.
-pub(super) struct S3Store {
+pub(super) struct S3Bucket {
     exchange: Exchange,
     bucket: String,
     /// URL of the bucket, without a slash at its end.
     base: String,
 }
 
-impl S3Store {
+impl S3Bucket {
     /// For `bucket`, where the options, the environment and the profile say it is. Sends nothing.
     pub(super) async fn open(bucket: &str, options: &StoreOptions) -> Result<Self> {
         let profile = Profile::read(options)?;
@@ -88,28 +88,9 @@ impl S3Store {
 }
 
 #[async_trait]
-impl Store for S3Store {
+impl WriteObjects for S3Bucket {
     fn name(&self, key: &str) -> String {
         format!("s3://{}/{key}", self.bucket)
-    }
-
-    fn place(&self, key: &str) -> String {
-        format!("{}/{key}", self.base)
-    }
-
-    async fn get_range(
-        &self,
-        key: &str,
-        range: GetRange,
-        expect: Option<&ETag>,
-        piece: usize,
-    ) -> Result<Ranged> {
-        let url = self.url(key)?;
-        ranged::get_range(&self.exchange, &url, self.name(key), range, expect, piece).await
-    }
-
-    async fn get_whole(&self, key: &str, limit: u64) -> Result<Bytes> {
-        ranged::get_whole(&self.exchange, &self.url(key)?, self.name(key), limit).await
     }
 
     async fn put(&self, key: &str, body: Bytes) -> Result<()> {
@@ -126,7 +107,7 @@ impl Store for S3Store {
     }
 
     async fn put_part(&self, upload: &Upload, index: u32, body: Bytes) -> Result<Part> {
-        check_part(upload, index, &body)?;
+        upload.check_part(index, &body)?;
         let number = (index + 1).to_string();
         let query = [("partNumber", number.as_str()), ("uploadId", upload.id.as_str())];
         let call = self.call(Method::PUT, &upload.key, &query)?;
@@ -147,6 +128,45 @@ impl Store for S3Store {
         }
     }
 
+    async fn delete(&self, key: &str) -> Result<()> {
+        match self.exchange.send(&self.call(Method::DELETE, key, &[])?).await {
+            Ok(_) | Err(Error::NotFound { .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+#[async_trait]
+impl Bucket for S3Bucket {
+    fn place(&self, key: &str) -> String {
+        format!("{}/{key}", self.base)
+    }
+
+    async fn get_range(
+        &self,
+        key: &str,
+        range: GetRange,
+        expect: Option<&ETag>,
+        piece: usize,
+    ) -> Result<Ranged> {
+        let url = self.url(key)?;
+        ranged::get_range(&self.exchange, &url, self.name(key), range, expect, piece).await
+    }
+
+    async fn get_whole(&self, key: &str, limit: u64) -> Result<Bytes> {
+        ranged::get_whole(&self.exchange, &self.url(key)?, self.name(key), limit).await
+    }
+
+    async fn list(&self, prefix: &str, depth: Depth, page: Option<&str>) -> Result<Page> {
+        let delimiter = (depth == Depth::Children).then_some("/");
+        let call = self.call_bucket(
+            prefix,
+            &[("list-type", Some("2")), ("delimiter", delimiter), ("continuation-token", page)],
+        )?;
+        let (_, body) = self.exchange.send(&call).await?;
+        s3_wire::parse_page(&call.object, &body)
+    }
+
     async fn list_uploads(&self, prefix: &str, page: Option<&str>) -> Result<UnfinishedPage> {
         let markers = page.map(s3_wire::split_markers);
         let call = self.call_bucket(
@@ -161,23 +181,6 @@ impl Store for S3Store {
         s3_wire::parse_uploads(&call.object, &body)
     }
 
-    async fn list(&self, prefix: &str, depth: Depth, page: Option<&str>) -> Result<Page> {
-        let delimiter = (depth == Depth::Children).then_some("/");
-        let call = self.call_bucket(
-            prefix,
-            &[("list-type", Some("2")), ("delimiter", delimiter), ("continuation-token", page)],
-        )?;
-        let (_, body) = self.exchange.send(&call).await?;
-        s3_wire::parse_page(&call.object, &body)
-    }
-
-    async fn delete(&self, key: &str) -> Result<()> {
-        match self.exchange.send(&self.call(Method::DELETE, key, &[])?).await {
-            Ok(_) | Err(Error::NotFound { .. }) => Ok(()),
-            Err(error) => Err(error),
-        }
-    }
-
     fn counters(&self) -> Counters {
         self.exchange.tally.snapshot()
     }
@@ -187,9 +190,9 @@ impl Store for S3Store {
     }
 }
 
-impl fmt::Debug for S3Store {
+impl fmt::Debug for S3Bucket {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "S3Store({} at {})", self.bucket, self.base)
+        write!(f, "S3Bucket({} at {})", self.bucket, self.base)
     }
 }
 

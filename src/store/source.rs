@@ -7,13 +7,10 @@ use std::sync::Arc;
 
 use url::Url;
 
-use super::http_store::HttpStore;
-use super::local::LocalStore;
-use super::s3::S3Store;
-use super::{Error, Folder, Object, Result, StoreOptions};
-
-/// Name of the archive below a prefix or in a directory.
-const ARCHIVE: &str = "data.sqsh";
+use super::http_object::HttpObject;
+use super::local::LocalBucket;
+use super::s3::S3Bucket;
+use super::{Error, Folder, Object, ReadRanges, Result, StoreOptions};
 
 /// A last segment that ends so is an archive; anything else is a prefix to look below. Asking the
 /// bucket instead would cost a round trip before the first byte.
@@ -45,34 +42,44 @@ pub enum Source {
 }
 
 impl Source {
-    /// Opens the place and names the archive in it. Nothing is fetched yet.
+    /// Name of the archive below a prefix or in a directory.
+    pub const ARCHIVE: &str = "data.sqsh";
+
+    /// Opens the archive. Nothing is fetched yet.
     ///
     /// # Errors
     /// [`Error::BadCredentials`] or [`Error::BadOption`] if the options do not suffice.
-    pub async fn archive(&self, options: &StoreOptions) -> Result<Object> {
+    pub async fn archive(&self, options: &StoreOptions) -> Result<Arc<dyn ReadRanges>> {
+        match self {
+            Self::Http(url) => Ok(Arc::new(HttpObject::open(url, options)?)),
+            Self::S3 { .. } | Self::Local(_) => Ok(Arc::new(self.object(options).await?)),
+        }
+    }
+
+    /// Opens the place and names the archive in it. Nothing is fetched yet.
+    ///
+    /// # Errors
+    /// [`Error::ReadOnly`] for a URL, which is in no bucket that we know, and as for [`Source::archive`].
+    pub async fn object(&self, options: &StoreOptions) -> Result<Object> {
         match self {
             Self::S3 { bucket, key } => {
-                let store = Arc::new(S3Store::open(bucket, options).await?);
+                let bucket = Arc::new(S3Bucket::open(bucket, options).await?);
                 let key = if ARCHIVE_ENDINGS.iter().any(|ending| key.ends_with(ending)) {
                     key.clone()
                 } else {
-                    below(key, ARCHIVE)
+                    below(key, Self::ARCHIVE)
                 };
-                Ok(Object { store, key })
+                Ok(Object { bucket, key })
             }
-            Self::Http(url) => {
-                let store = HttpStore::open(url, options)?;
-                let key = store.key().to_owned();
-                Ok(Object { store: Arc::new(store), key })
-            }
+            Self::Http(_) => Err(Error::ReadOnly { place: self.to_string() }),
             Self::Local(path) => {
-                let path = if path.is_dir() { path.join(ARCHIVE) } else { path.clone() };
+                let path = if path.is_dir() { path.join(Self::ARCHIVE) } else { path.clone() };
                 let key = path.file_name().and_then(|name| name.to_str());
                 let Some(key) = key.map(str::to_owned) else {
                     return Err(self.unsupported("it names no file"));
                 };
                 let parent = path.parent().unwrap_or(Path::new(""));
-                Ok(Object { store: Arc::new(LocalStore::open(parent)), key })
+                Ok(Object { bucket: Arc::new(LocalBucket::open(parent)), key })
             }
         }
     }
@@ -84,12 +91,12 @@ impl Source {
     pub async fn folder(&self, options: &StoreOptions) -> Result<Folder> {
         match self {
             Self::S3 { bucket, key } => {
-                let store = Arc::new(S3Store::open(bucket, options).await?);
-                Ok(Folder { store, prefix: below(key, "") })
+                let bucket = Arc::new(S3Bucket::open(bucket, options).await?);
+                Ok(Folder { bucket, prefix: below(key, "") })
             }
             Self::Http(_) => Err(Error::ReadOnly { place: self.to_string() }),
             Self::Local(path) => {
-                Ok(Folder { store: Arc::new(LocalStore::open(path)), prefix: String::new() })
+                Ok(Folder { bucket: Arc::new(LocalBucket::open(path)), prefix: String::new() })
             }
         }
     }

@@ -1,12 +1,13 @@
 //! What goes wrong on the way to an object, against a real server: the right error in words that
 //! name the object, or no error at all.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::support::s3::{ACCESS_KEY, Config, Fault, S3Server, SECRET_KEY};
 use tempfile::TempDir;
 use thawfs::environment::Environment;
-use thawfs::store::{ETag, Error, GetRange, Hedged, Object, Ranged, Source, Store, StoreOptions};
+use thawfs::store::{ETag, Error, GetRange, Hedged, Ranged, ReadRanges, Source, StoreOptions};
 
 const SIZE: usize = 300_000;
 const NAME: &str = "s3://bucket/dir/data.sqsh";
@@ -47,12 +48,12 @@ impl Setup {
     }
 }
 
-async fn open(source: &str, options: &StoreOptions) -> Object {
+async fn open(source: &str, options: &StoreOptions) -> Arc<dyn ReadRanges> {
     source.parse::<Source>().unwrap().archive(options).await.unwrap()
 }
 
-async fn get(object: &Object, range: GetRange) -> Result<Ranged, Error> {
-    object.store.get_range(&object.key, range, None, 64 << 10).await
+async fn get(object: &dyn ReadRanges, range: GetRange) -> Result<Ranged, Error> {
+    object.get_range(range, None, 64 << 10).await
 }
 
 fn bytes(ranged: &Ranged) -> Vec<u8> {
@@ -70,7 +71,7 @@ async fn ranges_are_cut_at_the_end_and_tell_the_size() {
         (GetRange::Last(1000), size - 1000..size),
         (GetRange::Last(1 << 40), 0..size),
     ] {
-        let ranged = get(&object, range).await.unwrap();
+        let ranged = get(&*object, range).await.unwrap();
         let span = expected.start as usize..expected.end as usize;
         assert_eq!((ranged.range.clone(), ranged.size), (expected, size));
         assert!(bytes(&ranged) == content[span]);
@@ -148,9 +149,9 @@ async fn every_refusal_has_its_error_and_names_the_object() {
             setup.server.inject(fault, 1);
         }
         let object = open(source, &options).await;
-        let error = get(&object, GetRange::Between(0..100)).await.unwrap_err();
+        let error = get(&*object, GetRange::Between(0..100)).await.unwrap_err();
         assert!(error.to_string().starts_with(expected), "{error}\nexpected {expected}");
-        let counters = object.store.counters();
+        let counters = object.counters();
         // Not tried until the deadline, but for a server that may be about to start.
         assert!(counters.errors == 1 && counters.retries <= 2, "{error}: {counters:?}");
     }
@@ -161,7 +162,7 @@ async fn every_refusal_has_its_error_and_names_the_object() {
         (GetRange::Between(0..96), "s3://bucket/empty.sqsh has no bytes at bytes=0-95"),
         (GetRange::Last(96), "s3://bucket/empty.sqsh has no bytes at bytes=-96"),
     ] {
-        assert_eq!(get(&object, range).await.unwrap_err().to_string(), expected);
+        assert_eq!(get(&*object, range).await.unwrap_err().to_string(), expected);
     }
 }
 
@@ -187,21 +188,21 @@ async fn what_passes_is_tried_again_and_only_the_rest_is_fetched() {
     let object = open(NAME, &setup.good()).await;
     for (faults, requests) in table {
         setup.server.clear_log();
-        let retries = object.store.counters().retries;
+        let retries = object.counters().retries;
         for (fault, times) in &faults {
             setup.server.inject(fault.clone(), *times);
         }
-        let ranged = get(&object, GetRange::Between(10..200_010)).await.unwrap();
+        let ranged = get(&*object, GetRange::Between(10..200_010)).await.unwrap();
         assert!(bytes(&ranged) == content[10..200_010], "{faults:?}");
         let asked: Vec<String> =
             setup.server.log().into_iter().filter_map(|seen| seen.range).collect();
         assert_eq!(asked, requests, "{faults:?}");
-        let resumed = object.store.counters().retries - retries;
+        let resumed = object.counters().retries - retries;
         assert_eq!(resumed as usize, requests.len() - 1, "{faults:?}");
     }
     setup.server.clear_log();
     setup.server.inject(Fault::Truncate(1000), 1);
-    let ranged = get(&object, GetRange::Last(5000)).await.unwrap();
+    let ranged = get(&*object, GetRange::Last(5000)).await.unwrap();
     assert!(bytes(&ranged) == content[SIZE - 5000..], "a range from the end resumes too");
     let log = setup.server.log();
     assert_eq!(log[1].range.as_deref(), Some("bytes=296000-299999"));
@@ -222,7 +223,7 @@ async fn time_is_up_at_the_deadline_and_the_last_cause_is_told() {
         let options = StoreOptions { deadline: Duration::from_millis(800), ..setup.good() };
         let object = open(NAME, &options).await;
         let started = Instant::now();
-        let error = get(&object, GetRange::Between(0..100)).await.unwrap_err();
+        let error = get(&*object, GetRange::Between(0..100)).await.unwrap_err();
         let text = error.to_string();
         let expected = "s3://bucket/dir/data.sqsh: gave up after ";
         assert!(text.starts_with(expected) && text.contains(cause), "{fault:?}: {text}");
@@ -239,10 +240,10 @@ async fn a_slow_transfer_may_take_longer_than_the_deadline() {
     let options = setup.good();
     let object = open(NAME, &options).await;
     let started = Instant::now();
-    let ranged = get(&object, GetRange::Between(0..SIZE as u64)).await.unwrap();
+    let ranged = get(&*object, GetRange::Between(0..SIZE as u64)).await.unwrap();
     assert!(bytes(&ranged) == content());
     assert!(started.elapsed() > options.deadline);
-    assert_eq!(object.store.counters().retries, 0);
+    assert_eq!(object.counters().retries, 0);
 }
 
 #[tokio::test]
@@ -251,13 +252,13 @@ async fn a_trickle_is_progress_for_four_deadlines_and_then_has_its_reason() {
     let options = setup.good();
     let object = open(NAME, &options).await;
     let started = Instant::now();
-    let ranged = get(&object, GetRange::Between(0..100_000)).await.unwrap();
+    let ranged = get(&*object, GetRange::Between(0..100_000)).await.unwrap();
     assert!(bytes(&ranged) == content()[..100_000]);
     assert!(started.elapsed() > options.deadline * 2);
-    assert_eq!(object.store.counters().retries, 0);
+    assert_eq!(object.counters().retries, 0);
 
     let started = Instant::now();
-    let error = get(&object, GetRange::Between(0..SIZE as u64)).await.unwrap_err().to_string();
+    let error = get(&*object, GetRange::Between(0..SIZE as u64)).await.unwrap_err().to_string();
     assert!(started.elapsed() >= options.deadline * 4);
     assert!(error.contains(" of 300000 bytes came in 6."), "{error}");
     assert!(!error.contains("sent nothing"), "{error}");
@@ -271,9 +272,9 @@ async fn a_stall_is_retried_however_short_the_deadline_is() {
             let options = StoreOptions { deadline: Duration::from_secs(deadline), ..setup.good() };
             let object = open(NAME, &options).await;
             setup.server.inject(fault.clone(), 1);
-            let ranged = get(&object, GetRange::Between(0..100)).await.unwrap();
+            let ranged = get(&*object, GetRange::Between(0..100)).await.unwrap();
             assert!(bytes(&ranged) == content()[..100]);
-            assert_eq!(object.store.counters().retries, 1, "{fault:?} within {deadline} s");
+            assert_eq!(object.counters().retries, 1, "{fault:?} within {deadline} s");
         }
     }
 }
@@ -288,7 +289,7 @@ async fn a_server_that_asks_for_a_pause_gets_it_up_to_the_deadline() {
         setup.server.clear_log();
         setup.server.inject(Fault::HoldOff(asked), 1);
         let started = Instant::now();
-        let got = get(&object, GetRange::Between(0..100)).await;
+        let got = get(&*object, GetRange::Between(0..100)).await;
         // A busy machine may not get through the last attempt in its fifth of a second.
         assert!(got.is_ok() || least > 3000, "Retry-After: {asked}: {got:?}");
         assert!(started.elapsed() >= Duration::from_millis(least), "Retry-After: {asked}");
@@ -298,21 +299,21 @@ async fn a_server_that_asks_for_a_pause_gets_it_up_to_the_deadline() {
     setup.server.clear_log();
     setup.server.inject(Fault::HoldOff("3"), usize::MAX);
     let started = Instant::now();
-    let error = get(&object, GetRange::Between(0..100)).await.unwrap_err().to_string();
+    let error = get(&*object, GetRange::Between(0..100)).await.unwrap_err().to_string();
     assert!(error.contains("gave up after") && error.contains("503"), "{error}");
     assert!(started.elapsed() >= Duration::from_millis(3700), "{error}");
     assert_eq!(setup.server.log().len(), 3, "at once, after 3 s, and before the end");
 
     // Nor is it asked a second time meanwhile.
     setup.server.heal();
-    let store = Hedged::new(open(NAME, &options).await.store);
+    let hedged = Hedged::new(object);
     let range = || GetRange::Between(0..1000);
     for _ in 0..100 {
-        store.get_range(&object.key, range(), None, 1000).await.unwrap();
+        hedged.get_range(range(), None, 1000).await.unwrap();
     }
     setup.server.clear_log();
     setup.server.inject(Fault::HoldOff("2"), 1);
-    store.get_range(&object.key, range(), None, 1000).await.unwrap();
+    hedged.get_range(range(), None, 1000).await.unwrap();
     assert_eq!(setup.server.log().len(), 2);
 }
 
@@ -331,7 +332,7 @@ async fn a_redirect_is_followed_on_the_host_and_to_those_that_are_allowed() {
     let get = async |options: StoreOptions, to: String| {
         let object = open(&source, &options).await;
         setup.server.inject(Fault::Redirect(to), 1);
-        let ranged = get(&object, GetRange::Between(0..100)).await;
+        let ranged = get(&*object, GetRange::Between(0..100)).await;
         ranged.map(|ranged| assert!(bytes(&ranged) == content()[..100]))
     };
     get(allowing(&[]), to("127.0.0.1")).await.unwrap();
@@ -359,12 +360,12 @@ async fn another_version_is_refused_by_the_server_and_by_us() {
     let setup = Setup::new();
     let object = open(NAME, &setup.good()).await;
     let range = GetRange::Between(0..100);
-    let old = get(&object, range.clone()).await.unwrap().etag.unwrap();
-    let same = object.store.get_range(&object.key, range.clone(), Some(&old), 100).await;
+    let old = get(&*object, range.clone()).await.unwrap().etag.unwrap();
+    let same = object.get_range(range.clone(), Some(&old), 100).await;
     assert_eq!(same.unwrap().etag.as_ref(), Some(&old));
     std::fs::write(setup.root.path().join("bucket/dir/data.sqsh"), vec![7; SIZE]).unwrap();
     for (tag, by) in [(old.clone(), 412), (ETag(format!("W/{}", old.0)), 206)] {
-        let error = object.store.get_range(&object.key, range.clone(), Some(&tag), 100).await;
+        let error = object.get_range(range.clone(), Some(&tag), 100).await;
         let error = error.unwrap_err();
         assert_eq!(error.to_string(), "s3://bucket/dir/data.sqsh changed while it was in use");
         assert_eq!(setup.server.log().last().unwrap().status, by);
@@ -390,11 +391,11 @@ async fn expired_keys_of_a_profile_are_read_again_once() {
     let object = open(NAME, &options).await;
     profile(SECRET_KEY);
     setup.server.inject(Fault::Refuse(403, "ExpiredToken"), 1);
-    let ranged = get(&object, GetRange::Between(0..100)).await.unwrap();
+    let ranged = get(&*object, GetRange::Between(0..100)).await.unwrap();
     assert!(bytes(&ranged) == content()[..100]);
     assert_eq!(setup.server.gets(), 2);
     setup.server.inject(Fault::Refuse(400, "ExpiredToken"), 2);
-    let error = get(&object, GetRange::Between(0..100)).await.unwrap_err();
+    let error = get(&*object, GetRange::Between(0..100)).await.unwrap_err();
     assert!(matches!(error, Error::ExpiredCredentials { .. }), "{error}");
 }
 
@@ -407,8 +408,9 @@ async fn a_session_token_is_sent_and_nothing_odd_is() {
         ("AWS_SESSION_TOKEN", "token/+=="),
     ]);
     let object = open(NAME, &options).await;
-    get(&object, GetRange::Between(0..100)).await.unwrap();
-    object.store.put("x", vec![1; 1 << 20].into()).await.unwrap();
+    get(&*object, GetRange::Between(0..100)).await.unwrap();
+    let bucket = NAME.parse::<Source>().unwrap().object(&options).await.unwrap().bucket;
+    bucket.put("x", vec![1; 1 << 20].into()).await.unwrap();
     for seen in setup.server.log() {
         assert_eq!(seen.headers["x-amz-security-token"], "token/+==");
         for odd in ["expect", "transfer-encoding", "x-amz-trailer", "content-encoding", "referer"] {
@@ -424,21 +426,21 @@ async fn a_plain_url_is_a_source_whose_query_stays_secret() {
     let url = format!("http://{host}/bucket/dir/data.sqsh?sig=topsecret");
     let object = open(&url, &setup.options(&[])).await;
     assert_eq!(object.name(), format!("http://{host}/bucket/dir/data.sqsh"));
-    let ranged = get(&object, GetRange::Last(100)).await.unwrap();
+    let ranged = get(&*object, GetRange::Last(100)).await.unwrap();
     assert!(bytes(&ranged) == content()[SIZE - 100..]);
     let seen = setup.server.log().pop().unwrap();
     assert_eq!(seen.query, "sig=topsecret");
     assert!(!seen.headers.contains_key("authorization"));
-    let error = object.store.put("x", "x".into()).await.unwrap_err();
+    let error = url.parse::<Source>().unwrap().folder(&setup.options(&[])).await.unwrap_err();
     assert_eq!(error.to_string(), format!("http://{host}/bucket/dir/data.sqsh can only be read"));
     setup.server.inject(Fault::IgnoreRange, 1);
-    let error = get(&object, GetRange::Last(100)).await.unwrap_err();
+    let error = get(&*object, GetRange::Last(100)).await.unwrap_err();
     assert!(matches!(error, Error::RangeIgnored { .. }), "{error}");
 
     let url = format!("http://user:pa%3Ass@{host}/bucket/dir/data.sqsh?sig=topsecret");
     let object = open(&url, &setup.options(&[])).await;
     setup.server.inject(Fault::Refuse(403, "AccessDenied"), 1);
-    let error = get(&object, GetRange::Last(100)).await.unwrap_err();
+    let error = get(&*object, GetRange::Last(100)).await.unwrap_err();
     let seen = setup.server.log().pop().unwrap();
     assert_eq!(seen.headers["authorization"], "Basic dXNlcjpwYTpzcw==");
     assert!(matches!(error, Error::AccessDenied { .. }), "{error}");
@@ -459,24 +461,24 @@ async fn debug_output_shows_no_key() {
 async fn what_takes_longer_than_usual_is_asked_again_but_not_often() {
     let setup = Setup::new();
     let object = open(NAME, &setup.good()).await;
-    let store = Hedged::new(object.store);
+    let hedged = Hedged::new(object);
     let content = content();
     let get = async |at: usize| {
         let range = GetRange::Between(at as u64..at as u64 + 1000);
-        let ranged = store.get_range(&object.key, range, None, 1000).await.unwrap();
+        let ranged = hedged.get_range(range, None, 1000).await.unwrap();
         assert!(ranged.pieces.concat() == content[at..at + 1000]);
     };
     for at in 0..100 {
         get(at).await;
     }
     // None, unless this machine stalls.
-    let before = store.counters();
+    let before = hedged.counters();
     assert!(before.hedges < 5, "{before:?}");
 
     // Longer than any answer takes here, and shorter than what would be tried again.
     setup.server.inject(Fault::Delay(Duration::from_millis(250)), 1);
     get(1000).await;
-    let after = store.counters();
+    let after = hedged.counters();
     assert_eq!(after.hedges, before.hedges + 1, "{after:?}");
     assert_eq!(after.hedges_won, before.hedges_won + 1, "{after:?}");
     assert_eq!(after.retries, 0, "{after:?}");
@@ -486,6 +488,6 @@ async fn what_takes_longer_than_usual_is_asked_again_but_not_often() {
     for at in 0..20 {
         get(at).await;
     }
-    let hedges = store.counters().hedges;
+    let hedges = hedged.counters().hedges;
     assert!((1..=6).contains(&hedges), "{hedges} of 121");
 }

@@ -44,7 +44,7 @@ impl Backend {
         let cut = |key: String| key.strip_prefix(&self.folder.prefix).unwrap().to_owned();
         loop {
             let page: Page =
-                self.folder.store.list(&self.key(prefix), depth, next.as_deref()).await.unwrap();
+                self.folder.bucket.list(&self.key(prefix), depth, next.as_deref()).await.unwrap();
             objects.extend(page.objects.into_iter().map(|found| (cut(found.key), found.size)));
             prefixes.extend(page.prefixes.into_iter().map(cut));
             next = page.next;
@@ -60,7 +60,7 @@ impl Backend {
     async fn uploads(&self, prefix: &str) -> Vec<Unfinished> {
         let (mut uploads, mut next) = (Vec::new(), None);
         loop {
-            let page = self.folder.store.list_uploads(&self.key(prefix), next.as_deref()).await;
+            let page = self.folder.bucket.list_uploads(&self.key(prefix), next.as_deref()).await;
             let page = page.unwrap();
             uploads.extend(page.uploads);
             next = page.next;
@@ -74,7 +74,7 @@ impl Backend {
 #[tokio::test]
 async fn objects_come_back_as_they_were_put_and_go_when_deleted() {
     for backend in backends().await {
-        let store = &backend.folder.store;
+        let store = &backend.folder.bucket;
         let key = backend.key("backups/a b/meta#?%20+é.json");
         let missing = store.get_whole(&key, 100).await.unwrap_err();
         assert!(matches!(missing, Error::NotFound { .. }), "{}: {missing}", backend.name);
@@ -101,7 +101,7 @@ async fn listings_are_sorted_paged_and_stop_at_the_depth() {
         let paths = ["b/1/data", "b/1/meta", "b/2/data", "b/2/meta", "b/3", "b/4", "bc/x", "z"];
         for path in paths {
             let key = backend.key(path);
-            backend.folder.store.put(&key, path.as_bytes().to_vec().into()).await.unwrap();
+            backend.folder.bucket.put(&key, path.as_bytes().to_vec().into()).await.unwrap();
         }
         let name = backend.name;
         let sized = |paths: &[&str]| -> Vec<(String, u64)> {
@@ -124,7 +124,7 @@ async fn listings_are_sorted_paged_and_stop_at_the_depth() {
 async fn an_upload_is_its_parts_in_order_once_it_is_complete() {
     let part_size = MIN_PART_SIZE as usize;
     for backend in backends().await {
-        let (store, name) = (&backend.folder.store, backend.name);
+        let (store, name) = (&backend.folder.bucket, backend.name);
         let key = backend.key("big/data.sqsh");
         let upload = store.start_upload(&key, MIN_PART_SIZE).await.unwrap();
         let body = |n: u8, len: usize| bytes::Bytes::from(vec![n; len]);
@@ -152,7 +152,7 @@ async fn an_upload_is_its_parts_in_order_once_it_is_complete() {
 #[tokio::test]
 async fn an_aborted_upload_leaves_nothing() {
     for backend in backends().await {
-        let (store, name) = (&backend.folder.store, backend.name);
+        let (store, name) = (&backend.folder.bucket, backend.name);
         let upload = store.start_upload(&backend.key("up/x"), 10).await.unwrap();
         store.put_part(&upload, 0, "123".into()).await.unwrap();
         let unfinished = backend.uploads("up/").await;
@@ -172,7 +172,7 @@ async fn an_aborted_upload_leaves_nothing() {
 #[tokio::test]
 async fn unfinished_uploads_are_listed_over_pages() {
     for backend in backends().await {
-        let (store, name) = (&backend.folder.store, backend.name);
+        let (store, name) = (&backend.folder.bucket, backend.name);
         // Two pages and a half of the server's.
         for n in 0..8 {
             store.start_upload(&backend.key(&format!("up/{}", n / 2)), 10).await.unwrap();
@@ -189,7 +189,7 @@ async fn unfinished_uploads_are_listed_over_pages() {
 #[tokio::test]
 async fn writes_are_repeated_and_a_completion_whose_answer_was_lost_counts() {
     let backend = backends().await.remove(0);
-    let (store, server) = (&backend.folder.store, backend.server.as_ref().unwrap());
+    let (store, server) = (&backend.folder.bucket, backend.server.as_ref().unwrap());
     let key = backend.key("x.sqsh");
     server.inject(Fault::Refuse(503, "SlowDown"), 2);
     store.put(&key, "body".into()).await.unwrap();
@@ -212,7 +212,7 @@ async fn a_directory_lists_linked_files_and_no_linked_directories() {
     std::os::unix::fs::symlink("..", path.join("d/circle")).unwrap();
     std::os::unix::fs::symlink("nowhere", path.join("d/dangling")).unwrap();
     let source: Source = path.to_str().unwrap().parse().unwrap();
-    let store = source.folder(&StoreOptions::default()).await.unwrap().store;
+    let store = source.folder(&StoreOptions::default()).await.unwrap().bucket;
     let page = store.list("", Depth::All, None).await.unwrap();
     let keys: Vec<_> = page.objects.iter().map(|found| (found.key.as_str(), found.size)).collect();
     assert_eq!(keys, [("d/file", 5), ("d/link", 5)]);

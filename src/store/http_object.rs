@@ -1,11 +1,10 @@
-//! One object behind an HTTP(S) URL, plain or presigned. It can be read and nothing else.
+//! One object behind an HTTP(S) URL, plain or presigned. It can be read, and nothing else.
 
 use std::fmt;
 
 use async_trait::async_trait;
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
-use bytes::Bytes;
 use http::header::HeaderValue;
 use percent_encoding::percent_decode_str;
 use url::Url;
@@ -14,19 +13,17 @@ use super::exchange::{Auth, Exchange};
 use super::redirect::Guard;
 use super::source::redacted;
 use super::{
-    Counters, Depth, ETag, Error, GetRange, Pace, Page, Part, Ranged, Result, Store, StoreOptions,
-    UnfinishedPage, Upload, ranged, tls,
+    Counters, ETag, Error, GetRange, Pace, Ranged, ReadRanges, Result, StoreOptions, ranged, tls,
 };
 
-/// A URL as a store with a single object, whose key is the URL's last segment.
-pub(super) struct HttpStore {
+/// The object behind a URL.
+pub(super) struct HttpObject {
     exchange: Exchange,
     /// Without user and password, with its query.
     url: Url,
-    key: String,
 }
 
-impl HttpStore {
+impl HttpObject {
     /// For the object at `url`.
     pub(super) fn open(url: &Url, options: &StoreOptions) -> Result<Self> {
         let mut url = url.clone();
@@ -38,33 +35,9 @@ impl HttpStore {
         let _ = url.set_username("");
         let _ = url.set_password(None);
         url.set_fragment(None);
-        let key = url.path().rsplit('/').next().unwrap_or_default().to_owned();
         let guard = Guard::new(&url, &options.allow_redirects_to, &options.environment);
         let client = tls::client(options, Some(&guard))?;
-        Ok(Self { exchange: Exchange::new(client, auth, None, options.clone()), url, key })
-    }
-
-    /// Key of the only object.
-    pub(super) fn key(&self) -> &str {
-        &self.key
-    }
-
-    fn read_only<T>(&self) -> Result<T> {
-        Err(Error::ReadOnly { place: redacted(&self.url) })
-    }
-
-    fn unlistable<T>(&self) -> Result<T> {
-        Err(Error::UnsupportedSource {
-            source_text: redacted(&self.url),
-            reason: "a URL cannot be listed".into(),
-        })
-    }
-
-    fn check(&self, key: &str) -> Result<()> {
-        match key == self.key {
-            true => Ok(()),
-            false => Err(Error::NotFound { object: self.name(key), refusal: None }),
-        }
+        Ok(Self { exchange: Exchange::new(client, auth, None, options.clone()), url })
     }
 }
 
@@ -78,69 +51,25 @@ fn is_signature(name: &str) -> bool {
 }
 
 #[async_trait]
-impl Store for HttpStore {
-    fn name(&self, key: &str) -> String {
-        let url = redacted(&self.url);
-        match url.strip_suffix(&self.key) {
-            Some(directory) => format!("{directory}{key}"),
-            None => url,
-        }
+impl ReadRanges for HttpObject {
+    fn name(&self) -> String {
+        redacted(&self.url)
     }
 
     /// With what the query says of which object is meant, and without who may read it for how long.
-    fn place(&self, key: &str) -> String {
+    fn place(&self) -> String {
         let meant: Vec<_> =
             self.url.query_pairs().filter(|(name, _)| !is_signature(name)).collect();
-        format!("{} {meant:?}", self.name(key))
+        format!("{} {meant:?}", self.name())
     }
 
     async fn get_range(
         &self,
-        key: &str,
         range: GetRange,
         expect: Option<&ETag>,
         piece: usize,
     ) -> Result<Ranged> {
-        self.check(key)?;
-        let object = self.name(key);
-        ranged::get_range(&self.exchange, &self.url, object, range, expect, piece).await
-    }
-
-    async fn get_whole(&self, key: &str, limit: u64) -> Result<Bytes> {
-        self.check(key)?;
-        ranged::get_whole(&self.exchange, &self.url, self.name(key), limit).await
-    }
-
-    async fn put(&self, _: &str, _: Bytes) -> Result<()> {
-        self.read_only()
-    }
-
-    async fn start_upload(&self, _: &str, _: u64) -> Result<Upload> {
-        self.read_only()
-    }
-
-    async fn put_part(&self, _: &Upload, _: u32, _: Bytes) -> Result<Part> {
-        self.read_only()
-    }
-
-    async fn complete_upload(&self, _: &Upload, _: &[Part]) -> Result<()> {
-        self.read_only()
-    }
-
-    async fn abort_upload(&self, _: &Upload) -> Result<()> {
-        self.read_only()
-    }
-
-    async fn list_uploads(&self, _: &str, _: Option<&str>) -> Result<UnfinishedPage> {
-        self.unlistable()
-    }
-
-    async fn list(&self, _: &str, _: Depth, _: Option<&str>) -> Result<Page> {
-        self.unlistable()
-    }
-
-    async fn delete(&self, _: &str) -> Result<()> {
-        self.read_only()
+        ranged::get_range(&self.exchange, &self.url, self.name(), range, expect, piece).await
     }
 
     fn counters(&self) -> Counters {
@@ -152,9 +81,9 @@ impl Store for HttpStore {
     }
 }
 
-impl fmt::Debug for HttpStore {
+impl fmt::Debug for HttpObject {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "HttpStore({})", redacted(&self.url))
+        write!(f, "HttpObject({})", redacted(&self.url))
     }
 }
 
@@ -183,8 +112,7 @@ mod tests {
     fn a_place_is_the_same_for_every_signature_and_another_for_every_object() {
         let place = |query: &str| {
             let url = format!("https://user:secret@host/dir/a.sqsh{query}").parse().unwrap();
-            let store = HttpStore::open(&url, &StoreOptions::default()).unwrap();
-            store.place(store.key())
+            HttpObject::open(&url, &StoreOptions::default()).unwrap().place()
         };
         let plain = place("");
         for signed in
