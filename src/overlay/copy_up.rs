@@ -64,10 +64,16 @@ impl Overlay {
         if self.is_up(&self.nodes.get(ino)?, want) {
             return Ok(());
         }
-        while let Some(above) = self.topmost_below_upper(ino)? {
-            self.copy_one(above, Want::Attributes)?;
+        // A file with several names may be looked up by another while it is copied, and then belongs below
+        // other directories.
+        loop {
+            while let Some(above) = self.topmost_below_upper(ino)? {
+                self.copy_one(above, Want::Attributes)?;
+            }
+            if self.copy_one(ino, want)? {
+                return Ok(());
+            }
         }
-        self.copy_one(ino, want)
     }
 
     fn is_up(&self, node: &Snapshot, want: Want) -> bool {
@@ -90,20 +96,21 @@ impl Overlay {
         Ok(topmost)
     }
 
-    fn copy_one(&self, ino: Ino, want: Want) -> Result<()> {
+    /// Copies one inode, and says whether it is there: not where the directory above is not in the upper.
+    fn copy_one(&self, ino: Ino, want: Want) -> Result<bool> {
         let _lead = self.start_copy(ino)?;
         let node = self.nodes.get(ino)?;
         if self.is_up(&node, want) {
-            return Ok(());
+            return Ok(true);
         }
         match &node.upper {
-            Some(state) => self.copy_data(ino, state, want),
+            Some(state) => self.copy_data(ino, state, want).map(|()| true),
             None => self.copy_inode(ino, want),
         }
     }
 
-    /// Copies a lower inode that has nothing in the upper yet.
-    fn copy_inode(&self, ino: Ino, want: Want) -> Result<()> {
+    /// Copies a lower inode that has nothing in the upper yet. Says whether it has now, as [`Self::copy_one`].
+    fn copy_inode(&self, ino: Ino, want: Want) -> Result<bool> {
         let lower = self.lower.place_of(ino)?;
         let inode = self.lower.inode(lower)?;
         let built = self.build(ino, lower, &inode, want)?;
@@ -115,6 +122,11 @@ impl Overlay {
         }
         let _names = self.names.write();
         let node = self.nodes.get(ino)?;
+        if let Place::Name(parent, _) = node.place
+            && self.nodes.upper(parent)?.is_none()
+        {
+            return Ok(false);
+        }
         let mut state = UpperState {
             data: built.data,
             null_device: built.null_device,
@@ -158,7 +170,7 @@ impl Overlay {
         if let Some(copy) = copy {
             self.handles.moved(ino, copy);
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Whether the index has no other inode of this number, as a damaged archive may have it.
