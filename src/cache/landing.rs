@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use tracing::Instrument;
+
 use super::remote::Inner;
 use super::run::{Origin, Run};
 use crate::store;
@@ -35,14 +37,16 @@ impl Landing {
 
     /// Sends the request, and leaves the rest to the runtime.
     pub(super) fn send(self) {
-        self.inner.clone().runtime.spawn(async move {
+        let runtime = self.inner.runtime.clone();
+        let work = async move {
             let started = Instant::now();
             let result = self.inner.request(&self.flight.chunks).await;
             if self.flight.awaited && result.is_ok() {
                 self.inner.state.lock().surroundings.waited(started.elapsed());
             }
             self.inner.land(&self.flight, Origin::Store, result);
-        });
+        };
+        runtime.spawn(work.in_current_span());
     }
 }
 

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
+use tracing::Span;
 
 use super::again::Damage;
 use super::disk::Disk;
@@ -446,7 +447,8 @@ impl Inner {
                 (Origin::Store, _) => landing.send(),
                 (Origin::Disk, true) => here.push(landing),
                 (Origin::Disk, false) => {
-                    self.runtime.spawn_blocking(move || landing.read());
+                    let span = Span::current();
+                    self.runtime.spawn_blocking(move || span.in_scope(|| landing.read()));
                 }
             }
         }

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use lru::LruCache;
+use tracing::Instrument;
 
 use super::Error;
 use super::landing::Landing;
@@ -203,15 +204,16 @@ impl Landing {
     /// Sends the request, and leaves it to the runtime to write to disk what it brings.
     fn send_to_disk(self) {
         let runtime = self.inner.runtime.clone();
-        self.inner.runtime.clone().spawn(async move {
+        let work = async move {
             let started = Instant::now();
             let result = self.inner.request(&self.flight.chunks).await;
             match &result {
                 Ok(_) => self.inner.state.lock().surroundings.landed(started.elapsed()),
                 Err(_) => self.inner.state.lock().surroundings.failed(),
             }
-            runtime.spawn_blocking(move || self.write(result));
-        });
+            tokio::task::spawn_blocking(move || self.write(result));
+        };
+        runtime.spawn(work.in_current_span());
     }
 
     fn write(self, result: Result<Vec<Bytes>, Error>) {

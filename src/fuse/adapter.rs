@@ -68,9 +68,12 @@ impl Adapter {
         Arc::clone(&self.shared.notifier)
     }
 
-    /// Runs `job` where `work` says.
+    /// Runs `job`, which answers a request, where `work` says.
     pub(super) fn run(&self, work: Work, job: impl FnOnce(&Shared) + Send + 'static) {
-        self.pools.run(work, &self.shared, job);
+        self.pools.run(work, &self.shared, |shared| {
+            job(shared);
+            tracing::debug!("answered");
+        });
     }
 
     /// Runs `operation` where `work` says, or where it may wait for the store's metadata, or data it
@@ -87,7 +90,8 @@ impl Adapter {
     /// Has the kernel forget files if it remembers too many.
     pub(super) fn prune(&self) {
         if self.shared.pruner.is_due(self.shared.overlay.node_count()) {
-            self.run(Work::Local, |shared| shared.pruner.round(&shared.overlay));
+            let prune = |shared: &Shared| shared.pruner.round(&shared.overlay);
+            self.pools.run(Work::Local, &self.shared, prune);
         }
     }
 

@@ -24,6 +24,7 @@ impl Adapter {
     pub(super) fn read_data(&self, from: Handle, offset: u64, size: usize, reply: ReplyData) {
         let overlay = &self.shared.overlay;
         if let Some(data) = overlay.get(from, offset, size) {
+            tracing::debug!("answered from memory");
             return reply.data(&data);
         }
         if overlay.is_in_upper(from) {

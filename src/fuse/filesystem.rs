@@ -47,6 +47,17 @@ fn handle(handle: FileHandle) -> Handle {
     Handle(handle.0)
 }
 
+/// Enters the span of a request until the method returns. What is done for it elsewhere takes it along, so that
+/// each line of the log says which request of the kernel it is about.
+macro_rules! enter {
+    ($operation:literal, $request:ident, $ino:ident $($fields:tt)*) => {
+        let _entered = tracing::debug_span!(
+            $operation, unique = $request.unique().0, ino = $ino.0 $($fields)*
+        ).entered();
+        tracing::debug!("asked");
+    };
+}
+
 impl Filesystem for Adapter {
     fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
         // Each is a feature the kernel may lack; what then happens is its older default. Not among them
@@ -87,7 +98,8 @@ impl Filesystem for Adapter {
         Ok(())
     }
 
-    fn lookup(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+    fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        enter!("lookup", request, parent, name = ?name);
         self.prune();
         let ino = Ino(parent.0);
         if name == "." {
@@ -125,7 +137,8 @@ impl Filesystem for Adapter {
         self.shared.overlay.forget(Ino(ino.0), nlookup);
     }
 
-    fn getattr(&self, _request: &Request, ino: INodeNo, fh: Option<FileHandle>, reply: ReplyAttr) {
+    fn getattr(&self, request: &Request, ino: INodeNo, fh: Option<FileHandle>, reply: ReplyAttr) {
+        enter!("getattr", request, ino);
         self.attempt(
             self.looking(ino),
             move |shared| shared.overlay.getattr(Ino(ino.0), fh.map(handle)),
@@ -151,6 +164,7 @@ impl Filesystem for Adapter {
         _flags: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
+        enter!("setattr", request, ino);
         let sender = Sender::of(request);
         let change = SetAttr {
             mode,
@@ -171,7 +185,8 @@ impl Filesystem for Adapter {
         );
     }
 
-    fn readlink(&self, _request: &Request, ino: INodeNo, reply: ReplyData) {
+    fn readlink(&self, request: &Request, ino: INodeNo, reply: ReplyData) {
+        enter!("readlink", request, ino);
         self.attempt(
             self.looking(ino),
             move |shared| shared.overlay.readlink(Ino(ino.0)),
@@ -192,6 +207,7 @@ impl Filesystem for Adapter {
         rdev: u32,
         reply: ReplyEntry,
     ) {
+        enter!("mknod", request, parent, name = ?name);
         let (caller, name) = (caller(request, umask), name.to_owned());
         let device = user_device(rdev);
         self.attempt(
@@ -210,6 +226,7 @@ impl Filesystem for Adapter {
         umask: u32,
         reply: ReplyEntry,
     ) {
+        enter!("mkdir", request, parent, name = ?name);
         let (caller, name) = (caller(request, umask), name.to_owned());
         self.attempt(
             self.changing([parent]),
@@ -218,7 +235,8 @@ impl Filesystem for Adapter {
         );
     }
 
-    fn unlink(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+    fn unlink(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        enter!("unlink", request, parent, name = ?name);
         let name = name.to_owned();
         self.attempt(
             self.changing([parent]),
@@ -227,7 +245,8 @@ impl Filesystem for Adapter {
         );
     }
 
-    fn rmdir(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+    fn rmdir(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        enter!("rmdir", request, parent, name = ?name);
         let name = name.to_owned();
         self.attempt(
             self.changing([parent]),
@@ -244,6 +263,7 @@ impl Filesystem for Adapter {
         target: &Path,
         reply: ReplyEntry,
     ) {
+        enter!("symlink", request, parent, name = ?name);
         let (caller, name) = (caller(request, 0), name.to_owned());
         let target = target.as_os_str().to_owned();
         self.attempt(
@@ -263,6 +283,7 @@ impl Filesystem for Adapter {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
+        enter!("rename", request, parent, name = ?name, to = newparent.0, newname = ?newname);
         let caller = caller(request, 0);
         let (name, newname) = (name.to_owned(), newname.to_owned());
         let flags = overlay::RenameFlags::from_bits_retain(flags.bits());
@@ -281,12 +302,13 @@ impl Filesystem for Adapter {
 
     fn link(
         &self,
-        _request: &Request,
+        request: &Request,
         ino: INodeNo,
         newparent: INodeNo,
         newname: &OsStr,
         reply: ReplyEntry,
     ) {
+        enter!("link", request, ino, to = newparent.0, newname = ?newname);
         let newname = newname.to_owned();
         self.attempt(
             self.changing([ino, newparent]),
@@ -296,6 +318,7 @@ impl Filesystem for Adapter {
     }
 
     fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        enter!("open", request, ino);
         let ino = Ino(ino.0);
         let (sender, is_root) = (Sender::of(request), request.uid() == 0);
         let flags = flags.0 & UPPER_FLAGS;
@@ -338,6 +361,7 @@ impl Filesystem for Adapter {
         flags: i32,
         reply: ReplyCreate,
     ) {
+        enter!("create", request, parent, name = ?name);
         let (caller, name) = (caller(request, umask), name.to_owned());
         let (flags, writes) = (flags & UPPER_FLAGS, writes(flags));
         let is_root = caller.uid == 0;
@@ -373,8 +397,8 @@ impl Filesystem for Adapter {
 
     fn read(
         &self,
-        _request: &Request,
-        _ino: INodeNo,
+        request: &Request,
+        ino: INodeNo,
         fh: FileHandle,
         offset: u64,
         size: u32,
@@ -382,6 +406,7 @@ impl Filesystem for Adapter {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
+        enter!("read", request, ino, offset, size);
         self.read_data(handle(fh), offset, size as usize, reply);
     }
 
@@ -397,6 +422,7 @@ impl Filesystem for Adapter {
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
+        enter!("write", request, ino, offset, size = data.len());
         let sender = Sender::of(request).without_fsetid();
         let to = Target { ino: Ino(ino.0), handle: handle(fh) };
         self.write_data(sender, to, offset, data, write_flags, reply);
@@ -416,7 +442,7 @@ impl Filesystem for Adapter {
 
     fn release(
         &self,
-        _request: &Request,
+        request: &Request,
         ino: INodeNo,
         fh: FileHandle,
         flags: OpenFlags,
@@ -424,6 +450,7 @@ impl Filesystem for Adapter {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
+        enter!("release", request, ino);
         let ino = Ino(ino.0);
         let written = self.shared.modes.written(ino).is_some();
         self.shared.modes.released(ino, writes(flags.0));
@@ -437,12 +464,13 @@ impl Filesystem for Adapter {
 
     fn fsync(
         &self,
-        _request: &Request,
-        _ino: INodeNo,
+        request: &Request,
+        ino: INodeNo,
         fh: FileHandle,
         datasync: bool,
         reply: ReplyEmpty,
     ) {
+        enter!("fsync", request, ino);
         self.run(Work::Local, move |shared| {
             shared.reply_empty(shared.overlay.fsync(handle(fh), datasync), reply);
         });
@@ -460,23 +488,25 @@ impl Filesystem for Adapter {
 
     fn readdir(
         &self,
-        _request: &Request,
+        request: &Request,
         ino: INodeNo,
         _fh: FileHandle,
         offset: u64,
         reply: ReplyDirectory,
     ) {
+        enter!("readdir", request, ino, offset);
         self.list(Ino(ino.0), offset, reply);
     }
 
     fn readdirplus(
         &self,
-        _request: &Request,
+        request: &Request,
         ino: INodeNo,
         _fh: FileHandle,
         offset: u64,
         reply: ReplyDirectoryPlus,
     ) {
+        enter!("readdirplus", request, ino, offset);
         self.prune();
         self.list_described(Ino(ino.0), offset, reply);
     }
@@ -494,18 +524,20 @@ impl Filesystem for Adapter {
 
     fn fsyncdir(
         &self,
-        _request: &Request,
+        request: &Request,
         ino: INodeNo,
         _fh: FileHandle,
         datasync: bool,
         reply: ReplyEmpty,
     ) {
+        enter!("fsyncdir", request, ino);
         self.run(Work::Local, move |shared| {
             shared.reply_empty(shared.overlay.fsyncdir(Ino(ino.0), datasync), reply);
         });
     }
 
-    fn statfs(&self, _request: &Request, _ino: INodeNo, reply: ReplyStatfs) {
+    fn statfs(&self, request: &Request, ino: INodeNo, reply: ReplyStatfs) {
+        enter!("statfs", request, ino);
         match self.shared.overlay.statfs() {
             Ok(stat) => reply.statfs(
                 stat.blocks,
@@ -531,6 +563,7 @@ impl Filesystem for Adapter {
         _position: u32,
         reply: ReplyEmpty,
     ) {
+        enter!("setxattr", request, ino, name = ?name);
         let sender = (name == "system.posix_acl_access").then(|| Sender::of(request));
         let (name, value) = (name.to_owned(), value.to_vec());
         let flags = overlay::XattrFlags::from_bits_retain(flags.cast_unsigned());
@@ -550,12 +583,13 @@ impl Filesystem for Adapter {
 
     fn getxattr(
         &self,
-        _request: &Request,
+        request: &Request,
         ino: INodeNo,
         name: &OsStr,
         size: u32,
         reply: ReplyXattr,
     ) {
+        enter!("getxattr", request, ino, name = ?name);
         let name = name.to_owned();
         self.attempt(
             self.looking(ino),
@@ -565,6 +599,7 @@ impl Filesystem for Adapter {
     }
 
     fn listxattr(&self, request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        enter!("listxattr", request, ino);
         let caller = caller(request, 0);
         self.attempt(
             self.looking(ino),
@@ -573,7 +608,8 @@ impl Filesystem for Adapter {
         );
     }
 
-    fn removexattr(&self, _request: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+    fn removexattr(&self, request: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        enter!("removexattr", request, ino, name = ?name);
         let name = name.to_owned();
         self.attempt(
             self.changing([ino]),
@@ -597,26 +633,28 @@ impl Filesystem for Adapter {
         mode: i32,
         reply: ReplyEmpty,
     ) {
+        enter!("fallocate", request, ino, offset, length);
         let target = Target { ino: Ino(ino.0), handle: handle(fh) };
         self.allocate(Sender::of(request), target, offset, length, mode, reply);
     }
 
     fn lseek(
         &self,
-        _request: &Request,
+        request: &Request,
         inode: INodeNo,
         fh: FileHandle,
         offset: i64,
         whence: i32,
         reply: ReplyLseek,
     ) {
+        enter!("lseek", request, inode, offset);
         self.seek(Target { ino: Ino(inode.0), handle: handle(fh) }, offset, whence, reply);
     }
 
     fn copy_file_range(
         &self,
         request: &Request,
-        _ino_in: INodeNo,
+        ino_in: INodeNo,
         fh_in: FileHandle,
         offset_in: u64,
         ino_out: INodeNo,
@@ -626,6 +664,7 @@ impl Filesystem for Adapter {
         _flags: CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
+        enter!("copy_file_range", request, ino_in, to = ino_out.0, len);
         let to = Target { ino: Ino(ino_out.0), handle: handle(fh_out) };
         let from = (handle(fh_in), offset_in);
         self.copy_range(Sender::of(request), from, to, offset_out, len, reply);

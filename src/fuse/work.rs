@@ -8,6 +8,8 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
+use tracing::Span;
+
 use super::pool::Pool;
 use super::shared::Shared;
 use crate::cache::{asked, asked_at, without_waiting};
@@ -73,8 +75,10 @@ impl Pools {
             Work::Data => &self.data,
             Work::AfterOthers => &self.after_others,
         };
-        let (shared, asked) = (Arc::clone(shared), asked());
-        pool.spawn(move || guarded(&shared, || asked_at(asked, || job(&shared))));
+        let (shared, asked, span) = (Arc::clone(shared), asked(), Span::current());
+        pool.spawn(move || {
+            span.in_scope(|| guarded(&shared, || asked_at(asked, || job(&shared))));
+        });
     }
 
     /// Runs `operation` where `work` says and, if it would have to wait there for the store, again where
@@ -87,6 +91,10 @@ impl Pools {
         operation: impl Fn(&Shared) -> Result<T> + Send + 'static,
         answer: impl FnOnce(&Shared, Result<T>) + Send + 'static,
     ) {
+        let answer = move |shared: &Shared, result| {
+            answer(shared, result);
+            tracing::debug!("answered");
+        };
         if !matches!(work, Work::Here | Work::Local) {
             return self.run(work, shared, move |shared| answer(shared, operation(shared)));
         }
@@ -99,6 +107,7 @@ impl Pools {
                 Err(error) if error.is_would_wait() => store,
                 _ => return answer(shared, result),
             };
+            tracing::debug!("waits for the store");
             pools.run(elsewhere, &same, move |shared| answer(shared, operation(shared)));
         });
     }

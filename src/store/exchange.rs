@@ -13,6 +13,7 @@ use object_store::aws::AwsAuthorizer;
 use object_store::client::{HttpClient, HttpError, HttpErrorKind, HttpRequest, HttpResponseBody};
 use parking_lot::Mutex;
 use tokio::time::{Instant, sleep_until, timeout_at};
+use tracing::{Instrument, Span};
 use url::Url;
 
 use super::counters::{Tally, add};
@@ -20,7 +21,7 @@ use super::credentials::Credentials;
 use super::error::root_cause;
 use super::redirect::{self, Refused};
 use super::refusal::{Asked, Right, classify};
-use super::{Error, Pace, Result, StoreOptions};
+use super::{Error, GetRange, Pace, Result, StoreOptions};
 
 /// Slowest transfer that is given all the time it takes, in bytes per second: 1 Mbit/s.
 const SLOWEST: u64 = 128 << 10;
@@ -101,7 +102,7 @@ impl Exchange {
                 let (parts, body) = self.once(call, limits).await?;
                 Ok((parts, self.small_body(call, body, ANSWER_LIMIT, limits).await?))
             };
-            match attempt.await {
+            match attempt.instrument(attempts.span(&call.method, None)).await {
                 Ok(answer) => return Ok(answer),
                 Err(error) => attempts.failed(error).await?,
             }
@@ -231,6 +232,7 @@ impl Exchange {
         match answer {
             Ok(Ok(response)) => {
                 self.reached.store(true, Relaxed);
+                tracing::debug!(status = response.status().as_u16(), "answered");
                 Ok(response.into_parts())
             }
             Ok(Err(error)) => {
@@ -323,6 +325,12 @@ impl Attempts<'_> {
     /// Whether this is not the first attempt.
     pub(super) const fn is_repeated(&self) -> bool {
         self.tries > 0
+    }
+
+    /// The span of the attempt that comes next: what its log lines are about.
+    pub(super) fn span(&self, method: &Method, range: Option<&GetRange>) -> Span {
+        let (range, attempt) = (range.map(tracing::field::display), self.tries + 1);
+        tracing::debug_span!("store", %method, object = self.object, range, attempt)
     }
 
     /// Says that each request has a body of `bytes` bytes, of which nobody tells how far it has got.

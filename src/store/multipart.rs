@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use http::header::ETAG;
 use http::{HeaderMap, StatusCode};
+use tracing::Instrument;
 
 use super::exchange::{Call, Exchange};
 use super::refusal::classify;
@@ -48,7 +49,7 @@ pub(super) async fn complete(
             }
             Err(classify(exchange.asked(&call, true), StatusCode::OK, &HeaderMap::new(), &body))
         };
-        match attempt.await {
+        match attempt.instrument(attempts.span(&call.method, None)).await {
             // The first request did its work, and only its answer was lost.
             Err(Error::NotFound { .. }) if attempts.is_repeated() => return Ok(()),
             Err(error) => attempts.failed(error).await?,

@@ -5,6 +5,7 @@ use std::ops::Range;
 use bytes::Bytes;
 use http::header::{CONTENT_RANGE, ETAG, HeaderMap, HeaderName, HeaderValue, IF_MATCH, RANGE};
 use http::{Method, StatusCode, response};
+use tracing::Instrument;
 use url::Url;
 
 use super::exchange::{Attempts, Call, Exchange};
@@ -45,7 +46,13 @@ pub(super) async fn get_range(
     let mut attempts = exchange.attempts(&object, asked);
     let mut known: Option<Known> = None;
     loop {
-        match attempt(exchange, url, &mut attempts, &object, &range, expect, piece, &mut known)
+        let missing = match &known {
+            Some(known) => GetRange::Between(known.missing()),
+            None => range.clone(),
+        };
+        let span = attempts.span(&Method::GET, Some(&missing));
+        match attempt(exchange, url, &mut attempts, &object, missing, expect, piece, &mut known)
+            .instrument(span)
             .await
         {
             Ok(()) => {}
@@ -68,15 +75,12 @@ async fn attempt(
     url: &Url,
     attempts: &mut Attempts<'_>,
     object: &str,
-    range: &GetRange,
+    range: GetRange,
     expect: Option<&ETag>,
     piece: usize,
     known: &mut Option<Known>,
 ) -> Result<()> {
-    let (range, expect) = match known {
-        Some(known) => (GetRange::Between(known.missing()), known.etag.as_ref().or(expect)),
-        None => (range.clone(), expect),
-    };
+    let expect = known.as_ref().and_then(|known| known.etag.as_ref()).or(expect);
     let mut call = Call::new(Method::GET, url.clone(), object.to_owned());
     set(&mut call, RANGE, &range.to_string())?;
     // A weak tag never matches If-Match; it is compared below like any other.
@@ -125,6 +129,7 @@ async fn attempt(
     if got < expected {
         return Err(Error::Truncated { object: object.into(), got, expected });
     }
+    tracing::debug!(bytes = got, "received");
     Ok(())
 }
 
@@ -144,7 +149,7 @@ pub(super) async fn get_whole(
             let (_, body) = exchange.once(&call, limits).await?;
             exchange.small_body(&call, body, limit_here, limits).await
         };
-        match attempt.await {
+        match attempt.instrument(attempts.span(&call.method, None)).await {
             Ok(bytes) => return Ok(bytes),
             // An answer, to who asks whether it is there; a store may not tell who may not list.
             Err(error @ (Error::NotFound { .. } | Error::AccessDenied { .. })) => {

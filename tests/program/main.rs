@@ -23,6 +23,7 @@ mod cache_remote;
 mod cache_warm;
 mod docs;
 mod environment;
+mod logging;
 mod messages;
 mod mount_cli;
 mod mount_entries;
