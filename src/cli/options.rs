@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::values::{parse_bytes, parse_disk_limit, parse_seconds};
 use crate::failure::{Code, Failure};
+use crate::fuse::MountFlags;
 use crate::overlay::IdRange;
 use crate::server::MountRequest;
 use crate::store::parse_host;
@@ -28,23 +29,6 @@ const NOT_OURS: &[&str] = &[
     "nostrictatime",
     "nolazytime",
     "default_permissions",
-];
-
-/// Options passed to the kernel as they are.
-const FLAGS: &[&str] = &[
-    "suid",
-    "nosuid",
-    "dev",
-    "nodev",
-    "exec",
-    "noexec",
-    "atime",
-    "noatime",
-    "diratime",
-    "nodiratime",
-    "sync",
-    "async",
-    "dirsync",
 ];
 
 /// Options that other file systems keep and this one cannot, and why.
@@ -212,6 +196,16 @@ impl MountOption {
         })
     }
 
+    /// Does what this option says, if it is a generic mount flag; else returns `false`.
+    pub(super) fn apply_flag(&self, flags: &mut MountFlags) -> bool {
+        flags.apply(match self.name.as_str() {
+            // mount(8) keeps `suid` and `dev` from its helpers: they are its own default.
+            "allow_suid" => "suid",
+            "allow_dev" => "dev",
+            other => other,
+        })
+    }
+
     /// Writes what this option says into `request`.
     pub(super) fn apply(&self, request: &mut MountRequest) -> Result<(), Failure> {
         match self.name.as_str() {
@@ -242,16 +236,13 @@ impl MountOption {
             "anonymous" => request.source.anonymous = true,
             "virtual_host_style" => request.source.virtual_host_style = true,
             "timeout" => request.source.deadline = self.time()?,
-            // mount(8) keeps `suid` and `dev` from its helpers: they are its own default.
-            "allow_suid" => request.flags.push("suid".into()),
-            "allow_dev" => request.flags.push("dev".into()),
             "allow_redirects_to" => {
                 let host = parse_host(&self.text()?).map_err(|reason| {
                     Failure::new(Code::Usage, format!("allow_redirects_to: {reason}"))
                 })?;
                 request.source.allow_redirects_to.push(host);
             }
-            flag if FLAGS.contains(&flag) => request.flags.push(flag.to_owned()),
+            _ if self.apply_flag(&mut request.flags) => {}
             other if NOT_OURS.contains(&other) => {}
             other if other.starts_with("x-") || other.starts_with("comment") => {}
             other => {

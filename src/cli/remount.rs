@@ -2,7 +2,6 @@
 
 use std::path::{Path, PathBuf};
 
-use rustix::fs::StatVfsMountFlags;
 use rustix::mount::MountFlags;
 
 use super::options::MountOption;
@@ -10,6 +9,7 @@ use super::output::say;
 use crate::backup::SourceRequest;
 use crate::directory::{Directory, Location};
 use crate::failure::{Code, Failure};
+use crate::fuse;
 use crate::server::MountRequest;
 use crate::server::mounts::{MountInfo, read_mount_at};
 use crate::server::state::StateDir;
@@ -38,31 +38,32 @@ pub(super) fn remount(
     check_same(mountpoint, held.as_ref(), &named.collect::<Vec<_>>(), sloppy)?;
 
     let now = rustix::fs::fstatvfs(&directory).map_err(|errno| failed(errno.into()))?.f_flag;
-    let mut flags = MountFlags::empty();
-    for (on, off, flag, is_held) in [
-        ("ro", &["rw"][..], MountFlags::RDONLY, StatVfsMountFlags::RDONLY),
-        ("nosuid", &["suid", "allow_suid"], MountFlags::NOSUID, StatVfsMountFlags::NOSUID),
-        ("nodev", &["dev", "allow_dev"], MountFlags::NODEV, StatVfsMountFlags::NODEV),
-        ("noexec", &["exec"], MountFlags::NOEXEC, StatVfsMountFlags::NOEXEC),
-        ("noatime", &["atime"], MountFlags::NOATIME, StatVfsMountFlags::NOATIME),
-        ("nodiratime", &["diratime"], MountFlags::NODIRATIME, StatVfsMountFlags::NODIRATIME),
-        ("sync", &["async"], MountFlags::SYNCHRONOUS, StatVfsMountFlags::SYNCHRONOUS),
-    ] {
-        let is_off = |option: &MountOption| off.iter().any(|off| option.is(off));
-        let last = options.iter().rev().find(|option| option.is(on) || is_off(option));
-        let is_set = now.contains(is_held);
-        let asked = last.map_or(is_set, |option| option.is(on));
-        let keeps = match flag {
-            MountFlags::NOATIME | MountFlags::NODIRATIME => true,
-            // Without an upper, there is nowhere to write to.
-            MountFlags::RDONLY => held.as_ref().is_some_and(|held| held.read_only),
-            _ => false,
-        };
-        if asked != is_set && keeps {
-            let name = if asked { on } else { off.first().copied().unwrap_or(on) };
-            return Err(refused(name, mountpoint));
+    // The numbers that statvfs(2) says are those that mount(2) takes.
+    let now = MountFlags::from_bits_truncate(u32::try_from(now.bits()).unwrap_or_default());
+    let mut asked = fuse::MountFlags::of(now);
+    let mut read_only = now.contains(MountFlags::RDONLY);
+    for option in options {
+        match option.name() {
+            "ro" => read_only = true,
+            "rw" => read_only = false,
+            _ => {
+                // What else is named, the mount has already.
+                option.apply_flag(&mut asked);
+            }
         }
-        flags.set(flag, asked);
+    }
+    let mut flags = asked.bits();
+    flags.set(MountFlags::RDONLY, read_only);
+    // Without an upper, there is nowhere to write to.
+    let keeps_read_only = held.as_ref().is_some_and(|held| held.read_only);
+    for (flag, on, off, keeps) in [
+        (MountFlags::RDONLY, "ro", "rw", keeps_read_only),
+        (MountFlags::NOATIME, "noatime", "atime", true),
+        (MountFlags::NODIRATIME, "nodiratime", "diratime", true),
+    ] {
+        if keeps && flags.contains(flag) != now.contains(flag) {
+            return Err(refused(if flags.contains(flag) { on } else { off }, mountpoint));
+        }
     }
     if !flags.contains(MountFlags::NOATIME) {
         // Here alone, nothing means what was.
@@ -122,8 +123,7 @@ fn check_same(
 fn fixed(request: &MountRequest) -> MountRequest {
     let mut fixed = MountRequest { read_only: false, ..request.clone() };
     // The others are flags that the kernel has for itself.
-    fixed.flags.retain(|flag| flag == "dirsync");
-    fixed.flags.dedup();
+    fixed.flags = fuse::MountFlags::of(fixed.flags.bits() & MountFlags::DIRSYNC);
     fixed.source.allow_redirects_to.sort();
     fixed.source.allow_redirects_to.dedup();
     let real = |path: PathBuf| Location::find(&path).map_or(path, |found| found.path());

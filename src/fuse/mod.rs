@@ -14,6 +14,7 @@ mod data;
 mod errno;
 mod faults;
 mod filesystem;
+mod flags;
 mod gate;
 mod io_mode;
 mod listing;
@@ -27,6 +28,7 @@ mod shared;
 mod work;
 
 pub use faults::{Fault, Faults};
+pub use flags::MountFlags;
 pub use mount::{detach, unmount};
-pub use options::{MountOptions, refused_flag};
+pub use options::MountOptions;
 pub use session::{Mount, Unmounter};

@@ -51,28 +51,10 @@ fn mount_directly(mountpoint: &Directory, options: &MountOptions) -> rustix::io:
     }
     let data = CString::new(data).map_err(|_| rustix::io::Errno::INVAL)?;
     let kind = format!("fuse.{SUBTYPE}");
-    let flags = direct_flags(options);
+    let mut flags = options.flags.bits();
+    flags.set(MountFlags::RDONLY, options.read_only);
     rustix::mount::mount(&*options.fsname, mountpoint.proc_path(), kind, flags, &*data)?;
     Ok(device)
-}
-
-/// As fusermount3 has it for everybody, set-user-id programs gain nothing and devices cannot be
-/// opened: an archive is not to be trusted with either, unless whoever mounts it says so.
-fn direct_flags(options: &MountOptions) -> MountFlags {
-    let mut flags = MountFlags::empty();
-    flags.set(MountFlags::NOSUID, !options.has("suid", "nosuid"));
-    flags.set(MountFlags::NODEV, !options.has("dev", "nodev"));
-    for (name, opposite, flag) in [
-        ("noexec", "exec", MountFlags::NOEXEC),
-        ("noatime", "atime", MountFlags::NOATIME),
-        ("nodiratime", "diratime", MountFlags::NODIRATIME),
-        ("sync", "async", MountFlags::SYNCHRONOUS),
-        ("dirsync", "nodirsync", MountFlags::DIRSYNC),
-    ] {
-        flags.set(flag, options.has(name, opposite));
-    }
-    flags.set(MountFlags::RDONLY, options.read_only);
-    flags
 }
 
 /// The helper is told a socket's number in the environment and sends the device through it. It starts in
@@ -116,10 +98,14 @@ fn helper_options(options: &MountOptions) -> OsString {
     if options.read_only {
         text.push_str(",ro");
     }
-    for (name, opposite) in [("noexec", "exec"), ("noatime", "atime"), ("sync", "async")] {
-        if options.has(name, opposite) {
-            text.push(',');
-            text.push_str(name);
+    // The others are nothing that it takes, or what it does anyway.
+    for (option, flag) in [
+        (",noexec", MountFlags::NOEXEC),
+        (",noatime", MountFlags::NOATIME),
+        (",sync", MountFlags::SYNCHRONOUS),
+    ] {
+        if options.flags.has(flag) {
+            text.push_str(option);
         }
     }
     text.into()

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use rustix::thread::CapabilitySet;
+use super::flags::MountFlags;
 
 /// What the kernel is told about a mount.
 #[derive(Clone, Debug)]
@@ -13,9 +13,8 @@ pub struct MountOptions {
     pub read_only: bool,
     /// Let users other than the one who mounts in. Root's mounts always do.
     pub allow_other: bool,
-    /// Generic mount flags from `-o`: `suid`, `dev`, `noexec`, `noatime`, `nodiratime`, `sync`, `dirsync`
-    /// and their opposites; the last one counts. Without any, mounts are `nosuid` and `nodev`.
-    pub flags: Vec<String>,
+    /// Generic mount flags.
+    pub flags: MountFlags,
     /// How many stacked file systems (an overlayfs, say) lie below the upper directory, for the
     /// kernel to do the upper's I/O by itself; `None` where it shall not, or has no right to.
     pub upper_stack_depth: Option<u32>,
@@ -42,42 +41,11 @@ impl MountOptions {
             fsname: fsname.into(),
             read_only: false,
             allow_other: rustix::process::geteuid().is_root(),
-            flags: Vec::new(),
+            flags: MountFlags::default(),
             upper_stack_depth: None,
             entry_ttl: Self::FOREVER,
             attr_ttl: Self::FOREVER,
             max_nodes: Self::MAX_NODES,
         }
     }
-
-    /// Whether reading a file leaves its `st_atime` as it is. The kernel keeps this flag and leaves what
-    /// it means to us.
-    pub fn no_atime(&self) -> bool {
-        self.has("noatime", "atime")
-    }
-
-    /// Whether listing a directory leaves its `st_atime` as it is.
-    pub fn no_dir_atime(&self) -> bool {
-        self.no_atime() || self.has("nodiratime", "diratime")
-    }
-
-    /// Whether option `name` was given, and not taken back later by `opposite`.
-    pub(super) fn has(&self, name: &str, opposite: &str) -> bool {
-        has(&self.flags, name, opposite)
-    }
-}
-
-/// The first of `flags` that this process may not ask the kernel for. fusermount3, which mounts for
-/// those who may not themselves, leaves such options out with a line that nobody would see.
-pub fn refused_flag(flags: &[String]) -> Option<&'static str> {
-    let may_mount = rustix::thread::capabilities(None)
-        .is_ok_and(|own| own.effective.contains(CapabilitySet::SYS_ADMIN));
-    let asked = [("suid", "nosuid"), ("dev", "nodev")];
-    let refused = asked.into_iter().find(|(name, opposite)| has(flags, name, opposite));
-    refused.filter(|_| !may_mount).map(|(name, _)| name)
-}
-
-fn has(flags: &[String], name: &str, opposite: &str) -> bool {
-    let last = flags.iter().rev().find(|flag| *flag == name || *flag == opposite);
-    last.is_some_and(|flag| flag == name)
 }

@@ -6,6 +6,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::StatVfsMountFlags;
+use rustix::mount::MountFlags;
 
 use super::MountRequest;
 use super::state::{Lock, MountDir, Note, Origin, StateDir};
@@ -130,9 +131,9 @@ fn remove_work(place: &Location) -> io::Result<()> {
 /// Says so where others can reach an upper that root named: what the mount's `nosuid` and `nodev` keep from
 /// them works there, since the upper has to hold it as it is.
 pub(super) fn open_upper_warning(request: &MountRequest, upper: &Path) -> Option<String> {
-    let asked = |flag: &str| request.flags.iter().any(|given| given == flag);
+    let kept = request.flags.bits().intersects(MountFlags::NOSUID | MountFlags::NODEV);
     let is_root = rustix::process::geteuid().is_root();
-    if request.upper.is_none() || !is_root || (asked("suid") && asked("dev")) {
+    if request.upper.is_none() || !is_root || !kept {
         return None;
     }
     let real = upper.canonicalize().ok()?;

@@ -38,8 +38,8 @@ pub struct MountRequest {
     pub allow_other: Option<bool>,
     /// Whose files are shown to be.
     pub owners: OwnerOptions,
-    /// Generic mount flags, see [`fuse::MountOptions::flags`].
-    pub flags: Vec<String>,
+    /// Generic mount flags.
+    pub flags: fuse::MountFlags,
     /// Let the kernel read and write upper files by itself, where it can.
     pub passthrough: bool,
     /// See [`fuse::MountOptions::entry_ttl`].
@@ -80,7 +80,7 @@ impl MountRequest {
             fsname: None,
             allow_other: None,
             owners: OwnerOptions::default(),
-            flags: Vec::new(),
+            flags: fuse::MountFlags::default(),
             passthrough: true,
             entry_ttl: None,
             attr_ttl: None,
@@ -110,7 +110,7 @@ impl MountRequest {
     /// # Errors
     /// [`Code::Fuse`], which names the option.
     pub fn check(&self) -> Result<(), Failure> {
-        let Some(option) = fuse::refused_flag(&self.flags) else { return Ok(()) };
+        let Some(option) = self.flags.refused() else { return Ok(()) };
         let message = format!("the mount option {option} is not for ordinary users");
         Err(Failure::new(Code::Fuse, message).hint("leave it out, or mount as root"))
     }

@@ -61,7 +61,7 @@ pub(super) fn serve_in(
     let upper = directories.open_upper(request, &opened.name, since)?;
     let mut options = MountOptions::new(request.fsname.as_deref().unwrap_or(&opened.name));
     options.read_only = request.read_only;
-    options.flags.clone_from(&request.flags);
+    options.flags = request.flags;
     options.allow_other = request.allow_other.unwrap_or(options.allow_other);
     options.entry_ttl = request.entry_ttl.unwrap_or(options.entry_ttl);
     options.attr_ttl = request.attr_ttl.unwrap_or(options.attr_ttl);
@@ -70,14 +70,14 @@ pub(super) fn serve_in(
         .as_ref()
         .filter(|_| request.passthrough && rustix::process::geteuid().is_root())
         // What the kernel reads by itself moves st_atime as the upper's own mount has it.
-        .filter(|_| !options.no_atime())
+        .filter(|_| !options.flags.no_atime())
         .and_then(|upper| upper.stack_depth);
     let upper_path = upper.as_ref().map(|upper| upper.path.clone());
     let upper = upper.map(|upper| upper.upper);
 
     let behaviour = overlay::Options {
-        no_atime: options.no_atime(),
-        no_dir_atime: options.no_dir_atime(),
+        no_atime: options.flags.no_atime(),
+        no_dir_atime: options.flags.no_dir_atime(),
         ..overlay::Options::default()
     };
     let overlay = Overlay::new(Arc::clone(&opened.archive), upper, behaviour)?;

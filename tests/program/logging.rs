@@ -84,5 +84,6 @@ fn a_request_to_the_store_names_the_read_that_caused_it() {
         log.contains("name=\"no ") && !log.contains('\u{1b}') && !log.contains("hunter2"),
         "{log}"
     );
+    drop(file);
     bench.ok(&["unmount", mountpoint.to_str().unwrap()]);
 }
