@@ -10,6 +10,7 @@ use tokio::runtime::Runtime;
 use super::archive::{describe_json, describe_lines};
 use super::groups::BucketArgs;
 use super::output::{Output, human_bytes, human_time, say};
+use super::progress::At;
 use super::values::parse_duration;
 use crate::backup::{
     BackupEntry, BackupId, Backups, Deleted, Deletion, PruneRules, Pruned, start_runtime,
@@ -268,8 +269,12 @@ pub(super) fn prune(args: &PruneArgs, output: &Output) -> Result<(), Failure> {
         uploads: args.uploads,
     };
     let OpenBucket { runtime, backups } = OpenBucket::open(&args.bucket)?;
-    let told = |pruned: &Pruned| tell_pruned(pruned, args.dry_run, output);
-    let summary = runtime.block_on(backups.prune(&rules, deletion(args.dry_run), told))?;
+    let shown = output.progress(|| At::unknown("pruning"));
+    let line = shown.line();
+    let told = |pruned: &Pruned| line.suspend(|| tell_pruned(pruned, args.dry_run, output));
+    let summary = runtime.block_on(backups.prune(&rules, deletion(args.dry_run), told));
+    drop(shown);
+    let summary = summary?;
     if output.json {
         let mut summary = serde_json::json!(summary);
         if let Some(summary) = summary.as_object_mut() {

@@ -1,13 +1,14 @@
 //! `thawfs bench`: what a bucket and an archive in it cost from here.
 
 use std::io::IsTerminal;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
 use super::groups::SourceArgs;
 use super::mount::source_request;
 use super::output::{Output, human_bytes, say};
+use super::progress::At;
 use crate::bench::{self, Advice, Reading, Requests, Spread};
 use crate::failure::Failure;
 use clap::Args;
@@ -39,8 +40,12 @@ pub(super) fn bench(args: &BenchArgs, output: &Output) -> Result<(), Failure> {
         let bytes = human_bytes(bench::planned_bytes());
         say(&format!("reads at most {bytes} in about {} s, and writes nothing", args.seconds));
     }
+    let (started, whole) = (Instant::now(), args.seconds);
+    let shown = output
+        .progress(move || At::seconds("measuring", started.elapsed().as_secs().min(whole), whole));
     let requests = bench::requests(&source, time * 2 / 3)?;
     let reading = bench::reading(&source, time / 3)?;
+    drop(shown);
     let advice = bench::advise(&requests, source.cache_memory);
     let measured = Measured { requests, reading, advice };
     if output.json { output.print_json(&measured) } else { print(&measured, output) }

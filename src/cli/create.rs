@@ -1,18 +1,17 @@
 //! `thawfs create`.
 
-use std::convert::Infallible;
 use std::io::Read;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use indicatif::ProgressBar;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use super::backups::OpenBucket;
 use super::groups::BucketArgs;
 use super::mount::lock;
 use super::output::{Output, human_bytes, say};
+use super::progress::At;
 use super::values::{parse_compression, parse_seconds};
 use crate::backup::{CreateProgress, CreateRequest, Created, Metadata, Presigned, start_runtime};
 use crate::environment::Environment;
@@ -65,9 +64,6 @@ pub(crate) struct CreateArgs {
 /// Most bytes of a file of presigned URLs: 10,000 of them of a few hundred bytes each, and room.
 const MAX_PRESIGNED: u64 = 64 << 20;
 
-/// How often progress is looked at.
-const LOOK: Duration = Duration::from_millis(100);
-
 pub(super) fn create(args: CreateArgs, output: &Output) -> Result<(), Failure> {
     if args.dir.to_string_lossy().contains("://") {
         let message = "what is backed up is a directory, and no URL";
@@ -104,12 +100,16 @@ pub(super) fn create(args: CreateArgs, output: &Output) -> Result<(), Failure> {
     // Until here a signal ends the program as usual: there is nothing to clean up.
     cancel_on_signal(&progress)?;
     let started = std::time::Instant::now();
-    let created = runtime.block_on(async {
-        tokio::select! {
-            created = destination.create(&request, Arc::clone(&progress)) => created,
-            never = show_progress(&progress, output) => match never {},
+    let shown = output.progress({
+        let progress = Arc::clone(&progress);
+        move || {
+            let (done, total) = (progress.bytes_packed(), progress.bytes_total());
+            At::bytes(if done < total || total == 0 { "packing" } else { "sending" }, done, total)
         }
-    })?;
+    });
+    let created = runtime.block_on(destination.create(&request, Arc::clone(&progress)));
+    drop(shown);
+    let created = created?;
     for warning in &created.warnings {
         output.warn(warning);
     }
@@ -144,30 +144,6 @@ fn show(created: &Created, took: Duration, output: &Output) -> Result<(), Failur
         ));
     }
     output.print_json_line(&metadata.handle())
-}
-
-/// A progress bar that goes when it is dropped.
-struct Bar(ProgressBar);
-
-impl Drop for Bar {
-    fn drop(&mut self) {
-        self.0.finish_and_clear();
-    }
-}
-
-/// Shows how far it is until it is dropped.
-async fn show_progress(progress: &CreateProgress, output: &Output) -> Infallible {
-    while progress.bytes_total() == 0 {
-        tokio::time::sleep(LOOK).await;
-    }
-    let bar = Bar(output.progress(progress.bytes_total(), "packing"));
-    loop {
-        bar.0.set_position(progress.bytes_packed());
-        if progress.bytes_packed() >= progress.bytes_total() {
-            bar.0.set_message("sending");
-        }
-        tokio::time::sleep(LOOK).await;
-    }
 }
 
 /// The first signal calls the backup off, which removes what was sent; a second one ends the program.

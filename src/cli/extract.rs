@@ -12,7 +12,8 @@ use serde::Serialize;
 
 use super::groups::SourceArgs;
 use super::mount::{check_not_source, source_request};
-use super::output::{Output, Watcher, human_bytes};
+use super::output::{Output, human_bytes};
+use super::progress::At;
 use crate::backup::{self, ExtractOptions, ExtractProgress, OpenArchive, Staging, find};
 use crate::failure::{Code, Failure};
 use crate::server::leftovers;
@@ -99,10 +100,10 @@ pub(super) fn extract_opened(
         devices: u64,
     }
     let progress = Arc::new(ExtractProgress::default());
-    let bar = output.progress(total_bytes(&opened.archive, &options.path)?, "unpacking");
-    let watcher = Watcher::start(bar, {
+    let total = total_bytes(&opened.archive, &options.path)?;
+    let shown = output.progress({
         let progress = Arc::clone(&progress);
-        move |bar| bar.set_position(progress.bytes.load(Ordering::Relaxed))
+        move || At::bytes("unpacking", progress.bytes.load(Ordering::Relaxed), total)
     });
     // What is not in the archive is said before anything is made.
     find(&opened.archive, &options.path)?;
@@ -112,7 +113,7 @@ pub(super) fn extract_opened(
     if let Some(note) = noted {
         state.forget(&note);
     }
-    drop(watcher);
+    drop(shown);
     extracted?;
     let done = Extracted {
         files: progress.files.load(Ordering::Relaxed),

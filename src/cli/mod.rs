@@ -18,6 +18,7 @@ mod mount;
 mod mount_helper;
 mod options;
 mod output;
+mod progress;
 mod remount;
 mod restore;
 mod spans;

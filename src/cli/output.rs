@@ -1,13 +1,8 @@
-//! How results, warnings and failures are shown, and progress on long work.
+//! How results, warnings and failures are shown.
 
-use std::io::{IsTerminal, Write};
+use std::io::Write;
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::JoinHandle;
-use std::time::Duration;
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 
 use crate::failure::{Code, Failure};
@@ -63,62 +58,6 @@ impl Output {
             failure.list.iter().for_each(|item| say(&format!("  {item}")));
         }
         ExitCode::from(failure.code.exit_status())
-    }
-
-    /// A progress bar over `total` bytes on a terminal, shown once the work has taken 250 ms.
-    pub(super) fn progress(&self, total: u64, doing: &'static str) -> ProgressBar {
-        if self.quiet || self.json || !std::io::stderr().is_terminal() {
-            return ProgressBar::hidden();
-        }
-        let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::hidden());
-        let style = "{msg} {wide_bar} {bytes}/{total_bytes}  {bytes_per_sec}  {eta} left";
-        if let Ok(style) = ProgressStyle::with_template(style) {
-            bar.set_style(style);
-        }
-        bar.set_message(doing);
-        let shown = bar.clone();
-        std::thread::spawn(move || {
-            std::thread::sleep(Duration::from_millis(250));
-            if !shown.is_finished() {
-                shown.set_draw_target(ProgressDrawTarget::stderr());
-            }
-        });
-        bar
-    }
-}
-
-/// Moves a bar ten times a second, until dropped. Then the bar is gone, too.
-pub(super) struct Watcher {
-    bar: ProgressBar,
-    finished: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Watcher {
-    pub(super) fn start(bar: ProgressBar, show: impl Fn(&ProgressBar) + Send + 'static) -> Self {
-        let finished = Arc::new(AtomicBool::new(false));
-        let thread = std::thread::spawn({
-            let (bar, finished) = (bar.clone(), Arc::clone(&finished));
-            move || {
-                while !finished.load(Ordering::Relaxed) {
-                    show(&bar);
-                    std::thread::park_timeout(Duration::from_millis(100));
-                }
-            }
-        });
-        Self { bar, finished, thread: Some(thread) }
-    }
-}
-
-impl Drop for Watcher {
-    fn drop(&mut self) {
-        self.finished.store(true, Ordering::Relaxed);
-        if let Some(thread) = self.thread.take() {
-            thread.thread().unpark();
-            // It only moves the bar.
-            let _ = thread.join();
-        }
-        self.bar.finish_and_clear();
     }
 }
 

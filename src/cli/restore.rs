@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use indicatif::ProgressBar;
 use serde::Serialize;
 
 use super::backups::OpenBucket;
@@ -13,6 +14,7 @@ use super::groups::{AheadArgs, BucketArgs, DiskArgs};
 use super::mount::{check_not_source, is_squashfs, show as show_ready};
 use super::options;
 use super::output::{Output, say};
+use super::progress::At;
 use super::values::parse_bytes;
 use crate::backup::default_cache_memory;
 use crate::backup::{BackupId, BucketRequest, ExtractOptions, Handle, Metadata, SourceRequest};
@@ -119,16 +121,21 @@ pub(super) fn restore(args: RestoreArgs, output: &Output) -> Result<(), Failure>
         };
         return extract().map_err(failed);
     }
-    let mut request = restore_request(&args, output)?;
+    // In the foreground, it lasts for as long as the mount does.
+    let shown = output.progress(|| At::unknown("restoring"));
+    let mut request = restore_request(&args, output, shown.line())?;
     request.made_in = made_in;
     if args.foreground {
+        drop(shown);
         let output = *output;
         return runtime.block_on(server::restore_here(&backups, &id, request, move |restored| {
             // A reader who has gone away does not end the mount.
             let _ = show(&restored, &output);
         }));
     }
-    show(&runtime.block_on(server::restore(&backups, &id, request))?, output)
+    let restored = runtime.block_on(server::restore(&backups, &id, request));
+    drop(shown);
+    show(&restored?, output)
 }
 
 /// Restores through a URL, of which nothing else is known.
@@ -151,22 +158,30 @@ fn restore_url(args: RestoreArgs, output: &Output) -> Result<(), Failure> {
     if args.extract {
         return extract_opened(&source.open()?, dir, &extract_options(&args), output);
     }
-    let request = restore_request(&args, output)?;
+    let shown = output.progress(|| At::unknown("restoring"));
+    let request = restore_request(&args, output, shown.line())?;
     let dir = request.dir.clone().unwrap_or_default();
-    show_ready(&server::restore_archive(&source, &dir, request)?, output)
+    let ready = server::restore_archive(&source, &dir, request);
+    drop(shown);
+    show_ready(&ready?, output)
 }
 
 fn extract_options(args: &RestoreArgs) -> ExtractOptions {
     ExtractOptions { preserve_privileged: args.preserve_privileged, ..ExtractOptions::default() }
 }
 
-fn restore_request(args: &RestoreArgs, output: &Output) -> Result<RestoreRequest, Failure> {
+/// `line` is what shows how far it is.
+fn restore_request(
+    args: &RestoreArgs,
+    output: &Output,
+    line: ProgressBar,
+) -> Result<RestoreRequest, Failure> {
     let quiet = output.quiet;
     let mut request = RestoreRequest {
         dir: args.dir.as_ref().map(|dir| std::path::absolute(dir).unwrap_or(dir.clone())),
         notice: Arc::new(move |notice| {
             if !quiet {
-                say(&format!("thawfs: {notice}"));
+                line.suspend(|| say(&format!("thawfs: {notice}")));
             }
         }),
         ..RestoreRequest::default()

@@ -8,7 +8,8 @@ use serde::Serialize;
 use super::backups::OpenBucket;
 use super::groups::{BucketArgs, ReadingArgs};
 use super::mount::request_for;
-use super::output::{Output, Watcher, human_bytes};
+use super::output::{Output, human_bytes};
+use super::progress::At;
 use crate::backup::{self, BackupId, Verified, VerifyProgress};
 use crate::failure::Failure;
 use crate::store::Source;
@@ -38,15 +39,15 @@ pub(super) fn verify(args: &VerifyArgs, output: &Output) -> Result<(), Failure> 
     let mut failed: Option<Failure> = None;
     for target in &args.targets {
         let progress = Arc::new(VerifyProgress::default());
-        let watcher = Watcher::start(output.progress(0, "verifying"), {
+        let shown = output.progress({
             let progress = Arc::clone(&progress);
-            move |bar| {
-                bar.set_length(progress.total.load(Ordering::Relaxed));
-                bar.set_position(progress.bytes.load(Ordering::Relaxed));
+            move || {
+                let (done, total) = (&progress.bytes, &progress.total);
+                At::bytes("verifying", done.load(Ordering::Relaxed), total.load(Ordering::Relaxed))
             }
         });
         let verified = verify_one(target, args, &mut bucket, &progress);
-        drop(watcher);
+        drop(shown);
         match verified {
             Ok((name, verified)) => tell(&name, verified, output)?,
             Err(failure) => {

@@ -9,7 +9,8 @@ use serde::Serialize;
 use super::backups::OpenBucket;
 use super::groups::{BucketArgs, DiskArgs, ReadingArgs};
 use super::mount::request_for;
-use super::output::{Output, Watcher, human_bytes};
+use super::output::{Output, human_bytes};
+use super::progress::At;
 use super::values::parse_bytes;
 use crate::backup::{BackupId, Warmed};
 use crate::cache::Warming;
@@ -55,16 +56,16 @@ pub(super) fn warm(args: &WarmArgs, output: &Output) -> Result<(), Failure> {
     let opened = request.open()?;
     let warming = Arc::new(Warming::default());
     warming.bytes_per_second.store(args.rate, Ordering::Relaxed);
-    let watcher = Watcher::start(output.progress(0, "warming"), {
+    let shown = output.progress({
         let warming = Arc::clone(&warming);
-        move |bar| {
-            bar.set_length(warming.total.load(Ordering::Relaxed));
-            bar.set_position(warming.done.load(Ordering::Relaxed));
+        move || {
+            let (done, total) = (&warming.done, &warming.total);
+            At::bytes("warming", done.load(Ordering::Relaxed), total.load(Ordering::Relaxed))
         }
     });
     let paths: Vec<Vec<u8>> = args.paths.iter().map(|path| path.as_bytes().to_vec()).collect();
     let warmed = opened.warm(&paths, &warming);
-    drop(watcher);
+    drop(shown);
     tell(&opened.name, warmed?, output)
 }
 
