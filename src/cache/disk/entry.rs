@@ -18,7 +18,7 @@ use twox_hash::XxHash3_128;
 
 use super::index::{self, Presence, Record, checksum};
 use crate::buffers;
-use crate::cache::plan::Grid;
+use crate::cache::grid::Grid;
 
 /// Most chunks of an archive. A larger one (2 TiB) is not cached: its bits would take more memory
 /// than 4 MiB.

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use super::{CacheDir, Disk};
-use crate::cache::trace::Trace;
+use crate::cache::prefetch::Trace;
 
 /// Most traces; beyond, the one that was used least recently goes.
 const MOST: usize = 256;
