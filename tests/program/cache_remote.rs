@@ -384,7 +384,7 @@ fn a_changed_object_is_an_error_of_its_own() {
 
 #[test]
 fn an_object_that_changes_during_opening_is_not_opened() {
-    let latency = Duration::from_millis(200);
+    let latency = Duration::from_secs(1);
     let setup = Setup::new(8 * MIB);
     setup.server.inject(Fault::Delay(latency), 1);
     let path = setup.object_path();

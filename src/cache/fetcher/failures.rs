@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
-use super::super::blob::Error;
+use crate::cache::blob::Error;
 
 /// Whoever asks so soon after a failure asks again, or within a quarter of the deadline if that is more. The
 /// kernel does in no time, but on a machine that is busy with other things it may take seconds.

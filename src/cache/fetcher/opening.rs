@@ -6,8 +6,8 @@ use bytes::Bytes;
 use futures::future::try_join;
 use tokio::runtime::Handle;
 
-use super::super::blob::Error;
-use super::super::disk::{About, CacheDir, Disk, Entry};
+use crate::cache::blob::Error;
+use crate::cache::disk::{About, CacheDir, Disk, Entry};
 use crate::store::{self, ETag, GetRange, Ranged, ReadRanges};
 
 /// Length of the request that asks no more than which version there is, in bytes. It brings the

@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-use super::super::blob::Error;
 use super::run::Run;
 use super::state::State;
+use crate::cache::blob::Error;
 use crate::store::{self, ReadRanges};
 
 /// How long whoever asks again for what was waited for in vain waits for it: for the first byte from slow

@@ -5,8 +5,8 @@ use std::time::Instant;
 
 use bytes::Bytes;
 
-use super::super::blob::Error;
-use super::super::prefetch::Wanted;
+use crate::cache::blob::Error;
+use crate::cache::prefetch::Wanted;
 use crate::single_flight::{Flight, Waited};
 
 /// Where chunks come from.

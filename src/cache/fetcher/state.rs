@@ -9,14 +9,14 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::super::blob::Error;
-use super::super::counters::Counters;
-use super::super::disk::Disk;
-use super::super::grid::{Grid, runs};
-use super::super::memory::Memory;
-use super::super::prefetch::{Here, Place, Prefetcher, Read, Wanted};
 use super::failures::Failures;
 use super::run::{Origin, Run};
+use crate::cache::blob::Error;
+use crate::cache::counters::Counters;
+use crate::cache::disk::Disk;
+use crate::cache::grid::{Grid, runs};
+use crate::cache::memory::Memory;
+use crate::cache::prefetch::{Here, Place, Prefetcher, Read, Wanted};
 
 /// What changes of a blob, under one lock.
 pub(in crate::cache) struct State {

@@ -1,7 +1,7 @@
 //! What is brought to the disk without a read: everything, some bytes, or what an earlier mount read.
 
-use super::super::grid::Grid;
 use super::trace::Trace;
+use crate::cache::grid::Grid;
 use crate::types::ByteRange;
 
 /// How many chunks are looked at together, in order of their place: 8 MiB at 64 KiB. A larger batch of a

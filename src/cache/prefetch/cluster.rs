@@ -7,8 +7,8 @@ use std::ops::Range;
 
 use lru::LruCache;
 
-use super::super::grid::Grid;
 use super::policy::{Here, Policy, Read, Wanted, Wish};
+use crate::cache::grid::Grid;
 
 /// Most chunks of a read that may be one of many small ones.
 const FEW: usize = 4;

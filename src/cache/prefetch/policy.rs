@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::super::grid::Grid;
+use crate::cache::grid::Grid;
 
 /// A read of a blob, as policies are told of it.
 #[derive(Clone, Debug)]

@@ -12,9 +12,9 @@ use std::time::Duration;
 
 use lru::LruCache;
 
-use super::super::grid::Grid;
 use super::cluster::{REGION, REMEMBERED};
 use super::policy::{Here, Policy, Read, Wanted, Wish};
+use crate::cache::grid::Grid;
 
 /// Misses before anything is brought: who reads a handful of files wants no more.
 const FIRST_MISSES: u32 = 8;

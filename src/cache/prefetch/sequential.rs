@@ -3,8 +3,8 @@
 use std::ops::Range;
 use std::slice;
 
-use super::super::grid::{Grid, LONGEST_REQUEST};
 use super::policy::{Here, Policy, Read, Wanted, Wish, most_ahead};
+use crate::cache::grid::{Grid, LONGEST_REQUEST};
 
 /// Largest window in bytes: 16 requests on their way, which at 20 ms and 100 MB/s a connection make
 /// 550 MB/s.

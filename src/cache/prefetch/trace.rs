@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use super::super::grid::Grid;
 use super::policy::{Here, Policy, Read, Wish};
+use crate::cache::grid::Grid;
 
 /// How long after the opening a chunk still belongs to a trace: what programs read when they start,
 /// and not all that they do later.
