@@ -177,3 +177,34 @@ fn a_host_has_the_thawfs_program_serve_and_keeps_no_zombie() {
     }
     place.bench.assert_nothing_left();
 }
+
+#[test]
+fn the_examples_read_an_archive_alone_and_through_a_store_of_their_own() {
+    let place = Place::local();
+    let tree = place.bench.directory("tree");
+    write_tree(&tree);
+    let archive = place.bench.path("archive.sqsh");
+    let mut pack = Command::new("mksquashfs");
+    pack.args([&tree, &archive]).args(["-quiet", "-no-progress"]);
+    assert!(pack.status().expect("mksquashfs").success());
+
+    let read = example("read_archive");
+    let listed = Command::new(&read).arg(&archive).output().unwrap();
+    assert!(listed.status.success());
+    let listed = String::from_utf8(listed.stdout).unwrap();
+    let files = walkdir::WalkDir::new(&tree).into_iter().count();
+    assert_eq!(listed.lines().count(), files, "{listed}");
+    let contents = Command::new(&read).arg(&archive).arg("hello").output().unwrap();
+    assert_eq!(contents.stdout, std::fs::read(tree.join("hello")).unwrap());
+    let refused = Command::new(&read).arg(&archive).arg("nothing").output().unwrap();
+    assert!(!refused.status.success() && refused.stdout.is_empty());
+
+    let custom = Command::new(example("custom_store")).arg(&archive).arg("1").output().unwrap();
+    assert!(custom.status.success(), "{}", String::from_utf8_lossy(&custom.stderr));
+    let said = String::from_utf8(custom.stdout).unwrap();
+    // It is small: its two ends, in one round trip, are all of it.
+    let lines: Vec<_> = said.lines().collect();
+    assert!(lines[0].starts_with("opened: 2 requests, "), "{said}");
+    assert!(lines[1].starts_with(&format!("listed {files} files: 2 requests, ")), "{said}");
+    assert!(lines[2].contains(" bytes of them: 2 requests, "), "{said}");
+}
