@@ -73,3 +73,58 @@ fn a_name_of_a_test_is_told_from_other_words() {
     let expected = [("a", "b"), ("a", "c"), ("d", "f"), ("server", "*"), ("server", "g")];
     assert_eq!(named(line), expected.map(|(module, test)| (module.to_owned(), test.to_owned())));
 }
+
+/// The rooms of the library as `src/lib.rs` draws them, from top to bottom; those of a row stand beside each other.
+fn rows() -> Vec<Vec<String>> {
+    let text = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/lib.rs"));
+    let text = text.unwrap();
+    let map = text.split("//! ```").nth(1).unwrap();
+    // Names come first, in columns; what they mean begins behind these.
+    let names = |line: &str| {
+        let names = line.strip_prefix("//! ")?.get(..23)?.split_whitespace();
+        Some(names.map(str::to_owned).collect())
+    };
+    map.lines().filter_map(names).collect()
+}
+
+/// The rooms that `crate::` goes on to: one, or several in braces.
+fn imported<'a>(rest: &'a str) -> Vec<&'a str> {
+    let is_part = |byte: char| byte == '_' || byte.is_ascii_alphanumeric();
+    let first = |name: &'a str| name.trim().split(|byte| !is_part(byte)).next().unwrap();
+    match rest.strip_prefix('{') {
+        Some(several) => several.split('}').next().unwrap().split(',').map(first).collect(),
+        None => vec![first(rest)],
+    }
+}
+
+#[test]
+fn rooms_import_only_from_those_below_as_the_map_draws_them() {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let rows = rows();
+    let row = |room: &str| rows.iter().position(|row| row.iter().any(|name| name == room));
+    let mut rooms = 0;
+    let mut upwards = Vec::new();
+    for entry in walkdir::WalkDir::new(&source) {
+        let path = entry.unwrap().into_path();
+        let inside = path.strip_prefix(&source).unwrap();
+        if path.extension().and_then(OsStr::to_str) != Some("rs") || inside.ends_with("main.rs") {
+            continue;
+        }
+        let room = inside.iter().next().unwrap().to_str().unwrap().trim_end_matches(".rs");
+        if room == "lib" {
+            continue;
+        }
+        let own = row(room).unwrap_or_else(|| panic!("the map lacks {room}"));
+        rooms += 1;
+        let text = std::fs::read_to_string(&path).unwrap();
+        let code = text.lines().filter(|line| !line.trim_start().starts_with("//"));
+        for used in code.flat_map(|line| line.split("crate::").skip(1)).flat_map(imported) {
+            // What is none of the map is a macro, or a type that the root exports.
+            if used != room && row(used).is_some_and(|other| other <= own) {
+                upwards.push(format!("{} imports {used}", inside.display()));
+            }
+        }
+    }
+    assert!(rooms > 100, "{rooms}");
+    assert!(upwards.is_empty(), "{upwards:#?}");
+}
