@@ -21,3 +21,7 @@ doc:
 fuzz target="archive" seconds="60":
     mkdir -p fuzz/corpus/{{target}}
     RUSTC_BOOTSTRAP=1 cargo fuzz run {{target}} fuzz/corpus/{{target}} fuzz/seeds/{{target}} -- -max_total_time={{seconds}}
+
+# What a change would break for programs that use the library, since a commit or tag. Needs cargo-semver-checks.
+semver since="HEAD~1":
+    cargo semver-checks --baseline-rev {{since}}

@@ -24,6 +24,19 @@ use crate::failure::{Code, Failure};
 use crate::squashfs::write::{self, Compression};
 
 /// What to back up, and how.
+///
+/// ```no_run
+/// use std::sync::Arc;
+/// use thawfs::backup::{Backups, BucketRequest, CreateRequest};
+///
+/// # async fn example() -> Result<(), thawfs::failure::Failure> {
+/// let backups = Backups::open(&BucketRequest::new("s3://my-bucket")).await?;
+/// let mut request = CreateRequest::new("/workspace");
+/// request.exclude.push("node_modules".into());
+/// let created = backups.create(&request, Arc::default()).await?;
+/// println!("{}", created.metadata.id);
+/// # Ok(()) }
+/// ```
 #[derive(Clone, Debug)]
 pub struct CreateRequest {
     /// The directory. The backup records its absolute path without symbolic links.

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::Deserialize;
 
@@ -10,7 +11,7 @@ use super::id::BackupId;
 use super::layout;
 use crate::failure::{Code, Failure};
 use crate::store::{
-    Access, Error, GetRange, PresignedUpload, PresignedUrls, ReadRanges, Result, WriteObjects,
+    Error, GetRange, PresignedUpload, PresignedUrls, ReadRanges, Result, StoreOptions, WriteObjects,
 };
 
 /// A place for one new backup, of which nothing is there yet.
@@ -47,12 +48,13 @@ impl Presigned {
     ///
     /// # Errors
     /// [`Code::InvalidBackupConfig`] where they make no sense.
-    pub fn destination(self, access: &Access) -> Result<Destination, Failure> {
+    pub fn destination(self, deadline: Duration) -> Result<Destination, Failure> {
+        let options = StoreOptions { deadline, ..StoreOptions::default() };
         let Self { id, urls } = self;
         let part_size = Some(urls.part_size);
         let archive_key = layout::key(&id, layout::ARCHIVE);
         let metadata_key = layout::key(&id, layout::METADATA);
-        let opened = urls.open(archive_key.clone(), metadata_key.clone(), access);
+        let opened = urls.open(archive_key.clone(), metadata_key.clone(), &options);
         let invalid = |error: Error| Failure { code: Code::InvalidBackupConfig, ..error.into() };
         let store: Arc<PresignedUpload> = Arc::new(opened.map_err(invalid)?);
         let archive = Arc::clone(&store) as Arc<dyn ReadRanges>;

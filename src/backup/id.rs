@@ -10,6 +10,15 @@ use crate::failure::{Code, Failure};
 
 /// Id of a backup: a UUID in lowercase, 36 bytes long. Made by [`BackupId::random`]; read from any
 /// case.
+///
+/// ```
+/// use thawfs::backup::BackupId;
+///
+/// let id: BackupId = "0B7A5C1E-6F0D-4C43-9D0C-2F1F8F1A9E77".parse()?;
+/// assert_eq!(id.as_str(), "0b7a5c1e-6f0d-4c43-9d0c-2f1f8f1a9e77");
+/// assert!("data".parse::<BackupId>().is_err());
+/// # Ok::<(), thawfs::failure::Failure>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct BackupId(String);

@@ -101,7 +101,29 @@ impl Default for Options {
     }
 }
 
-/// A merged tree.
+/// A merged tree. Calls mean what the kernel's requests to a file system do: of an inode that is known by a lookup, or
+/// of a name in one.
+///
+/// ```no_run
+/// use std::ffi::OsStr;
+/// use std::path::Path;
+/// use std::sync::Arc;
+/// use thawfs::cache::FileBlob;
+/// use thawfs::overlay::{Options, Overlay, Upper};
+/// use thawfs::squashfs::{Archive, OpenOptions};
+/// use thawfs::types::Ino;
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let lower = Archive::open(Arc::new(FileBlob::open("data.sqsh", 0)?), OpenOptions::default())?;
+/// let upper = Upper::open(Path::new("upper"), Path::new("work"))?;
+/// let merged = Overlay::new(Arc::new(lower), Some(upper), Options::default())?;
+/// let readme = merged.lookup(Ino::ROOT, OsStr::new("README.md"))?;
+/// let opened = merged.open(readme.ino, libc::O_WRONLY)?;
+/// merged.write(opened.handle, 0, b"copied up by this write")?;
+/// merged.release(opened.handle);
+/// merged.forget(readme.ino, 1);
+/// # Ok(()) }
+/// ```
 pub struct Overlay {
     lower: Lower,
     upper: Option<Upper>,

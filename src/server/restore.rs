@@ -79,6 +79,22 @@ pub struct Restored {
 /// [`Code::BackupNotFound`], which says what is missing, [`Code::BackupExpired`], or
 /// [`Code::BackupRestoreFailed`]. Nothing is mounted then, and a directory that was made for it is
 /// removed.
+///
+/// ```no_run
+/// use thawfs::backup::{BackupId, Backups, BucketRequest};
+/// use thawfs::server::{RestoreRequest, restore};
+///
+/// # async fn example() -> Result<(), thawfs::failure::Failure> {
+/// let backups = Backups::open(&BucketRequest::new("s3://my-bucket")).await?;
+/// let id: BackupId = "0b7a5c1e-6f0d-4c43-9d0c-2f1f8f1a9e77".parse()?;
+/// let request = RestoreRequest { dir: Some("/workspace".into()), ..RestoreRequest::default() };
+/// let restored = restore(&backups, &id, request).await?;
+/// println!("served by process {}", restored.ready.pid);
+/// # Ok(()) }
+/// ```
+///
+/// A program that does this has to call [`serve_if_asked`](super::serve_if_asked) first of all, since the server
+/// is the program itself, unless it names another.
 pub async fn restore(
     backups: &Backups,
     id: &BackupId,

@@ -98,6 +98,23 @@ pub struct Counters {
 }
 
 /// An open archive.
+///
+/// ```no_run
+/// use std::sync::Arc;
+/// use thawfs::cache::FileBlob;
+/// use thawfs::squashfs::{Archive, OpenOptions};
+/// use thawfs::types::FileOffset;
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let blob = Arc::new(FileBlob::open("data.sqsh", 0)?);
+/// let archive = Archive::open(blob, OpenOptions::default())?;
+/// let root = archive.inode(archive.root())?;
+/// if let Some(entry) = archive.lookup(&root, b"README.md")? {
+///     let readme = archive.inode(entry.inode)?;
+///     let beginning = archive.read(&readme, FileOffset(0), 1000)?;
+/// }
+/// # Ok(()) }
+/// ```
 pub struct Archive {
     superblock: Superblock,
     metadata: Metadata,

@@ -12,8 +12,8 @@ use url::Url;
 use super::exchange::{Auth, Call, Exchange};
 use super::source::redacted;
 use super::{
-    Access, Counters, ETag, Error, GetRange, MAX_PARTS, MIN_PART_SIZE, Pace, Part, Ranged,
-    ReadRanges, Result, Upload, WriteObjects, multipart, ranged, tls,
+    Counters, ETag, Error, GetRange, MAX_PARTS, MIN_PART_SIZE, Pace, Part, Ranged, ReadRanges,
+    Result, StoreOptions, Upload, WriteObjects, multipart, ranged, tls,
 };
 
 /// The URLs for one archive, sent as a multipart upload that was started already, and its metadata.
@@ -48,10 +48,10 @@ impl PresignedUrls {
         self,
         archive: String,
         metadata: String,
-        access: &Access,
+        options: &StoreOptions,
     ) -> Result<PresignedUpload> {
         self.check()?;
-        self.open_unchecked(archive, metadata, access)
+        self.open_unchecked(archive, metadata, options)
     }
 
     /// The same, whatever the size of the parts is.
@@ -59,9 +59,10 @@ impl PresignedUrls {
         self,
         archive: String,
         metadata: String,
-        access: &Access,
+        options: &StoreOptions,
     ) -> Result<PresignedUpload> {
-        let exchange = Exchange::new(tls::client(access, None)?, Auth::None, None, access.clone());
+        let exchange =
+            Exchange::new(tls::client(options, None)?, Auth::None, None, options.clone());
         let (completed, described) = Default::default();
         Ok(PresignedUpload { exchange, urls: self, archive, metadata, completed, described })
     }

@@ -208,6 +208,40 @@ pub struct DroppedXattrs {
 /// Fails, having searched all of the tree, with [`Error::Unreadable`] where there is something
 /// that may not be read, and with [`Error::Changed`] where a file's bytes or an entry's kind change
 /// too often for a consistent copy.
+///
+/// ```
+/// use std::io;
+/// use std::sync::Arc;
+/// use bytes::Bytes;
+/// use thawfs::cache::MemoryBlob;
+/// use thawfs::squashfs::write::{self, Options, Progress, Sink};
+/// use thawfs::squashfs::{Archive, OpenOptions};
+///
+/// struct Memory(Vec<u8>);
+///
+/// impl Sink for Memory {
+///     fn write(&mut self, bytes: Bytes) -> io::Result<()> {
+///         self.0.extend_from_slice(&bytes);
+///         Ok(())
+///     }
+/// }
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let tree = tempfile::tempdir()?;
+/// # let root = tree.path();
+/// std::fs::write(root.join("hello"), "world")?;
+/// // Room for the superblock, which is known when all else is written.
+/// let mut sink = Memory(vec![0; 96]);
+/// let nothing_left_out = |_: &std::path::Path, _| false;
+/// let summary =
+///     write::archive(root, &Options::default(), &nothing_left_out, &mut sink, &Progress::default())?;
+/// sink.0[..96].copy_from_slice(&summary.superblock);
+///
+/// let blob = Arc::new(MemoryBlob(sink.0.into()));
+/// let archive = Archive::open(blob, OpenOptions::default())?;
+/// assert_eq!(archive.walk().count(), 2);
+/// # Ok(()) }
+/// ```
 pub fn archive(
     root: &Path,
     options: &Options,
