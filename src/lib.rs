@@ -11,7 +11,7 @@
 //! failure                what a user is told when something fails
 //! overlay                the merged tree: lower + upper, copy-up, whiteouts
 //! squashfs               the archive format
-//! cache                  chunks of a remote object: memory, single flight, readahead
+//! cache                  chunks of a remote object: memory, disk, prefetch
 //! store                  object stores behind two small traits
 //! types       buffers    numbers with units, no I/O | large buffers that are used again
 //! single_flight          what several threads want at once is made by one of them

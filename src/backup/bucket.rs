@@ -6,11 +6,6 @@
 //! tokio runtime with I/O and timers; what blocks (reading an archive to verify it) goes to threads
 //! of its own.
 
-use std::str::FromStr;
-use std::time::Duration;
-
-use serde::{Deserialize, Serialize};
-
 use super::config::Config;
 use super::id::BackupId;
 use super::layout;
@@ -18,53 +13,8 @@ use super::meta::Metadata;
 use super::open::SourceRequest;
 use crate::environment::Environment;
 use crate::failure::{Code, Failure};
-use crate::store::{self, Folder, Object, ReadRanges, Source, StoreDefaults, StoreOptions};
-
-/// Where an R2 bucket's data must stay. It has its own host.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Jurisdiction {
-    /// Anywhere.
-    #[default]
-    Default,
-    /// The European Union.
-    Eu,
-    /// Under FedRAMP.
-    Fedramp,
-}
-
-impl FromStr for Jurisdiction {
-    type Err = Failure;
-
-    fn from_str(text: &str) -> Result<Self, Failure> {
-        match text {
-            "default" => Ok(Self::Default),
-            "eu" => Ok(Self::Eu),
-            "fedramp" => Ok(Self::Fedramp),
-            _ => Err(Failure::new(
-                Code::InvalidBackupConfig,
-                format!("{text:?} is not one of default, eu and fedramp"),
-            )),
-        }
-    }
-}
-
-impl Jurisdiction {
-    /// The endpoint of an account's buckets.
-    fn endpoint(self, account_id: &str) -> Result<String, Failure> {
-        if account_id.is_empty() || !account_id.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
-            let message = format!("{account_id:?} is not the id of a Cloudflare account");
-            return Err(Failure::new(Code::InvalidBackupConfig, message)
-                .hint("it is 32 hexadecimal digits, shown on the dashboard's R2 page"));
-        }
-        let place = match self {
-            Self::Default => "",
-            Self::Eu => ".eu",
-            Self::Fedramp => ".fedramp",
-        };
-        Ok(format!("https://{account_id}{place}.r2.cloudflarestorage.com"))
-    }
-}
+use crate::store::r2::Jurisdiction;
+use crate::store::{self, Access, AccessDefaults, Folder, Object, ReadRanges, Source};
 
 /// Which bucket, and how to reach it.
 #[derive(Clone, Debug)]
@@ -74,24 +24,12 @@ pub struct BucketRequest {
     /// Nobody named the bucket. A directory that is not made yet is an empty one then, and one that does
     /// not exist otherwise.
     pub is_default: bool,
-    /// See [`StoreOptions::endpoint`]. Without, it follows from `account_id`.
-    pub endpoint: Option<String>,
-    /// See [`StoreOptions::region`].
-    pub region: Option<String>,
-    /// See [`StoreOptions::profile`].
-    pub profile: Option<String>,
     /// The Cloudflare account of an R2 bucket.
     pub account_id: Option<String>,
     /// The jurisdiction of an R2 bucket; means something with `account_id` only.
     pub jurisdiction: Option<Jurisdiction>,
-    /// See [`StoreOptions::defaults`].
-    pub defaults: StoreDefaults,
-    /// See [`StoreOptions::anonymous`].
-    pub anonymous: bool,
-    /// See [`StoreOptions::virtual_host_style`].
-    pub virtual_host_style: bool,
-    /// See [`StoreOptions::deadline`].
-    pub deadline: Duration,
+    /// How to reach it. Without an endpoint, that follows from `account_id`.
+    pub access: Access,
 }
 
 impl BucketRequest {
@@ -100,15 +38,9 @@ impl BucketRequest {
         Self {
             bucket: Some(bucket.into()),
             is_default: false,
-            endpoint: None,
-            region: None,
-            profile: None,
             account_id: None,
             jurisdiction: None,
-            defaults: StoreDefaults::default(),
-            anonymous: false,
-            virtual_host_style: false,
-            deadline: StoreOptions::DEFAULT_DEADLINE,
+            access: Access::default(),
         }
     }
 
@@ -134,30 +66,28 @@ impl BucketRequest {
         Ok(request)
     }
 
-    fn or(self, config: Config) -> Result<Self, Failure> {
+    fn or(mut self, config: Config) -> Result<Self, Failure> {
         let jurisdiction = self.jurisdiction.or(config.jurisdiction);
         let endpoint = match config.account_id {
             // The file's does not matter then, right or wrong.
-            _ if self.endpoint.is_some() || self.account_id.is_some() => None,
+            _ if self.access.endpoint.is_some() || self.account_id.is_some() => None,
             Some(account) => Some(jurisdiction.unwrap_or_default().endpoint(&account)?),
             None => config.endpoint,
         };
-        Ok(Self {
-            bucket: self.bucket.or(config.bucket),
-            jurisdiction,
-            defaults: StoreDefaults { endpoint, region: config.region, profile: config.profile },
-            anonymous: self.anonymous || config.anonymous,
-            virtual_host_style: self.virtual_host_style || config.virtual_host_style,
-            ..self
-        })
+        let Config { region, profile, .. } = config;
+        self.access.defaults = AccessDefaults { endpoint, region, profile };
+        self.access.anonymous |= config.anonymous;
+        self.access.virtual_host_style |= config.virtual_host_style;
+        Ok(Self { bucket: self.bucket.or(config.bucket), jurisdiction, ..self })
     }
 
-    /// The endpoint, if it is not for the environment to say. An account goes before an endpoint.
-    fn find_endpoint(&self) -> Result<Option<String>, Failure> {
-        match &self.account_id {
-            Some(account) => self.jurisdiction.unwrap_or_default().endpoint(account).map(Some),
-            None => Ok(self.endpoint.clone()),
+    /// How to reach it, with the endpoint that an account has: that goes before one that is named.
+    fn access(&self) -> Result<Access, Failure> {
+        let mut access = self.access.clone();
+        if let Some(account) = &self.account_id {
+            access.endpoint = Some(self.jurisdiction.unwrap_or_default().endpoint(account)?);
         }
+        Ok(access)
     }
 
     fn source(&self) -> Result<Source, Failure> {
@@ -189,7 +119,7 @@ fn no_bucket() -> Failure {
 pub struct Backups {
     pub(super) folder: Folder,
     source: Source,
-    options: StoreOptions,
+    access: Access,
     /// See [`BucketRequest::is_default`].
     is_default: bool,
 }
@@ -203,18 +133,9 @@ impl Backups {
     /// opening a store brings.
     pub async fn open(request: &BucketRequest) -> Result<Self, Failure> {
         let source = request.source()?;
-        let options = StoreOptions {
-            endpoint: request.find_endpoint()?,
-            region: request.region.clone(),
-            profile: request.profile.clone(),
-            defaults: request.defaults.clone(),
-            anonymous: request.anonymous,
-            virtual_host_style: request.virtual_host_style,
-            deadline: request.deadline,
-            ..StoreOptions::default()
-        };
-        let folder = source.folder(&options).await?;
-        Ok(Self { folder, source, options, is_default: request.is_default })
+        let access = request.access()?;
+        let folder = source.folder(&access).await?;
+        Ok(Self { folder, source, access, is_default: request.is_default })
     }
 
     /// The bucket as messages show it.
@@ -270,17 +191,7 @@ impl Backups {
                 })?
             }
         };
-        let options = self.options.clone();
-        Ok(SourceRequest {
-            endpoint: options.endpoint,
-            region: options.region,
-            profile: options.profile,
-            defaults: options.defaults,
-            anonymous: options.anonymous,
-            virtual_host_style: options.virtual_host_style,
-            deadline: options.deadline,
-            ..SourceRequest::new(source)
-        })
+        Ok(SourceRequest { access: self.access.clone(), ..SourceRequest::new(source) })
     }
 
     /// Fetches a backup's metadata: one GET.
@@ -309,21 +220,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_account_and_its_jurisdiction_are_an_endpoint() {
-        for (jurisdiction, endpoint) in [
-            (Jurisdiction::Default, "https://abc123.r2.cloudflarestorage.com"),
-            (Jurisdiction::Eu, "https://abc123.eu.r2.cloudflarestorage.com"),
-            (Jurisdiction::Fedramp, "https://abc123.fedramp.r2.cloudflarestorage.com"),
-        ] {
-            assert_eq!(jurisdiction.endpoint("abc123").unwrap(), endpoint);
-        }
-        for account in ["", "evil.example/", "a b"] {
-            let failure = Jurisdiction::Eu.endpoint(account).unwrap_err();
-            assert_eq!(failure.code, Code::InvalidBackupConfig, "{account:?}");
-        }
-    }
-
-    #[test]
     fn the_file_fills_in_what_was_not_said() {
         let config = Config {
             bucket: Some("s3://file".into()),
@@ -337,23 +233,26 @@ mod tests {
         let filled = empty.or(config.clone()).unwrap();
         assert_eq!(filled.bucket.as_deref(), Some("s3://file"));
         // For the store to weigh against what the environment says.
-        assert_eq!((filled.region, filled.profile), (None, None));
-        assert_eq!(filled.defaults.region.as_deref(), Some("file"));
-        assert_eq!(filled.defaults.profile.as_deref(), Some("file"));
+        assert_eq!((&filled.access.region, &filled.access.profile), (&None, &None));
+        assert_eq!(filled.access.defaults.region.as_deref(), Some("file"));
+        assert_eq!(filled.access.defaults.profile.as_deref(), Some("file"));
         let r2 = "https://file.eu.r2.cloudflarestorage.com";
-        assert_eq!(filled.defaults.endpoint.as_deref(), Some(r2));
+        assert_eq!(filled.access.defaults.endpoint.as_deref(), Some(r2));
 
         let said = BucketRequest {
-            endpoint: Some("http://e".into()),
-            region: Some("r".into()),
+            access: Access {
+                endpoint: Some("http://e".into()),
+                region: Some("r".into()),
+                ..Access::default()
+            },
             ..BucketRequest::new("s3://said")
         };
         let filled = said.or(config).unwrap();
         assert_eq!(filled.bucket.as_deref(), Some("s3://said"));
-        assert_eq!(filled.region.as_deref(), Some("r"));
+        assert_eq!(filled.access.region.as_deref(), Some("r"));
         // The account of the file does not displace an endpoint that was said.
-        assert_eq!(filled.find_endpoint().unwrap().as_deref(), Some("http://e"));
-        assert_eq!(filled.defaults.endpoint, None);
+        assert_eq!(filled.access().unwrap().endpoint.as_deref(), Some("http://e"));
+        assert_eq!(filled.access.defaults.endpoint, None);
     }
 
     #[tokio::test]
@@ -365,7 +264,8 @@ mod tests {
             ("file:///no/such", format!("/no/such/backups/{id}/data.sqsh")),
             ("/no/such", format!("/no/such/backups/{id}/data.sqsh")),
         ] {
-            let request = BucketRequest { anonymous: true, ..BucketRequest::new(text) };
+            let access = Access { anonymous: true, ..Access::default() };
+            let request = BucketRequest { access, ..BucketRequest::new(text) };
             let backups = Backups::open(&request).await.unwrap();
             assert_eq!(backups.archive(&id).unwrap().source, archive, "{text}");
             assert_eq!(backups.object(&id, layout::ARCHIVE).name(), archive, "{text}");

@@ -4,9 +4,9 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use super::bucket::Jurisdiction;
 use crate::environment::Environment;
 use crate::failure::{Code, Failure};
+use crate::store::r2::Jurisdiction;
 
 /// Where the file is for everybody.
 const SYSTEM: &str = "/etc/thawfs/config.toml";
@@ -18,20 +18,20 @@ const SYSTEM: &str = "/etc/thawfs/config.toml";
 pub struct Config {
     /// See [`super::BucketRequest::bucket`].
     pub bucket: Option<String>,
-    /// See [`super::BucketRequest::endpoint`].
+    /// See [`crate::store::Access::endpoint`].
     pub endpoint: Option<String>,
-    /// See [`super::BucketRequest::region`].
+    /// See [`crate::store::Access::region`].
     pub region: Option<String>,
-    /// See [`super::BucketRequest::profile`].
+    /// See [`crate::store::Access::profile`].
     pub profile: Option<String>,
     /// See [`super::BucketRequest::account_id`].
     pub account_id: Option<String>,
     /// See [`super::BucketRequest::jurisdiction`].
     pub jurisdiction: Option<Jurisdiction>,
-    /// See [`super::BucketRequest::anonymous`].
+    /// See [`crate::store::Access::anonymous`].
     #[serde(default)]
     pub anonymous: bool,
-    /// See [`super::BucketRequest::virtual_host_style`].
+    /// See [`crate::store::Access::virtual_host_style`].
     #[serde(default)]
     pub virtual_host_style: bool,
 }

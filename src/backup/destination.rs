@@ -2,7 +2,6 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use serde::Deserialize;
 
@@ -11,7 +10,7 @@ use super::id::BackupId;
 use super::layout;
 use crate::failure::{Code, Failure};
 use crate::store::{
-    Error, GetRange, PresignedUpload, PresignedUrls, ReadRanges, Result, StoreOptions, WriteObjects,
+    Access, Error, GetRange, PresignedUpload, PresignedUrls, ReadRanges, Result, WriteObjects,
 };
 
 /// A place for one new backup, of which nothing is there yet.
@@ -48,13 +47,12 @@ impl Presigned {
     ///
     /// # Errors
     /// [`Code::InvalidBackupConfig`] where they make no sense.
-    pub fn destination(self, deadline: Duration) -> Result<Destination, Failure> {
-        let options = StoreOptions { deadline, ..StoreOptions::default() };
+    pub fn destination(self, access: &Access) -> Result<Destination, Failure> {
         let Self { id, urls } = self;
         let part_size = Some(urls.part_size);
         let archive_key = layout::key(&id, layout::ARCHIVE);
         let metadata_key = layout::key(&id, layout::METADATA);
-        let opened = urls.open(archive_key.clone(), metadata_key.clone(), &options);
+        let opened = urls.open(archive_key.clone(), metadata_key.clone(), access);
         let invalid = |error: Error| Failure { code: Code::InvalidBackupConfig, ..error.into() };
         let store: Arc<PresignedUpload> = Arc::new(opened.map_err(invalid)?);
         let archive = Arc::clone(&store) as Arc<dyn ReadRanges>;

@@ -25,7 +25,7 @@ mod upload;
 mod verify;
 mod warm;
 
-pub use bucket::{Backups, BucketRequest, Jurisdiction};
+pub use bucket::{Backups, BucketRequest};
 pub use config::Config;
 pub use create::{CreateProgress, CreateRequest, Created};
 pub use delete::{Deleted, Deletion};

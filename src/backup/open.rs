@@ -14,7 +14,7 @@ use crate::cache::{self, Blob, CacheDir, DiskLimit, FileBlob, RemoteBlob};
 use crate::environment::Environment;
 use crate::failure::{Code, Failure};
 use crate::squashfs::{self, Archive};
-use crate::store::{self, Hedged, Object, ReadRanges, Source, StoreDefaults, StoreOptions};
+use crate::store::{self, Access, Hedged, Object, ReadRanges, Source};
 
 /// Variables that let whoever reads them in.
 const SECRET_VARIABLES: [&str; 3] =
@@ -26,24 +26,9 @@ const SECRET_VARIABLES: [&str; 3] =
 pub struct SourceRequest {
     /// As [`Source`] reads it.
     pub source: String,
-    /// See [`StoreOptions::endpoint`].
-    pub endpoint: Option<String>,
-    /// See [`StoreOptions::region`].
-    pub region: Option<String>,
-    /// See [`StoreOptions::profile`].
-    pub profile: Option<String>,
-    /// See [`StoreOptions::defaults`].
-    #[serde(default)]
-    pub defaults: StoreDefaults,
-    /// See [`StoreOptions::anonymous`].
-    pub anonymous: bool,
-    /// See [`StoreOptions::virtual_host_style`].
-    pub virtual_host_style: bool,
-    /// See [`StoreOptions::deadline`].
-    pub deadline: Duration,
-    /// See [`StoreOptions::allow_redirects_to`].
-    #[serde(default)]
-    pub allow_redirects_to: Vec<String>,
+    /// How to reach it.
+    #[serde(flatten)]
+    pub access: Access,
     /// Where in the object the archive starts, in bytes.
     pub offset: u64,
     /// Memory for compressed chunks and decoded blocks together, in bytes.
@@ -86,14 +71,7 @@ impl SourceRequest {
     pub fn new(source: impl Into<String>) -> Self {
         Self {
             source: source.into(),
-            endpoint: None,
-            region: None,
-            profile: None,
-            defaults: StoreDefaults::default(),
-            anonymous: false,
-            virtual_host_style: false,
-            deadline: StoreOptions::DEFAULT_DEADLINE,
-            allow_redirects_to: Vec::new(),
+            access: Access::default(),
             offset: 0,
             cache_memory: default_cache_memory(),
             disk_cache: DiskLimit::Auto,
@@ -144,13 +122,13 @@ impl SourceRequest {
     /// Whether opening or reading it may run a program that the user chose (`credential_process`).
     pub(crate) fn runs_programs(&self) -> bool {
         matches!(self.source.parse(), Ok(Source::S3 { .. }))
-            && store::has_credential_process(&self.store_options())
+            && store::has_credential_process(&self.access)
     }
 
     /// Whether whoever reads it has something to hide: keys, or a URL that is one.
     pub(crate) fn holds_secrets(&self) -> bool {
         let is_secret = match self.source.parse() {
-            Ok(Source::S3 { .. }) => !self.anonymous,
+            Ok(Source::S3 { .. }) => !self.access.anonymous,
             // A plain one may lead to one that is signed.
             Ok(Source::Http(_)) => true,
             Ok(Source::Local(_)) | Err(_) => false,
@@ -159,32 +137,16 @@ impl SourceRequest {
         is_secret || SECRET_VARIABLES.iter().any(|name| environment.get(name).is_some())
     }
 
-    /// How the store is to be reached.
-    pub(crate) fn store_options(&self) -> StoreOptions {
-        StoreOptions {
-            endpoint: self.endpoint.clone(),
-            region: self.region.clone(),
-            profile: self.profile.clone(),
-            defaults: self.defaults.clone(),
-            anonymous: self.anonymous,
-            virtual_host_style: self.virtual_host_style,
-            deadline: self.deadline,
-            allow_redirects_to: self.allow_redirects_to.clone(),
-            ..StoreOptions::default()
-        }
-    }
-
     /// Opens an archive that is elsewhere, and finds where its trace is, if it has one.
     async fn find(
         &self,
         source: &Source,
         trace: &mut Option<Object>,
     ) -> store::Result<Arc<dyn ReadRanges>> {
-        let options = self.store_options();
         if matches!(source, Source::Http(_)) {
-            return source.archive(&options).await;
+            return source.archive(&self.access).await;
         }
-        let object = source.object(&options).await?;
+        let object = source.object(&self.access).await?;
         *trace = trace_of(&object);
         Ok(Arc::new(object))
     }

@@ -337,7 +337,7 @@ mod tests {
     use super::s3::{ACCESS_KEY, Config, S3Server, SECRET_KEY};
     use super::*;
     use crate::environment::Environment;
-    use crate::store::{Folder, PresignedUpload, PresignedUrls, Source, StoreOptions};
+    use crate::store::{Access, Folder, PresignedUpload, PresignedUrls, Source};
 
     #[test]
     fn ten_thousand_parts_hold_what_was_estimated() {
@@ -367,10 +367,10 @@ mod tests {
         server: S3Server,
     }
 
-    fn options(server: &S3Server) -> StoreOptions {
+    fn options(server: &S3Server) -> Access {
         let keys = [("AWS_ACCESS_KEY_ID", ACCESS_KEY), ("AWS_SECRET_ACCESS_KEY", SECRET_KEY)];
         let environment: Environment = keys.into_iter().collect();
-        StoreOptions { endpoint: Some(server.url()), environment, ..Default::default() }
+        Access { endpoint: Some(server.url()), environment, ..Default::default() }
     }
 
     impl Places {

@@ -54,7 +54,7 @@ pub fn requests(source: &SourceRequest, time: Duration) -> Result<Vec<Requests>,
     let runtime = crate::backup::start_runtime()?;
     let parsed: Source = source.source.parse()?;
     runtime.block_on(async {
-        let object = parsed.archive(&source.store_options()).await?;
+        let object = parsed.archive(&source.access).await?;
         // Not measured: it looks up the name and opens the first connection.
         let size = object.get_range(GetRange::Last(1), None, 1).await?.size;
         let share = time / u32::try_from(SIZES.len() * CONCURRENCIES.len()).unwrap_or(u32::MAX);

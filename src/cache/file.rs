@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::{Blob, Error};
+use super::blob::{Blob, Error};
 use crate::types::ByteRange;
 
 /// A local file, or its tail from some offset on, read with `pread`. It keeps nothing: the

@@ -3,13 +3,15 @@
 //! A mount answers from threads of several kinds. Those that everything local goes through must never be
 //! held up by a store that does not answer; but whether an operation needs the store shows only on the
 //! way, when a block turns out to be neither in memory nor on disk. So such a thread tries, and where
-//! it would have to wait the operation fails with [`Error::WouldWait`], with nothing done yet, to be
+//! it would have to wait the operation fails with [`Error::WouldWait`](super::Error::WouldWait), with nothing done yet, to be
 //! repeated on a thread that may (as `RWF_NOWAIT` has it in the kernel).
 
 use std::cell::Cell;
-use std::time::Instant;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
-use super::Error;
+/// After what time a request notices that it is not wanted any more.
+const STOP_WITHIN: Duration = Duration::from_millis(50);
 
 thread_local! {
     static MAY_WAIT: Cell<bool> = const { Cell::new(true) };
@@ -17,7 +19,7 @@ thread_local! {
 }
 
 /// Runs `work`. What would wait for the store in it, or for somebody who may wait for the store, fails
-/// with [`Error::WouldWait`].
+/// with [`Error::WouldWait`](super::Error::WouldWait).
 pub fn without_waiting<T>(work: impl FnOnce() -> T) -> T {
     struct Restore(bool);
     impl Drop for Restore {
@@ -57,10 +59,19 @@ pub(super) fn take_asked() -> Instant {
     ASKED.take().unwrap_or_else(Instant::now)
 }
 
-impl Error {
-    /// Whether this says only that the thread must not wait.
-    pub fn is_would_wait(&self) -> bool {
-        matches!(self, Self::WouldWait)
+/// What `request` says, or `None` soon after `stop` is set: nobody waits for a network that does not answer
+/// when what it brings is not wanted any more. Belongs on an async runtime.
+pub(super) async fn unless_stopped<T>(
+    stop: &AtomicBool,
+    request: impl Future<Output = T>,
+) -> Option<T> {
+    let mut request = std::pin::pin!(request);
+    loop {
+        match tokio::time::timeout(STOP_WITHIN, &mut request).await {
+            Ok(said) => return Some(said),
+            Err(_) if stop.load(Ordering::Relaxed) => return None,
+            Err(_) => {}
+        }
     }
 }
 

@@ -72,8 +72,8 @@ pub(super) fn create(args: CreateArgs, output: &Output) -> Result<(), Failure> {
     }
     let (runtime, destination) = match &args.presigned {
         Some(file) => {
-            let deadline = Duration::from_secs(args.bucket.store.timeout);
-            (start_runtime()?, read_presigned(file)?.destination(deadline)?)
+            let access = args.bucket.store.access();
+            (start_runtime()?, read_presigned(file)?.destination(&access)?)
         }
         None => {
             let OpenBucket { runtime, backups } = OpenBucket::open(&args.bucket)?;

@@ -5,11 +5,12 @@ use std::time::Duration;
 use clap::Args;
 
 use super::values::{parse_bytes, parse_disk_limit, parse_seconds};
-use crate::backup::{BucketRequest, Jurisdiction, default_cache_memory};
+use crate::backup::{BucketRequest, default_cache_memory};
 use crate::cache::DiskLimit;
 use crate::environment::Environment;
 use crate::failure::{Code, Failure};
-use crate::store::{StoreDefaults, parse_host};
+use crate::store::r2::Jurisdiction;
+use crate::store::{Access, parse_host};
 
 /// Where an archive comes from, and how to get at it.
 #[derive(Debug, Args)]
@@ -55,15 +56,9 @@ impl BucketArgs {
         BucketRequest {
             bucket: self.bucket.clone(),
             is_default: false,
-            endpoint: self.store.endpoint.clone(),
-            region: self.store.region.clone(),
-            profile: self.store.profile.clone(),
             account_id: self.account_id.clone(),
             jurisdiction: self.jurisdiction,
-            defaults: StoreDefaults::default(),
-            anonymous: self.store.anonymous,
-            virtual_host_style: self.store.virtual_host_style,
-            deadline: Duration::from_secs(self.store.timeout),
+            access: self.store.access(),
         }
     }
 }
@@ -103,6 +98,22 @@ pub(crate) struct StoreArgs {
     /// Follow redirects from an http(s) source to this host, too; can be given several times.
     #[arg(long, value_name = "HOST", value_parser = parse_host)]
     pub(crate) allow_redirects_to: Vec<String>,
+}
+
+impl StoreArgs {
+    /// How to reach a store, as these flags and the environment say.
+    pub(crate) fn access(&self) -> Access {
+        Access {
+            endpoint: self.endpoint.clone(),
+            region: self.region.clone(),
+            profile: self.profile.clone(),
+            anonymous: self.anonymous,
+            virtual_host_style: self.virtual_host_style,
+            deadline: Duration::from_secs(self.timeout),
+            allow_redirects_to: self.allow_redirects_to.clone(),
+            ..Access::default()
+        }
+    }
 }
 
 /// How to read an archive.

@@ -14,7 +14,7 @@ use crate::server::{
     MountRequest, Ready, ServerProgram, check_free, restart_limited, restrict, serve,
     start_detached,
 };
-use crate::store::{Source, StoreDefaults};
+use crate::store::Source;
 use clap::{Args, ValueHint};
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -154,14 +154,7 @@ pub(super) fn source_request(args: &SourceArgs) -> Result<SourceRequest, Failure
 pub(super) fn request_for(source: &str, store: &StoreArgs, reading: &ReadingArgs) -> SourceRequest {
     SourceRequest {
         source: source.to_owned(),
-        endpoint: store.endpoint.clone(),
-        region: store.region.clone(),
-        profile: store.profile.clone(),
-        defaults: StoreDefaults::default(),
-        anonymous: store.anonymous,
-        virtual_host_style: store.virtual_host_style,
-        deadline: std::time::Duration::from_secs(store.timeout),
-        allow_redirects_to: store.allow_redirects_to.clone(),
+        access: store.access(),
         offset: reading.offset,
         cache_memory: reading.cache_memory,
         disk_cache: DiskLimit::Off,

@@ -36,7 +36,8 @@ pub(super) fn run(arguments: &[OsString]) -> ExitCode {
     let output = Output { json: false, quiet: true };
     match parse(arguments).and_then(|invocation| mount(invocation, &output)) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => {
+        Err(mut failure) => {
+            failure.hint = failure.hint.as_deref().map(options::respell);
             output.fail(&failure);
             let usage = failure.code == Code::Usage;
             ExitCode::from(if usage { INVOCATION } else { MOUNT_FAILED })

@@ -31,6 +31,18 @@ const NOT_OURS: &[&str] = &[
     "default_permissions",
 ];
 
+/// Options that say where the archive is and how to reach it, and are flags of other commands.
+const OF_SOURCE: &[&str] = &[
+    "offset",
+    "endpoint",
+    "region",
+    "profile",
+    "anonymous",
+    "virtual_host_style",
+    "timeout",
+    "allow_redirects_to",
+];
+
 /// Options that other file systems keep and this one cannot, and why.
 const REFUSED: &[(&str, &str)] = &[
     ("strictatime", "the kernel does not say when it reads what it has in memory"),
@@ -75,6 +87,20 @@ pub(super) fn split(options: &OsStr) -> Vec<MountOption> {
         .collect()
 }
 
+/// What advice says of flags, said of options: `--allow-redirects-to=HOST` is `-o allow_redirects_to=HOST`
+/// where there are no flags.
+pub(super) fn respell(advice: &str) -> String {
+    let as_option = |word: &str| {
+        let flag = word.strip_prefix("--")?;
+        let end = flag.find(|c: char| !c.is_ascii_lowercase() && c != '-').unwrap_or(flag.len());
+        let (flag, rest) = flag.split_at(end);
+        let name = flag.replace('-', "_");
+        OF_SOURCE.contains(&name.as_str()).then(|| format!("-o {name}{rest}"))
+    };
+    let words = advice.split(' ').map(|word| as_option(word).unwrap_or_else(|| word.to_owned()));
+    words.collect::<Vec<_>>().join(" ")
+}
+
 impl MountOption {
     /// Whether this is the plain option `name`.
     pub(super) fn is(&self, name: &str) -> bool {
@@ -97,20 +123,8 @@ impl MountOption {
     /// Refuses what says where a mount's files come from or its changes go, for a restore, which knows
     /// both.
     pub(super) fn check_restorable(&self) -> Result<(), Failure> {
-        const SET_BY_RESTORE: &[&str] = &[
-            "upper",
-            "upperdir",
-            "workdir",
-            "offset",
-            "endpoint",
-            "region",
-            "profile",
-            "anonymous",
-            "virtual_host_style",
-            "timeout",
-            "allow_redirects_to",
-        ];
-        if !SET_BY_RESTORE.contains(&self.name.as_str()) {
+        let name = self.name.as_str();
+        if !["upper", "upperdir", "workdir"].contains(&name) && !OF_SOURCE.contains(&name) {
             return Ok(());
         }
         let message = format!("the mount option {} is not for a restore", self.name);
@@ -230,17 +244,17 @@ impl MountOption {
             "disk_cache" => request.source.disk_cache = self.parsed(parse_disk_limit)?,
             "share_trace" => request.share_trace = true,
             "fill" => request.fill = Some(self.bytes()?),
-            "endpoint" => request.source.endpoint = Some(self.text()?),
-            "region" => request.source.region = Some(self.text()?),
-            "profile" => request.source.profile = Some(self.text()?),
-            "anonymous" => request.source.anonymous = true,
-            "virtual_host_style" => request.source.virtual_host_style = true,
-            "timeout" => request.source.deadline = self.time()?,
+            "endpoint" => request.source.access.endpoint = Some(self.text()?),
+            "region" => request.source.access.region = Some(self.text()?),
+            "profile" => request.source.access.profile = Some(self.text()?),
+            "anonymous" => request.source.access.anonymous = true,
+            "virtual_host_style" => request.source.access.virtual_host_style = true,
+            "timeout" => request.source.access.deadline = self.time()?,
             "allow_redirects_to" => {
                 let host = parse_host(&self.text()?).map_err(|reason| {
                     Failure::new(Code::Usage, format!("allow_redirects_to: {reason}"))
                 })?;
-                request.source.allow_redirects_to.push(host);
+                request.source.access.allow_redirects_to.push(host);
             }
             _ if self.apply_flag(&mut request.flags) => {}
             other if NOT_OURS.contains(&other) => {}
@@ -288,6 +302,19 @@ mod tests {
     }
 
     #[test]
+    fn flags_are_respelled_and_nothing_else_is() {
+        for (advice, expected) in [
+            ("--allow-redirects-to=a-b.c follows it", "-o allow_redirects_to=a-b.c follows it"),
+            ("add --virtual-host-style", "add -o virtual_host_style"),
+            ("leave --anonymous, out", "leave -o anonymous, out"),
+            ("thawfs unmount --dead /a--b -- x", "thawfs unmount --dead /a--b -- x"),
+            ("", ""),
+        ] {
+            assert_eq!(respell(advice), expected);
+        }
+    }
+
+    #[test]
     fn options_split_at_bare_commas() {
         let option = |name: &str, value: Option<&str>| MountOption {
             name: name.into(),
@@ -319,7 +346,7 @@ mod tests {
             let request = applied(&format!("entry_ttl={text},attr_ttl={text},timeout={text}"));
             request.map(|request| {
                 let ttls = [request.entry_ttl.unwrap(), request.attr_ttl.unwrap()];
-                assert_eq!(ttls, [request.source.deadline; 2], "{text}");
+                assert_eq!(ttls, [request.source.access.deadline; 2], "{text}");
                 ttls[0].as_secs()
             })
         };

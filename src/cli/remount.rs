@@ -124,8 +124,8 @@ fn fixed(request: &MountRequest) -> MountRequest {
     let mut fixed = MountRequest { read_only: false, ..request.clone() };
     // The others are flags that the kernel has for itself.
     fixed.flags = fuse::MountFlags::of(fixed.flags.bits() & MountFlags::DIRSYNC);
-    fixed.source.allow_redirects_to.sort();
-    fixed.source.allow_redirects_to.dedup();
+    fixed.source.access.allow_redirects_to.sort();
+    fixed.source.access.allow_redirects_to.dedup();
     let real = |path: PathBuf| Location::find(&path).map_or(path, |found| found.path());
     fixed.upper = fixed.upper.map(real);
     fixed.workdir = fixed.workdir.map(real);

@@ -3,7 +3,6 @@
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use indicatif::ProgressBar;
 use serde::Serialize;
@@ -99,11 +98,10 @@ pub(super) fn restore(args: RestoreArgs, output: &Output) -> Result<(), Failure>
     }
     let Given { id, dir: made_in } = read_backup(&args.backup)?;
     if args.foreground {
-        let BucketRequest { bucket, profile, defaults, anonymous, .. } =
-            args.bucket.request().or_configured()?;
+        let BucketRequest { bucket, access, .. } = args.bucket.request().or_configured()?;
         let source = SourceRequest::new(bucket.unwrap_or_default());
         // Before the bucket has threads.
-        server::restrict(&SourceRequest { profile, defaults, anonymous, ..source });
+        server::restrict(&SourceRequest { access, ..source });
     }
     let OpenBucket { runtime, backups } = OpenBucket::open(&args.bucket)?;
     if args.extract {
@@ -149,8 +147,7 @@ fn restore_url(args: RestoreArgs, output: &Output) -> Result<(), Failure> {
             .hint("use thawfs mount --foreground"));
     }
     let source = SourceRequest {
-        deadline: Duration::from_secs(args.bucket.store.timeout),
-        allow_redirects_to: args.bucket.store.allow_redirects_to.clone(),
+        access: args.bucket.store.access(),
         cache_memory: args.cache_memory,
         disk_cache: args.disk.limit()?,
         ..SourceRequest::new(args.backup.clone())

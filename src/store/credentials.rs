@@ -18,7 +18,7 @@ use tokio::time::{Instant, timeout_at};
 use super::error::root_cause;
 use super::profile::Profile;
 use super::renewal::FromProfile;
-use super::{Error, Result, StoreOptions};
+use super::{Access, Error, Result};
 use crate::environment::Environment;
 
 /// How long cloud services that hand out keys have. They are next door or not there at all.
@@ -44,17 +44,17 @@ impl Credentials {
     /// # Errors
     /// [`Error::BadCredentials`] if there is none.
     pub(super) async fn find(
-        options: &StoreOptions,
+        access: &Access,
         profile: &Profile,
         region: &str,
         client: &HttpClient,
         place: &str,
     ) -> Result<Self> {
-        if options.anonymous {
+        if access.anonymous {
             return Ok(Self(Kind::Anonymous));
         }
-        let environment = &options.environment;
-        let asked_by_name = options.profile.is_some();
+        let environment = &access.environment;
+        let asked_by_name = access.profile.is_some();
         if !asked_by_name {
             if let Some(credential) = keys_of(environment, place)? {
                 return Ok(Self(Kind::Fixed(Arc::new(check(credential, place)?))));
@@ -64,8 +64,8 @@ impl Credentials {
                 return Ok(Self(Kind::Provider { provider, name: "the web identity service" }));
             }
         }
-        if let Some(keys) = profile.keys(options.deadline).await? {
-            return Ok(Self(Kind::Profile(FromProfile::new(options, keys).await?)));
+        if let Some(keys) = profile.keys(access.deadline).await? {
+            return Ok(Self(Kind::Profile(FromProfile::new(access, keys).await?)));
         }
         if let Some(name) = provider_name(environment) {
             // What was passed over above must not be found by other code.
@@ -127,15 +127,15 @@ impl Credentials {
 }
 
 /// Whether keys may come from a program that the profile names.
-pub(crate) fn has_credential_process(options: &StoreOptions) -> bool {
-    let environment = &options.environment;
+pub(crate) fn has_credential_process(access: &Access) -> bool {
+    let environment = &access.environment;
     let by_environment =
         keys_of(environment, "").is_ok_and(|keys| keys.is_some()) || has_web_identity(environment);
-    if options.anonymous || (by_environment && options.profile.is_none()) {
+    if access.anonymous || (by_environment && access.profile.is_none()) {
         return false;
     }
     // One that cannot be read runs nothing, and is told of where it is needed.
-    Profile::read(options).is_ok_and(|profile| profile.get("credential_process").is_some())
+    Profile::read(access).is_ok_and(|profile| profile.get("credential_process").is_some())
 }
 
 impl fmt::Debug for Credentials {
@@ -266,13 +266,13 @@ mod tests {
         Instant::now() + Duration::from_secs(20)
     }
 
-    async fn find(variables: &[(&str, &str)], options: StoreOptions) -> Result<Credentials> {
+    async fn find(variables: &[(&str, &str)], access: Access) -> Result<Credentials> {
         let environment: Environment =
             variables.iter().map(|(key, value)| (*key, *value)).collect();
-        let options = StoreOptions { environment, ..options };
-        let client = super::super::tls::client(&options, None)?;
-        let profile = Profile::read(&options)?;
-        Credentials::find(&options, &profile, "auto", &client, "s3://b").await
+        let access = Access { environment, ..access };
+        let client = super::super::tls::client(&access, None)?;
+        let profile = Profile::read(&access)?;
+        Credentials::find(&access, &profile, "auto", &client, "s3://b").await
     }
 
     #[tokio::test]
@@ -293,7 +293,7 @@ mod tests {
                 "the key id or session token has",
             ),
         ] {
-            let error = find(&variables, StoreOptions::default()).await.err().unwrap().to_string();
+            let error = find(&variables, Access::default()).await.err().unwrap().to_string();
             let expected = format!("credentials for s3://b are no good: {reason}");
             assert!(error.starts_with(&expected), "{error}");
         }
@@ -313,8 +313,8 @@ mod tests {
         };
         write("one");
         let variables = [("AWS_SHARED_CREDENTIALS_FILE", file.to_str().unwrap())];
-        let options = StoreOptions { profile: Some("p".into()), ..StoreOptions::default() };
-        let credentials = find(&variables, options).await.unwrap();
+        let access = Access { profile: Some("p".into()), ..Access::default() };
+        let credentials = find(&variables, access).await.unwrap();
         write("two");
         let used = credentials.get("o", soon()).await.unwrap().unwrap();
         assert_eq!(used.key_id, "one", "a file is only read again for a reason");
@@ -339,12 +339,12 @@ mod tests {
         let keys = r#"echo '{"Version":1,"AccessKeyId":"k","SecretAccessKey":"s","Expiration":"2000-01-01T00:00:00Z"}'"#;
         helper(keys);
         let variables = [("AWS_CONFIG_FILE", file.to_str().unwrap())];
-        let options = StoreOptions {
+        let access = Access {
             profile: Some("p".into()),
             deadline: Duration::from_secs(3),
-            ..StoreOptions::default()
+            ..Access::default()
         };
-        let credentials = Arc::new(find(&variables, options).await.unwrap());
+        let credentials = Arc::new(find(&variables, access).await.unwrap());
         assert_eq!(runs(), 1);
         // These keys are old from the beginning; whoever asks meanwhile waits for the same helper.
         helper("sleep 1000");
@@ -391,7 +391,7 @@ mod tests {
                 ("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE", token.to_str().unwrap()),
             ]
         };
-        let credentials = find(&variables(&url), StoreOptions::default()).await.unwrap();
+        let credentials = find(&variables(&url), Access::default()).await.unwrap();
         for _ in 0..2 {
             let keys = credentials.get("o", soon()).await.unwrap().unwrap();
             assert_eq!((keys.key_id.as_str(), keys.token.as_deref()), ("key", Some("token")));
@@ -401,7 +401,7 @@ mod tests {
 
         let started = std::time::Instant::now();
         let variables = variables("http://127.0.0.1:1/creds");
-        let credentials = find(&variables, StoreOptions::default()).await.unwrap();
+        let credentials = find(&variables, Access::default()).await.unwrap();
         let error = credentials.get("s3://b/k", soon()).await.unwrap_err();
         assert!(matches!(error, Error::BadCredentials { .. }), "{error}");
         assert!(error.to_string().starts_with("credentials for s3://b/k are no good: "), "{error}");

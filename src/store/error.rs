@@ -1,4 +1,4 @@
-//! What can go wrong between us and an object, and what the user can do about it.
+//! What can go wrong between us and an object. What the user can do about it is for [`crate::failure`] to say.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -214,6 +214,14 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
+    /// A profile wants its credentials by a way that we do not know.
+    #[error("profile {profile}: {setting} is not supported")]
+    UnsupportedProfile {
+        /// The profile's name.
+        profile: String,
+        /// The setting that wants it.
+        setting: &'static str,
+    },
     /// A system call on a local file failed.
     #[error("{call} {}: {error}", .path.display())]
     Io {
@@ -233,70 +241,6 @@ pub enum Error {
 }
 
 impl Error {
-    /// What the user can do about it, where there is something.
-    pub fn hint(&self) -> Option<&'static str> {
-        Some(match self {
-            Self::NotFound { refusal: None, .. } => "check the path",
-            Self::NotFound { refusal: Some(refusal), .. } => refusal
-                .hint()
-                .unwrap_or("check the bucket and key, and that the backup was completed"),
-            Self::NoSuchBucket { refusal, .. } => {
-                refusal.hint().unwrap_or("check the bucket's name and --endpoint")
-            }
-            Self::AccessDenied { refusal, .. }
-            | Self::RefusedCredentials { refusal, .. }
-            | Self::Refused { refusal, .. } => return refusal.hint(),
-            Self::BadCredentials { .. } => {
-                "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, choose a --profile of \
-                 ~/.aws/credentials, or use --anonymous for a public bucket"
-            }
-            Self::ExpiredCredentials { object } if object.starts_with("http") => {
-                "a presigned URL is good for some time only: get another"
-            }
-            Self::ExpiredCredentials { .. } => {
-                "get new credentials; a profile with credential_process or a rewritten \
-                 credentials file is read again without a new mount, the environment is not"
-            }
-            Self::RangeIgnored { .. } => {
-                "the server, or a proxy before it, must support Range requests"
-            }
-            Self::Changed { .. } => "mount again to see the new object",
-            Self::Timeout { last, .. } => return last.hint(),
-            Self::Connect { reason, .. } if reason.contains("UnknownIssuer") => {
-                "who issued the server's certificate is not known here: name a file with the issuer's \
-                 certificate in AWS_CA_BUNDLE or SSL_CERT_FILE"
-            }
-            Self::Connect { reason, .. } if reason.contains("CaUsedAsEndEntity") => {
-                "the server shows an issuer's own certificate: give it one that the issuer signed, and \
-                 name a file with the issuer's in AWS_CA_BUNDLE or SSL_CERT_FILE"
-            }
-            Self::Connect { reason, .. } if reason.contains("invalid peer certificate") => {
-                "the server's certificate is not good for this host or this time: check --endpoint and \
-                 the clock"
-            }
-            Self::Connect { .. } => "check --endpoint, the network and any proxy variables",
-            // Where its URL is, is all that is known of it.
-            Self::WrongEndpoint { object, .. } if object.starts_with("http") => return None,
-            Self::WrongEndpoint { .. } => "set --region or --endpoint to where the bucket lives",
-            Self::ReadOnly { .. } => "use an s3:// source or a local directory for writing",
-            Self::UnsupportedSource { .. } => {
-                "use s3://BUCKET/KEY, http(s)://…, file:///… or a path"
-            }
-            Self::UnsupportedFormat { .. } => "only squashfs backups (data.sqsh) can be mounted",
-            Self::OutOfRange { .. }
-            | Self::TooLarge { .. }
-            | Self::Truncated { .. }
-            | Self::Stalled { .. }
-            | Self::Slow { .. }
-            | Self::BadRedirect { .. }
-            | Self::Unavailable { .. }
-            | Self::BadAnswer { .. }
-            | Self::BadOption { .. }
-            | Self::Io { .. }
-            | Self::ShutDown { .. } => return None,
-        })
-    }
-
     /// How long the server asks to be left alone.
     pub(super) const fn retry_after(&self) -> Option<Duration> {
         match self {

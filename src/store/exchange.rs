@@ -21,7 +21,7 @@ use super::credentials::Credentials;
 use super::error::root_cause;
 use super::redirect::{self, Refused};
 use super::refusal::{Asked, Right, classify};
-use super::{Error, GetRange, Pace, Result, StoreOptions};
+use super::{Access, Error, GetRange, Pace, Result};
 
 /// Slowest transfer that is given all the time it takes, in bytes per second: 1 Mbit/s.
 const SLOWEST: u64 = 128 << 10;
@@ -75,7 +75,7 @@ pub(super) struct Exchange {
     client: HttpClient,
     auth: Auth,
     bucket: Option<String>,
-    options: StoreOptions,
+    access: Access,
     /// Whether the server ever answered, or took a connection.
     reached: AtomicBool,
     pub(super) tally: Tally,
@@ -86,10 +86,10 @@ impl Exchange {
         client: HttpClient,
         auth: Auth,
         bucket: Option<String>,
-        options: StoreOptions,
+        access: Access,
     ) -> Self {
         let reached = AtomicBool::new(false);
-        Self { client, auth, bucket, options, reached, tally: Tally::default() }
+        Self { client, auth, bucket, access, reached, tally: Tally::default() }
     }
 
     /// Sends a request whose answer is short, and returns that.
@@ -112,7 +112,7 @@ impl Exchange {
     /// The retries of one operation that moves `bytes` bytes.
     pub(super) fn attempts<'a>(&'a self, object: &'a str, bytes: u64) -> Attempts<'a> {
         let now = Instant::now();
-        let deadline = self.options.deadline;
+        let deadline = self.access.deadline;
         let longest = deadline + Duration::from_secs(bytes / SLOWEST);
         Attempts {
             exchange: self,
@@ -132,7 +132,7 @@ impl Exchange {
     /// How this server answers.
     pub(super) fn pace(&self) -> Pace {
         Pace {
-            deadline: Some(self.options.deadline),
+            deadline: Some(self.access.deadline),
             progress: self.tally.progress(),
             holds_off: self.tally.holding_off(),
         }
@@ -348,13 +348,13 @@ impl Attempts<'_> {
     /// What the attempt that is under way may take from now on. One that follows a stall has twice the
     /// patience: the connection was dead, or the store is slow.
     pub(super) fn limits(&self) -> Limits {
-        let patience = self.exchange.options.patience() * (1 << self.stalls.min(8));
+        let patience = self.exchange.access.patience() * (1 << self.stalls.min(8));
         Limits { patience, end: self.end() }
     }
 
     /// When to stop: the deadline counts from the last progress, and slow progress has an end too.
     fn end(&self) -> Instant {
-        let silent = self.progress + self.exchange.options.deadline + self.sending;
+        let silent = self.progress + self.exchange.access.deadline + self.sending;
         silent.min(self.started + self.longest)
     }
 
@@ -376,7 +376,7 @@ impl Attempts<'_> {
         let (now, end) = (Instant::now(), self.end());
         let asked_for = error.retry_after();
         // A pause that would last beyond the end is cut short, so that there is one more attempt.
-        let last_attempt = end - LAST_ATTEMPT.min(self.exchange.options.deadline / 20);
+        let last_attempt = end - LAST_ATTEMPT.min(self.exchange.access.deadline / 20);
         let pause = backoff(self.tries).max(asked_for.unwrap_or_default());
         let until = now.checked_add(pause).map_or(last_attempt, |until| until.min(last_attempt));
         if unreachable || until <= now {

@@ -13,7 +13,7 @@ use super::exchange::{Auth, Exchange};
 use super::redirect::Guard;
 use super::source::redacted;
 use super::{
-    Counters, ETag, Error, GetRange, Pace, Ranged, ReadRanges, Result, StoreOptions, ranged, tls,
+    Access, Counters, ETag, Error, GetRange, Pace, Ranged, ReadRanges, Result, ranged, tls,
 };
 
 /// The object behind a URL.
@@ -25,7 +25,7 @@ pub(super) struct HttpObject {
 
 impl HttpObject {
     /// For the object at `url`.
-    pub(super) fn open(url: &Url, options: &StoreOptions) -> Result<Self> {
+    pub(super) fn open(url: &Url, access: &Access) -> Result<Self> {
         let mut url = url.clone();
         let auth = match basic(&url)? {
             Some(value) => Auth::Basic(value),
@@ -35,9 +35,9 @@ impl HttpObject {
         let _ = url.set_username("");
         let _ = url.set_password(None);
         url.set_fragment(None);
-        let guard = Guard::new(&url, &options.allow_redirects_to, &options.environment);
-        let client = tls::client(options, Some(&guard))?;
-        Ok(Self { exchange: Exchange::new(client, auth, None, options.clone()), url })
+        let guard = Guard::new(&url, &access.allow_redirects_to, &access.environment);
+        let client = tls::client(access, Some(&guard))?;
+        Ok(Self { exchange: Exchange::new(client, auth, None, access.clone()), url })
     }
 }
 
@@ -112,7 +112,7 @@ mod tests {
     fn a_place_is_the_same_for_every_signature_and_another_for_every_object() {
         let place = |query: &str| {
             let url = format!("https://user:secret@host/dir/a.sqsh{query}").parse().unwrap();
-            HttpObject::open(&url, &StoreOptions::default()).unwrap().place()
+            HttpObject::open(&url, &Access::default()).unwrap().place()
         };
         let plain = place("");
         for signed in

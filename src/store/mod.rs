@@ -16,8 +16,9 @@
 //! the size of an object comes from `Content-Range`, never from HEAD; a 200 where 206 was asked is
 //! [`Error::RangeIgnored`]; a request that names an [`ETag`] fails with [`Error::Changed`] if the
 //! object is another one by now; truncated, stalled and failed requests are tried again until
-//! [`StoreOptions::deadline`]. Bytes damaged on the way pass unnoticed: checksums are above.
+//! [`Access::deadline`]. Bytes damaged on the way pass unnoticed: checksums are above.
 
+mod access;
 mod bucket;
 mod counters;
 mod credentials;
@@ -28,11 +29,11 @@ mod helper;
 mod http_object;
 mod local;
 mod multipart;
-mod options;
 mod pages;
 mod pieces;
 mod presigned;
 mod profile;
+pub mod r2;
 mod ranged;
 mod read;
 mod redirect;
@@ -43,6 +44,7 @@ mod s3_wire;
 mod source;
 mod tls;
 
+pub use access::{Access, AccessDefaults};
 pub use bucket::{
     Bucket, Depth, Folder, Listed, MAX_PART_SIZE, MAX_PARTS, MIN_PART_SIZE, Object, Page, Part,
     Unfinished, UnfinishedPage, Upload, WriteObjects,
@@ -51,7 +53,6 @@ pub use counters::Counters;
 pub(crate) use credentials::has_credential_process;
 pub use error::{Error, Result};
 pub use hedge::Hedged;
-pub use options::{StoreDefaults, StoreOptions};
 pub use pages::Pages;
 pub use presigned::{PresignedUpload, PresignedUrls};
 pub use read::{ETag, GetRange, Pace, Ranged, ReadRanges};

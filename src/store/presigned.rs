@@ -12,8 +12,8 @@ use url::Url;
 use super::exchange::{Auth, Call, Exchange};
 use super::source::redacted;
 use super::{
-    Counters, ETag, Error, GetRange, MAX_PARTS, MIN_PART_SIZE, Pace, Part, Ranged, ReadRanges,
-    Result, StoreOptions, Upload, WriteObjects, multipart, ranged, tls,
+    Access, Counters, ETag, Error, GetRange, MAX_PARTS, MIN_PART_SIZE, Pace, Part, Ranged,
+    ReadRanges, Result, Upload, WriteObjects, multipart, ranged, tls,
 };
 
 /// The URLs for one archive, sent as a multipart upload that was started already, and its metadata.
@@ -48,10 +48,10 @@ impl PresignedUrls {
         self,
         archive: String,
         metadata: String,
-        options: &StoreOptions,
+        access: &Access,
     ) -> Result<PresignedUpload> {
         self.check()?;
-        self.open_unchecked(archive, metadata, options)
+        self.open_unchecked(archive, metadata, access)
     }
 
     /// The same, whatever the size of the parts is.
@@ -59,10 +59,9 @@ impl PresignedUrls {
         self,
         archive: String,
         metadata: String,
-        options: &StoreOptions,
+        access: &Access,
     ) -> Result<PresignedUpload> {
-        let exchange =
-            Exchange::new(tls::client(options, None)?, Auth::None, None, options.clone());
+        let exchange = Exchange::new(tls::client(access, None)?, Auth::None, None, access.clone());
         let (completed, described) = Default::default();
         Ok(PresignedUpload { exchange, urls: self, archive, metadata, completed, described })
     }

@@ -8,7 +8,7 @@ use chrono::{DateTime, Utc};
 use object_store::aws::AwsCredential;
 use serde::Deserialize;
 
-use super::{Error, Result, StoreOptions, helper};
+use super::{Access, Error, Result, helper};
 use crate::environment::Environment;
 
 /// The settings below one `[header]`. One that is nested, as `endpoint_url` below `s3 =`, is called
@@ -49,12 +49,11 @@ impl Profile {
     /// # Errors
     /// If a profile was named and no file has it. A missing `default` is an empty profile, and so
     /// is one that no option names where keys in the environment make it needless.
-    pub(super) fn read(options: &StoreOptions) -> Result<Self> {
-        let environment = &options.environment;
-        let asked = options.profile.as_deref();
-        let named = asked
-            .or_else(|| environment.get("AWS_PROFILE"))
-            .or(options.defaults.profile.as_deref());
+    pub(super) fn read(access: &Access) -> Result<Self> {
+        let environment = &access.environment;
+        let asked = access.profile.as_deref();
+        let named =
+            asked.or_else(|| environment.get("AWS_PROFILE")).or(access.defaults.profile.as_deref());
         let mut profile = Self { name: named.unwrap_or("default").to_owned(), ..Self::default() };
         let sections = |variable, file| match aws_file(environment, variable, file) {
             Some(path) => Ok(read_optional(&path)?.map(|text| parse(&text)).unwrap_or_default()),
@@ -104,11 +103,8 @@ impl Profile {
     pub(super) async fn keys(&self, deadline: Duration) -> Result<Option<Keys>> {
         for unknown in ["role_arn", "sso_session", "sso_start_url", "credential_source"] {
             if self.get(unknown).is_some() {
-                return Err(self.bad(format!(
-                    "{unknown} is not supported; use credential_process = \
-                     aws configure export-credentials --profile {} --format process",
-                    self.name
-                )));
+                let profile = self.name.clone();
+                return Err(Error::UnsupportedProfile { profile, setting: unknown });
             }
         }
         if let Some(keys) = self.pair(&self.credentials)? {
@@ -245,46 +241,45 @@ mod tests {
     const SOON: Duration = Duration::from_secs(20);
 
     /// Options with a home whose `~/.aws` holds these files, which lasts as long as the directory.
-    fn home(config: &str, credentials: &str) -> (tempfile::TempDir, StoreOptions) {
+    fn home(config: &str, credentials: &str) -> (tempfile::TempDir, Access) {
         let home = tempfile::tempdir().unwrap();
         std::fs::create_dir(home.path().join(".aws")).unwrap();
         std::fs::write(home.path().join(".aws/config"), config).unwrap();
         std::fs::write(home.path().join(".aws/credentials"), credentials).unwrap();
         let environment = [("HOME", home.path())].into_iter().collect();
-        (home, StoreOptions { environment, ..StoreOptions::default() })
+        (home, Access { environment, ..Access::default() })
     }
 
-    fn asked(options: &StoreOptions, profile: &str) -> StoreOptions {
-        StoreOptions { profile: Some(profile.into()), ..options.clone() }
+    fn asked(access: &Access, profile: &str) -> Access {
+        Access { profile: Some(profile.into()), ..access.clone() }
     }
 
     #[tokio::test]
     async fn credentials_win_over_config_and_nested_settings_are_apart() {
-        let (_home, options) = home(
+        let (_home, access) = home(
             "[default]\nregion=us-west-2\n[profile  dev]\nregion = auto # not a comment\n\
              s3 =\n  region = nested\naws_access_key_id = old\n[profile \"two words\"]\nregion=r\n",
             "# comment\n[dev]\naws_access_key_id = new\naws_secret_access_key = a=b\n\
              aws_session_token = t\n[other]\naws_access_key_id = no\n",
         );
-        let profile = Profile::read(&asked(&options, "dev")).unwrap();
+        let profile = Profile::read(&asked(&access, "dev")).unwrap();
         assert_eq!(profile.get("region"), Some("auto # not a comment"));
         let keys = profile.keys(SOON).await.unwrap().unwrap();
         assert_eq!(keys.credential.key_id, "new");
         assert_eq!(keys.credential.secret_key, "a=b");
         assert_eq!(keys.credential.token.as_deref(), Some("t"));
-        assert_eq!(Profile::read(&options).unwrap().get("region"), Some("us-west-2"));
-        assert!(Profile::read(&options).unwrap().keys(SOON).await.unwrap().is_none());
-        let quoted = Profile::read(&asked(&options, "two words")).unwrap();
+        assert_eq!(Profile::read(&access).unwrap().get("region"), Some("us-west-2"));
+        assert!(Profile::read(&access).unwrap().keys(SOON).await.unwrap().is_none());
+        let quoted = Profile::read(&asked(&access, "two words")).unwrap();
         assert_eq!(quoted.get("region"), Some("r"));
-        let half =
-            Profile::read(&asked(&options, "other")).unwrap().keys(SOON).await.err().unwrap();
+        let half = Profile::read(&asked(&access, "other")).unwrap().keys(SOON).await.err().unwrap();
         let expected = "credentials for profile other are no good: it has aws_access_key_id but no aws_secret_access_key";
         assert_eq!(half.to_string(), expected);
     }
 
     #[test]
     fn a_services_section_says_where_s3_is() {
-        let (_home, options) = home(
+        let (_home, access) = home(
             "[profile a]\nservices = one\nendpoint_url = http://all\n\
              [services one]\ndynamodb =\n  endpoint_url = http://dynamo\n\
              s3 = \n\tendpoint_url = http://s3\n\n\
@@ -294,7 +289,7 @@ mod tests {
             "",
         );
         let endpoint = |name: &str| {
-            let profile = Profile::read(&asked(&options, name)).unwrap();
+            let profile = Profile::read(&asked(&access, name)).unwrap();
             profile.endpoint().map(|found| found.map(str::to_owned))
         };
         assert_eq!(endpoint("a").unwrap().as_deref(), Some("http://s3"));
@@ -305,13 +300,13 @@ mod tests {
 
     #[test]
     fn files_may_lie_elsewhere() {
-        let (home, options) = home("", "");
+        let (home, access) = home("", "");
         std::fs::write(home.path().join("mine"), "[default]\nregion = r\n").unwrap();
         for path in ["~/mine".into(), home.path().join("mine")] {
             let variables = [("HOME", home.path()), ("AWS_CONFIG_FILE", path.as_path())];
             let environment = variables.into_iter().collect();
-            let options = StoreOptions { environment, ..options.clone() };
-            assert_eq!(Profile::read(&options).unwrap().get("region"), Some("r"), "{path:?}");
+            let access = Access { environment, ..access.clone() };
+            assert_eq!(Profile::read(&access).unwrap().get("region"), Some("r"), "{path:?}");
         }
     }
 
@@ -344,11 +339,11 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_not_supported_is_said() {
-        let (_home, options) = home("[profile sso]\nsso_session = x\n", "");
-        let profile = Profile::read(&asked(&options, "sso")).unwrap();
+        let (_home, access) = home("[profile sso]\nsso_session = x\n", "");
+        let profile = Profile::read(&asked(&access, "sso")).unwrap();
         let error = profile.keys(SOON).await.err().unwrap().to_string();
         assert!(error.starts_with("profile sso: sso_session is not supported"), "{error}");
-        let missing = Profile::read(&asked(&options, "nope")).err().unwrap().to_string();
+        let missing = Profile::read(&asked(&access, "nope")).err().unwrap().to_string();
         assert!(missing.starts_with("profile nope: neither"), "{missing}");
     }
 }

@@ -22,9 +22,7 @@ const MOST: usize = 5;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refused {
     /// To a host that was not named.
-    #[error(
-        "another host, {0}, which --allow-redirects-to {0} (-o allow_redirects_to={0}) would allow"
-    )]
+    #[error("another host, {0}")]
     OtherHost(String),
     /// To an address that can mean another thing to this machine than to the server.
     #[error("{host}, which is at {address}, an address of this machine or link alone")]
@@ -296,18 +294,18 @@ mod tests {
             ("http://a.example/x", "ftp://a.example/y", Err("ftp://, which is not HTTP")),
             ("http://a.example/x", "file:///etc/passwd", Err("file://, which is not HTTP")),
             ("https://a.example/x", "http://files.example/y", Err("files.example without")),
-            ("https://a.example/x", "https://b.a.example/y", Err("another host, b.a.example, w")),
+            ("https://a.example/x", "https://b.a.example/y", Err("another host, b.a.example")),
             (
                 "https://a.example/x",
                 "https://a.example.evil/y",
                 Err("another host, a.example.evil"),
             ),
-            ("https://a.example/x", "https://a.example@evil/y", Err("another host, evil, which")),
+            ("https://a.example/x", "https://a.example@evil/y", Err("another host, evil")),
             ("http://a.example/x", "http://169.254.169.254/y", Err("169.254.169.254, which is at")),
             ("http://a.example/x", "http://[::1]/y", Err("::1, which is at ::1")),
             ("http://a.example/x", "http://127.1/y", Err("127.0.0.1, which is at")),
             ("http://10.9.9.9/x", "http://169.254.169.253/y", Err("169.254.169.253, which is at")),
-            ("http://127.0.0.1/x", "http://127.0.0.2/y", Err("another host, 127.0.0.2, which")),
+            ("http://127.0.0.1/x", "http://127.0.0.2/y", Err("another host, 127.0.0.2")),
             ("http://a.example/x", "http://10.0.0.1/y", Ok(())),
             ("http://127.0.0.1:1/x", "http://127.0.0.1:2/y", Ok(())),
             ("http://127.0.0.1:1/x", "http://[::1]:2/y", Ok(())),

@@ -75,70 +75,6 @@ impl Refusal {
         let asked = if asked.is_empty() { String::new() } else { format!(" ({asked})") };
         words + &asked
     }
-
-    /// What the user can do about it, by the server's code and not by its status: a wrong clock and an
-    /// archived object are 403, too.
-    pub fn hint(&self) -> Option<&'static str> {
-        if self.bucket_twice {
-            return Some(
-                "the endpoint names the bucket, too: leave it out there, or add --virtual-host-style",
-            );
-        }
-        let says = |words: &str| self.message.to_ascii_lowercase().contains(words);
-        Some(match (self.code.as_str(), self.right) {
-            ("RequestTimeTooSkewed", _) => {
-                "the clock of this machine is wrong: set it, best by NTP; the keys are not to blame"
-            }
-            ("InvalidObjectState", _) => {
-                "the object is archived: have the store restore it first (aws s3api restore-object), \
-                 or copy it to a storage class that is read at once"
-            }
-            ("SignatureDoesNotMatch", Right::Url) => {
-                "the URL is not as it was signed: quote it for the shell, or sign another"
-            }
-            ("SignatureDoesNotMatch", _) => {
-                "AWS_SECRET_ACCESS_KEY (or the profile's) does not belong to the key id, or a proxy \
-                 changed the request"
-            }
-            ("InvalidAccessKeyId", _) => {
-                "this endpoint does not know the key id: check AWS_ACCESS_KEY_ID, --profile and \
-                 --endpoint"
-            }
-            ("InvalidToken" | "InvalidSecurity", _) => {
-                "AWS_SESSION_TOKEN (or the profile's) does not belong to the key id or this endpoint"
-            }
-            ("NotSignedUp" | "AccountProblem" | "AllAccessDisabled", _) => {
-                "this is for the owner of the account to settle with the provider"
-            }
-            (code, _) if code.starts_with("KMS") || says("kms:") => {
-                "the object is encrypted: reading it needs kms:Decrypt on its key, writing \
-                 kms:GenerateDataKey"
-            }
-            ("InvalidRequest" | "InvalidArgument", _) if says("server side encryption") => {
-                "the object is encrypted with a key of the customer's own, which is not supported"
-            }
-            _ if says("explicit deny") => {
-                "a policy forbids it whatever others allow: see its words"
-            }
-            (_, Right::Url) if self.status == 401 => {
-                "the server wants a user and password: https://USER:PASSWORD@HOST/…"
-            }
-            (_, Right::Url) if self.status == 403 => {
-                "a presigned URL is good for one method, one object and some time: get another"
-            }
-            (_, Right::Anonymous) if matches!(self.status, 401 | 403) => {
-                "it is not public: leave --anonymous out, and say whose credentials to use"
-            }
-            (_, Right::Keys) if self.status == 401 => {
-                "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or the --profile, and the --endpoint"
-            }
-            (_, Right::Keys) if self.status == 403 => {
-                "reading needs s3:GetObject on this key (and s3:ListBucket to tell a missing object \
-                 from a forbidden one), writing s3:PutObject, deleting s3:DeleteObject"
-            }
-            _ => return None,
-        })
-    }
 }
 
 impl Asked<'_> {
@@ -395,35 +331,6 @@ mod tests {
     }
 
     #[test]
-    fn a_hint_goes_by_the_code_the_words_and_the_right() {
-        use Right::{Anonymous, Keys, Url};
-        let table: &[(Right, u16, &str, &str, &str)] = &[
-            (Keys, 403, "AccessDenied", "", "s3:GetObject"),
-            (Anonymous, 403, "AccessDenied", "", "leave --anonymous out"),
-            (Url, 403, "AccessDenied", "", "presigned"),
-            (Keys, 403, "RequestTimeTooSkewed", "", "clock"),
-            (Keys, 403, "InvalidObjectState", "", "archived"),
-            (Keys, 403, "AccessDenied", "not authorized to perform: kms:Decrypt", "encrypted"),
-            (Keys, 400, "KMS.DisabledException", "", "encrypted"),
-            (Keys, 403, "AccessDenied", "with an explicit deny in a policy", "policy"),
-            (Keys, 400, "InvalidRequest", "a form of Server Side Encryption", "customer"),
-            (Keys, 403, "SignatureDoesNotMatch", "", "AWS_SECRET_ACCESS_KEY"),
-            (Url, 403, "SignatureDoesNotMatch", "", "quote it"),
-            (Keys, 403, "InvalidAccessKeyId", "", "AWS_ACCESS_KEY_ID"),
-            (Keys, 403, "InvalidToken", "", "AWS_SESSION_TOKEN"),
-            (Url, 401, "", "", "USER:PASSWORD"),
-            (Keys, 400, "EntityTooSmall", "", ""),
-        ];
-        for (right, status, code, message, expected) in table {
-            let error = answered(URL, *right, (*status, code, message));
-            let hint = error.hint().unwrap_or_default();
-            assert!(hint.contains(expected), "{right:?} {code}: {hint}");
-            let keys_are_named = hint.contains("AWS_ACCESS_KEY_ID");
-            assert_eq!(keys_are_named, *code == "InvalidAccessKeyId", "{right:?} {code}: {hint}");
-        }
-    }
-
-    #[test]
     fn a_bucket_that_is_in_the_endpoint_too_is_noticed() {
         for (url, twice) in [
             ("https://h/b/k", false),
@@ -434,8 +341,8 @@ mod tests {
             ("https://bb.h/b/k", false),
         ] {
             let error = answered(url, Right::Keys, (404, "NoSuchKey", ""));
-            let hint = error.hint().unwrap_or_default();
-            assert_eq!(hint.contains("--virtual-host-style"), twice, "{url}: {hint}");
+            let Error::NotFound { refusal: Some(refusal), .. } = error else { panic!("{error}") };
+            assert_eq!(refusal.bucket_twice, twice, "{url}");
         }
     }
 

@@ -9,7 +9,7 @@ use object_store::aws::AwsCredential;
 use parking_lot::Mutex;
 
 use super::profile::{Keys, Profile};
-use super::{Error, Result, StoreOptions};
+use super::{Access, Error, Result};
 
 /// Keys are renewed this long before they expire, so that none expires on its way.
 const MARGIN: chrono::TimeDelta = chrono::TimeDelta::minutes(2);
@@ -17,7 +17,7 @@ const MARGIN: chrono::TimeDelta = chrono::TimeDelta::minutes(2);
 /// The keys of a profile.
 pub(super) struct FromProfile {
     /// Which profile, of whose files.
-    options: StoreOptions,
+    access: Access,
     /// The last reading, which may be under way. All requests share it, so that one helper runs at a
     /// time, and it goes on whoever gives up: the next one wants the same.
     reading: Mutex<Option<Reading>>,
@@ -41,11 +41,11 @@ impl Current {
 
 impl FromProfile {
     /// Of the profile that `options` mean, which has been read already and gave `keys`.
-    pub(super) async fn new(options: &StoreOptions, keys: Keys) -> Result<Arc<Self>> {
+    pub(super) async fn new(access: &Access, keys: Keys) -> Result<Arc<Self>> {
         let first = futures::future::ready(Ok(check(keys)?)).boxed().shared();
         // From now on it can be looked at without waiting.
         drop(first.clone().await);
-        Ok(Arc::new(Self { options: options.clone(), reading: Mutex::new(Some(first)) }))
+        Ok(Arc::new(Self { access: access.clone(), reading: Mutex::new(Some(first)) }))
     }
 
     /// The keys there are, or those that a reading brings which is under way or begins now.
@@ -72,8 +72,8 @@ impl FromProfile {
     }
 
     async fn read_anew(&self) -> Result<Current> {
-        let profile = Profile::read(&self.options)?;
-        match profile.keys(self.options.deadline).await? {
+        let profile = Profile::read(&self.access)?;
+        match profile.keys(self.access.deadline).await? {
             Some(keys) => check(keys),
             None => Err(Error::ExpiredCredentials { object: "the profile".into() }),
         }

@@ -12,8 +12,8 @@ use super::credentials::Credentials;
 use super::exchange::{Auth, Call, Exchange, host_of};
 use super::profile::Profile;
 use super::{
-    Bucket, Counters, Depth, ETag, Error, GetRange, Pace, Page, Part, Ranged, Result, StoreOptions,
-    UnfinishedPage, Upload, WriteObjects, multipart, ranged, s3_wire, tls,
+    Access, Bucket, Counters, Depth, ETag, Error, GetRange, Pace, Page, Part, Ranged, Result,
+    UnfinishedPage, Upload, WriteObjects, multipart, r2, ranged, s3_wire, tls,
 };
 
 /// What a signed path must not leave as it is: everything but AWS's unreserved characters and `/`.
@@ -30,25 +30,25 @@ pub(super) struct S3Bucket {
 
 impl S3Bucket {
     /// For `bucket`, where the options, the environment and the profile say it is. Sends nothing.
-    pub(super) async fn open(bucket: &str, options: &StoreOptions) -> Result<Self> {
-        let profile = Profile::read(options)?;
-        let endpoint = find_endpoint(options, &profile)?;
-        let is_r2 = endpoint.is_some_and(|endpoint| endpoint.contains(".r2.cloudflarestorage.com"));
-        let region = options
+    pub(super) async fn open(bucket: &str, access: &Access) -> Result<Self> {
+        let profile = Profile::read(access)?;
+        let endpoint = find_endpoint(access, &profile)?;
+        let is_r2 = endpoint.is_some_and(r2::is_endpoint);
+        let region = access
             .region
             .as_deref()
-            .or_else(|| options.environment.get("AWS_REGION"))
-            .or_else(|| options.environment.get("AWS_DEFAULT_REGION"))
-            .or(options.defaults.region.as_deref())
+            .or_else(|| access.environment.get("AWS_REGION"))
+            .or_else(|| access.environment.get("AWS_DEFAULT_REGION"))
+            .or(access.defaults.region.as_deref())
             .or_else(|| profile.get("region"))
             .unwrap_or(if is_r2 { "auto" } else { "us-east-1" })
             .to_owned();
-        let base = bucket_url(bucket, endpoint, &region, options.virtual_host_style)?;
-        let client = tls::client(options, None)?;
+        let base = bucket_url(bucket, endpoint, &region, access.virtual_host_style)?;
+        let client = tls::client(access, None)?;
         let place = format!("s3://{bucket}");
-        let credentials = Credentials::find(options, &profile, &region, &client, &place).await?;
+        let credentials = Credentials::find(access, &profile, &region, &client, &place).await?;
         let auth = Auth::Aws { credentials, region };
-        let exchange = Exchange::new(client, auth, Some(bucket.to_owned()), options.clone());
+        let exchange = Exchange::new(client, auth, Some(bucket.to_owned()), access.clone());
         Ok(Self { exchange, bucket: bucket.to_owned(), base })
     }
 
@@ -198,8 +198,8 @@ impl fmt::Debug for S3Bucket {
 
 /// The endpoint in the order of AWS's tools. Those that are configured for all of them can be switched
 /// off, which says nothing of ours.
-fn find_endpoint<'a>(options: &'a StoreOptions, profile: &'a Profile) -> Result<Option<&'a str>> {
-    let environment = &options.environment;
+fn find_endpoint<'a>(access: &'a Access, profile: &'a Profile) -> Result<Option<&'a str>> {
+    let environment = &access.environment;
     let ignored = environment.flag("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS").unwrap_or_else(|| {
         let setting = profile.get("ignore_configured_endpoint_urls");
         setting.is_some_and(|value| value.eq_ignore_ascii_case("true"))
@@ -208,8 +208,8 @@ fn find_endpoint<'a>(options: &'a StoreOptions, profile: &'a Profile) -> Result<
         let service = environment.get("AWS_ENDPOINT_URL_S3");
         service.or_else(|| environment.get("AWS_ENDPOINT_URL")).filter(|_| !ignored)
     };
-    let ours = options.endpoint.as_deref().or_else(of_environment);
-    match ours.or(options.defaults.endpoint.as_deref()) {
+    let ours = access.endpoint.as_deref().or_else(of_environment);
+    match ours.or(access.defaults.endpoint.as_deref()) {
         None if !ignored => profile.endpoint(),
         found => Ok(found),
     }

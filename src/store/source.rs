@@ -10,7 +10,7 @@ use url::Url;
 use super::http_object::HttpObject;
 use super::local::LocalBucket;
 use super::s3::S3Bucket;
-use super::{Error, Folder, Object, ReadRanges, Result, StoreOptions};
+use super::{Access, Error, Folder, Object, ReadRanges, Result};
 
 /// A last segment that ends so is an archive; anything else is a prefix to look below. Asking the
 /// bucket instead would cost a round trip before the first byte.
@@ -57,10 +57,10 @@ impl Source {
     ///
     /// # Errors
     /// [`Error::BadCredentials`] or [`Error::BadOption`] if the options do not suffice.
-    pub async fn archive(&self, options: &StoreOptions) -> Result<Arc<dyn ReadRanges>> {
+    pub async fn archive(&self, access: &Access) -> Result<Arc<dyn ReadRanges>> {
         match self {
-            Self::Http(url) => Ok(Arc::new(HttpObject::open(url, options)?)),
-            Self::S3 { .. } | Self::Local(_) => Ok(Arc::new(self.object(options).await?)),
+            Self::Http(url) => Ok(Arc::new(HttpObject::open(url, access)?)),
+            Self::S3 { .. } | Self::Local(_) => Ok(Arc::new(self.object(access).await?)),
         }
     }
 
@@ -68,10 +68,10 @@ impl Source {
     ///
     /// # Errors
     /// [`Error::ReadOnly`] for a URL, which is in no bucket that we know, and as for [`Source::archive`].
-    pub async fn object(&self, options: &StoreOptions) -> Result<Object> {
+    pub async fn object(&self, access: &Access) -> Result<Object> {
         match self {
             Self::S3 { bucket, key } => {
-                let bucket = Arc::new(S3Bucket::open(bucket, options).await?);
+                let bucket = Arc::new(S3Bucket::open(bucket, access).await?);
                 let key = if ARCHIVE_ENDINGS.iter().any(|ending| key.ends_with(ending)) {
                     key.clone()
                 } else {
@@ -96,10 +96,10 @@ impl Source {
     ///
     /// # Errors
     /// [`Error::ReadOnly`] for a URL, and as for [`Source::archive`].
-    pub async fn folder(&self, options: &StoreOptions) -> Result<Folder> {
+    pub async fn folder(&self, access: &Access) -> Result<Folder> {
         match self {
             Self::S3 { bucket, key } => {
-                let bucket = Arc::new(S3Bucket::open(bucket, options).await?);
+                let bucket = Arc::new(S3Bucket::open(bucket, access).await?);
                 Ok(Folder { bucket, prefix: below(key, "") })
             }
             Self::Http(_) => Err(Error::ReadOnly { place: self.to_string() }),
@@ -285,7 +285,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_archive_is_told_from_a_prefix_by_its_ending() {
-        let options = StoreOptions { anonymous: true, ..StoreOptions::default() };
+        let access = Access { anonymous: true, ..Access::default() };
         for (text, name) in [
             ("s3://b/k.sqsh", "s3://b/k.sqsh"),
             ("s3://b/k.squashfs", "s3://b/k.squashfs"),
@@ -299,10 +299,10 @@ mod tests {
             ("/", "/data.sqsh"),
             ("file", "file"),
         ] {
-            let object = text.parse::<Source>().unwrap().archive(&options).await.unwrap();
+            let object = text.parse::<Source>().unwrap().archive(&access).await.unwrap();
             assert_eq!(object.name(), name, "{text}");
         }
-        let folder = "s3://b/p".parse::<Source>().unwrap().folder(&options).await.unwrap();
+        let folder = "s3://b/p".parse::<Source>().unwrap().folder(&access).await.unwrap();
         assert_eq!(folder.object("x/meta.json").name(), "s3://b/p/x/meta.json");
     }
 }

@@ -7,7 +7,7 @@ use object_store::client::HttpClient;
 
 use super::error::root_cause;
 use super::redirect::{Guard, Lookup};
-use super::{Error, Result, StoreOptions};
+use super::{Access, Error, Result};
 use crate::environment::Environment;
 
 /// Builds a client. Redirects are followed where `guard` lets them, which is for plain URLs only: a
@@ -17,7 +17,7 @@ use crate::environment::Environment;
 /// honours `SSL_CERT_FILE`, `SSL_CERT_DIR` and company roots. Mozilla's roots stand in where the system
 /// has none, as in a minimal container; building a client would fail there, even one that only speaks to
 /// an `http://` endpoint.
-pub(super) fn client(options: &StoreOptions, guard: Option<&Arc<Guard>>) -> Result<HttpClient> {
+pub(super) fn client(access: &Access, guard: Option<&Arc<Guard>>) -> Result<HttpClient> {
     // Another part of the process may have installed a provider first, which is as good.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let builder = || {
@@ -26,12 +26,12 @@ pub(super) fn client(options: &StoreOptions, guard: Option<&Arc<Guard>>) -> Resu
             Some(guard) => builder.redirect(guard.policy()).dns_resolver(Lookup(Arc::clone(guard))),
             None => builder.redirect(reqwest::redirect::Policy::none()),
         };
-        let builder = if no_proxy(&options.environment) { builder.no_proxy() } else { builder };
+        let builder = if no_proxy(&access.environment) { builder.no_proxy() } else { builder };
         builder
             .user_agent(concat!("thawfs/", env!("CARGO_PKG_VERSION")))
             // Shorter than what is waited for an answer at first, so that it is told which of both it was:
             // 4.8 s with the default deadline, for looking up the name, TCP and TLS.
-            .connect_timeout(options.patience() * 4 / 5)
+            .connect_timeout(access.patience() * 4 / 5)
             // Parallel GETs want connections of their own: over one HTTP/2 connection they share
             // its congestion window, and one lost packet stalls all of them.
             .http1_only()
@@ -43,7 +43,7 @@ pub(super) fn client(options: &StoreOptions, guard: Option<&Arc<Guard>>) -> Resu
         let client = builder().tls_certs_only(certificates.iter().cloned()).build();
         client.map_err(|error| Error::BadOption { what: "TLS".into(), reason: root_cause(&error) })
     };
-    let client = match options.environment.path("AWS_CA_BUNDLE") {
+    let client = match access.environment.path("AWS_CA_BUNDLE") {
         Some(path) => only(&read_bundle(path)?)?,
         None => match builder().build() {
             Ok(client) => client,

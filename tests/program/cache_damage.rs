@@ -11,7 +11,7 @@ use crate::support::s3::{ACCESS_KEY, Config, S3Server, SECRET_KEY};
 use crate::support::surrounding::{Need, cannot_run};
 use thawfs::cache::{Blob, CacheDir, DiskLimit, MemoryBlob, OpenOptions, RemoteBlob};
 use thawfs::squashfs::{Archive, Error, WalkEntry};
-use thawfs::store::{Source, StoreOptions};
+use thawfs::store::{Access, Source};
 use thawfs::types::{FileKind, FileOffset, InodeRef};
 use tokio::runtime::Runtime;
 
@@ -102,10 +102,10 @@ impl Setup {
     fn open(&self, name: &str) -> (Arc<RemoteBlob>, Result<Archive, Error>) {
         let environment =
             [("AWS_ACCESS_KEY_ID", ACCESS_KEY), ("AWS_SECRET_ACCESS_KEY", SECRET_KEY)];
-        let store_options = StoreOptions {
+        let store_options = Access {
             endpoint: Some(self.server.url()),
             environment: environment.into_iter().collect(),
-            ..StoreOptions::default()
+            ..Access::default()
         };
         let source: Source = format!("s3://{KEY}").parse().unwrap();
         let object = self.runtime.block_on(source.archive(&store_options)).unwrap();

@@ -10,7 +10,7 @@ use crate::support::s3::{ACCESS_KEY, Config, S3Server, SECRET_KEY};
 use crate::support::surrounding::{Need, cannot_run};
 use tempfile::TempDir;
 use thawfs::cache::{Blob, CacheDir, DiskLimit, OpenOptions, RemoteBlob};
-use thawfs::store::{Source, StoreOptions};
+use thawfs::store::{Access, Source};
 use thawfs::types::{ArchiveOffset, ByteRange};
 use tokio::runtime::Runtime;
 
@@ -66,12 +66,12 @@ impl Setup {
     }
 
     fn open(&self, name: &str, disk: &CacheDir) -> RemoteBlob {
-        let store_options = StoreOptions {
+        let store_options = Access {
             endpoint: Some(self.server.url()),
             environment: [("AWS_ACCESS_KEY_ID", ACCESS_KEY), ("AWS_SECRET_ACCESS_KEY", SECRET_KEY)]
                 .into_iter()
                 .collect(),
-            ..StoreOptions::default()
+            ..Access::default()
         };
         let source: Source = format!("s3://bucket/{name}.sqsh").parse().unwrap();
         let object = self.runtime.block_on(source.archive(&store_options)).unwrap();

@@ -7,7 +7,7 @@ use crate::support::s3::{ACCESS_KEY, Config, S3Server, SECRET_KEY, Tags};
 use rusty_s3::S3Action;
 use tempfile::TempDir;
 use thawfs::cache::{Blob, CacheDir, DiskLimit, OpenOptions, RemoteBlob};
-use thawfs::store::{Source, StoreOptions};
+use thawfs::store::{Access, Source};
 use thawfs::types::{ArchiveOffset, ByteRange};
 use tokio::runtime::Runtime;
 
@@ -49,12 +49,12 @@ impl Setup {
 
     /// Reads all of an object through the cache, and gives how many bytes its server sent.
     fn read(&self, server: &S3Server, source: &str, version: u8) -> u64 {
-        let store_options = StoreOptions {
+        let store_options = Access {
             endpoint: source.starts_with("s3:").then(|| server.url()),
             environment: [("AWS_ACCESS_KEY_ID", ACCESS_KEY), ("AWS_SECRET_ACCESS_KEY", SECRET_KEY)]
                 .into_iter()
                 .collect(),
-            ..StoreOptions::default()
+            ..Access::default()
         };
         server.clear_log();
         let source: Source = source.parse().unwrap();

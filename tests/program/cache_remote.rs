@@ -9,7 +9,7 @@ use crate::support::words::eventually;
 use proptest::prelude::*;
 use tempfile::TempDir;
 use thawfs::cache::{Blob, Error, OpenOptions, RemoteBlob};
-use thawfs::store::{self, Source, StoreOptions};
+use thawfs::store::{self, Access, Source};
 use thawfs::types::{ArchiveOffset, ByteRange};
 use tokio::runtime::Runtime;
 
@@ -61,13 +61,13 @@ impl Setup {
     }
 
     fn open(&self, options: OpenOptions) -> Result<RemoteBlob, Error> {
-        let store_options = StoreOptions {
+        let store_options = Access {
             endpoint: Some(self.server.url()),
             deadline: Duration::from_millis(3000),
             environment: [("AWS_ACCESS_KEY_ID", ACCESS_KEY), ("AWS_SECRET_ACCESS_KEY", SECRET_KEY)]
                 .into_iter()
                 .collect(),
-            ..StoreOptions::default()
+            ..Access::default()
         };
         let source: Source = "s3://bucket".parse().unwrap();
         let object = self.runtime.block_on(source.archive(&store_options)).unwrap();
@@ -384,7 +384,7 @@ fn a_changed_object_is_an_error_of_its_own() {
 
 #[test]
 fn an_object_that_changes_during_opening_is_not_opened() {
-    let latency = Duration::from_millis(200);
+    let latency = Duration::from_secs(1);
     let setup = Setup::new(8 * MIB);
     setup.server.inject(Fault::Delay(latency), 1);
     let path = setup.object_path();
@@ -446,7 +446,7 @@ proptest! {
         std::fs::write(root.path().join("data.sqsh"), &content).unwrap();
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().unwrap();
         let source: Source = root.path().to_str().unwrap().parse().unwrap();
-        let object = runtime.block_on(source.archive(&StoreOptions::default())).unwrap();
+        let object = runtime.block_on(source.archive(&Access::default())).unwrap();
         let options =
             OpenOptions { offset, memory_bytes, chunk_size: 512, tail_bytes, disk: None };
         let blob = RemoteBlob::open(object, runtime.handle().clone(), options).unwrap();

@@ -9,7 +9,7 @@ use crate::support::mount::{Bench, can_mount, can_mount_with};
 use crate::support::s3::{ACCESS_KEY, Config, S3Server, SECRET_KEY, Seen};
 use crate::support::surrounding::{Need, has};
 use thawfs::cache::{Blob, CacheDir, DiskLimit, OpenOptions, RemoteBlob, Warm, Warming};
-use thawfs::store::{Source, StoreOptions};
+use thawfs::store::{Access, Source};
 use thawfs::types::{ArchiveOffset, ByteRange};
 
 const KIB: usize = 1 << 10;
@@ -343,12 +343,12 @@ fn readers_and_warming_share_requests_and_get_the_right_bytes() {
     let config = Config { latency: Duration::from_millis(3), ..Config::new(dir.path()) };
     let server = S3Server::start(config).unwrap();
     let runtime = tokio::runtime::Runtime::new().unwrap();
-    let options = StoreOptions {
+    let options = Access {
         endpoint: Some(server.url()),
         environment: [("AWS_ACCESS_KEY_ID", ACCESS_KEY), ("AWS_SECRET_ACCESS_KEY", SECRET_KEY)]
             .into_iter()
             .collect(),
-        ..StoreOptions::default()
+        ..Access::default()
     };
     let source: Source = "s3://bucket/a.sqsh".parse().unwrap();
     let object = runtime.block_on(source.archive(&options)).unwrap();

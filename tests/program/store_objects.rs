@@ -3,7 +3,7 @@
 use crate::support::s3::{ACCESS_KEY, Config, Fault, S3Server, SECRET_KEY};
 use tempfile::TempDir;
 use thawfs::store::{
-    Depth, Error, Folder, GetRange, MIN_PART_SIZE, Page, Source, StoreOptions, Unfinished,
+    Access, Depth, Error, Folder, GetRange, MIN_PART_SIZE, Page, Source, Unfinished,
 };
 
 struct Backend {
@@ -17,19 +17,19 @@ async fn backends() -> Vec<Backend> {
     let root = tempfile::tempdir().unwrap();
     std::fs::create_dir(root.path().join("bucket")).unwrap();
     let server = S3Server::start(Config { page: 3, ..Config::new(root.path()) }).unwrap();
-    let options = StoreOptions {
+    let options = Access {
         endpoint: Some(server.url()),
         environment: [("AWS_ACCESS_KEY_ID", ACCESS_KEY), ("AWS_SECRET_ACCESS_KEY", SECRET_KEY)]
             .into_iter()
             .collect(),
-        ..StoreOptions::default()
+        ..Access::default()
     };
     let folder = "s3://bucket/pre fix+é".parse::<Source>().unwrap().folder(&options).await.unwrap();
     let s3 = Backend { name: "s3", folder, _root: root, server: Some(server) };
     let root = tempfile::tempdir().unwrap();
     let path = root.path().join("new");
     let source: Source = path.to_str().unwrap().parse().unwrap();
-    let folder = source.folder(&StoreOptions::default()).await.unwrap();
+    let folder = source.folder(&Access::default()).await.unwrap();
     vec![s3, Backend { name: "local", folder, _root: root, server: None }]
 }
 
@@ -212,7 +212,7 @@ async fn a_directory_lists_linked_files_and_no_linked_directories() {
     std::os::unix::fs::symlink("..", path.join("d/circle")).unwrap();
     std::os::unix::fs::symlink("nowhere", path.join("d/dangling")).unwrap();
     let source: Source = path.to_str().unwrap().parse().unwrap();
-    let store = source.folder(&StoreOptions::default()).await.unwrap().bucket;
+    let store = source.folder(&Access::default()).await.unwrap().bucket;
     let page = store.list("", Depth::All, None).await.unwrap();
     let keys: Vec<_> = page.objects.iter().map(|found| (found.key.as_str(), found.size)).collect();
     assert_eq!(keys, [("d/file", 5), ("d/link", 5)]);

@@ -41,10 +41,10 @@ pub enum DiskLimit {
 
 /// A directory of cached archives. Clones are the same directory.
 #[derive(Clone, Debug)]
-pub struct CacheDir(Arc<Inner>);
+pub struct CacheDir(Arc<Directory>);
 
 #[derive(Debug)]
-struct Inner {
+struct Directory {
     /// For messages: what is done is done through `dir`, which stays the same directory when
     /// something is mounted over it.
     path: PathBuf,
@@ -97,7 +97,7 @@ impl CacheDir {
             DiskLimit::Auto | DiskLimit::Off => (size / 10).min(AUTO_MOST),
         };
         let floor = (size / 20).min(FLOOR_MOST);
-        Ok(Some(Self(Arc::new(Inner { path, dir, limit, floor }))))
+        Ok(Some(Self(Arc::new(Directory { path, dir, limit, floor }))))
     }
 
     /// Where it is.

@@ -12,13 +12,14 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{FallocateFlags, Mode, OFlags};
 use serde::{Deserialize, Serialize};
 use twox_hash::XxHash3_128;
 
-use super::index::{self, Presence, Record, checksum};
+use super::index::{Damaged, Files, Index};
+use super::records::{self, Record, checksum};
 use crate::buffers;
-use crate::cache::plan::Grid;
+use crate::cache::grid::Grid;
 
 /// Most chunks of an archive. A larger one (2 TiB) is not cached: its bits would take more memory
 /// than 4 MiB.
@@ -84,17 +85,79 @@ pub(super) fn open_file(dir: &OwnedFd, stem: &str, ending: &str, make: bool) -> 
     Ok(File::from(file))
 }
 
-/// One archive's files, open and locked against removal.
+/// The index and the chunks of an archive.
+#[derive(Debug)]
+pub(super) struct ArchiveFiles {
+    pub(super) grid: Grid,
+    seed: u64,
+    index: File,
+    data: File,
+}
+
+impl ArchiveFiles {
+    /// Opens them, made if there are none and `make` says so.
+    pub(super) fn open(dir: &OwnedFd, stem: &str, grid: Grid, make: bool) -> io::Result<Self> {
+        let seed = XxHash3_128::oneshot(stem.as_bytes()) as u64;
+        let index = open_file(dir, stem, "index", make)?;
+        let data = open_file(dir, stem, "data", make)?;
+        Ok(Self { grid, seed, index, data })
+    }
+
+    /// Goes through the records of chunks that are there.
+    pub(super) fn for_each(&self, each: impl FnMut(u64, Record)) -> io::Result<()> {
+        records::for_each(&self.index, self.grid.count(), each)
+    }
+}
+
+impl Files for ArchiveFiles {
+    type Record = Record;
+    type Chunk = Bytes;
+
+    fn are_present(&self, chunks: Range<u64>) -> io::Result<Vec<bool>> {
+        Ok(records::read(&self.index, chunks)?.iter().map(Record::is_present).collect())
+    }
+
+    fn record(&self, chunk: u64) -> Option<Record> {
+        let records = records::read(&self.index, chunk..chunk + 1).ok()?;
+        records.first().copied().filter(Record::is_present)
+    }
+
+    fn set_record(&self, chunk: u64, record: Option<Record>) -> io::Result<()> {
+        records::write(&self.index, chunk, record)
+    }
+
+    fn chunk(&self, chunk: u64, record: &Record) -> Option<Bytes> {
+        let at = self.grid.bytes(&(chunk..chunk + 1));
+        let len = usize::try_from(at.end - at.start).unwrap_or(0);
+        let mut bytes = buffers::take(len);
+        bytes.resize(len, 0);
+        self.data.read_exact_at(&mut bytes, at.start).ok()?;
+        record.fits(checksum(self.seed, chunk, &bytes)).then(|| buffers::share(bytes))
+    }
+
+    fn set_chunk(&self, chunk: u64, bytes: &[u8]) -> io::Result<Record> {
+        let at = self.grid.bytes(&(chunk..chunk + 1));
+        if bytes.len() as u64 != at.end - at.start {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        self.data.write_all_at(bytes, at.start)?;
+        Ok(Record::new(checksum(self.seed, chunk, bytes)))
+    }
+
+    fn punch(&self, chunk: u64) -> io::Result<()> {
+        let at = self.grid.bytes(&(chunk..chunk + 1));
+        let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        Ok(rustix::fs::fallocate(&self.data, hole, at.start, at.end - at.start)?)
+    }
+}
+
+/// One archive on disk, open and locked against removal.
 #[derive(Debug)]
 pub(in crate::cache) struct Entry {
     about: About,
     stem: String,
-    grid: Grid,
-    seed: u64,
     lock: File,
-    index: File,
-    data: File,
-    presence: Presence,
+    index: Index<ArchiveFiles>,
 }
 
 impl Entry {
@@ -104,8 +167,7 @@ impl Entry {
     /// When a file cannot be opened or written, or `about` cannot be cached.
     pub(super) fn open(dir: &OwnedFd, place: &str, about: About) -> io::Result<Self> {
         let grid = about.grid().ok_or(io::ErrorKind::InvalidInput)?;
-        let count = grid.size.div_ceil(grid.chunk);
-        if count > MOST_CHUNKS {
+        if grid.count() > MOST_CHUNKS {
             return Err(io::ErrorKind::FileTooLarge.into());
         }
         let text = serde_json::to_vec(&about)?;
@@ -122,12 +184,11 @@ impl Entry {
                 lock.write_all_at(&text, 0)?;
             }
         }
-        let index = open_file(dir, &stem, "index", true)?;
-        let data = open_file(dir, &stem, "data", true)?;
-        let presence = Presence::new(count);
-        index::for_each(&index, count, |chunk, _| presence.set(chunk, true))?;
-        let seed = XxHash3_128::oneshot(stem.as_bytes()) as u64;
-        Ok(Self { about, stem, grid, seed, lock, index, data, presence })
+        let files = ArchiveFiles::open(dir, &stem, grid, true)?;
+        let mut present = Vec::new();
+        files.for_each(|chunk, _| present.push(chunk))?;
+        let index = Index::new(files, grid.count(), present);
+        Ok(Self { about, stem, lock, index })
     }
 
     /// What is cached here.
@@ -142,61 +203,27 @@ impl Entry {
 
     /// Whether a chunk is believed to be here.
     pub(in crate::cache) fn holds(&self, chunk: u64) -> bool {
-        self.presence.holds(chunk)
+        self.index.holds(chunk)
     }
 
-    /// Looks whether others have brought all of `chunks` meanwhile: one system call, which costs
-    /// little beside the request that it can save.
+    /// See [`Index::refresh`].
     pub(super) fn refresh(&self, chunks: &Range<u64>) -> bool {
-        let Ok(records) = index::read(&self.index, chunks.clone()) else { return false };
-        let mut all = records.len() as u64 == chunks.end - chunks.start;
-        for (chunk, record) in chunks.clone().zip(&records) {
-            let there = record.is_present();
-            self.presence.set(chunk, there);
-            all &= there;
-        }
-        all
+        self.index.refresh(chunks)
     }
 
-    /// A chunk, if it is here and as it was written. What is damaged is forgotten, and the error
-    /// says so.
-    pub(in crate::cache) fn read(&self, chunk: u64) -> Result<Option<Bytes>, Damaged> {
-        let record = index::read(&self.index, chunk..chunk + 1);
-        let record = record.ok().and_then(|records| records.first().copied());
-        let Some(record) = record.filter(Record::is_present) else {
-            self.presence.set(chunk, false);
-            return Ok(None);
-        };
-        let at = self.grid.bytes(&(chunk..chunk + 1));
-        let len = usize::try_from(at.end - at.start).unwrap_or(0);
-        let mut bytes = buffers::take(len);
-        bytes.resize(len, 0);
-        let read = self.data.read_exact_at(&mut bytes, at.start);
-        if read.is_ok() && record.fits(checksum(self.seed, chunk, &bytes)) {
-            return Ok(Some(buffers::share(bytes)));
-        }
-        self.forget(chunk);
-        Err(Damaged)
+    /// See [`Index::read`].
+    pub(super) fn read(&self, chunk: u64) -> Result<Option<Bytes>, Damaged> {
+        self.index.read(chunk)
     }
 
-    /// Forgets a chunk, which is damaged.
+    /// See [`Index::forget`].
     pub(super) fn forget(&self, chunk: u64) {
-        self.presence.set(chunk, false);
-        // If that fails, the next reader finds the damage again.
-        let _ = index::write(&self.index, chunk, None);
+        self.index.forget(chunk);
     }
 
-    /// Writes a chunk, and then its record.
+    /// See [`Index::write`].
     pub(super) fn write(&self, chunk: u64, bytes: &[u8]) -> io::Result<()> {
-        let at = self.grid.bytes(&(chunk..chunk + 1));
-        if bytes.len() as u64 != at.end - at.start {
-            return Err(io::ErrorKind::InvalidInput.into());
-        }
-        self.data.write_all_at(bytes, at.start)?;
-        let record = Record::new(checksum(self.seed, chunk, bytes));
-        index::write(&self.index, chunk, Some(record))?;
-        self.presence.set(chunk, true);
-        Ok(())
+        self.index.write(chunk, bytes)
     }
 
     /// Notes that it is used now.
@@ -205,10 +232,6 @@ impl Entry {
         let _ = self.lock.set_modified(SystemTime::now());
     }
 }
-
-/// A chunk on disk was not what had been written.
-#[derive(Debug)]
-pub(in crate::cache) struct Damaged;
 
 /// Opens an archive's description and locks it, so that nobody removes the archive.
 fn lock(dir: &OwnedFd, stem: &str) -> io::Result<File> {
@@ -228,4 +251,38 @@ fn lock(dir: &OwnedFd, stem: &str) -> io::Result<File> {
         std::thread::sleep(pause);
     }
     Err(io::ErrorKind::ResourceBusy.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::index::evict;
+    use super::*;
+
+    #[test]
+    fn what_is_held_is_known_by_the_chunk_here_and_to_who_opens_it_next() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = OwnedFd::from(File::open(dir.path()).unwrap());
+        let text = String::new;
+        let (name, etag, start) = (text(), text(), text());
+        let about = About { name, etag, size: 1299, offset: 0, chunk: 10, start };
+        let open = || Entry::open(&dir, "place", about.clone()).unwrap();
+        let held = |entry: &Entry| -> Vec<u64> { (0..600).filter(|n| entry.holds(*n)).collect() };
+        let entry = open();
+        for chunk in [63, 64, 100, 129] {
+            let len = if chunk == 129 { 9 } else { 10 };
+            entry.write(chunk, &vec![7; len]).unwrap();
+        }
+        assert!(entry.write(129, &[7; 10]).is_err());
+        entry.forget(64);
+        assert_eq!(held(&entry), [63, 100, 129]);
+        let other = open();
+        assert_eq!(held(&other), [63, 100, 129]);
+        let grid = about.grid().unwrap();
+        evict(&ArchiveFiles::open(&dir, entry.stem(), grid, false).unwrap(), 100).unwrap();
+        entry.write(64, &[8; 10]).unwrap();
+        assert!(other.refresh(&(63..65)) && !other.refresh(&(64..66)));
+        assert!(entry.read(100).unwrap().is_none() && other.holds(100));
+        assert_eq!((held(&entry), held(&other)), (vec![63, 64, 129], vec![63, 64, 100, 129]));
+        assert_eq!(other.read(64).unwrap().unwrap(), [8; 10].as_slice());
+    }
 }

@@ -7,12 +7,13 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use rustix::fs::{AtFlags, FallocateFlags};
+use rustix::fs::AtFlags;
 use serde::Serialize;
 
-use super::CacheDir;
-use super::entry::{About, ENDINGS, open_file};
+use super::dir::CacheDir;
+use super::entry::{About, ArchiveFiles, ENDINGS, open_file};
 use super::index;
+use super::traces::Traces;
 
 /// Most bytes that are written before the room is measured again. Several processes can exceed the
 /// limit by this much each, until the next of them looks.
@@ -100,7 +101,7 @@ impl CacheDir {
                 cleared.in_use += 1;
             }
         }
-        self.remove_traces(before)?;
+        Traces::beside(self).remove(before)?;
         Ok(cleared)
     }
 
@@ -175,21 +176,19 @@ impl CacheDir {
     /// Takes the chunks that were written first out of archives in use, until `excess` bytes are
     /// free. Their readers find out, and fetch them again.
     fn punch(&self, archives: &[CachedArchive], excess: u64) -> io::Result<()> {
-        let mut open = Vec::new();
-        for archive in archives.iter().filter(|archive| archive.in_use) {
-            let file = |ending| open_file(self.dir(), &archive.stem, ending, false);
-            let Ok(lock) = file("about") else { continue };
-            let grid = About::read(&lock).and_then(|about| about.grid());
-            if let (Some(grid), Ok(index), Ok(data)) = (grid, file("index"), file("data")) {
-                open.push((grid, index, data));
-            }
-        }
+        let open = |archive: &CachedArchive| {
+            let lock = open_file(self.dir(), &archive.stem, "about", false).ok()?;
+            ArchiveFiles::open(self.dir(), &archive.stem, About::read(&lock)?.grid()?, false).ok()
+        };
+        let in_use = archives.iter().filter(|archive| archive.in_use);
+        let in_use: Vec<ArchiveFiles> = in_use.filter_map(open).collect();
         let mut oldest = BinaryHeap::new();
         let mut bytes = 0;
-        for (nth, (grid, index, _)) in open.iter().enumerate() {
-            index::for_each(index, grid.size.div_ceil(grid.chunk), |chunk, record| {
-                oldest.push((record.written(), nth, chunk, grid.len(&(chunk..chunk + 1))));
-                bytes += grid.len(&(chunk..chunk + 1));
+        for (nth, files) in in_use.iter().enumerate() {
+            files.for_each(|chunk, record| {
+                let len = files.grid.len(&(chunk..chunk + 1));
+                oldest.push((record.written(), nth, chunk, len));
+                bytes += len;
                 // The youngest goes back as soon as the rest is enough.
                 while let Some((.., len)) = oldest.peek() {
                     if bytes - len < excess && oldest.len() as u64 <= MOST_HOLES {
@@ -200,12 +199,8 @@ impl CacheDir {
                 }
             })?;
         }
-        for (_, nth, chunk, len) in oldest {
-            let Some((grid, index, data)) = open.get(nth) else { continue };
-            // In this order a reader finds no record, or zeros that fail their checksum.
-            index::write(index, chunk, None)?;
-            let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-            rustix::fs::fallocate(data, hole, grid.bytes(&(chunk..chunk + 1)).start, len)?;
+        for (_, nth, chunk, _) in oldest {
+            in_use.get(nth).map_or(Ok(()), |files| index::evict(files, chunk))?;
         }
         Ok(())
     }

@@ -1,129 +1,132 @@
-//! What an index file says: which chunks are in the data file, with what checksum, since when.
+//! Which chunks of an archive are on disk, and in what order a chunk and its record come and go.
 //!
-//! One record a chunk, at the chunk's number times [`RECORD_LEN`]; a record of zeros, as every hole
-//! has them, is a chunk that is not there. A record is written after its chunk and trusted for nothing:
-//! whatever a crash, another process or a failing disk made of either, a chunk that is returned had
-//! the checksum that its record says.
+//! Any number of threads and processes use the same files without a lock. That is safe because nothing is
+//! trusted: a chunk is returned if it has the checksum that its record says. It is cheap because of three
+//! orders:
+//!
+//! - A chunk is written first, then its record, then the bit that says so: who believes the bit finds the
+//!   record, and who finds the record finds the chunk.
+//! - A chunk that leaves loses its record before its bytes: no record stands for a hole, even if the
+//!   process is killed in between.
+//! - Bits of one word are set by one atomic operation each, so that neighbours do not undo each other.
+//!
+//! `tests/loom` goes through all interleavings of a few threads.
 
-use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::ops::Range;
+use std::sync::atomic::Ordering;
 
-use rustix::fs::SeekFrom;
-use twox_hash::XxHash3_128;
-use zerocopy::little_endian::{U64, U128};
-use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned};
+// The standard library's, or loom's where that goes through interleavings.
+use super::AtomicU64;
 
-/// Size of a record in bytes.
-pub(super) const RECORD_LEN: u64 = 24;
+/// The files of an archive. Others may come between any two calls.
+pub(super) trait Files {
+    /// What is known of a chunk that is there.
+    type Record;
+    /// The bytes of a chunk.
+    type Chunk;
 
-/// Records that are read at a time.
-const BATCH: u64 = 2048;
+    /// Whether each of `chunks` has a record.
+    fn are_present(&self, chunks: Range<u64>) -> io::Result<Vec<bool>>;
 
-/// One chunk's record.
-#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
-#[repr(C)]
-pub(super) struct Record {
-    /// See [`checksum`]; never 0 where there is a chunk.
-    sum: U128,
-    /// Milliseconds since the epoch when the chunk was written.
-    written: U64,
+    /// The record of a chunk that is there.
+    fn record(&self, chunk: u64) -> Option<Self::Record>;
+
+    /// Writes a record; without one, that the chunk is not there.
+    fn set_record(&self, chunk: u64, record: Option<Self::Record>) -> io::Result<()>;
+
+    /// The bytes of a chunk if they are what its record says.
+    fn chunk(&self, chunk: u64, record: &Self::Record) -> Option<Self::Chunk>;
+
+    /// Writes the bytes of a chunk, and gives the record that they are to have.
+    fn set_chunk(&self, chunk: u64, bytes: &[u8]) -> io::Result<Self::Record>;
+
+    /// Frees the bytes of a chunk.
+    fn punch(&self, chunk: u64) -> io::Result<()>;
 }
 
-impl Record {
-    /// For a chunk that is written now.
-    pub(super) fn new(sum: u128) -> Self {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let written = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
-        Self { sum: sum.into(), written: written.into() }
-    }
+/// A chunk on disk was not what had been written.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Damaged;
 
-    /// Whether it stands for a chunk.
-    pub(super) fn is_present(&self) -> bool {
-        self.sum.get() != 0
-    }
-
-    /// Whether a chunk of this checksum is the one it stands for.
-    pub(super) fn fits(&self, sum: u128) -> bool {
-        self.sum.get() == sum
-    }
-
-    /// Milliseconds since the epoch when the chunk was written.
-    pub(super) fn written(&self) -> u64 {
-        self.written.get()
-    }
+/// The chunks in an archive's files.
+#[derive(Debug)]
+pub(super) struct Index<F> {
+    files: F,
+    presence: Presence,
 }
 
-/// Checksum of a chunk, which fits at this place of this archive only. Never 0.
-pub(super) fn checksum(seed: u64, chunk: u64, bytes: &[u8]) -> u128 {
-    // The odd factor spreads the numbers of chunks over all bits.
-    let seed = seed ^ chunk.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    XxHash3_128::oneshot_with_seed(seed, bytes).max(1)
-}
+impl<F: Files> Index<F> {
+    /// Of an archive of `count` chunks, those in `present` of which are there.
+    pub(super) fn new(files: F, count: u64, present: impl IntoIterator<Item = u64>) -> Self {
+        let presence = Presence::new(count);
+        present.into_iter().for_each(|chunk| presence.set(chunk, true));
+        Self { files, presence }
+    }
 
-/// Reads the records of some chunks, at most [`BATCH`]; those past the end of the file are absent.
-pub(super) fn read(index: &File, chunks: std::ops::Range<u64>) -> io::Result<Vec<Record>> {
-    let count = chunks.end.saturating_sub(chunks.start).min(BATCH);
-    let mut records = vec![Record::new_zeroed(); usize::try_from(count).unwrap_or(0)];
-    let bytes = records.as_mut_slice().as_mut_bytes();
-    let mut done = 0;
-    while let Some(rest) = bytes.get_mut(done..).filter(|rest| !rest.is_empty()) {
-        match index.read_at(rest, chunks.start * RECORD_LEN + done as u64) {
-            Ok(0) => break,
-            Ok(read) => done += read,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
+    /// Whether a chunk is believed to be there. No system call.
+    pub(super) fn holds(&self, chunk: u64) -> bool {
+        self.presence.holds(chunk)
+    }
+
+    /// Looks whether others have brought all of `chunks` meanwhile: one system call, which costs
+    /// little beside the request that it can save.
+    pub(super) fn refresh(&self, chunks: &Range<u64>) -> bool {
+        let Ok(present) = self.files.are_present(chunks.clone()) else { return false };
+        // What is not there may just be written: that its bit is wrong, a reader finds out.
+        for (chunk, _) in chunks.clone().zip(&present).filter(|(_, is_present)| **is_present) {
+            self.presence.set(chunk, true);
         }
+        present.len() as u64 == chunks.end - chunks.start && present.iter().all(|there| *there)
     }
-    Ok(records)
-}
 
-/// Writes one record; without it, that the chunk is not there.
-pub(super) fn write(index: &File, chunk: u64, record: Option<Record>) -> io::Result<()> {
-    let record = record.unwrap_or_else(Record::new_zeroed);
-    index.write_all_at(record.as_bytes(), chunk * RECORD_LEN)
-}
-
-/// Goes through the records of the first `count` chunks that are present. Holes cost nothing.
-pub(super) fn for_each(
-    index: &File,
-    count: u64,
-    mut each: impl FnMut(u64, Record),
-) -> io::Result<()> {
-    let mut next = 0;
-    while next < count {
-        let data = match rustix::fs::seek(index, SeekFrom::Data(next * RECORD_LEN)) {
-            Ok(offset) => offset / RECORD_LEN,
-            Err(rustix::io::Errno::NXIO) => return Ok(()),
-            Err(errno) => return Err(errno.into()),
+    /// A chunk, if it is there and as it was written. What is damaged is forgotten, and the error
+    /// says so.
+    pub(super) fn read(&self, chunk: u64) -> Result<Option<F::Chunk>, Damaged> {
+        let Some(record) = self.files.record(chunk) else {
+            self.presence.set(chunk, false);
+            return Ok(None);
         };
-        let first = data.max(next);
-        let end = first.saturating_add(BATCH).min(count);
-        if first >= end {
-            return Ok(());
+        let bytes = self.files.chunk(chunk, &record);
+        if bytes.is_none() {
+            self.forget(chunk);
         }
-        for (chunk, record) in (first..end).zip(read(index, first..end)?) {
-            if record.is_present() {
-                each(chunk, record);
-            }
-        }
-        next = end;
+        bytes.map(Some).ok_or(Damaged)
     }
-    Ok(())
+
+    /// Forgets a chunk, which is damaged.
+    pub(super) fn forget(&self, chunk: u64) {
+        self.presence.set(chunk, false);
+        // If that fails, the next reader finds the damage again.
+        let _ = self.files.set_record(chunk, None);
+    }
+
+    /// Writes a chunk, and then its record.
+    pub(super) fn write(&self, chunk: u64, bytes: &[u8]) -> io::Result<()> {
+        let record = self.files.set_chunk(chunk, bytes)?;
+        self.files.set_record(chunk, Some(record))?;
+        self.presence.set(chunk, true);
+        Ok(())
+    }
+}
+
+/// Takes a chunk out of files that others use. They find out when they read it: no record or, where they
+/// had that before, bytes that are not what it says.
+pub(super) fn evict(files: &impl Files, chunk: u64) -> io::Result<()> {
+    files.set_record(chunk, None)?;
+    files.punch(chunk)
 }
 
 /// Which chunks are believed to be on disk: a bit for each, so that planning costs no system call.
 /// Belief may be wrong either way, as other processes write and evict, too.
 #[derive(Debug)]
-pub(super) struct Presence(Vec<AtomicU64>);
+struct Presence(Vec<AtomicU64>);
 
 impl Presence {
     /// For `count` chunks, none of them there.
-    pub(super) fn new(count: u64) -> Self {
+    fn new(count: u64) -> Self {
         let words = usize::try_from(count.div_ceil(64)).unwrap_or(0);
-        Self(std::iter::repeat_with(AtomicU64::default).take(words).collect())
+        Self(std::iter::repeat_with(|| AtomicU64::new(0)).take(words).collect())
     }
 
     fn word(&self, chunk: u64) -> Option<(&AtomicU64, u64)> {
@@ -131,73 +134,17 @@ impl Presence {
         Some((word, 1 << (chunk % 64)))
     }
 
-    /// Whether a chunk is believed to be there. A bit orders nothing: the record is read again
-    /// before the chunk is.
-    pub(super) fn holds(&self, chunk: u64) -> bool {
+    /// A bit orders nothing: the record is read again before the chunk is.
+    fn holds(&self, chunk: u64) -> bool {
         self.word(chunk).is_some_and(|(word, bit)| word.load(Ordering::Relaxed) & bit != 0)
     }
 
-    /// Sets what is believed of a chunk.
-    pub(super) fn set(&self, chunk: u64, there: bool) {
+    fn set(&self, chunk: u64, there: bool) {
         let Some((word, bit)) = self.word(chunk) else { return };
         if there {
             word.fetch_or(bit, Ordering::Relaxed);
         } else {
             word.fetch_and(!bit, Ordering::Relaxed);
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn records_are_found_where_they_were_written_and_nowhere_else() {
-        let index = tempfile::tempfile().unwrap();
-        let count = 1_000_000;
-        let written = [0, 1, 2047, 2048, 70_000, 999_999];
-        for chunk in written {
-            write(&index, chunk, Some(Record::new(u128::from(chunk) + 1))).unwrap();
-        }
-        write(&index, 2047, None).unwrap();
-        // Past the end of the blob: garbage that nobody may take for a chunk.
-        index.write_all_at(&[7; 1000], count * RECORD_LEN).unwrap();
-        let mut found = Vec::new();
-        for_each(&index, count, |chunk, record| {
-            assert!(record.fits(u128::from(chunk) + 1) && record.written() > 0);
-            found.push(chunk);
-        })
-        .unwrap();
-        assert_eq!(found, [0, 1, 2048, 70_000, 999_999]);
-    }
-
-    #[test]
-    fn a_file_that_ends_within_a_record_has_no_such_record() {
-        let index = tempfile::tempfile().unwrap();
-        write(&index, 3, Some(Record::new(1 << 100))).unwrap();
-        index.set_len(3 * RECORD_LEN + 2).unwrap();
-        let present: Vec<bool> =
-            read(&index, 0..9).unwrap().iter().map(Record::is_present).collect();
-        assert_eq!(present, [false; 9]);
-    }
-
-    #[test]
-    fn a_checksum_tells_places_and_archives_apart() {
-        let sums = [(1, 1), (1, 2), (2, 1), (2, 2)].map(|(seed, n)| checksum(seed, n, b"chunk"));
-        for (nth, sum) in sums.iter().enumerate() {
-            assert!(!sums[..nth].contains(sum));
-        }
-    }
-
-    #[test]
-    fn belief_is_kept_by_the_chunk() {
-        let presence = Presence::new(130);
-        presence.set(64, true);
-        presence.set(129, true);
-        presence.set(500, true);
-        presence.set(64, false);
-        let held: Vec<u64> = (0..600).filter(|chunk| presence.holds(*chunk)).collect();
-        assert_eq!(held, [129]);
     }
 }

@@ -6,6 +6,15 @@
 //! keeps archives in use from being removed, and what is lost to a crash or a race costs a request.
 //! The checksums are no defence against attackers; the directory's mode, 0700, is.
 //!
+//! | file | idea |
+//! | --- | --- |
+//! | `dir` | the directory of archives, and how much may be in it |
+//! | `entry` | one archive: its files, open and locked against removal |
+//! | `index`, `records` | which chunks are there, and in what order they come and go; the index as a file |
+//! | `writer`, `room` | the thread that writes; how much it may before room is measured again |
+//! | `evict` | what is cached, and what has to leave |
+//! | `traces` | what was read first, kept beside the archives |
+//!
 //! Reading is what a demand waits for, and happens on the thread that asks. Writing and eviction
 //! happen on a thread of their own.
 
@@ -13,6 +22,8 @@ mod dir;
 mod entry;
 mod evict;
 mod index;
+mod records;
+mod room;
 mod traces;
 mod writer;
 
@@ -26,8 +37,11 @@ use bytes::Bytes;
 pub use dir::{CacheDir, DiskLimit};
 pub use evict::{CachedArchive, Cleared, Usage};
 
-use entry::Damaged;
 pub(super) use entry::{About, Entry};
+
+use super::prefetch::Trace;
+use index::Damaged;
+use traces::Traces;
 use writer::Writer;
 
 /// What a disk cache has done for one blob.
@@ -127,6 +141,16 @@ impl Disk {
     /// What is cached here.
     pub(super) fn about(&self) -> &About {
         self.entry.about()
+    }
+
+    /// What was read first the last time, if that is known.
+    pub(super) fn load_trace(&self) -> Option<Trace> {
+        Traces::beside(&self.dir).load(self.entry.stem())
+    }
+
+    /// Keeps a trace for the next time.
+    pub(super) fn save_trace(&self, trace: &Trace) -> io::Result<()> {
+        Traces::beside(&self.dir).save(self.entry.stem(), trace)
     }
 
     /// Waits until everything is written, and writes nothing any more.

@@ -6,38 +6,40 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use super::{CacheDir, Disk};
-use crate::cache::trace::Trace;
+use super::dir::CacheDir;
+use crate::cache::prefetch::Trace;
 
 /// Most traces; beyond, the one that was used least recently goes.
 const MOST: usize = 256;
 
-impl CacheDir {
-    /// The directory of traces.
-    fn traces(&self) -> PathBuf {
-        self.path().with_file_name("traces")
+/// The directory of traces.
+#[derive(Debug)]
+pub(super) struct Traces(PathBuf);
+
+impl Traces {
+    /// That of a cache.
+    pub(super) fn beside(cache: &CacheDir) -> Self {
+        Self(cache.path().with_file_name("traces"))
+    }
+
+    fn path(&self, stem: &str) -> PathBuf {
+        self.0.join(format!("{stem}.json"))
     }
 
     /// Removes traces that were last used before a time in seconds since the epoch.
-    pub(super) fn remove_traces(&self, before: u64) -> io::Result<()> {
-        for (used, path) in listed(&self.traces())? {
+    pub(super) fn remove(&self, before: u64) -> io::Result<()> {
+        for (used, path) in listed(&self.0)? {
             if used <= before {
                 fs::remove_file(path)?;
             }
         }
         Ok(())
     }
-}
 
-impl Disk {
-    fn trace_path(&self) -> PathBuf {
-        self.dir.traces().join(format!("{}.json", self.entry.stem()))
-    }
-
-    /// What was read first the last time, if that is known.
-    pub(in crate::cache) fn load_trace(&self) -> Option<Trace> {
+    /// What was read first of an archive the last time, if that is known.
+    pub(super) fn load(&self, stem: &str) -> Option<Trace> {
         let mut json = Vec::new();
-        let file = File::open(self.trace_path()).ok()?;
+        let file = File::open(self.path(stem)).ok()?;
         (&file).take(Trace::LIMIT).read_to_end(&mut json).ok()?;
         // It would only be removed a little earlier.
         let _ = file.set_modified(SystemTime::now());
@@ -45,13 +47,12 @@ impl Disk {
     }
 
     /// Keeps a trace for the next time.
-    pub(in crate::cache) fn save_trace(&self, trace: &Trace) -> io::Result<()> {
-        let dir = self.dir.traces();
-        DirBuilder::new().recursive(true).mode(0o700).create(&dir)?;
-        let mut file = tempfile::NamedTempFile::new_in(&dir)?;
+    pub(super) fn save(&self, stem: &str, trace: &Trace) -> io::Result<()> {
+        DirBuilder::new().recursive(true).mode(0o700).create(&self.0)?;
+        let mut file = tempfile::NamedTempFile::new_in(&self.0)?;
         serde_json::to_writer(&mut file, trace)?;
-        file.persist(self.trace_path())?;
-        let mut all = listed(&dir)?;
+        file.persist(self.path(stem))?;
+        let mut all = listed(&self.0)?;
         all.sort();
         let excess = all.len().saturating_sub(MOST);
         for (_, path) in all.into_iter().take(excess) {

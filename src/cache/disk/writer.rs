@@ -4,13 +4,14 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use crossbeam_channel::{Receiver, Sender, bounded};
 use parking_lot::Mutex;
 
-use super::{CacheDir, Entry};
+use super::dir::CacheDir;
+use super::entry::Entry;
+use super::room::Room;
 
 /// Chunks that wait to be written; more are dropped, and fetched again one day. With 64 KiB each
 /// that is 6 MiB, most of which the memory cache holds as well.
@@ -18,9 +19,6 @@ const QUEUE: usize = 96;
 
 /// What a chunk may take beyond its bytes: a page of the index.
 const OVERHEAD: u64 = 4096;
-
-/// How long to wait where there was no room, before looking again.
-const PAUSE: Duration = Duration::from_secs(1);
 
 /// What came of the chunks that were to be written.
 #[derive(Debug, Default)]
@@ -36,16 +34,8 @@ pub(super) struct Outcome {
 struct Shelf {
     dir: CacheDir,
     entry: Arc<Entry>,
-    room: Mutex<Room>,
+    room: Room,
     outcome: Outcome,
-}
-
-/// How much may be written before it is measured again.
-#[derive(Debug)]
-struct Room {
-    bytes: u64,
-    /// When there was none, not to look again before.
-    look_again: Instant,
 }
 
 /// The thread, and the way to it. Dropped, it writes what waits and ends.
@@ -74,8 +64,8 @@ impl Writer {
     /// # Errors
     /// When there can be no more threads.
     pub(super) fn start(dir: CacheDir, entry: Arc<Entry>) -> io::Result<Self> {
-        let room = Mutex::new(Room { bytes: 0, look_again: Instant::now() });
-        let shelf = Arc::new(Shelf { dir, entry, room, outcome: Outcome::default() });
+        let (room, outcome) = (Room::new(), Outcome::default());
+        let shelf = Arc::new(Shelf { dir, entry, room, outcome });
         let (queue, waiting) = bounded(QUEUE);
         let to = Arc::clone(&shelf);
         let thread = std::thread::Builder::new()
@@ -143,18 +133,13 @@ impl Shelf {
             return Ok(true);
         }
         let cost = bytes.len() as u64 + OVERHEAD;
-        {
-            let mut room = self.room.lock();
-            if room.bytes < cost && Instant::now() >= room.look_again {
-                room.bytes = self.dir.make_room()?;
-                self.entry.touch();
-                let pause = if room.bytes < cost { PAUSE } else { Duration::ZERO };
-                room.look_again = Instant::now() + pause;
-            }
-            if room.bytes < cost {
-                return Ok(false);
-            }
-            room.bytes -= cost;
+        let make_room = || {
+            let bytes = self.dir.make_room()?;
+            self.entry.touch();
+            Ok(bytes)
+        };
+        if !self.room.take(cost, make_room)? {
+            return Ok(false);
         }
         self.entry.write(chunk, bytes)?;
         self.outcome.written.fetch_add(bytes.len() as u64, Ordering::Relaxed);

@@ -6,15 +6,15 @@ use bytes::Bytes;
 use futures::future::try_join;
 use tokio::runtime::Handle;
 
-use super::Error;
-use super::disk::{About, CacheDir, Disk, Entry};
+use crate::cache::blob::Error;
+use crate::cache::disk::{About, CacheDir, Disk, Entry};
 use crate::store::{self, ETag, GetRange, Ranged, ReadRanges};
 
 /// Length of the request that asks no more than which version there is, in bytes. It brings the
 /// superblock of an archive, which has to be that of the one on disk.
 const PROBE: u64 = 96;
 
-/// How to open a [`RemoteBlob`](super::RemoteBlob).
+/// How to open a [`RemoteBlob`](crate::cache::RemoteBlob).
 #[derive(Clone, Debug)]
 pub struct OpenOptions {
     /// Where in the object the archive begins, in bytes.

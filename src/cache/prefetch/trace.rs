@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use super::plan::Grid;
+use super::policy::{Here, Policy, Read, Wish};
+use crate::cache::grid::Grid;
 
 /// How long after the opening a chunk still belongs to a trace: what programs read when they start,
 /// and not all that they do later.
@@ -14,10 +15,6 @@ const RECORDED: Duration = Duration::from_secs(300);
 
 /// Most chunks of a trace; at 64 KiB each that is 1 GiB.
 const MOST_CHUNKS: u64 = 1 << 14;
-
-/// How many chunks are put in order of their place before they are fetched: 8 MiB at 64 KiB. A larger
-/// batch makes longer requests, a smaller one keeps closer to the order of use.
-const BATCH: usize = 128;
 
 /// The chunks of one version of an object that a mount read first.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -59,15 +56,9 @@ impl Trace {
         (self.chunk > 0).then_some(Grid { chunk: self.chunk, size })
     }
 
-    /// Its chunks in batches, each of them sorted.
-    pub(super) fn batches(&self) -> impl Iterator<Item = Vec<u64>> + Send + use<> {
-        let chunks: Vec<u64> =
-            self.runs.iter().flat_map(|(first, len)| *first..first.saturating_add(*len)).collect();
-        let batches: Vec<Vec<u64>> = chunks.chunks(BATCH).map(<[u64]>::to_vec).collect();
-        batches.into_iter().map(|mut batch| {
-            batch.sort_unstable();
-            batch
-        })
+    /// Its chunks, in the order of their first use.
+    pub(super) fn in_order(&self) -> impl Iterator<Item = u64> + use<'_> {
+        self.runs.iter().flat_map(|(first, len)| *first..first.saturating_add(*len))
     }
 }
 
@@ -84,8 +75,7 @@ impl Recorder {
         Self { seen: HashSet::new(), runs: Vec::new(), until: Instant::now() + RECORDED }
     }
 
-    /// Notes that a chunk is read.
-    pub(super) fn note(&mut self, chunk: u64) {
+    fn note(&mut self, chunk: u64) {
         let has_room = (self.seen.len() as u64) < MOST_CHUNKS;
         if !has_room || self.seen.contains(&chunk) || Instant::now() > self.until {
             return;
@@ -103,12 +93,24 @@ impl Recorder {
     }
 }
 
+impl Policy for Recorder {
+    /// Wishes nothing: that is for the next mount to do ([`Warm::Trace`](super::Warm::Trace)).
+    fn observe(&mut self, read: &Read<'_>, _: &Here<'_>) -> Vec<Wish> {
+        match read {
+            Read::Hit { chunks, .. } => chunks.clone().for_each(|chunk| self.note(chunk)),
+            Read::Miss { chunks, .. } => chunks.iter().for_each(|chunk| self.note(*chunk)),
+            Read::SmallFile(_) | Read::Announced(_) => {}
+        }
+        Vec::new()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn the_order_of_first_use_is_kept_and_batches_are_sorted() {
+    fn the_order_of_first_use_is_kept() {
         let mut recorder = Recorder::new();
         for chunk in [7, 8, 2, 7, 9, 3, 2] {
             recorder.note(chunk);
@@ -121,8 +123,8 @@ mod tests {
             chunk: 100,
             runs: recorder.runs(),
         };
-        let batches: Vec<_> = trace.batches().collect();
-        assert_eq!(batches, [[2, 3, 7, 8, 9]]);
+        let chunks: Vec<_> = trace.in_order().collect();
+        assert_eq!(chunks, [7, 8, 2, 9, 3]);
         assert_eq!(Trace::from_json(&serde_json::to_vec(&trace).unwrap()), Some(trace));
     }
 

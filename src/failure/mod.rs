@@ -1,11 +1,15 @@
 //! What the user is told when a command fails: a stable code, one line, and what to do about it.
 
+mod store;
+
 use std::fmt;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{cache, overlay, squashfs, store};
+use self::store::advice;
+use crate::store::{Error as StoreError, r2};
+use crate::{cache, overlay, squashfs};
 
 /// The kinds of failure a script can tell apart. Each has a name for `--json` and an exit code;
 /// both are part of the command line's contract and listed in `docs/CONFIGURATION.md`.
@@ -128,15 +132,15 @@ impl Failure {
     }
 }
 
-impl From<store::Error> for Failure {
-    fn from(error: store::Error) -> Self {
+impl From<StoreError> for Failure {
+    fn from(error: StoreError) -> Self {
         Self::from(&error)
     }
 }
 
-impl From<&store::Error> for Failure {
-    fn from(error: &store::Error) -> Self {
-        use store::Error as E;
+impl From<&StoreError> for Failure {
+    fn from(error: &StoreError) -> Self {
+        use StoreError as E;
         let code = match error {
             E::NotFound { .. } | E::NoSuchBucket { .. } => Code::NotFound,
             E::AccessDenied { .. }
@@ -159,14 +163,27 @@ impl From<&store::Error> for Failure {
             | E::Refused { .. }
             | E::RangeIgnored { .. }
             | E::BadAnswer { .. } => Code::Network,
-            E::UnsupportedSource { .. } | E::BadOption { .. } => Code::Usage,
+            E::UnsupportedSource { .. } | E::UnsupportedProfile { .. } | E::BadOption { .. } => {
+                Code::Usage
+            }
             E::UnsupportedFormat { .. } => Code::Unsupported,
             E::TooLarge { .. } | E::ReadOnly { .. } | E::Io { .. } | E::ShutDown { .. } => {
                 Code::Failed
             }
         };
-        let hint = error.hint().map(Into::into);
-        Self { code, message: error.to_string(), hint, list: Vec::new() }
+        Self { hint: advice(error), ..Self::new(code, error.to_string()) }
+    }
+}
+
+impl From<r2::Error> for Failure {
+    fn from(error: r2::Error) -> Self {
+        let failure = Self::new(Code::InvalidBackupConfig, error.to_string());
+        match error {
+            r2::Error::Account(_) => {
+                failure.hint("it is 32 hexadecimal digits, shown on the dashboard's R2 page")
+            }
+            r2::Error::Jurisdiction(_) => failure,
+        }
     }
 }
 

@@ -1,21 +1,21 @@
-//! Cuts bytes to measure: ranges out of chunks, and chunks out of an answer.
+//! Assembles ranges of bytes from chunks, and cuts chunks out of an answer.
 
 use std::ops::Range;
 
 use bytes::Bytes;
 
-use super::plan::Grid;
+use super::grid::Grid;
 use crate::buffers;
 use crate::types::ByteRange;
 
-/// The bytes of one range, put together from chunks that come in ascending order.
-pub(super) struct Joint {
+/// The bytes of one range, from chunks that come in ascending order.
+pub(super) struct Assembly {
     range: ByteRange,
     whole: Bytes,
     parts: Vec<u8>,
 }
 
-impl Joint {
+impl Assembly {
     /// For the bytes of `range`.
     pub(super) fn new(range: ByteRange) -> Self {
         Self { range, whole: Bytes::new(), parts: Vec::new() }

@@ -5,12 +5,13 @@ use std::time::Instant;
 
 use bytes::Bytes;
 
-use super::Error;
+use crate::cache::blob::Error;
+use crate::cache::prefetch::Wanted;
 use crate::single_flight::{Flight, Waited};
 
 /// Where chunks come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Origin {
+pub(in crate::cache) enum Origin {
     /// From the store, by a request.
     Store,
     /// From the disk cache.
@@ -19,35 +20,44 @@ pub(super) enum Origin {
 
 /// A run of chunks that are brought together. Any number of threads can wait for it.
 #[derive(Debug)]
-pub(super) struct Run {
-    pub(super) chunks: Range<u64>,
+pub(in crate::cache) struct Run {
+    pub(in crate::cache) chunks: Range<u64>,
     /// Where they are to come from.
-    pub(super) origin: Origin,
-    /// Whether somebody waited from the beginning.
-    pub(super) awaited: bool,
+    pub(in crate::cache) origin: Origin,
+    /// Whom it was sent for.
+    pub(in crate::cache) wanted: Wanted,
     /// Since when they are on their way.
-    pub(super) began: Instant,
+    pub(in crate::cache) began: Instant,
     flight: Flight<Result<Vec<Bytes>, Error>>,
 }
 
 impl Run {
-    pub(super) fn new(chunks: Range<u64>, origin: Origin, awaited: bool) -> Self {
+    pub(in crate::cache) fn new(chunks: Range<u64>, origin: Origin, wanted: Wanted) -> Self {
         // Who must not wait for the store looks where a run comes from before joining it.
-        Self { chunks, origin, awaited, began: Instant::now(), flight: Flight::new(true) }
+        Self { chunks, origin, wanted, began: Instant::now(), flight: Flight::new(true) }
+    }
+
+    /// Whether it is a request that somebody waited for from the beginning.
+    pub(in crate::cache) fn is_awaited(&self) -> bool {
+        (self.wanted, self.origin) == (Wanted::Now, Origin::Store)
     }
 
     /// Ends it, once.
-    pub(super) fn land(&self, result: Result<Vec<Bytes>, Error>) {
+    pub(in crate::cache) fn land(&self, result: Result<Vec<Bytes>, Error>) {
         self.flight.land(result);
     }
 
     /// Whether it has ended.
-    pub(super) fn has_landed(&self) -> bool {
+    pub(in crate::cache) fn has_landed(&self) -> bool {
         self.flight.has_ended()
     }
 
     /// Blocks until it has ended, and returns one of its chunks; `None` if that is not by `end`.
-    pub(super) fn wait(&self, chunk: u64, end: Option<Instant>) -> Option<Result<Bytes, Error>> {
+    pub(in crate::cache) fn wait(
+        &self,
+        chunk: u64,
+        end: Option<Instant>,
+    ) -> Option<Result<Bytes, Error>> {
         let take = |result: &Result<Vec<Bytes>, Error>| {
             let index = usize::try_from(chunk.wrapping_sub(self.chunks.start));
             let brought = result.as_ref().map_err(Error::clone)?;

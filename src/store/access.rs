@@ -7,8 +7,11 @@ use serde::{Deserialize, Serialize};
 use crate::environment::Environment;
 
 /// How to reach a store. The default is what the environment says, as with AWS's own tools.
-#[derive(Clone, Debug)]
-pub struct StoreOptions {
+///
+/// It is made once, of a command's flags or of a list of mount options, and handed on as it is: through the
+/// pipe to the server of a mount, and to the store. Each has the environment of its own process.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Access {
     /// Base URL of an S3-compatible service; wins over `AWS_ENDPOINT_URL_S3`, `AWS_ENDPOINT_URL`, and
     /// the profile's `services` section and `endpoint_url`. Without any, AWS itself.
     pub endpoint: Option<String>,
@@ -19,7 +22,8 @@ pub struct StoreOptions {
     /// in the environment.
     pub profile: Option<String>,
     /// What holds where neither the above nor the environment says anything.
-    pub defaults: StoreDefaults,
+    #[serde(default)]
+    pub defaults: AccessDefaults,
     /// Send no credentials, for public buckets.
     pub anonymous: bool,
     /// Put the bucket into the host name. A custom endpoint gets it in the path otherwise, AWS in
@@ -29,24 +33,26 @@ pub struct StoreOptions {
     /// progress gets more time, at least a second for every 128 KiB.
     pub deadline: Duration,
     /// Hosts to which a server may redirect from an `http(s)://` source, besides its own.
+    #[serde(default)]
     pub allow_redirects_to: Vec<String>,
     /// Environment variables to take settings and credentials from.
+    #[serde(skip, default = "Environment::of_process")]
     pub environment: Environment,
 }
 
 /// What a configuration file of this program says of a store. It goes after options and environment
 /// variables, keys among them, and before what the profile says.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct StoreDefaults {
-    /// See [`StoreOptions::endpoint`].
+pub struct AccessDefaults {
+    /// See [`Access::endpoint`].
     pub endpoint: Option<String>,
-    /// See [`StoreOptions::region`].
+    /// See [`Access::region`].
     pub region: Option<String>,
     /// Which profile, where nothing else names one.
     pub profile: Option<String>,
 }
 
-impl StoreOptions {
+impl Access {
     /// Long enough to sit out a store's hiccup, short enough for a program that waits.
     pub const DEFAULT_DEADLINE: Duration = Duration::from_secs(30);
 
@@ -59,13 +65,13 @@ impl StoreOptions {
     }
 }
 
-impl Default for StoreOptions {
+impl Default for Access {
     fn default() -> Self {
         Self {
             endpoint: None,
             region: None,
             profile: None,
-            defaults: StoreDefaults::default(),
+            defaults: AccessDefaults::default(),
             anonymous: false,
             virtual_host_style: false,
             deadline: Self::DEFAULT_DEADLINE,
@@ -84,9 +90,8 @@ mod tests {
         for (deadline, patience) in
             [(1, 500), (2, 1000), (3, 1000), (5, 1000), (6, 1200), (30, 6000), (300, 60_000)]
         {
-            let options =
-                StoreOptions { deadline: Duration::from_secs(deadline), ..StoreOptions::default() };
-            assert_eq!(options.patience(), Duration::from_millis(patience), "{deadline} s");
+            let access = Access { deadline: Duration::from_secs(deadline), ..Access::default() };
+            assert_eq!(access.patience(), Duration::from_millis(patience), "{deadline} s");
         }
     }
 }

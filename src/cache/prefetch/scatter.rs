@@ -8,21 +8,13 @@
 //! be in nobody's way: if a region takes much longer than what readers wait for, the link is narrow or
 //! full, and fewer are brought, or none.
 
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use bytes::Bytes;
 use lru::LruCache;
-use tracing::Instrument;
 
-use super::Error;
-use super::landing::Landing;
-use super::nearby::{REGION, REMEMBERED};
-use super::plan::runs;
-use super::remote::Inner;
-use super::run::{Origin, Run};
-use super::state::{State, Wanted};
-use crate::types::ByteRange;
+use super::cluster::{REGION, REMEMBERED};
+use super::policy::{Here, Policy, Read, Wanted, Wish};
+use crate::cache::grid::Grid;
 
 /// Misses before anything is brought: who reads a handful of files wants no more.
 const FIRST_MISSES: u32 = 8;
@@ -49,7 +41,7 @@ const FORGET_AFTER: u32 = 1024;
 
 /// What is known of the small files of one blob.
 #[derive(Debug)]
-pub(super) struct Surroundings {
+pub(super) struct Scatter {
     /// Regions that were brought, each by a request of its own: many connections are faster than one.
     brought: LruCache<u64, ()>,
     regions_brought: u64,
@@ -70,13 +62,12 @@ pub(super) struct Surroundings {
     ended: bool,
 }
 
-impl Surroundings {
-    /// For a blob in chunks of `chunk` bytes.
-    pub(super) fn new(chunk: u64) -> Self {
+impl Scatter {
+    pub(super) fn new(grid: Grid) -> Self {
         Self {
             brought: LruCache::new(REMEMBERED),
             regions_brought: 0,
-            chunks: (REGION / chunk).max(1),
+            chunks: (REGION / grid.chunk).max(1),
             reach: 1,
             missed: 0,
             found: 0,
@@ -142,7 +133,7 @@ impl Surroundings {
     }
 
     /// Notes how long a region was on its way.
-    fn landed(&mut self, took: Duration) {
+    pub(super) fn landed(&mut self, took: Duration) {
         if self.slowed {
             return;
         }
@@ -151,77 +142,31 @@ impl Surroundings {
     }
 
     /// Notes that a region could not be had: now and then one is enough until others can.
-    fn failed(&mut self) {
+    pub(super) fn failed(&mut self) {
         self.reach = 0;
     }
 
     /// Ends it: the disk takes no more.
-    fn end(&mut self) {
+    pub(super) fn end(&mut self) {
         self.ended = true;
     }
 }
 
-impl Inner {
-    /// Notes that a small file which begins in `range` is about to be read, and brings to disk what
-    /// lies around it, if that is worth it.
-    pub(super) fn bring_surroundings(self: &Arc<Self>, range: ByteRange) {
-        let (Some(disk), grid) = (&self.disk, self.grid) else { return };
-        let read = grid.chunks(range);
-        let mut launches = Vec::new();
-        {
-            let mut state = self.state.lock();
-            let State { surroundings, memory, flights, .. } = &mut *state;
-            let is_absent = |chunk: &u64| {
-                !memory.contains(*chunk) && !flights.contains_key(chunk) && !disk.holds(*chunk)
-            };
-            let chunks = surroundings.chunks;
-            let count = grid.size.div_ceil(grid.chunk);
-            let missing = |region: u64| {
-                let region = region * chunks..((region + 1) * chunks).min(count);
-                region.filter(|chunk| !read.contains(chunk) && is_absent(chunk))
-            };
-            let missed = read.clone().any(|chunk| is_absent(&chunk));
-            let lacks = |region| missing(region).next().is_some();
-            // What readers wait for is not pushed out of memory by what they may never want.
-            let room = (self.budget / 2).saturating_sub(flights.len() as u64 * grid.chunk);
-            let room = room / (chunks * grid.chunk);
-            let regions =
-                surroundings.read(read.start, missed, room, count.div_ceil(chunks), lacks);
-            let wanted: Vec<Vec<u64>> =
-                regions.into_iter().map(|region| missing(region).collect()).collect();
-            for run in wanted.iter().flat_map(|missing| runs(missing, chunks, |_| false)) {
-                let flight = Run::new(run, Origin::Store, false);
-                launches.push(state.book(grid, flight, |_| Wanted::OnDisk));
-            }
-        }
-        for flight in launches {
-            Landing { inner: Arc::clone(self), flight }.send_to_disk();
-        }
-    }
-}
-
-impl Landing {
-    /// Sends the request, and leaves it to the runtime to write to disk what it brings.
-    fn send_to_disk(self) {
-        let runtime = self.inner.runtime.clone();
-        let work = async move {
-            let started = Instant::now();
-            let result = self.inner.request(&self.flight.chunks).await;
-            match &result {
-                Ok(_) => self.inner.state.lock().surroundings.landed(started.elapsed()),
-                Err(_) => self.inner.state.lock().surroundings.failed(),
-            }
-            tokio::task::spawn_blocking(move || self.write(result));
+impl Policy for Scatter {
+    fn observe(&mut self, read: &Read<'_>, here: &Here<'_>) -> Vec<Wish> {
+        let Read::SmallFile(read) = read else { return Vec::new() };
+        let (count, chunks) = (here.grid.count(), self.chunks);
+        // What is read is fetched by its reader.
+        let missing = |region: u64| {
+            let region = region * chunks..((region + 1) * chunks).min(count);
+            region.filter(|chunk| !read.contains(chunk) && here.is_nowhere(*chunk))
         };
-        runtime.spawn(work.in_current_span());
-    }
-
-    fn write(self, result: Result<Vec<Bytes>, Error>) {
-        let Some(disk) = &self.inner.disk else { return };
-        if let Err(error) = self.inner.land_on_disk(disk, &self.flight, result) {
-            tracing::debug!("nothing more is brought around what is read: {error}");
-            self.inner.state.lock().surroundings.end();
-        }
+        let missed = read.clone().any(|chunk| here.is_nowhere(chunk));
+        let lacks = |region| missing(region).next().is_some();
+        let room = here.room_beside() / (chunks * here.grid.chunk);
+        let regions = self.read(read.start, missed, room, count.div_ceil(chunks), lacks);
+        let wish = |region| Wish { chunks: missing(region).collect(), wanted: Wanted::OnDisk };
+        regions.into_iter().map(wish).collect()
     }
 }
 
@@ -231,25 +176,25 @@ mod tests {
 
     use super::*;
 
-    const CHUNK: u64 = 64 << 10;
+    const GRID: Grid = Grid { chunk: 64 << 10, size: 1 << 40 };
     const MS: Duration = Duration::from_millis(1);
 
     /// Reads a file in each of `regions` that is missed unless it was brought; all that is brought
     /// arrives after `took`. Gives how many regions were brought in all.
     fn program(
-        surroundings: &mut Surroundings,
+        scatter: &mut Scatter,
         regions: impl Iterator<Item = u64>,
         count: u64,
         took: impl Fn(usize) -> Duration,
     ) -> usize {
         let mut brought = 0;
         for region in regions {
-            let missed = !surroundings.brought.contains(&region);
+            let missed = !scatter.brought.contains(&region);
             if missed {
-                surroundings.waited(23 * MS);
+                scatter.waited(23 * MS);
             }
-            let fetched = surroundings.read(region * 8 + 3, missed, u64::MAX, count, |_| true);
-            fetched.iter().for_each(|_| surroundings.landed(took(fetched.len())));
+            let fetched = scatter.read(region * 8 + 3, missed, u64::MAX, count, |_| true);
+            fetched.iter().for_each(|_| scatter.landed(took(fetched.len())));
             brought += fetched.len();
         }
         brought
@@ -264,45 +209,45 @@ mod tests {
 
     #[test]
     fn a_few_files_bring_nothing_and_many_bring_almost_all() {
-        let mut surroundings = Surroundings::new(CHUNK);
+        let mut scatter = Scatter::new(GRID);
         let scattered = |n| scattered(n) % 1000;
-        assert_eq!(program(&mut surroundings, (0..8).map(scattered), 1000, |_| 25 * MS), 0);
-        let brought = program(&mut surroundings, (8..400).map(scattered), 1000, |_| 25 * MS);
+        assert_eq!(program(&mut scatter, (0..8).map(scattered), 1000, |_| 25 * MS), 0);
+        let brought = program(&mut scatter, (8..400).map(scattered), 1000, |_| 25 * MS);
         assert!(brought > 900, "{brought}");
     }
 
     #[test]
     fn the_nearest_come_first() {
-        let mut surroundings = Surroundings::new(CHUNK);
-        program(&mut surroundings, (0..8).map(|n| n * 100), 1000, |_| 25 * MS);
+        let mut scatter = Scatter::new(GRID);
+        program(&mut scatter, (0..8).map(|n| n * 100), 1000, |_| 25 * MS);
         let all = u64::MAX;
-        assert_eq!(surroundings.read(500 * 8, true, 0, 1000, |_| true), [0; 0]);
-        assert_eq!(surroundings.read(500 * 8, true, all, 1000, |_| true), [500]);
-        surroundings.landed(25 * MS);
-        surroundings.landed(25 * MS);
-        assert_eq!(surroundings.read(500 * 8, true, all, 1000, |at| at != 501), [499, 498, 502]);
-        assert_eq!(surroundings.read(0, true, all, 2, |_| true), [0, 1]);
+        assert_eq!(scatter.read(500 * 8, true, 0, 1000, |_| true), [0; 0]);
+        assert_eq!(scatter.read(500 * 8, true, all, 1000, |_| true), [500]);
+        scatter.landed(25 * MS);
+        scatter.landed(25 * MS);
+        assert_eq!(scatter.read(500 * 8, true, all, 1000, |at| at != 501), [499, 498, 502]);
+        assert_eq!(scatter.read(0, true, all, 2, |_| true), [0, 1]);
     }
 
     #[test]
     fn a_full_link_gets_fewer_and_a_narrow_one_next_to_none() {
         let regions = || (0..100).map(|n| n * 50);
-        let mut surroundings = Surroundings::new(CHUNK);
+        let mut scatter = Scatter::new(GRID);
         // Each of those on their way takes 10 ms of the others' time.
-        program(&mut surroundings, regions(), 5000, |at_once| 20 * MS + at_once as u32 * 10 * MS);
-        assert!((1..=6).contains(&surroundings.reach), "{surroundings:?}");
+        program(&mut scatter, regions(), 5000, |at_once| 20 * MS + at_once as u32 * 10 * MS);
+        assert!((1..=6).contains(&scatter.reach), "{scatter:?}");
 
         // One alone takes the link for longer than a reader waits.
-        let mut surroundings = Surroundings::new(CHUNK);
-        let brought = program(&mut surroundings, regions(), 5000, |_| 90 * MS);
+        let mut scatter = Scatter::new(GRID);
+        let brought = program(&mut scatter, regions(), 5000, |_| 90 * MS);
         assert!((2..10).contains(&brought), "{brought}");
     }
 
     #[test]
     fn what_is_not_read_is_not_brought_for_long() {
-        let mut surroundings = Surroundings::new(CHUNK);
+        let mut scatter = Scatter::new(GRID);
         let scattered = (0..10_000).map(|n| scattered(n) % 10_000_000);
-        let brought = program(&mut surroundings, scattered, 10_000_000, |_| 25 * MS);
+        let brought = program(&mut scatter, scattered, 10_000_000, |_| 25 * MS);
         assert!(brought < 300, "{brought}");
     }
 }

@@ -7,6 +7,12 @@ use std::ops::Range;
 
 use lru::LruCache;
 
+use super::policy::{Here, Policy, Read, Wanted, Wish};
+use crate::cache::grid::Grid;
+
+/// Most chunks of a read that may be one of many small ones.
+const FEW: usize = 4;
+
 /// Size of a region in bytes: on the wire, half a round trip of 20 ms at 100 MB/s.
 pub(super) const REGION: u64 = 512 << 10;
 
@@ -32,7 +38,7 @@ enum Region {
 
 /// The regions of one blob that were read.
 #[derive(Debug)]
-pub(super) struct Nearby {
+pub(super) struct Cluster {
     regions: LruCache<u64, Region>,
     /// Chunks of a region.
     chunks: u64,
@@ -41,17 +47,16 @@ pub(super) struct Nearby {
     uses: u32,
 }
 
-impl Nearby {
-    /// For a blob in chunks of `chunk` bytes.
-    pub(super) fn new(chunk: u64) -> Self {
-        let chunks = (REGION / chunk).max(1);
+impl Cluster {
+    pub(super) fn new(grid: Grid) -> Self {
+        let chunks = (REGION / grid.chunk).max(1);
         Self { regions: LruCache::new(REMEMBERED), chunks, tries: 0, uses: 0 }
     }
 
     /// Notes that a chunk is read, and whether that is a miss. Returns the chunks to fetch with it:
     /// the region in which it is the second miss, or the first, if most regions that were fetched so
     /// far were read again.
-    pub(super) fn access(&mut self, chunk: u64, missed: bool) -> Option<Range<u64>> {
+    fn access(&mut self, chunk: u64, missed: bool) -> Option<Range<u64>> {
         let number = chunk / self.chunks;
         let first_is_enough = self.tries >= FIRST_TRIES && self.uses * 2 >= self.tries;
         match self.regions.get_mut(&number) {
@@ -79,47 +84,58 @@ impl Nearby {
     }
 }
 
+impl Policy for Cluster {
+    fn observe(&mut self, read: &Read<'_>, here: &Here<'_>) -> Vec<Wish> {
+        let Read::Miss { chunks, requested, .. } = read else { return Vec::new() };
+        let first = requested.first().or(chunks.first()).filter(|_| chunks.len() <= FEW);
+        let region = first.and_then(|first| self.access(*first, !requested.is_empty()));
+        let Some(region) = region else { return Vec::new() };
+        let chunks = (region.start..region.end.min(here.grid.count())).collect();
+        vec![Wish { chunks, wanted: Wanted::Nearby }]
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const CHUNK: u64 = 64 << 10;
+    const GRID: Grid = Grid { chunk: 64 << 10, size: 1 << 40 };
 
     #[test]
     fn the_second_miss_in_a_region_brings_the_rest_of_it() {
-        let mut nearby = Nearby::new(CHUNK);
-        assert_eq!(nearby.access(17, true), None);
-        assert_eq!(nearby.access(99, true), None);
-        assert_eq!(nearby.access(18, false), None);
-        assert_eq!(nearby.access(20, true), Some(16..24));
-        assert_eq!(nearby.access(23, true), None, "it is on its way already");
+        let mut cluster = Cluster::new(GRID);
+        assert_eq!(cluster.access(17, true), None);
+        assert_eq!(cluster.access(99, true), None);
+        assert_eq!(cluster.access(18, false), None);
+        assert_eq!(cluster.access(20, true), Some(16..24));
+        assert_eq!(cluster.access(23, true), None, "it is on its way already");
     }
 
     #[test]
     fn once_regions_prove_of_use_the_first_miss_is_enough() {
-        let mut nearby = Nearby::new(CHUNK);
+        let mut cluster = Cluster::new(GRID);
         let mut fetched = Vec::new();
         for region in 0..10 {
             for chunk in [3, 5, 1] {
                 // What was fetched is no miss.
                 let missed = fetched.last() != Some(&(region * 8..region * 8 + 8));
-                fetched.extend(nearby.access(region * 8 + chunk, missed));
+                fetched.extend(cluster.access(region * 8 + chunk, missed));
             }
         }
         assert_eq!(fetched.len(), 10);
-        assert_eq!(nearby.access(800, true), Some(800..808));
+        assert_eq!(cluster.access(800, true), Some(800..808));
         // And when they are not read any more, the second miss it is again.
         for region in 200..300 {
-            nearby.access(region * 8, true);
+            cluster.access(region * 8, true);
         }
-        assert_eq!(nearby.access(8000, true), None);
+        assert_eq!(cluster.access(8000, true), None);
     }
 
     #[test]
     fn scattered_reads_bring_nothing() {
-        let mut nearby = Nearby::new(CHUNK);
+        let mut cluster = Cluster::new(GRID);
         let fetched: Vec<_> =
-            (0..500).filter_map(|n| nearby.access(n * 7919 % 1_000_003, true)).collect();
+            (0..500).filter_map(|n| cluster.access(n * 7919 % 1_000_003, true)).collect();
         assert!(fetched.len() < 5, "{fetched:?}");
     }
 }
