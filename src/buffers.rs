@@ -56,20 +56,20 @@ pub(crate) fn give_back(mut buffer: Vec<u8>) {
 /// Shares what is in a buffer, which is kept for the next when the last is done with it.
 pub(crate) fn share(buffer: Vec<u8>) -> Bytes {
     match CLASSES.contains(&buffer.capacity()) {
-        true => Bytes::from_owner(Shared(buffer)),
+        true => Bytes::from_owner(Lent(buffer)),
         false => Bytes::from(buffer),
     }
 }
 
-struct Shared(Vec<u8>);
+struct Lent(Vec<u8>);
 
-impl AsRef<[u8]> for Shared {
+impl AsRef<[u8]> for Lent {
     fn as_ref(&self) -> &[u8] {
         &self.0
     }
 }
 
-impl Drop for Shared {
+impl Drop for Lent {
     fn drop(&mut self) {
         give_back(std::mem::take(&mut self.0));
     }

@@ -2,8 +2,7 @@
 
 use serde::Serialize;
 
-use super::output::{Output, human_bytes};
-use super::status::human_age;
+use super::output::{Output, human_age, human_bytes};
 use crate::failure::Failure;
 use crate::server::leftovers::{self, Kind, Leftover};
 use crate::server::state::StateDir;

@@ -1,12 +1,11 @@
 //! `thawfs status`.
 
 use std::path::Path;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
 
 use super::gc;
-use super::output::{Output, human_bytes};
+use super::output::{Output, human_age, human_bytes};
 use crate::failure::{Code, Failure};
 use crate::server::fetch_report;
 use crate::server::leftovers::{self, Leftover};
@@ -201,15 +200,4 @@ fn describe(mount: &Mounted) -> Vec<String> {
         None => line("errors", "none".into()),
     }
     lines
-}
-
-pub(super) fn human_age(since: u64) -> String {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
-    let seconds = now.saturating_sub(since);
-    match (seconds / 86_400, seconds / 3600 % 24, seconds / 60 % 60, seconds % 60) {
-        (0, 0, 0, seconds) => format!("{seconds} s"),
-        (0, 0, minutes, seconds) => format!("{minutes} min {seconds} s"),
-        (0, hours, minutes, _) => format!("{hours} h {minutes} min"),
-        (days, hours, ..) => format!("{days} d {hours} h"),
-    }
 }

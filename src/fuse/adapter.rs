@@ -7,12 +7,12 @@ use std::time::Duration;
 
 use fuser::{INodeNo, Notifier};
 
+use super::context::Context;
 use super::faults::Faults;
 use super::gate::Gate;
 use super::io_mode::IoModes;
 use super::options::MountOptions;
 use super::prune::Pruner;
-use super::shared::Shared;
 use super::work::{Pools, Work};
 use crate::overlay::{self, Overlay};
 use crate::types::Ino;
@@ -31,7 +31,7 @@ const READ_PATIENCE: Duration = Duration::from_secs(2);
 /// The overlay as fuser serves it.
 pub(super) struct Adapter {
     pub(super) pools: Arc<Pools>,
-    pub(super) shared: Arc<Shared>,
+    pub(super) context: Arc<Context>,
 }
 
 impl Adapter {
@@ -45,7 +45,7 @@ impl Adapter {
         let stack_depth = options.upper_stack_depth;
         Self {
             pools: Arc::new(Pools::new()),
-            shared: Arc::new(Shared {
+            context: Arc::new(Context {
                 overlay,
                 modes: IoModes::default(),
                 entry_ttl: options.entry_ttl,
@@ -65,13 +65,13 @@ impl Adapter {
 
     /// Where to put the notifier once the session has one.
     pub(super) fn notifier(&self) -> Arc<OnceLock<Notifier>> {
-        Arc::clone(&self.shared.notifier)
+        Arc::clone(&self.context.notifier)
     }
 
     /// Runs `job`, which answers a request, where `work` says.
-    pub(super) fn run(&self, work: Work, job: impl FnOnce(&Shared) + Send + 'static) {
-        self.pools.run(work, &self.shared, |shared| {
-            job(shared);
+    pub(super) fn run(&self, work: Work, job: impl FnOnce(&Context) + Send + 'static) {
+        self.pools.run(work, &self.context, |context| {
+            job(context);
             tracing::debug!("answered");
         });
     }
@@ -81,29 +81,29 @@ impl Adapter {
     pub(super) fn attempt<T>(
         &self,
         work: Work,
-        operation: impl Fn(&Shared) -> overlay::Result<T> + Send + 'static,
-        answer: impl FnOnce(&Shared, overlay::Result<T>) + Send + 'static,
+        operation: impl Fn(&Context) -> overlay::Result<T> + Send + 'static,
+        answer: impl FnOnce(&Context, overlay::Result<T>) + Send + 'static,
     ) {
-        self.pools.attempt(work, Work::Metadata, &self.shared, operation, answer);
+        self.pools.attempt(work, Work::Metadata, &self.context, operation, answer);
     }
 
     /// Has the kernel forget files if it remembers too many.
     pub(super) fn prune(&self) {
-        if self.shared.pruner.is_due(self.shared.overlay.node_count()) {
-            let prune = |shared: &Shared| shared.pruner.round(&shared.overlay);
-            self.pools.run(Work::Local, &self.shared, prune);
+        if self.context.pruner.is_due(self.context.overlay.node_count()) {
+            let prune = |context: &Context| context.pruner.round(&context.overlay);
+            self.pools.run(Work::Local, &self.context, prune);
         }
     }
 
     /// Where to look something up that has to do with `ino`: here, or where the disk may be waited for.
     pub(super) fn looking(&self, ino: INodeNo) -> Work {
-        if self.shared.overlay.would_block(Ino(ino.0)) { Work::Local } else { Work::Here }
+        if self.context.overlay.would_block(Ino(ino.0)) { Work::Local } else { Work::Here }
     }
 
     /// Where to change something that has to do with `inos`. Not to be begun where it cannot end: what
     /// may need the store's metadata half way goes where that can be waited for.
     pub(super) fn changing<const N: usize>(&self, inos: [INodeNo; N]) -> Work {
-        let waits = inos.iter().any(|ino| self.shared.overlay.would_block(Ino(ino.0)));
+        let waits = inos.iter().any(|ino| self.context.overlay.would_block(Ino(ino.0)));
         if waits { Work::Metadata } else { Work::Here }
     }
 }

@@ -6,9 +6,9 @@ use fuser::{Errno, INodeNo, ReplyData, ReplyEmpty, ReplyLseek, ReplyWrite, Write
 
 use super::adapter::Adapter;
 use super::callers::Sender;
+use super::context::Context;
 use super::io_mode::Written;
 use super::parked::Parked;
-use super::shared::Shared;
 use super::work::{Work, guarded};
 use crate::overlay::{self, Handle};
 use crate::types::Ino;
@@ -22,29 +22,29 @@ pub(super) struct Target {
 
 impl Adapter {
     pub(super) fn read_data(&self, from: Handle, offset: u64, size: usize, reply: ReplyData) {
-        let overlay = &self.shared.overlay;
+        let overlay = &self.context.overlay;
         if let Some(data) = overlay.get(from, offset, size) {
             tracing::debug!("answered from memory");
             return reply.data(&data);
         }
         if overlay.is_in_upper(from) {
-            return guarded(&self.shared, || match overlay.read(from, offset, size) {
+            return guarded(&self.context, || match overlay.read(from, offset, size) {
                 Ok(data) => reply.data(&data),
-                Err(error) => reply.error(self.shared.failed(&error)),
+                Err(error) => reply.error(self.context.failed(&error)),
             });
         }
         self.pools.attempt(
             Work::Local,
             Work::Data,
-            &self.shared,
+            &self.context,
             // It has its turn until it is answered.
-            move |shared| {
-                let pass = shared.enter(size);
-                Ok((shared.overlay.read(from, offset, size)?, pass))
+            move |context| {
+                let pass = context.enter(size);
+                Ok((context.overlay.read(from, offset, size)?, pass))
             },
-            move |shared, result| match result {
+            move |context, result| match result {
                 Ok((data, _pass)) => reply.data(&data),
-                Err(error) => reply.error(shared.failed(&error)),
+                Err(error) => reply.error(context.failed(&error)),
             },
         );
     }
@@ -62,28 +62,28 @@ impl Adapter {
         // Said of who writes through to us; what the kernel writes back later drops nothing.
         let drops_setid = flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
         let held_back = flags.contains(WriteFlags::FUSE_WRITE_CACHE);
-        let write = move |shared: &Shared, data: overlay::Result<Cow<'_, [u8]>>| {
+        let write = move |context: &Context, data: overlay::Result<Cow<'_, [u8]>>| {
             let result = data.and_then(|data| match held_back {
-                true => shared.overlay.write_all(to.handle, offset, &data),
-                false => shared.overlay.write(to.handle, offset, &data),
+                true => context.overlay.write_all(to.handle, offset, &data),
+                false => context.overlay.write(to.handle, offset, &data),
             });
             if drops_setid {
-                shared.drop_setid(to.ino, sender);
+                context.drop_setid(to.ino, sender);
             }
-            shared.reply_written(result, reply);
+            context.reply_written(result, reply);
         };
-        if self.shared.overlay.is_in_upper(to.handle) {
+        if self.context.overlay.is_in_upper(to.handle) {
             // The data lies in this thread's request buffer.
-            guarded(&self.shared, || write(&self.shared, Ok(data.into())));
+            guarded(&self.context, || write(&self.context, Ok(data.into())));
         } else {
-            let overlay = &self.shared.overlay;
-            let parked = match Parked::new(data, &self.shared.parked, overlay) {
+            let overlay = &self.context.overlay;
+            let parked = match Parked::new(data, &self.context.parked, overlay) {
                 Ok(parked) => parked,
-                Err(error) => return write(&self.shared, Err(error)),
+                Err(error) => return write(&self.context, Err(error)),
             };
-            self.run(Work::Data, move |shared| {
-                let ready = shared.overlay.ready_to_write(to.handle);
-                write(shared, ready.and_then(|()| parked.data()));
+            self.run(Work::Data, move |context| {
+                let ready = context.overlay.ready_to_write(to.handle);
+                write(context, ready.and_then(|()| parked.data()));
             });
         }
     }
@@ -99,11 +99,11 @@ impl Adapter {
     ) {
         let mode = overlay::FallocateFlags::from_bits_retain(mode.cast_unsigned());
         // Else it is copied up.
-        let is_up = self.shared.overlay.is_in_upper(target.handle);
-        self.run(if is_up { Work::Local } else { Work::Data }, move |shared| {
-            let result = shared.overlay.fallocate(target.handle, mode, offset, length);
-            shared.drop_setid(target.ino, sender);
-            shared.reply_empty(result, reply);
+        let is_up = self.context.overlay.is_in_upper(target.handle);
+        self.run(if is_up { Work::Local } else { Work::Data }, move |context| {
+            let result = context.overlay.fallocate(target.handle, mode, offset, length);
+            context.drop_setid(target.ino, sender);
+            context.reply_empty(result, reply);
         });
     }
 
@@ -115,16 +115,16 @@ impl Adapter {
             (Ok(_), _) => return reply.error(Errno::EINVAL),
             (Err(_), _) => return reply.error(Errno::ENXIO),
         };
-        let answer = move |shared: &Shared, result: overlay::Result<u64>| match result {
+        let answer = move |context: &Context, result: overlay::Result<u64>| match result {
             Ok(found) => reply.offset(i64::try_from(found).unwrap_or(i64::MAX)),
-            Err(error) => reply.error(shared.failed(&error)),
+            Err(error) => reply.error(context.failed(&error)),
         };
-        if self.shared.modes.written(target.ino) == Some(Written::Later) {
-            self.run(Work::AfterOthers, move |shared| {
-                answer(shared, shared.lseek_written(target.ino, target.handle, to));
+        if self.context.modes.written(target.ino) == Some(Written::Later) {
+            self.run(Work::AfterOthers, move |context| {
+                answer(context, context.lseek_written(target.ino, target.handle, to));
             });
         } else {
-            let seek = move |shared: &Shared| shared.overlay.lseek(target.handle, to);
+            let seek = move |context: &Context| context.overlay.lseek(target.handle, to);
             self.attempt(self.looking(INodeNo(target.ino.0)), seek, answer);
         }
     }
@@ -141,12 +141,12 @@ impl Adapter {
     ) {
         // The reply counts in 32 bits; a short copy is the caller's to continue.
         let len = usize::try_from(len.min(1 << 30)).unwrap_or(1 << 30);
-        let overlay = &self.shared.overlay;
+        let overlay = &self.context.overlay;
         let are_up = overlay.is_in_upper(from) && overlay.is_in_upper(to.handle);
-        self.run(if are_up { Work::Local } else { Work::Data }, move |shared| {
-            let result = shared.overlay.copy_file_range(from, from_at, to.handle, to_at, len);
-            shared.drop_setid(to.ino, sender);
-            shared.reply_written(result, reply);
+        self.run(if are_up { Work::Local } else { Work::Data }, move |context| {
+            let result = context.overlay.copy_file_range(from, from_at, to.handle, to_at, len);
+            context.drop_setid(to.ino, sender);
+            context.reply_written(result, reply);
         });
     }
 }

@@ -17,10 +17,10 @@ use fuser::{
 use super::adapter::Adapter;
 use super::attr::{file_attr, negative_entry, set_time, user_device};
 use super::callers::Sender;
+use super::context::UPPER_FLAGS;
 use super::data::Target;
 use super::errno::errno;
 use super::io_mode::IoMode;
-use super::shared::UPPER_FLAGS;
 use super::work::Work;
 use crate::overlay::{self, Caller, Handle, SetAttr};
 use crate::types::Ino;
@@ -88,13 +88,13 @@ impl Filesystem for Adapter {
         let _ = config.set_max_write(MAX_IO);
         let _ = config.set_max_background(MAX_BACKGROUND);
 
-        let shared = &self.shared;
-        let passthrough = shared.passthrough.load(Ordering::Relaxed)
+        let context = &self.context;
+        let passthrough = context.passthrough.load(Ordering::Relaxed)
             && config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok()
-            && config.set_max_stack_depth(shared.stack_depth + 1).is_ok();
-        shared.passthrough.store(passthrough, Ordering::Relaxed);
+            && config.set_max_stack_depth(context.stack_depth + 1).is_ok();
+        context.passthrough.store(passthrough, Ordering::Relaxed);
         let no_opendir = config.add_capabilities(InitFlags::FUSE_NO_OPENDIR_SUPPORT).is_ok();
-        shared.no_opendir.store(no_opendir, Ordering::Relaxed);
+        context.no_opendir.store(no_opendir, Ordering::Relaxed);
         Ok(())
     }
 
@@ -106,43 +106,43 @@ impl Filesystem for Adapter {
             // It may have to be looked for.
             return self.attempt(
                 Work::Local,
-                move |shared| shared.overlay.lookup_again(ino),
-                move |shared, result| shared.reply_entry(result, reply),
+                move |context| context.overlay.lookup_again(ino),
+                move |context, result| context.reply_entry(result, reply),
             );
         }
         if name == ".." {
             return self.attempt(
                 Work::Local,
-                move |shared| shared.overlay.lookup_parent(ino),
-                move |shared, result| shared.reply_entry(result, reply),
+                move |context| context.overlay.lookup_parent(ino),
+                move |context, result| context.reply_entry(result, reply),
             );
         }
         let name = name.to_owned();
         self.attempt(
             self.looking(parent),
-            move |shared| shared.overlay.lookup(ino, &name),
-            move |shared, result| match result {
+            move |context| context.overlay.lookup(ino, &name),
+            move |context, result| match result {
                 Err(error) if errno(&error) == Errno::ENOENT => reply.entry_with_ttls(
-                    &shared.attr_ttl,
-                    &shared.entry_ttl,
+                    &context.attr_ttl,
+                    &context.entry_ttl,
                     &negative_entry(),
                     Generation(0),
                 ),
-                result => shared.reply_entry(result, reply),
+                result => context.reply_entry(result, reply),
             },
         );
     }
 
     fn forget(&self, _request: &Request, ino: INodeNo, nlookup: u64) {
-        self.shared.overlay.forget(Ino(ino.0), nlookup);
+        self.context.overlay.forget(Ino(ino.0), nlookup);
     }
 
     fn getattr(&self, request: &Request, ino: INodeNo, fh: Option<FileHandle>, reply: ReplyAttr) {
         enter!("getattr", request, ino);
         self.attempt(
             self.looking(ino),
-            move |shared| shared.overlay.getattr(Ino(ino.0), fh.map(handle)),
-            move |shared, result| shared.reply_attr(result, reply),
+            move |context| context.overlay.getattr(Ino(ino.0), fh.map(handle)),
+            move |context, result| context.reply_attr(result, reply),
         );
     }
 
@@ -180,8 +180,8 @@ impl Filesystem for Adapter {
         };
         self.attempt(
             work,
-            move |shared| shared.overlay.setattr(&sender, Ino(ino.0), fh.map(handle), &change),
-            move |shared, result| shared.reply_attr(result, reply),
+            move |context| context.overlay.setattr(&sender, Ino(ino.0), fh.map(handle), &change),
+            move |context, result| context.reply_attr(result, reply),
         );
     }
 
@@ -189,10 +189,10 @@ impl Filesystem for Adapter {
         enter!("readlink", request, ino);
         self.attempt(
             self.looking(ino),
-            move |shared| shared.overlay.readlink(Ino(ino.0)),
-            move |shared, result| match result {
+            move |context| context.overlay.readlink(Ino(ino.0)),
+            move |context, result| match result {
                 Ok(target) => reply.data(&target),
-                Err(error) => reply.error(shared.failed(&error)),
+                Err(error) => reply.error(context.failed(&error)),
             },
         );
     }
@@ -212,8 +212,8 @@ impl Filesystem for Adapter {
         let device = user_device(rdev);
         self.attempt(
             self.changing([parent]),
-            move |shared| shared.overlay.mknod(&caller, Ino(parent.0), &name, mode, device),
-            move |shared, result| shared.reply_entry(result, reply),
+            move |context| context.overlay.mknod(&caller, Ino(parent.0), &name, mode, device),
+            move |context, result| context.reply_entry(result, reply),
         );
     }
 
@@ -230,8 +230,8 @@ impl Filesystem for Adapter {
         let (caller, name) = (caller(request, umask), name.to_owned());
         self.attempt(
             self.changing([parent]),
-            move |shared| shared.overlay.mkdir(&caller, Ino(parent.0), &name, mode),
-            move |shared, result| shared.reply_entry(result, reply),
+            move |context| context.overlay.mkdir(&caller, Ino(parent.0), &name, mode),
+            move |context, result| context.reply_entry(result, reply),
         );
     }
 
@@ -240,8 +240,8 @@ impl Filesystem for Adapter {
         let name = name.to_owned();
         self.attempt(
             self.changing([parent]),
-            move |shared| shared.overlay.unlink(Ino(parent.0), &name),
-            move |shared, result| shared.reply_empty(result, reply),
+            move |context| context.overlay.unlink(Ino(parent.0), &name),
+            move |context, result| context.reply_empty(result, reply),
         );
     }
 
@@ -250,8 +250,8 @@ impl Filesystem for Adapter {
         let name = name.to_owned();
         self.attempt(
             self.changing([parent]),
-            move |shared| shared.overlay.rmdir(Ino(parent.0), &name),
-            move |shared, result| shared.reply_empty(result, reply),
+            move |context| context.overlay.rmdir(Ino(parent.0), &name),
+            move |context, result| context.reply_empty(result, reply),
         );
     }
 
@@ -268,8 +268,8 @@ impl Filesystem for Adapter {
         let target = target.as_os_str().to_owned();
         self.attempt(
             self.changing([parent]),
-            move |shared| shared.overlay.symlink(&caller, Ino(parent.0), &name, &target),
-            move |shared, result| shared.reply_entry(result, reply),
+            move |context| context.overlay.symlink(&caller, Ino(parent.0), &name, &target),
+            move |context, result| context.reply_entry(result, reply),
         );
     }
 
@@ -295,8 +295,10 @@ impl Filesystem for Adapter {
         let (parent, newparent) = (Ino(parent.0), Ino(newparent.0));
         self.attempt(
             work,
-            move |shared| shared.overlay.rename(&caller, parent, &name, newparent, &newname, flags),
-            move |shared, result| shared.reply_empty(result, reply),
+            move |context| {
+                context.overlay.rename(&caller, parent, &name, newparent, &newname, flags)
+            },
+            move |context, result| context.reply_empty(result, reply),
         );
     }
 
@@ -312,8 +314,8 @@ impl Filesystem for Adapter {
         let newname = newname.to_owned();
         self.attempt(
             self.changing([ino, newparent]),
-            move |shared| shared.overlay.link(Ino(ino.0), Ino(newparent.0), &newname),
-            move |shared, result| shared.reply_entry(result, reply),
+            move |context| context.overlay.link(Ino(ino.0), Ino(newparent.0), &newname),
+            move |context, result| context.reply_entry(result, reply),
         );
     }
 
@@ -325,21 +327,21 @@ impl Filesystem for Adapter {
         let writes = writes(flags);
         self.attempt(
             self.looking(INodeNo(ino.0)),
-            move |shared| {
-                if writes && shared.overlay.drop_lent(ino, &sender)? {
-                    shared.forget_attributes(ino);
+            move |context| {
+                if writes && context.overlay.drop_lent(ino, &sender)? {
+                    context.forget_attributes(ino);
                 }
-                shared.overlay.open(ino, flags)
+                context.overlay.open(ino, flags)
             },
-            move |shared, result| {
+            move |context, result| {
                 let opened = match result {
                     Ok(opened) => opened,
-                    Err(error) => return reply.error(shared.failed(&error)),
+                    Err(error) => return reply.error(context.failed(&error)),
                 };
                 let (mode, cache) =
-                    shared.io_mode(ino, &opened, writes, is_root, |fd| reply.open_backing(fd));
-                if shared.modes.written(ino).is_some() {
-                    shared.forget_attributes(ino);
+                    context.io_mode(ino, &opened, writes, is_root, |fd| reply.open_backing(fd));
+                if context.modes.written(ino).is_some() {
+                    context.forget_attributes(ino);
                 }
                 let fh = FileHandle(opened.handle.0);
                 let direct = FopenFlags::empty();
@@ -367,23 +369,23 @@ impl Filesystem for Adapter {
         let is_root = caller.uid == 0;
         self.attempt(
             self.changing([parent]),
-            move |shared| shared.overlay.create(&caller, Ino(parent.0), &name, mode, flags),
-            move |shared, created| {
+            move |context| context.overlay.create(&caller, Ino(parent.0), &name, mode, flags),
+            move |context, created| {
                 let (attr, opened) = match created {
                     Ok(created) => created,
-                    Err(error) => return reply.error(shared.failed(&error)),
+                    Err(error) => return reply.error(context.failed(&error)),
                 };
                 // What the kernel remembers of it does no harm: before a new file can be mapped it has to
                 // grow, and then the kernel asks again.
-                let (mode, cache) =
-                    shared.io_mode(attr.ino, &opened, writes, is_root, |fd| reply.open_backing(fd));
+                let (mode, cache) = context
+                    .io_mode(attr.ino, &opened, writes, is_root, |fd| reply.open_backing(fd));
                 let fh = FileHandle(opened.handle.0);
                 let generation = Generation(attr.generation);
                 let (attr, ttl) = match attr.size {
-                    0 => (file_attr(&attr), shared.attr_ttl),
-                    _ => shared.told(&attr),
+                    0 => (file_attr(&attr), context.attr_ttl),
+                    _ => context.told(&attr),
                 };
-                let ttl = &shared.entry_ttl.min(ttl);
+                let ttl = &context.entry_ttl.min(ttl);
                 let direct = FopenFlags::empty();
                 match mode {
                     IoMode::Cached => reply.created(ttl, &attr, generation, fh, cache),
@@ -452,13 +454,13 @@ impl Filesystem for Adapter {
     ) {
         enter!("release", request, ino);
         let ino = Ino(ino.0);
-        let written = self.shared.modes.written(ino).is_some();
-        self.shared.modes.released(ino, writes(flags.0));
-        self.shared.overlay.release(handle(fh));
+        let written = self.context.modes.written(ino).is_some();
+        self.context.modes.released(ino, writes(flags.0));
+        self.context.overlay.release(handle(fh));
         reply.ok();
         if written {
             // An answer from before the last change may only now be given.
-            self.shared.forget_attributes(ino);
+            self.context.forget_attributes(ino);
         }
     }
 
@@ -471,13 +473,13 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         enter!("fsync", request, ino);
-        self.run(Work::Local, move |shared| {
-            shared.reply_empty(shared.overlay.fsync(handle(fh), datasync), reply);
+        self.run(Work::Local, move |context| {
+            context.reply_empty(context.overlay.fsync(handle(fh), datasync), reply);
         });
     }
 
     fn opendir(&self, _request: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        if self.shared.no_opendir.load(Ordering::Relaxed) {
+        if self.context.no_opendir.load(Ordering::Relaxed) {
             // Listings need no handle. Told so once, the kernel stops asking, and keeps what it lists
             // as if it had been told the flags below.
             return reply.error(Errno::ENOSYS);
@@ -531,14 +533,14 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         enter!("fsyncdir", request, ino);
-        self.run(Work::Local, move |shared| {
-            shared.reply_empty(shared.overlay.fsyncdir(Ino(ino.0), datasync), reply);
+        self.run(Work::Local, move |context| {
+            context.reply_empty(context.overlay.fsyncdir(Ino(ino.0), datasync), reply);
         });
     }
 
     fn statfs(&self, request: &Request, ino: INodeNo, reply: ReplyStatfs) {
         enter!("statfs", request, ino);
-        match self.shared.overlay.statfs() {
+        match self.context.overlay.statfs() {
             Ok(stat) => reply.statfs(
                 stat.blocks,
                 stat.blocks_free,
@@ -549,7 +551,7 @@ impl Filesystem for Adapter {
                 stat.name_max,
                 stat.fragment_size,
             ),
-            Err(error) => reply.error(self.shared.failed(&error)),
+            Err(error) => reply.error(self.context.failed(&error)),
         }
     }
 
@@ -569,15 +571,15 @@ impl Filesystem for Adapter {
         let flags = overlay::XattrFlags::from_bits_retain(flags.cast_unsigned());
         self.attempt(
             self.changing([ino]),
-            move |shared| {
+            move |context| {
                 let ino = Ino(ino.0);
-                shared.overlay.setxattr(ino, &name, &value, flags)?;
+                context.overlay.setxattr(ino, &name, &value, flags)?;
                 match &sender {
-                    Some(sender) => shared.overlay.drop_setgid(ino, sender),
+                    Some(sender) => context.overlay.drop_setgid(ino, sender),
                     None => Ok(()),
                 }
             },
-            move |shared, result| shared.reply_empty(result, reply),
+            move |context, result| context.reply_empty(result, reply),
         );
     }
 
@@ -593,8 +595,8 @@ impl Filesystem for Adapter {
         let name = name.to_owned();
         self.attempt(
             self.looking(ino),
-            move |shared| shared.overlay.getxattr(Ino(ino.0), &name),
-            move |shared, result| shared.reply_xattr(result, size, reply),
+            move |context| context.overlay.getxattr(Ino(ino.0), &name),
+            move |context, result| context.reply_xattr(result, size, reply),
         );
     }
 
@@ -603,8 +605,8 @@ impl Filesystem for Adapter {
         let caller = caller(request, 0);
         self.attempt(
             self.looking(ino),
-            move |shared| shared.overlay.listxattr(&caller, Ino(ino.0)),
-            move |shared, result| shared.reply_xattr(result, size, reply),
+            move |context| context.overlay.listxattr(&caller, Ino(ino.0)),
+            move |context, result| context.reply_xattr(result, size, reply),
         );
     }
 
@@ -613,8 +615,8 @@ impl Filesystem for Adapter {
         let name = name.to_owned();
         self.attempt(
             self.changing([ino]),
-            move |shared| shared.overlay.removexattr(Ino(ino.0), &name),
-            move |shared, result| shared.reply_empty(result, reply),
+            move |context| context.overlay.removexattr(Ino(ino.0), &name),
+            move |context, result| context.reply_empty(result, reply),
         );
     }
 

@@ -1,24 +1,26 @@
-//! A bound on what is read at a time, in bytes.
+//! Back-pressure: a bound on the bytes of reads that are worked on at a time.
+//!
+//! One read costs memory until it is answered, and the kernel sends thousands at once. So each enters with its
+//! length, and the next waits until there is room. It waits for a while only, and then goes on beyond the limit:
+//! those before it may wait for a network that is down, and its own bytes may be on the disk.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
-/// Lets readers in, in turn, as long as those inside together want no more than a limit of bytes. Nobody
-/// waits for more than a while: those inside may wait for a network that is down, and who comes later
-/// for something that is on the disk.
+/// Admits reads in the order in which they come, while those inside have fewer bytes than the limit.
 #[derive(Debug)]
 pub(super) struct Gate {
     limit: usize,
     patience: Duration,
-    /// Held by the one who waits for room; the others wait for it.
+    /// Held by the read that waits for room. The others wait for this lock, which keeps the order.
     turn: Mutex<()>,
     inside: Mutex<usize>,
     left: Condvar,
 }
 
-/// Being inside, until it is dropped.
+/// A read that was admitted: it is inside until this is dropped.
 #[derive(Debug)]
 pub(super) struct Pass {
     gate: Arc<Gate>,
@@ -31,7 +33,7 @@ impl Gate {
         Self { limit, patience, turn, inside, left }
     }
 
-    /// Waits for room for `bytes`. Who wants more than there can be goes in alone.
+    /// Waits for room for `bytes`. A read that is larger than the limit enters when nobody is inside.
     pub(super) fn enter(self: &Arc<Self>, bytes: usize) -> Pass {
         let until = Instant::now() + self.patience;
         let _turn = self.turn.try_lock_until(until);

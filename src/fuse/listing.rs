@@ -12,9 +12,9 @@ use crate::types::Ino;
 impl Adapter {
     /// Names alone.
     pub(super) fn list(&self, ino: Ino, offset: u64, mut reply: ReplyDirectory) {
-        self.run(self.changing([INodeNo(ino.0)]), move |shared| {
+        self.run(self.changing([INodeNo(ino.0)]), move |context| {
             let mut some = false;
-            let result = shared.overlay.readdir(ino, offset, false, &mut |entry| {
+            let result = context.overlay.readdir(ino, offset, false, &mut |entry| {
                 some = true;
                 let full = reply.add(
                     INodeNo(entry.ino.0),
@@ -28,30 +28,30 @@ impl Adapter {
                 Ok(()) => reply.ok(),
                 // What there is comes first. The reader goes on behind it, and then is told.
                 Err(_) if some => reply.ok(),
-                Err(error) => reply.error(shared.failed(&error)),
+                Err(error) => reply.error(context.failed(&error)),
             }
         });
     }
 
     /// Names with what a lookup of each would say, which counts as one.
     pub(super) fn list_described(&self, ino: Ino, offset: u64, mut reply: ReplyDirectoryPlus) {
-        self.run(self.changing([INodeNo(ino.0)]), move |shared| {
+        self.run(self.changing([INodeNo(ino.0)]), move |context| {
             let mut some = false;
             // One TTL serves name and attributes here; the protocol has two, fuser passes one.
-            let result = shared.overlay.readdir(ino, offset, true, &mut |entry| {
+            let result = context.overlay.readdir(ino, offset, true, &mut |entry| {
                 some = true;
                 if let Some(problem) = entry.problem {
-                    shared.faults.record(problem);
+                    context.faults.record(problem);
                 }
                 let ((attr, ttl), generation) = match &entry.attr {
-                    Some(attr) => (shared.told(attr), attr.generation),
+                    Some(attr) => (context.told(attr), attr.generation),
                     // These two have none, and are not looked up by being listed.
                     None if entry.name == "." || entry.name == ".." => {
                         ((bare(entry.ino, entry.kind), Duration::ZERO), 0)
                     }
                     None => ((undescribed(entry.ino, entry.kind), Duration::ZERO), 0),
                 };
-                let ttl = shared.entry_ttl.min(ttl);
+                let ttl = context.entry_ttl.min(ttl);
                 let full = reply.add(
                     INodeNo(entry.ino.0),
                     entry.next_cookie,
@@ -66,7 +66,7 @@ impl Adapter {
                 Ok(()) => reply.ok(),
                 // What there is comes first: lookups of it are counted. The reader is told next.
                 Err(_) if some => reply.ok(),
-                Err(error) => reply.error(shared.failed(&error)),
+                Err(error) => reply.error(context.failed(&error)),
             }
         });
     }

@@ -10,6 +10,7 @@
 mod adapter;
 mod attr;
 mod callers;
+mod context;
 mod data;
 mod errno;
 mod faults;
@@ -24,7 +25,6 @@ mod parked;
 mod pool;
 mod prune;
 mod session;
-mod shared;
 mod work;
 
 pub use faults::{Fault, Faults};

@@ -22,10 +22,10 @@ const STACK_BYTES: usize = 512 * 1024;
 /// A pool that grows on demand up to a bound; past it, jobs queue in order.
 pub(crate) struct Pool {
     jobs: Sender<Job>,
-    shared: Arc<Shared>,
+    workers: Arc<Workers>,
 }
 
-struct Shared {
+struct Workers {
     /// What its threads are called.
     name: &'static str,
     /// How many there can be.
@@ -42,37 +42,37 @@ impl Pool {
     pub(crate) fn new(name: &'static str, most: usize) -> Self {
         let (jobs, queue) = crossbeam_channel::unbounded();
         let (threads, idle) = (AtomicUsize::new(0), AtomicUsize::new(0));
-        let shared = Shared { name, most, queue, threads, idle };
-        Self { jobs, shared: Arc::new(shared) }
+        let workers = Workers { name, most, queue, threads, idle };
+        Self { jobs, workers: Arc::new(workers) }
     }
 
     /// Runs `job` on a thread of the pool, soon.
     pub(crate) fn spawn(&self, job: impl FnOnce() + Send + 'static) {
         // The pool itself holds a receiver, so the channel cannot be closed.
         let _ = self.jobs.send(Box::new(job));
-        if self.shared.queue.len() > self.shared.idle.load(Ordering::SeqCst) {
+        if self.workers.queue.len() > self.workers.idle.load(Ordering::SeqCst) {
             self.start_thread();
         }
     }
 
     fn start_thread(&self) {
         let grown =
-            self.shared.threads.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |threads| {
-                (threads < self.shared.most).then_some(threads + 1)
+            self.workers.threads.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |threads| {
+                (threads < self.workers.most).then_some(threads + 1)
             });
         if grown.is_err() {
             return;
         }
-        let living = Living(Arc::clone(&self.shared));
+        let living = Living(Arc::clone(&self.workers));
         let started = std::thread::Builder::new()
-            .name(self.shared.name.into())
+            .name(self.workers.name.into())
             .stack_size(STACK_BYTES)
             .spawn(move || living.0.work());
         if let Err(error) = started {
             tracing::warn!("could not start a thread: {error}");
-            if self.shared.threads.load(Ordering::SeqCst) == 0 {
+            if self.workers.threads.load(Ordering::SeqCst) == 0 {
                 // Nobody is left to take the job: run it here, slowly, rather than never.
-                if let Ok(job) = self.shared.queue.try_recv() {
+                if let Ok(job) = self.workers.queue.try_recv() {
                     job();
                 }
             }
@@ -81,7 +81,7 @@ impl Pool {
 }
 
 /// Counts one thread for as long as it lives, a panic included.
-struct Living(Arc<Shared>);
+struct Living(Arc<Workers>);
 
 impl Drop for Living {
     fn drop(&mut self) {
@@ -89,7 +89,7 @@ impl Drop for Living {
     }
 }
 
-impl Shared {
+impl Workers {
     /// Runs jobs until none came for a while.
     fn work(&self) {
         loop {

@@ -1,8 +1,9 @@
-//! Having the kernel let go of files, so that a node table has a bound.
+//! Asks the kernel to forget files, so that the node table stays small.
 //!
-//! A node is kept for as long as the kernel remembers the file, and a kernel with free memory forgets
-//! nothing: a walk of a million files would cost 70 MB here, for good. Since protocol 7.45 (Linux 6.18)
-//! it can be asked to forget those that nobody uses. An older kernel refuses, and is not asked again.
+//! The overlay keeps a node for each file that the kernel remembers, and a kernel with free memory forgets
+//! nothing: after a walk of a million files the nodes would take 70 MB for good. Since protocol 7.45 (Linux
+//! 6.18) the kernel can be asked to forget files that nobody uses. An older kernel refuses, and is not asked
+//! again.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -17,24 +18,24 @@ const NOTIFY_PRUNE: i32 = 9;
 /// Files named in one notification; the kernel is in it for a millisecond or two.
 const BATCH: usize = 1024;
 
-/// Decides when the kernel holds too many nodes, and asks it to let go of some.
+/// Decides when the kernel remembers too many files, and asks it to forget some.
 #[derive(Debug)]
 pub(super) struct Pruner {
     /// Most nodes there should be.
     limit: usize,
-    /// How many there must be for the next round: more than the limit where the last one did not help.
+    /// How many nodes start the next round: more than the limit if the last round did not help.
     due: AtomicUsize,
     running: AtomicBool,
     device: OwnedFd,
 }
 
 impl Pruner {
-    /// Of the kernel behind a FUSE device.
+    /// For the kernel behind a FUSE device.
     pub(super) fn new(limit: usize, device: OwnedFd) -> Self {
         Self { limit, due: AtomicUsize::new(limit), running: AtomicBool::new(false), device }
     }
 
-    /// Whether it is time for a round, with so many nodes. Who is told so has to run it.
+    /// Whether a round is due with so many nodes. Whoever gets `true` has to run it.
     pub(super) fn is_due(&self, nodes: usize) -> bool {
         nodes > self.due.load(Ordering::Relaxed) && !self.running.swap(true, Ordering::AcqRel)
     }

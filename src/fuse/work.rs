@@ -10,8 +10,8 @@ use std::sync::Arc;
 
 use tracing::Span;
 
+use super::context::Context;
 use super::pool::Pool;
-use super::shared::Shared;
 use crate::cache::{asked, asked_at, without_waiting};
 use crate::overlay::{Error, Result};
 
@@ -65,19 +65,19 @@ impl Pools {
     pub(super) fn run(
         &self,
         work: Work,
-        shared: &Arc<Shared>,
-        job: impl FnOnce(&Shared) + Send + 'static,
+        context: &Arc<Context>,
+        job: impl FnOnce(&Context) + Send + 'static,
     ) {
         let pool = match work {
-            Work::Here => return guarded(shared, || job(shared)),
+            Work::Here => return guarded(context, || job(context)),
             Work::Local => &self.local,
             Work::Metadata => &self.metadata,
             Work::Data => &self.data,
             Work::AfterOthers => &self.after_others,
         };
-        let (shared, asked, span) = (Arc::clone(shared), asked(), Span::current());
+        let (context, asked, span) = (Arc::clone(context), asked(), Span::current());
         pool.spawn(move || {
-            span.in_scope(|| guarded(&shared, || asked_at(asked, || job(&shared))));
+            span.in_scope(|| guarded(&context, || asked_at(asked, || job(&context))));
         });
     }
 
@@ -87,35 +87,35 @@ impl Pools {
         self: &Arc<Self>,
         work: Work,
         store: Work,
-        shared: &Arc<Shared>,
-        operation: impl Fn(&Shared) -> Result<T> + Send + 'static,
-        answer: impl FnOnce(&Shared, Result<T>) + Send + 'static,
+        context: &Arc<Context>,
+        operation: impl Fn(&Context) -> Result<T> + Send + 'static,
+        answer: impl FnOnce(&Context, Result<T>) + Send + 'static,
     ) {
-        let answer = move |shared: &Shared, result| {
-            answer(shared, result);
+        let answer = move |context: &Context, result| {
+            answer(context, result);
             tracing::debug!("answered");
         };
         if !matches!(work, Work::Here | Work::Local) {
-            return self.run(work, shared, move |shared| answer(shared, operation(shared)));
+            return self.run(work, context, move |context| answer(context, operation(context)));
         }
         let pools = Arc::clone(self);
-        let same = Arc::clone(shared);
-        self.run(work, shared, move |shared| {
-            let result = without_waiting(|| operation(shared));
+        let same = Arc::clone(context);
+        self.run(work, context, move |context| {
+            let result = without_waiting(|| operation(context));
             let elsewhere = match &result {
                 Err(Error::WouldCopy) => Work::Data,
                 Err(error) if error.is_would_wait() => store,
-                _ => return answer(shared, result),
+                _ => return answer(context, result),
             };
             tracing::debug!("waits for the store");
-            pools.run(elsewhere, &same, move |shared| answer(shared, operation(shared)));
+            pools.run(elsewhere, &same, move |context| answer(context, operation(context)));
         });
     }
 }
 
 /// Runs `job`. A panic ends the request (its reply, dropped, tells the kernel EIO), not the mount.
-pub(super) fn guarded(shared: &Shared, job: impl FnOnce()) {
+pub(super) fn guarded(context: &Context, job: impl FnOnce()) {
     if catch_unwind(AssertUnwindSafe(job)).is_err() {
-        shared.faults.record(&"a request failed on a bug of ours and was answered EIO");
+        context.faults.record(&"a request failed on a bug of ours and was answered EIO");
     }
 }

@@ -14,7 +14,7 @@ use serde::Serialize;
 use super::group;
 use super::mounted_from::mounted_from;
 use super::mounts::{MountInfo, read_mount_at};
-use super::state::{Lock, MountDir, Note, Place, Record, StateDir, read_origin};
+use super::state::{HostId, Lock, MountDir, Note, Record, StateDir, read_origin};
 use super::unmount::{Manner, lives_inside, unmount};
 use crate::directory::{Directory, DirectoryId};
 use crate::failure::{Code, Failure};
@@ -240,7 +240,7 @@ pub(super) fn clear_records(state: &StateDir, mountpoint: &Path) -> io::Result<u
 
 /// Whether a record is of another mount namespace of this machine, in which its mount may still be.
 fn is_elsewhere(record: &Record) -> bool {
-    let (Some(place), Some(here)) = (&record.place, Place::here()) else { return false };
+    let (Some(place), Some(here)) = (&record.place, HostId::here()) else { return false };
     place.boot == here.boot && place.mounts != here.mounts
 }
 

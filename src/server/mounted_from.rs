@@ -11,7 +11,7 @@ use rustix::fs::{CWD, Mode, OFlags, fstat, openat};
 use super::mounts::{MountInfo, in_words, read_mounts, read_mounts_of};
 
 /// A directory, as it is known whatever it is called.
-struct Place {
+struct KnownDirectory {
     /// Without symlinks.
     path: PathBuf,
     id: (u64, u64),
@@ -27,7 +27,7 @@ struct Place {
 /// When it is gone, or `/proc` is not mounted.
 pub(super) fn mounted_from(directory: &Path) -> io::Result<Option<String>> {
     let mounts = read_mounts()?;
-    let place = Place::of(directory, &mounts)?;
+    let place = KnownDirectory::of(directory, &mounts)?;
     if let Some(mount) = mounts.iter().find(|mount| place.is_mounted_by(mount, "self")) {
         return Ok(Some(format!("it is mounted on {}", in_words([mount]))));
     }
@@ -50,7 +50,7 @@ pub(super) fn mounted_from(directory: &Path) -> io::Result<Option<String>> {
     Ok(None)
 }
 
-impl Place {
+impl KnownDirectory {
     fn of(directory: &Path, mounts: &[MountInfo]) -> io::Result<Self> {
         let path = directory.canonicalize()?;
         let meta = path.metadata()?;

@@ -30,7 +30,7 @@ pub struct Record {
     pub device: Option<String>,
     /// Where paths and numbers of this record mean something.
     #[serde(default)]
-    pub place: Option<Place>,
+    pub place: Option<HostId>,
     /// Control groups of the server's own.
     #[serde(default)]
     pub groups: Vec<PathBuf>,
@@ -38,7 +38,7 @@ pub struct Record {
 
 /// A run of this machine, and what is mounted in it for some of its processes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Place {
+pub struct HostId {
     /// The kernel's name for the time since it was started.
     pub boot: String,
     /// The mount namespace.
@@ -85,7 +85,7 @@ pub enum Note {
     },
 }
 
-impl Place {
+impl HostId {
     /// That of this process; `None` without `/proc`.
     pub fn here() -> Option<Self> {
         let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
@@ -98,7 +98,7 @@ impl Record {
     /// Whether `mount` is what this record is of, as far as can be told from numbers that the kernel gives
     /// anew once a mount is gone: certain only while the server lives.
     pub fn is_of(&self, mount: &MountInfo) -> bool {
-        let same_boot = match (&self.place, Place::here()) {
+        let same_boot = match (&self.place, HostId::here()) {
             (Some(place), Some(here)) => place.boot == here.boot,
             _ => true,
         };
@@ -111,7 +111,7 @@ impl Record {
 
     /// Whether its mountpoint means the same directory to this process.
     pub fn is_here(&self) -> bool {
-        self.place.is_none() || self.place == Place::here()
+        self.place.is_none() || self.place == HostId::here()
     }
 }
 

@@ -134,7 +134,7 @@ pub async fn restore_here(
     let dir = request.target(&metadata)?;
     let work = move || {
         let opened = source.open()?;
-        let place = Place::take(request, &dir)?;
+        let place = ReservedDir::take(request, &dir)?;
         let mount = place.request.clone();
         serve(&mount, opened, |mounted, _log| {
             place.keep();
@@ -197,7 +197,7 @@ fn open_server(
 }
 
 fn mount_in_place(server: Starting, request: RestoreRequest, dir: &Path) -> Result<Ready, Failure> {
-    let place = Place::take(request, dir)?;
+    let place = ReservedDir::take(request, dir)?;
     match server.mount(&place.request) {
         Ok(ready) => {
             place.keep();
@@ -214,7 +214,7 @@ fn mount_in_place(server: Starting, request: RestoreRequest, dir: &Path) -> Resu
 }
 
 /// A directory that is ours to mount on, until this is dropped.
-struct Place {
+struct ReservedDir {
     request: MountRequest,
     made: MadeDirs,
     /// Open, so that no other gets its number.
@@ -222,7 +222,7 @@ struct Place {
     _lock: Lock,
 }
 
-impl Place {
+impl ReservedDir {
     /// Makes room in `dir`.
     fn take(request: RestoreRequest, dir: &Path) -> Result<Self, Failure> {
         let RestoreRequest { dir: chosen, mut mount, notice, .. } = request;

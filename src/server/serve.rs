@@ -14,7 +14,7 @@ use super::report::{
     ArchiveReport, BlockReport, ChunkReport, DiskReport, FaultReport, Report, StoreReport,
 };
 use super::request::{MountRequest, Ready};
-use super::state::{MountDir, Place, Record, StateDir, check_outside_state};
+use super::state::{HostId, MountDir, Record, StateDir, check_outside_state};
 use super::traces::Traces;
 use crate::backup::OpenArchive;
 use crate::failure::{Code, Failure};
@@ -107,7 +107,7 @@ pub(super) fn serve_in(
         upper_is_ours: request.upper.is_none() && !request.keep_upper,
         since,
         device: mounted.as_ref().map(|mount| mount.device.clone()),
-        place: Place::here(),
+        place: HostId::here(),
         groups: groups.own(),
     };
     if let Some(mount) = &mounted {

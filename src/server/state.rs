@@ -24,7 +24,7 @@ pub use super::locks::Lock;
 use super::locks::{hash_of, wait_for};
 pub use super::mount_dir::{EndWatch, MountDir};
 use super::mounts::MountInfo;
-pub use super::record::{Note, Origin, Place, Record};
+pub use super::record::{HostId, Note, Origin, Record};
 use crate::directory::Directory;
 use crate::environment::Environment;
 use crate::failure::{Code, Failure};
@@ -335,7 +335,7 @@ mod tests {
         (dir, state)
     }
 
-    fn record(device: &str, place: Option<Place>) -> Record {
+    fn record(device: &str, place: Option<HostId>) -> Record {
         Record {
             mountpoint: "/mnt/x".into(),
             source: "s3://b/k".into(),
@@ -366,7 +366,7 @@ mod tests {
     fn a_record_lives_and_dies_with_its_lock() {
         let (_dir, state) = state();
         let (dir, lock) = state.create_mount().unwrap();
-        dir.write_record(&record("0:9", Place::here())).unwrap();
+        dir.write_record(&record("0:9", HostId::here())).unwrap();
         let (found, read) = state.read_mount_of(&mount("0:9")).unwrap().unwrap();
         assert_eq!(read.pid, 7);
         assert!(found.is_alive());
@@ -381,9 +381,9 @@ mod tests {
     #[test]
     fn a_mount_has_the_record_of_its_own_server_whatever_else_is_on_record() {
         let (_dir, state) = state();
-        let here = Place::here().unwrap();
-        let before = Place { boot: "another".into(), ..here.clone() };
-        let elsewhere = Place { mounts: "mnt:[1]".into(), ..here.clone() };
+        let here = HostId::here().unwrap();
+        let before = HostId { boot: "another".into(), ..here.clone() };
+        let elsewhere = HostId { mounts: "mnt:[1]".into(), ..here.clone() };
         let mut locks = Vec::new();
         // Whose device and place, and whether its server lives.
         for (device, place, lives) in [

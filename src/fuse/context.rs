@@ -26,7 +26,7 @@ use crate::types::Ino;
 pub(super) const UPPER_FLAGS: i32 = libc::O_ACCMODE | libc::O_SYNC | libc::O_DSYNC | libc::O_DIRECT;
 
 /// What a request needs, on whatever thread it runs.
-pub(super) struct Shared {
+pub(super) struct Context {
     pub(super) overlay: Arc<Overlay>,
     pub(super) modes: IoModes,
     pub(super) entry_ttl: Duration,
@@ -47,7 +47,7 @@ pub(super) struct Shared {
     pub(super) faults: Arc<Faults>,
 }
 
-impl Shared {
+impl Context {
     /// The errno of `error`. EIO and ESTALE, and whatever comes from the archive or the network, are also
     /// put on record, since the program that gets one cannot say why.
     pub(super) fn failed(&self, error: &overlay::Error) -> Errno {
