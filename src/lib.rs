@@ -12,14 +12,13 @@
 //! overlay                the merged tree: lower + upper, copy-up, whiteouts
 //! squashfs               the archive format
 //! cache                  chunks of a remote object: memory, disk, prefetch
-//! store                  object stores behind two small traits
+//! store       inode_ops  object stores behind two small traits | inodes by descriptor: found, made, removed
 //! types       buffers    numbers with units, no I/O | large buffers that are used again
 //! single_flight          what several threads want at once is made by one of them
 //! environment names      the variables that the program looks at | names and words of others, shown
-//! directory   removal    directories that users name, found once and used by descriptor | removing them whole
 //! ```
 //!
-//! From bottom to top: [`directory`], [`removal`], [`environment`], [`names`], [`types`], `buffers` and `single_flight`, [`store`], [`cache`], [`squashfs`], [`overlay`], [`failure`],
+//! From bottom to top: [`environment`], [`names`], [`types`], `buffers` and `single_flight`, [`store`] and [`inode_ops`], [`cache`], [`squashfs`], [`overlay`], [`failure`],
 //! [`backup`], [`mod@bench`], [`fuse`], [`server`], [`cli`]. Everything from the cache upward is ordinary blocking
 //! code; only the stores are asynchronous, and the calls on [`backup::Backups`], which are many small
 //! requests to them. There is no unsafe code.
@@ -31,13 +30,12 @@ pub mod bench;
 mod buffers;
 pub mod cache;
 pub mod cli;
-pub mod directory;
 pub mod environment;
 pub mod failure;
 pub mod fuse;
+pub mod inode_ops;
 pub mod names;
 pub mod overlay;
-pub mod removal;
 pub mod server;
 mod single_flight;
 pub mod squashfs;

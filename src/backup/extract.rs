@@ -6,7 +6,6 @@
 
 use std::collections::HashMap;
 use std::ffi::{CString, OsStr};
-use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -14,15 +13,14 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 use rustix::fd::OwnedFd;
-use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags};
+use rustix::fs::OFlags;
+use rustix::io::Errno;
 
 use super::staging::Staging;
 use crate::failure::{Code, Failure};
+use crate::inode_ops::{self, Address, Privilege};
 use crate::squashfs::{Archive, DirCursor, DirReader, Inode, Xattr};
-use crate::types::{FileKind, FileOffset, InodeRef};
-
-/// How much of a file is read and written at a time.
-const COPY_BYTES: usize = 1 << 20;
+use crate::types::{FileKind, InodeRef, Owner};
 
 /// What to unpack, and how.
 #[derive(Clone, Debug)]
@@ -102,7 +100,7 @@ pub fn extract_staged(
             FileKind::Directory => options.path.len(),
             _ => options.path.iter().rposition(|byte| *byte == b'/').map_or(0, |slash| slash + 1),
         },
-        privileged: rustix::process::geteuid().is_root(),
+        privilege: Privilege::of_process(),
         preserve_privileged: options.preserve_privileged,
         failed: AtomicBool::new(false),
         failure: Mutex::new(None),
@@ -153,7 +151,7 @@ pub fn find(archive: &Archive, path: &[u8]) -> Result<Inode, Failure> {
 /// A regular file to be filled.
 struct Job {
     inode: Inode,
-    file: OwnedFd,
+    file: Arc<OwnedFd>,
     /// For messages.
     path: Vec<u8>,
 }
@@ -173,8 +171,7 @@ struct Tree<'a> {
     root: Arc<OwnedFd>,
     /// How much of a path inside the archive is not part of the path below `root`.
     prefix: usize,
-    /// Whether this process may set owners and all that.
-    privileged: bool,
+    privilege: Privilege,
     /// See [`ExtractOptions::preserve_privileged`].
     preserve_privileged: bool,
     failed: AtomicBool,
@@ -184,7 +181,7 @@ struct Tree<'a> {
 /// A step that failed, before it is known at which path.
 enum Problem {
     Archive(crate::squashfs::Error),
-    System(&'static str, rustix::io::Errno),
+    System(&'static str, Errno),
 }
 
 impl From<crate::squashfs::Error> for Problem {
@@ -193,8 +190,10 @@ impl From<crate::squashfs::Error> for Problem {
     }
 }
 
-fn sys(call: &'static str) -> impl FnOnce(rustix::io::Errno) -> Problem {
-    move |errno| Problem::System(call, errno)
+impl From<inode_ops::Error> for Problem {
+    fn from(error: inode_ops::Error) -> Self {
+        Self::System(error.call, error.errno)
+    }
 }
 
 impl Tree<'_> {
@@ -239,7 +238,8 @@ impl Tree<'_> {
             }
             let Some(entry) = top.entries.next() else {
                 // Last, because whatever is made in a directory changes its times.
-                let finished = self.finish(&top.inode, top.directory.as_fd());
+                let made = Address::Open(Arc::clone(&top.directory));
+                let finished = self.finish(&top.inode, &made);
                 self.note(&top.path, finished);
                 levels.pop();
                 continue;
@@ -258,7 +258,7 @@ impl Tree<'_> {
             match made {
                 Ok(Some(level)) if levels.len() < MAX_DEPTH => levels.push(level),
                 Ok(Some(_)) => {
-                    let error = Problem::System("descend into", rustix::io::Errno::LOOP);
+                    let error = Problem::System("descend into", Errno::LOOP);
                     self.note(&path, Err(error));
                 }
                 Ok(None) => {}
@@ -285,180 +285,104 @@ impl Tree<'_> {
             return Ok(None);
         }
         self.progress.files.fetch_add(1, Ordering::Relaxed);
-        let at = directory.as_fd();
+        let name = OsStr::from_bytes(name);
         if inode.kind != FileKind::Directory && inode.nlink > 1 {
             let below_root = path.get(self.prefix..).unwrap_or_default();
             let below_root = below_root.strip_prefix(b"/").unwrap_or(below_root);
             if let Some(first) = links.get(&inode.reference) {
-                rustix::fs::linkat(&self.root, first.as_slice(), at, name, AtFlags::empty())
-                    .map_err(sys("link"))?;
+                Address::at(&self.root, OsStr::from_bytes(first)).link_to(directory, name)?;
                 return Ok(None);
             }
             links.insert(inode.reference, below_root.to_vec());
         }
         match inode.kind {
             FileKind::Directory => {
-                rustix::fs::mkdirat(at, name, Mode::RWXU).map_err(sys("mkdir"))?;
-                return Ok(Some(open_directory(at, name).map_err(sys("open"))?));
+                inode_ops::make_directory(directory, name, 0o700)?;
+                return Ok(Some(inode_ops::open_directory(directory, name)?));
             }
             FileKind::Regular => {
-                let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
-                let file = rustix::fs::openat(at, name, flags, Mode::RUSR | Mode::WUSR)
-                    .map_err(sys("create"))?;
-                let job = Job { inode: inode.clone(), file, path: path.to_vec() };
+                let file = inode_ops::make_file(directory, name, OFlags::WRONLY, 0o600)?;
+                let job = Job { inode: inode.clone(), file: Arc::new(file), path: path.to_vec() };
                 // Fails only where every copying thread has panicked, which the scope reports.
                 let _ = jobs.send(job);
                 return Ok(None);
             }
             FileKind::Symlink => {
                 let target = self.archive.read_link(inode)?;
-                rustix::fs::symlinkat(target.as_slice(), at, name).map_err(sys("symlink"))?;
+                inode_ops::make_symlink(directory, name, OsStr::from_bytes(&target))?;
             }
-            FileKind::BlockDevice | FileKind::CharDevice | FileKind::Fifo | FileKind::Socket => {
-                let kind = FileType::from_raw_mode(inode.kind.mode_bits());
-                let made = rustix::fs::mknodat(at, name, kind, Mode::RUSR | Mode::WUSR, inode.rdev);
-                if !self.allowed(made, "mknod")? {
+            kind => match inode_ops::make_special(directory, name, kind, 0o600, inode.rdev) {
+                Err(error) if self.privilege.lacks(error.errno) => {
+                    self.progress.withheld.fetch_add(1, Ordering::Relaxed);
                     // Its other names are no links to it.
                     links.remove(&inode.reference);
                     return Ok(None);
                 }
-            }
+                made => made?,
+            },
         }
-        self.finish_named(inode, directory, name)?;
+        self.finish(inode, &Address::at(directory, name))?;
         Ok(None)
     }
 
     /// Copies a regular file's contents, holes left out.
     fn fill(&self, job: &Job) -> Result<(), Problem> {
-        let Job { inode, file, .. } = job;
-        let mut at = FileOffset(0);
-        while let Some(data) = self.archive.seek_data(inode, at)? {
-            at = data;
-            let end = self.archive.seek_hole(inode, at)?.map_or(inode.size, |hole| hole.0);
-            while at.0 < end {
-                let len = (end - at.0).min(COPY_BYTES as u64) as usize;
-                let bytes = self.archive.read(inode, at, len)?;
-                if bytes.is_empty() {
-                    break;
-                }
-                let mut rest = &bytes[..];
-                while !rest.is_empty() {
-                    let written = rustix::io::pwrite(file, rest, at.0).map_err(sys("write"))?;
-                    rest = rest.get(written..).unwrap_or_default();
-                    at.0 += written as u64;
-                    self.progress.bytes.fetch_add(written as u64, Ordering::Relaxed);
-                }
-            }
+        for piece in self.archive.pieces(&job.inode) {
+            let (at, data) = piece?;
+            inode_ops::write_all(&job.file, &data, at.0)?;
+            self.progress.bytes.fetch_add(data.len() as u64, Ordering::Relaxed);
         }
-        rustix::fs::ftruncate(file, inode.size).map_err(sys("truncate"))?;
-        self.finish(inode, file.as_fd())
+        inode_ops::set_size(&job.file, job.inode.size)?;
+        self.finish(&job.inode, &Address::Open(Arc::clone(&job.file)))
     }
 
-    /// Owner, mode, attributes and times of a file or directory that is open. In this order: a new
-    /// owner clears set-user-id bits and capabilities.
-    fn finish(&self, inode: &Inode, file: rustix::fd::BorrowedFd<'_>) -> Result<(), Problem> {
-        let (uid, gid) = owner(inode);
-        let owned = self.allowed(rustix::fs::fchown(file, uid, gid), "chown")?;
-        rustix::fs::fchmod(file, self.mode(inode, owned)).map_err(sys("chmod"))?;
-        if inode.has_xattrs() {
-            for xattr in self.archive.xattrs(inode)? {
-                if self.leaves_out(&xattr) {
-                    continue;
-                }
-                let set =
-                    rustix::fs::fsetxattr(file, &*xattr.name, &xattr.value, XattrFlags::empty());
-                self.allowed(set, "setxattr")?;
+    /// Gives what was made its owner, attributes, permissions and times, as far as it may have them.
+    fn finish(&self, inode: &Inode, made: &Address) -> Result<(), Problem> {
+        let mut xattrs = Vec::new();
+        for Xattr { name, value } in self.archive.xattrs(inode)? {
+            if !self.leaves_out(&name) {
+                let nul = |_| Problem::System("setxattr", Errno::INVAL);
+                xattrs.push((CString::new(name).map_err(nul)?, value));
             }
         }
-        rustix::fs::futimens(file, &times(inode)).map_err(sys("utimens"))
+        let owner = Owner { uid: inode.uid, gid: inode.gid };
+        let stat = made.stat()?;
+        let begun = inode_ops::begin(made, &stat, owner, xattrs, self.privilege)?;
+        let withheld = u64::from(begun.refused.owner) + begun.refused.xattrs.len() as u64;
+        self.progress.withheld.fetch_add(withheld, Ordering::Relaxed);
+        let permissions = self.permissions(inode, !begun.refused.owner);
+        Ok(begun.finish(permissions, inode.mtime)?)
     }
 
-    /// The same for what cannot be opened: links and special files.
-    fn finish_named(
-        &self,
-        inode: &Inode,
-        directory: &Arc<OwnedFd>,
-        name: &[u8],
-    ) -> Result<(), Problem> {
-        let at = directory.as_fd();
-        let (uid, gid) = owner(inode);
-        let chowned = rustix::fs::chownat(at, name, uid, gid, AtFlags::SYMLINK_NOFOLLOW);
-        self.allowed(chowned, "chown")?;
-        if inode.kind != FileKind::Symlink {
-            // It was made a moment ago in a directory nobody else can enter: it is no symlink.
-            let mode = Mode::from_raw_mode(inode.permissions.into());
-            rustix::fs::chmodat(at, name, mode, AtFlags::empty()).map_err(sys("chmod"))?;
-        }
-        if inode.has_xattrs() {
-            let mut path = format!("/proc/self/fd/{}/", at.as_raw_fd()).into_bytes();
-            path.extend_from_slice(name);
-            let path = CString::new(path).unwrap_or_default();
-            for xattr in self.archive.xattrs(inode)? {
-                if self.leaves_out(&xattr) {
-                    continue;
-                }
-                let set =
-                    rustix::fs::lsetxattr(&path, &*xattr.name, &xattr.value, XattrFlags::empty());
-                self.allowed(set, "setxattr")?;
-            }
-        }
-        rustix::fs::utimensat(at, name, &times(inode), AtFlags::SYMLINK_NOFOLLOW)
-            .map_err(sys("utimens"))
-    }
-
-    /// The mode of a file or directory, `owned` by whom the archive says or not.
-    fn mode(&self, inode: &Inode, owned: bool) -> Mode {
-        let mode = Mode::from_raw_mode(inode.permissions.into());
-        let set_ids = Mode::SUID | Mode::SGID;
-        if inode.kind != FileKind::Regular || !mode.intersects(set_ids) {
-            return mode;
+    /// The permissions of a file or directory, `owned` by whom the archive says or not.
+    fn permissions(&self, inode: &Inode, owned: bool) -> u16 {
+        let set_ids = SETID_BITS & inode.permissions;
+        if inode.kind != FileKind::Regular || set_ids == 0 {
+            return inode.permissions;
         }
         if !self.preserve_privileged {
             self.progress.left_out.set_ids.fetch_add(1, Ordering::Relaxed);
         } else if owned {
-            return mode;
+            return inode.permissions;
         } else {
             // It would lend the rights of whoever unpacks, which nobody had in mind.
             self.progress.withheld.fetch_add(1, Ordering::Relaxed);
         }
-        mode - set_ids
+        inode.permissions & !set_ids
     }
 
-    /// Whether `xattr` is left out; if so it is counted.
-    fn leaves_out(&self, xattr: &Xattr) -> bool {
-        let left_out = !self.preserve_privileged && xattr.name == b"security.capability";
+    /// Whether attribute `name` is left out; if so it is counted.
+    fn leaves_out(&self, name: &[u8]) -> bool {
+        let left_out = !self.preserve_privileged && name == b"security.capability";
         if left_out {
             self.progress.left_out.capabilities.fetch_add(1, Ordering::Relaxed);
         }
         left_out
     }
-
-    /// Lets an ordinary user go without what only root may do; says whether it was done.
-    fn allowed(&self, result: rustix::io::Result<()>, call: &'static str) -> Result<bool, Problem> {
-        match result {
-            Ok(()) => Ok(true),
-            Err(rustix::io::Errno::PERM | rustix::io::Errno::OPNOTSUPP) if !self.privileged => {
-                self.progress.withheld.fetch_add(1, Ordering::Relaxed);
-                Ok(false)
-            }
-            Err(errno) => Err(Problem::System(call, errno)),
-        }
-    }
 }
+
+/// The set-user-id and set-group-id bits.
+const SETID_BITS: u16 = (libc::S_ISUID | libc::S_ISGID) as u16;
 
 /// Directories open at a time, and so how deep a tree may be. A damaged archive can have cycles.
 const MAX_DEPTH: usize = 4096;
-
-fn open_directory(at: impl AsFd, name: &[u8]) -> rustix::io::Result<OwnedFd> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    rustix::fs::openat(at, OsStr::from_bytes(name), flags, Mode::empty())
-}
-
-fn owner(inode: &Inode) -> (Option<Uid>, Option<Gid>) {
-    (Some(Uid::from_raw(inode.uid)), Some(Gid::from_raw(inode.gid)))
-}
-
-fn times(inode: &Inode) -> Timestamps {
-    let time = Timespec { tv_sec: inode.mtime.seconds, tv_nsec: inode.mtime.nanos.into() };
-    Timestamps { last_access: time, last_modification: time }
-}

@@ -9,9 +9,9 @@ use rustix::fd::OwnedFd;
 use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 
-use crate::directory::{Directory, DirectoryId, Location};
 use crate::failure::{Code, Failure};
-use crate::removal::remove_tree;
+use crate::inode_ops::remove_tree;
+use crate::inode_ops::{Directory, DirectoryId, Location};
 
 /// Where `target` is, without symlinks, and the directory beside it in which it is unpacked by this process.
 ///

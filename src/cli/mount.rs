@@ -7,8 +7,8 @@ use super::groups::{AheadArgs, ReadingArgs, SourceArgs, StoreArgs};
 use super::{options, output::Output};
 use crate::backup::SourceRequest;
 use crate::cache::DiskLimit;
-use crate::directory::{Directory, DirectoryId, Location};
 use crate::failure::{Code, Failure};
+use crate::inode_ops::{Directory, DirectoryId, Location};
 use crate::server::state::{Lock, lock_directory};
 use crate::server::{
     MountRequest, Ready, ServerProgram, check_free, restart_limited, restrict, serve,

@@ -18,7 +18,7 @@ use rustix::net::{
 };
 
 use super::options::MountOptions;
-use crate::directory::{Directory, Location};
+use crate::inode_ops::{Directory, Location};
 
 /// The part of the file system's type behind `fuse.`.
 const SUBTYPE: &str = "thawfs";

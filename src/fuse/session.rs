@@ -10,7 +10,7 @@ use super::adapter::Adapter;
 use super::faults::Faults;
 use super::mount::{detach, mount, unmount};
 use super::options::MountOptions;
-use crate::directory::Directory;
+use crate::inode_ops::Directory;
 use crate::overlay::Overlay;
 
 /// FUSE threads. They answer from memory or the upper's page cache only, so a few more than the

@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
-use rustix::fs::{FileType, Mode, OFlags, Timespec, Timestamps, XattrFlags};
+use rustix::fs::OFlags;
 use rustix::io::Errno;
 
 use super::Overlay;
@@ -13,15 +13,12 @@ use super::copy_up::Want;
 use super::error::{Error, Result};
 use super::name::Name;
 use super::nodes::{Data, Place, UpperState};
-use super::upper::{Address, Draft, Mark, Namespace, handle_of, record};
+use super::upper::{Draft, Mark, handle_of, record};
 use super::xattr::stored_name;
 use crate::cache::may_wait;
+use crate::inode_ops::{self, Address, make_directory, make_special, make_symlink};
 use crate::squashfs::Inode;
-use crate::types::{FileKind, FileOffset, Ino, InodeRef, Owner};
-
-/// How much is read from the archive at a time while copying, in bytes: eight blocks of the usual
-/// 128 KiB, enough for one request to the store to pay.
-const COPY_SIZE: usize = 1 << 20;
+use crate::types::{FileKind, Ino, InodeRef, Owner};
 
 /// The device that stands in the upper for a 0/0 character device, which would be a whiteout.
 /// Linux gives no driver major number 0, and XFS takes minor numbers of 18 bits.
@@ -61,16 +58,12 @@ impl Overlay {
             FileKind::Regular => {
                 return self.build_file(ino, lower, inode, want, permissions(0o600));
             }
-            FileKind::Directory => upper.draft(|dir, name| {
-                rustix::fs::mkdirat(dir, name, Mode::from_raw_mode(permissions(0o700)))
-                    .map_err(Error::sys("mkdir", "a copy"))
-            })?,
+            FileKind::Directory => {
+                upper.draft(|dir, name| make_directory(dir, name, permissions(0o700)))?
+            }
             FileKind::Symlink => {
                 let target = self.lower.archive().read_link(inode)?;
-                upper.draft(|dir, name| {
-                    rustix::fs::symlinkat(OsStr::from_bytes(&target), dir, name)
-                        .map_err(Error::sys("symlink", "a copy"))
-                })?
+                upper.draft(|dir, name| make_symlink(dir, name, OsStr::from_bytes(&target)))?
             }
             kind => upper.draft(|dir, name| {
                 let device = if null_device { stand_in() } else { inode.rdev };
@@ -107,7 +100,7 @@ impl Overlay {
             }
         };
         if data != Data::Upper {
-            rustix::fs::ftruncate(&fd, inode.size).map_err(Error::sys("ftruncate", "a copy"))?;
+            inode_ops::set_size(&fd, inode.size)?;
         }
         let (st_ino, owner) = self.dress(&copy, lower, inode)?;
         // Last: where the file's own attributes leave no room for the mark, the data is copied.
@@ -164,32 +157,24 @@ impl Overlay {
     ) -> Result<(u64, Option<Owner>)> {
         let upper = self.upper()?;
         let stat = upper.identify(copy, copy.stat()?)?;
-        let owner = Owner { uid: inode.uid, gid: inode.gid };
-        let owner = self.give_owner(copy, &stat, owner)?;
-        // Before our own, which can be done without if there is no room for all.
+        let mut xattrs = Vec::new();
         for xattr in self.lower.archive().xattrs(inode)? {
             let name = CString::new(stored_name(&xattr.name, upper.marks).into_owned())
                 .map_err(|_| Error::damaged("the archive has an attribute with NUL in its name"))?;
-            match copy.set_xattr(&name, &xattr.value, XattrFlags::empty()) {
-                Ok(()) => {}
-                // Also root's, on an overlayfs that keeps some for itself.
-                Err(errno @ (Errno::PERM | Errno::OPNOTSUPP))
-                    if !upper.privileged || upper.marks == Namespace::User =>
-                {
-                    tracing::debug!("copy-up: {} is not kept: {errno}", name.to_string_lossy());
-                }
-                Err(errno) => return Err(Error::sys("setxattr", name.to_string_lossy())(errno)),
-            }
+            xattrs.push((name, xattr.value));
         }
+        let owner = Owner { uid: inode.uid, gid: inode.gid };
+        let begun = inode_ops::begin(copy, &stat, owner, xattrs, upper.privilege())?;
+        for (name, errno) in &begun.refused.xattrs {
+            tracing::debug!("copy-up: {} is not kept: {errno}", name.to_string_lossy());
+        }
+        // After the file's own, as these can be done without if there is no room for all.
+        let recorded = if begun.refused.owner { self.record_owner(copy, owner)? } else { None };
         let kind = inode.kind;
         upper.marks.try_set(copy, kind, Mark::Record, &record(lower, stat.stx_ino))?;
         upper.marks.try_set(copy, kind, Mark::Origin, &handle_of(inode.number))?;
-        if inode.kind != FileKind::Symlink && stat.stx_mode & 0o7777 != inode.permissions {
-            copy.chmod(inode.permissions.into())?;
-        }
-        let time = Timespec { tv_sec: inode.mtime.seconds, tv_nsec: inode.mtime.nanos.into() };
-        copy.set_times(&Timestamps { last_access: time, last_modification: time })?;
-        Ok((stat.stx_ino, owner))
+        begun.finish(inode.permissions, inode.mtime)?;
+        Ok((stat.stx_ino, recorded))
     }
 
     /// Copies a lower file's data into an empty or all-hole file, leaving its holes.
@@ -200,27 +185,11 @@ impl Overlay {
         if !may_wait() {
             return Err(Error::WouldCopy);
         }
-        let archive = self.lower.archive();
-        let mut at = 0;
-        while at < inode.size {
-            let Some(start) = archive.seek_data(inode, FileOffset(at))? else { break };
-            let end = archive.seek_hole(inode, start)?.map_or(inode.size, |end| end.0);
-            at = start.0.max(at);
-            while at < end {
-                let len = usize::try_from(end - at).unwrap_or(COPY_SIZE).min(COPY_SIZE);
-                let data = archive.read(inode, FileOffset(at), len)?;
-                if data.is_empty() {
-                    let number = inode.number;
-                    return Err(Error::damaged(format_args!(
-                        "the archive has {at} bytes of inode {number}, which promises {}",
-                        inode.size
-                    )));
-                }
-                write_all(to, &data, at)?;
-                at += data.len() as u64;
-            }
+        for piece in self.lower.archive().pieces(inode) {
+            let (at, data) = piece?;
+            inode_ops::write_all(to, &data, at.0)?;
         }
-        rustix::fs::ftruncate(to, inode.size).map_err(Error::sys("ftruncate", "a copy"))
+        Ok(inode_ops::set_size(to, inode.size)?)
     }
 
     /// The path of `ino`'s lower inode in the archive, from its root: what a redirect to it says.
@@ -260,33 +229,4 @@ impl Overlay {
 /// The device number of [`NULL_DEVICE_STAND_IN`].
 pub(super) fn stand_in() -> u64 {
     rustix::fs::makedev(NULL_DEVICE_STAND_IN.0, NULL_DEVICE_STAND_IN.1)
-}
-
-/// Makes a device, pipe or socket.
-pub(super) fn make_special(
-    dir: &OwnedFd,
-    name: &OsStr,
-    kind: FileKind,
-    mode: u32,
-    rdev: u64,
-) -> Result<()> {
-    let kind = FileType::from_raw_mode(kind.mode_bits());
-    rustix::fs::mknodat(dir, name, kind, Mode::from_raw_mode(mode), rdev)
-        .map_err(Error::sys("mknod", name.display()))
-}
-
-/// Writes all of `data` to a file of the upper.
-pub(super) fn write_all(fd: &OwnedFd, mut data: &[u8], mut at: u64) -> Result<()> {
-    while !data.is_empty() {
-        match rustix::io::pwrite(fd, data, at) {
-            Ok(0) => return Err(Error::damaged("the upper took no byte of a copy")),
-            Ok(written) => {
-                data = data.get(written..).unwrap_or_default();
-                at += written as u64;
-            }
-            Err(Errno::INTR) => {}
-            Err(errno) => return Err(Error::sys("pwrite", "a copy")(errno)),
-        }
-    }
-    Ok(())
 }

@@ -9,7 +9,7 @@ use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use rustix::fs::{AtFlags, OFlags, RenameFlags, Statx, Timespec, Timestamps};
+use rustix::fs::{AtFlags, OFlags, RenameFlags};
 use rustix::io::Errno;
 
 use super::Overlay;
@@ -19,8 +19,9 @@ use super::dirs::os_str;
 use super::error::{Error, Result};
 use super::index::nlink_mark;
 use super::nodes::{Data, Place, Snapshot, UpperState};
-use super::upper::{Address, Mark, Namespace, Whiteouts, stat_at, stat_fd};
+use super::upper::{Mark, Namespace, Whiteouts};
 use crate::cache::may_wait;
+use crate::inode_ops::{Address, set_size, stat_at, stat_fd, times_of};
 use crate::single_flight::{Claim, Lead, Waited};
 use crate::squashfs::Inode;
 use crate::types::{FileKind, Ino};
@@ -212,7 +213,7 @@ impl Overlay {
         if let Err(error) = address.link_to(dir, name) {
             rustix::fs::unlinkat(&upper.index, entry, AtFlags::empty())
                 .map_err(Error::sys("unlink", "an index entry"))?;
-            return Err(error);
+            return Err(error.into());
         }
         // Two links are there now: the index's and the name's.
         state.extra_links = i64::from(inode.nlink) - 2;
@@ -235,9 +236,7 @@ impl Overlay {
         let times = times_of(&pinned.stat()?);
         let capability = pinned.get_xattr(CAPABILITY).ok();
         match want {
-            Want::Truncated => {
-                rustix::fs::ftruncate(&fd, 0).map_err(Error::sys("ftruncate", "a copy"))?;
-            }
+            Want::Truncated => set_size(&fd, 0)?,
             Want::Attributes | Want::Data => {
                 let inode = self.lower.inode(lower)?;
                 self.write_data(&inode, &fd)?;
@@ -300,10 +299,3 @@ impl Overlay {
 
 /// The one attribute that a write removes.
 const CAPABILITY: &std::ffi::CStr = c"security.capability";
-
-/// The times of an inode, to set them again.
-pub(super) fn times_of(stat: &Statx) -> Timestamps {
-    let time =
-        |t: rustix::fs::StatxTimestamp| Timespec { tv_sec: t.tv_sec, tv_nsec: t.tv_nsec.into() };
-    Timestamps { last_access: time(stat.stx_atime), last_modification: time(stat.stx_mtime) }
-}

@@ -4,12 +4,12 @@ use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags, Statx};
+use rustix::fs::{AtFlags, OFlags, RenameFlags, Statx};
 use rustix::io::Errno;
 
 use super::Overlay;
 use super::attr::{Attr, Caller, generation_of, kind_of, owner_of};
-use super::build::{make_special, stand_in};
+use super::build::stand_in;
 use super::copy_up::Want;
 use super::error::{Error, Result};
 use super::handles::{Backing, Open, Opened};
@@ -17,7 +17,8 @@ use super::ino;
 use super::lookup::{Found, Physical};
 use super::nodes::UpperState;
 use super::open::kept_flags;
-use super::upper::{Address, Mark, stat_fd};
+use super::upper::Mark;
+use crate::inode_ops::{Address, make_directory, make_file, make_special, make_symlink, stat_fd};
 use crate::types::{FileKind, Ino, Owner};
 
 /// What is to be made.
@@ -240,27 +241,16 @@ impl Overlay {
 const DEFAULT_ACL: &std::ffi::CStr = c"system.posix_acl_default";
 
 fn make_at(dir: &OwnedFd, name: &OsStr, mode: u32, new: New<'_>) -> Result<Option<OwnedFd>> {
-    let raw_mode = Mode::from_raw_mode(mode);
     match new {
         New::File { flags } => {
-            let flags = flags.difference(OFlags::TRUNC)
-                | OFlags::CREATE
-                | OFlags::EXCL
-                | OFlags::NOFOLLOW
-                | OFlags::CLOEXEC;
-            rustix::fs::openat(dir, name, flags, raw_mode)
-                .map(Some)
-                .map_err(Error::sys("open", name.display()))
+            return Ok(Some(make_file(dir, name, flags.difference(OFlags::TRUNC), mode)?));
         }
-        New::Directory => rustix::fs::mkdirat(dir, name, raw_mode)
-            .map(|()| None)
-            .map_err(Error::sys("mkdir", name.display())),
-        New::Symlink { target } => rustix::fs::symlinkat(target, dir, name)
-            .map(|()| None)
-            .map_err(Error::sys("symlink", name.display())),
+        New::Directory => make_directory(dir, name, mode),
+        New::Symlink { target } => make_symlink(dir, name, target),
         New::Special { kind, rdev } => {
             let rdev = if new.is_null_device() { stand_in() } else { rdev };
-            make_special(dir, name, kind, mode, rdev).map(|()| None)
+            make_special(dir, name, kind, mode, rdev)
         }
-    }
+    }?;
+    Ok(None)
 }

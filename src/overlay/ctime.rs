@@ -15,7 +15,8 @@ use super::Overlay;
 use super::attr::Attr;
 use super::error::Result;
 use super::nodes::UpperState;
-use super::upper::{Address, Mark};
+use super::upper::Mark;
+use crate::inode_ops::Address;
 use crate::types::{FileKind, Ino, Timestamp};
 
 /// An `st_ctime` to show, and the `st_mtime` with which it holds.

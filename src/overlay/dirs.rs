@@ -12,7 +12,7 @@ use rustix::io::Errno;
 use super::Overlay;
 use super::error::{Error, Result, changed_behind, not_copied};
 use super::nodes::{Place, UpperState};
-use super::upper::{Address, stat_fd};
+use crate::inode_ops::{Address, stat_fd};
 use crate::types::{Ino, InodeRef};
 
 /// Longest way from a directory to the root that is walked.

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 
 use rustix::io::Errno;
 
-use crate::squashfs;
 use crate::types::Ino;
+use crate::{inode_ops, squashfs};
 
 /// Why the merged tree did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -102,6 +102,13 @@ pub(super) fn not_copied(ino: Ino) -> Error {
 /// Somebody else has put another inode in the place of one that we know.
 pub(super) fn changed_behind(what: impl fmt::Display) -> Error {
     Error::stale(format_args!("{what} in the upper was replaced by another program"))
+}
+
+impl From<inode_ops::Error> for Error {
+    fn from(error: inode_ops::Error) -> Self {
+        let inode_ops::Error { call, what, errno } = error;
+        Self::Sys { call, what, errno }
+    }
 }
 
 impl From<Errno> for Error {

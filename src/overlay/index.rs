@@ -17,7 +17,8 @@ use super::dirs::DirView;
 use super::error::{Error, Result};
 use super::lookup::Physical;
 use super::lower::Lower;
-use super::upper::{Address, Mark, Upper, index_name, list, parse_index_name, parse_record};
+use super::upper::{Mark, Upper, index_name, parse_index_name, parse_record};
+use crate::inode_ops::{Address, list};
 use crate::squashfs::Inode;
 use crate::types::{FileKind, Ino, InodeRef};
 

@@ -9,10 +9,10 @@ use rustix::fs::{FallocateFlags, OFlags, SeekFrom};
 use rustix::io::Errno;
 
 use super::Overlay;
-use super::build::write_all;
 use super::copy_up::Want;
 use super::error::{Error, Result, not_copied};
 use super::handles::{Handle, LowerOpen, Open};
+use crate::inode_ops::write_all;
 use crate::types::FileOffset;
 
 /// The most that one `copy_file_range` from a lower file copies, in bytes; the caller asks again.

@@ -14,7 +14,8 @@ use super::error::{Error, Result, changed_behind};
 use super::ino;
 use super::lower::{Child, NAME_MAX};
 use super::nodes::{Data, Place, UpperState};
-use super::upper::{Address, Mark, parse_record, stat_at};
+use super::upper::{Mark, parse_record};
+use crate::inode_ops::{Address, stat_at};
 use crate::types::{FileKind, Ino, InodeRef, Owner};
 
 /// What the upper itself has under a name.

@@ -71,6 +71,7 @@ pub use rustix::fs::{FallocateFlags, RenameFlags, SeekFrom, XattrFlags};
 pub use setattr::SETID_BITS;
 pub use upper::Upper;
 
+use crate::inode_ops;
 use crate::single_flight::Flights;
 use crate::squashfs::Archive;
 use crate::types::{FileKind, Ino};
@@ -285,7 +286,7 @@ fn claim(upper: &Upper, lower: &Lower) -> Result<bool> {
             problem: "belongs to another archive; use the one it was made over, or an empty upper"
                 .to_owned(),
         }),
-        None if upper::list(&upper.root)?.is_empty() => Ok(true),
+        None if inode_ops::list(&upper.root)?.is_empty() => Ok(true),
         // Kernel overlayfs has written it.
         None => upper.marks.set(&root, Mark::Archive, &lower.identity()).map(|()| false),
     }

@@ -9,7 +9,8 @@ use super::attr::{Attr, Caller, SetAttr, owner_of};
 use super::error::Result;
 use super::identity::Identity;
 use super::nodes::UpperState;
-use super::upper::{Address, Mark, Namespace};
+use super::upper::{Mark, Namespace};
+use crate::inode_ops::{self, Address};
 use crate::types::{Ino, Owner};
 
 impl Overlay {
@@ -52,17 +53,15 @@ impl Overlay {
         stat: &Statx,
         owner: Owner,
     ) -> Result<Option<Owner>> {
-        if owner_of(stat) == owner {
-            return Ok(None);
+        match inode_ops::give_owner(inode, stat, owner, self.upper()?.privilege())? {
+            true => Ok(None),
+            false => self.record_owner(inode, owner),
         }
-        let upper = self.upper()?;
-        match inode.chown(Some(owner.uid), Some(owner.gid)) {
-            // The second where our user namespace has no such number.
-            Err(error)
-                if !upper.privileged && (error.is(Errno::PERM) || error.is(Errno::INVAL)) => {}
-            done => return done.map(|()| None),
-        }
-        match upper.marks.set(inode, Mark::Owner, &owner.to_text()) {
+    }
+
+    /// Records the owner that a new inode could not be given, and says whether that was possible.
+    pub(super) fn record_owner(&self, inode: &Address, owner: Owner) -> Result<Option<Owner>> {
+        match self.upper()?.marks.set(inode, Mark::Owner, &owner.to_text()) {
             Ok(()) => Ok(Some(owner)),
             Err(error) if error.is(Errno::PERM) || error.is(Errno::NOSPC) => Ok(None),
             Err(error) => Err(error),
@@ -100,10 +99,12 @@ impl Overlay {
         let Some(_) = state.owner else {
             let (uid, gid) = (change.uid.map(|_| wanted.uid), change.gid.map(|_| wanted.gid));
             return match inode.chown(uid, gid) {
-                Err(error) if error.is(Errno::PERM) && !upper.privileged && wanted == current => {
+                Err(error)
+                    if error.errno == Errno::PERM && !upper.privileged && wanted == current =>
+                {
                     Ok(())
                 }
-                done => done,
+                done => Ok(done?),
             };
         };
         // This has no other owner than us, but takes setuid bits away as a change of owner has to.

@@ -35,7 +35,7 @@ use super::ino;
 use super::lookup::Held;
 use super::lower::Child;
 use super::nodes::Place;
-use super::upper::list_with;
+use crate::inode_ops::list_with;
 use crate::squashfs::DirCursor;
 use crate::types::{FileKind, Ino, InodeRef};
 

@@ -18,7 +18,8 @@ use super::error::{Error, Result};
 use super::lookup::{Held, Physical};
 use super::lower::Child;
 use super::nodes::Place;
-use super::upper::{Address, Mark, list, stat_at};
+use super::upper::Mark;
+use crate::inode_ops::{Address, list, stat_at};
 use crate::squashfs::DirCursor;
 use crate::types::{FileKind, Ino};
 

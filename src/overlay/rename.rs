@@ -9,18 +9,19 @@ use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 
-use rustix::fs::{AtFlags, Mode, RenameFlags};
+use rustix::fs::{AtFlags, RenameFlags};
 use rustix::io::Errno;
 
 use super::Overlay;
-use super::attr::Caller;
+use super::attr::{Caller, owner_of};
 use super::copy_up::Want;
 use super::dirs::DirView;
 use super::error::{Error, Result, not_copied};
 use super::lookup::{Held, Physical};
 use super::lower::Child;
 use super::nodes::Place;
-use super::upper::{Address, Draft, Mark};
+use super::upper::{Draft, Mark};
+use crate::inode_ops::{self, Address, make_directory};
 use crate::types::{FileKind, Ino};
 
 /// One end of a rename: a name, what it means, and what the lower has there.
@@ -318,17 +319,10 @@ impl Overlay {
     fn clear_whiteouts(&self, old: &Address, dir: &DirView, name: &OsStr) -> Result<Draft<'_>> {
         let upper = self.upper()?;
         let stat = old.stat()?;
-        let (draft, ()) = upper.draft(|work, draft| {
-            rustix::fs::mkdirat(work, draft, Mode::from_raw_mode(0o700))
-                .map_err(Error::sys("mkdir", "workdir"))
-        })?;
+        let (draft, ()) = upper.draft(|work, draft| make_directory(work, draft, 0o700))?;
         let new = draft.address();
         upper.marks.set(&new, Mark::Opaque, b"y")?;
-        match new.chown(Some(stat.stx_uid), Some(stat.stx_gid)) {
-            Err(error)
-                if !upper.privileged && (error.is(Errno::PERM) || error.is(Errno::INVAL)) => {}
-            other => other?,
-        }
+        inode_ops::give_owner(&new, &new.stat()?, owner_of(&stat), upper.privilege())?;
         new.chmod(stat.stx_mode.into())?;
         draft.place(dir.fd()?, name, RenameFlags::EXCHANGE)
     }

@@ -6,9 +6,10 @@ use rustix::io::Errno;
 use super::Overlay;
 use super::attr::{Attr, Rights, SetAttr, SetTime};
 use super::copy_up::Want;
-use super::error::{Error, Result};
+use super::error::Result;
 use super::handles::Handle;
 use super::nodes::{Data, UpperState};
+use crate::inode_ops::set_size;
 use crate::types::{FileKind, Ino, Owner};
 
 /// Those of a file's mode bits that lend its owner's or group's rights to whoever executes it.
@@ -167,7 +168,7 @@ impl Overlay {
         {
             return Ok(());
         }
-        inode.chmod(mode & !libc::S_ISGID)
+        Ok(inode.chmod(mode & !libc::S_ISGID)?)
     }
 
     /// The target of symbolic link `ino`.
@@ -178,7 +179,7 @@ impl Overlay {
         match self.nodes.upper(ino)? {
             Some(state) if state.kind == FileKind::Symlink => {
                 let _names = self.names.read();
-                self.address(ino)?.0.read_link()
+                Ok(self.address(ino)?.0.read_link()?)
             }
             Some(_) => Err(Errno::INVAL.into()),
             None => {
@@ -196,8 +197,7 @@ impl Overlay {
         // The caller's own descriptor may write where the permissions no longer allow to open one.
         if let Some(handle) = handle {
             let fd = self.to_write(&*self.handles.get(handle)?)?;
-            return rustix::fs::ftruncate(fd, size)
-                .map_err(Error::sys("ftruncate", "an open file"));
+            return Ok(set_size(fd, size)?);
         }
         let fd = {
             let _names = self.names.read();
@@ -208,7 +208,7 @@ impl Overlay {
                 _ => return Err(Errno::INVAL.into()),
             }
         };
-        rustix::fs::ftruncate(&fd, size).map_err(Error::sys("ftruncate", "a file"))
+        Ok(set_size(&fd, size)?)
     }
 
     /// Whether a server without privilege could not open a file for writing after `change`.

@@ -17,7 +17,8 @@ use super::attr::Caller;
 use super::copy_up::Want;
 use super::error::{Error, Result, not_copied};
 use super::nodes::UpperState;
-use super::upper::{Address, Namespace};
+use super::upper::Namespace;
+use crate::inode_ops::Address;
 use crate::types::{Ino, Owner};
 
 /// What stands between the marks' prefix and the rest of a name that is not a mark.

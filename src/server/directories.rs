@@ -10,10 +10,10 @@ use rustix::mount::MountFlags;
 
 use super::MountRequest;
 use super::state::{Lock, MountDir, Note, Origin, StateDir};
-use crate::directory::{Directory, DirectoryId, Location};
 use crate::failure::{Code, Failure};
+use crate::inode_ops::remove_tree;
+use crate::inode_ops::{Directory, DirectoryId, Location};
 use crate::overlay::{self, Upper};
-use crate::removal::remove_tree;
 
 /// The directories of a mount, removed at the end.
 pub(super) struct Directories {

@@ -16,10 +16,10 @@ use super::mounted_from::mounted_from;
 use super::mounts::{MountInfo, read_mount_at};
 use super::state::{HostId, Lock, MountDir, Note, Record, StateDir, read_origin};
 use super::unmount::{Manner, lives_inside, unmount};
-use crate::directory::{Directory, DirectoryId};
 use crate::failure::{Code, Failure};
+use crate::inode_ops::remove_tree_at;
+use crate::inode_ops::{Directory, DirectoryId};
 use crate::names;
-use crate::removal::remove_tree_at;
 
 /// What something is that belongs to no live mount.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]

@@ -9,7 +9,7 @@ use super::locks::Lock;
 use super::record::Record;
 use super::request::MountRequest;
 use super::state::write_json;
-use crate::removal::remove_tree_at;
+use crate::inode_ops::remove_tree_at;
 
 /// The directory of one mount below the state directory.
 #[derive(Clone, Debug)]

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::mounts::MountInfo;
-use crate::directory::DirectoryId;
+use crate::inode_ops::DirectoryId;
 use crate::names;
 
 /// What a running server wrote down about itself. Holds no secret.

@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use super::owners::OwnerOptions;
 use crate::backup::SourceRequest;
-use crate::directory::DirectoryId;
 use crate::failure::{Code, Failure};
+use crate::inode_ops::DirectoryId;
 use crate::{fuse, names};
 
 /// What to mount, where and how. Serialised only through a pipe, as the source can hold

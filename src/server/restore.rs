@@ -21,8 +21,8 @@ use super::unchosen::check_unchosen;
 use super::unmount::{clear, lies_in_a_dead_mount, resolve_mountpoint};
 use super::{Found, MountRequest, Ready, Starting, serve};
 use crate::backup::{BackupId, Backups, Metadata, SourceRequest};
-use crate::directory::Directory;
 use crate::failure::{Code, Failure};
+use crate::inode_ops::Directory;
 
 /// Told, one line each, what a user would want to know meanwhile.
 pub type Notice = Arc<dyn Fn(&str) + Send + Sync>;

@@ -25,10 +25,10 @@ use super::locks::{hash_of, wait_for};
 pub use super::mount_dir::{EndWatch, MountDir};
 use super::mounts::MountInfo;
 pub use super::record::{HostId, Note, Origin, Record};
-use crate::directory::Directory;
 use crate::environment::Environment;
 use crate::failure::{Code, Failure};
-use crate::removal::remove_tree_at;
+use crate::inode_ops::Directory;
+use crate::inode_ops::remove_tree_at;
 
 /// The state directory of this user.
 #[derive(Clone, Debug)]

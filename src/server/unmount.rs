@@ -9,9 +9,9 @@ use super::mounts::{
     MountInfo, in_words, mounted_inside, read_mount_at, read_mounts, read_mounts_of,
 };
 use super::state::{EndWatch, MountDir, Record, StateDir};
-use crate::directory::Location;
 use crate::failure::{Code, Failure};
 use crate::fuse;
+use crate::inode_ops::Location;
 
 /// How long a server takes that has nothing more to do.
 const AT_ONCE: Duration = Duration::from_secs(2);

@@ -29,6 +29,7 @@ mod error;
 mod format;
 mod inode;
 mod metadata;
+mod pieces;
 mod plan;
 mod superblock;
 mod tables;

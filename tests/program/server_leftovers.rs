@@ -622,11 +622,11 @@ fn what_is_mounted_below_a_leftover_is_not_emptied() {
     std::fs::create_dir_all(&inner).unwrap();
     let bind = Command::new("mount").arg("--bind").args([&precious, &inner]).status().unwrap();
     assert!(bind.success());
-    let error = thawfs::removal::remove_tree_at(&tree).unwrap_err();
+    let error = thawfs::inode_ops::remove_tree_at(&tree).unwrap_err();
     assert!(Command::new("umount").arg(&inner).status().unwrap().success());
     assert_eq!(error.kind(), std::io::ErrorKind::ResourceBusy, "{error}");
     assert_eq!(std::fs::read(precious.join("file")).unwrap(), b"mine");
-    thawfs::removal::remove_tree_at(&tree).unwrap();
+    thawfs::inode_ops::remove_tree_at(&tree).unwrap();
     assert!(!tree.exists());
 }
 

@@ -10,9 +10,9 @@ use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags, XattrFlags};
 
 use super::super::attr::is_null_device;
 use super::super::error::Result;
-use super::address::stat_at;
 use super::marks::{Mark, Namespace};
 use super::open::{Upper, unusable};
+use crate::inode_ops::stat_at;
 
 /// What hides a name of the lower.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -10,7 +10,7 @@ use rustix::fs::XattrFlags;
 use rustix::io::Errno;
 
 use super::super::error::{Error, Result};
-use super::address::Address;
+use crate::inode_ops::Address;
 use crate::types::FileKind;
 
 /// Something remembered on an inode of the upper.

@@ -1,6 +1,5 @@
 //! The upper directory and its workdir, in kernel overlayfs's on-disk format.
 
-mod address;
 mod form;
 mod marks;
 mod numbers;
@@ -11,8 +10,7 @@ mod work;
 
 pub use open::Upper;
 
-pub(super) use address::{Address, stat_at, stat_fd};
 pub(super) use form::Whiteouts;
 pub(super) use marks::{Mark, Namespace};
 pub(super) use origin::{handle_of, index_name, parse_index_name, parse_record, record};
-pub(super) use work::{Draft, list, list_with};
+pub(super) use work::Draft;

@@ -11,9 +11,9 @@ use rustix::fs::{FileType, Statx};
 
 use super::super::attr::generation_of;
 use super::super::error::Result;
-use super::address::Address;
 use super::marks::Mark;
 use super::open::Upper;
+use crate::inode_ops::Address;
 use crate::types::FileKind;
 
 /// Tells our numbers from those of files, which no file system counts so far.

@@ -11,10 +11,9 @@ use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags, StatxFlags};
 use rustix::io::Errno;
 
 use super::super::error::{Error, Result};
-use super::address::Address;
 use super::form::{Form, Whiteouts};
 use super::marks::Namespace;
-use crate::directory::Directory;
+use crate::inode_ops::{Address, Directory, Privilege};
 
 /// Scratch space below the workdir, as kernel overlayfs names it. Emptied at every mount.
 const WORK: &str = "work";
@@ -117,6 +116,15 @@ impl Upper {
         upper.keeps_numbers = upper.keeps_numbers()?;
         upper.finish_renaming()?;
         Ok(upper)
+    }
+
+    /// As whom inodes are made in it. So also where root's file system, an overlayfs, keeps some attributes for
+    /// itself.
+    pub(in super::super) fn privilege(&self) -> Privilege {
+        match self.privileged && self.marks == Namespace::Trusted {
+            true => Privilege::Root,
+            false => Privilege::Ordinary,
+        }
     }
 
     /// The attributes and name of the upper's own root.

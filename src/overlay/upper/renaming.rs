@@ -13,8 +13,8 @@ use rustix::fs::{AtFlags, OFlags};
 use rustix::io::Errno;
 
 use super::super::error::{Error, Result};
-use super::address::{Address, stat_at};
 use super::open::Upper;
+use crate::inode_ops::{Address, stat_at};
 
 /// The note. Renames are made one at a time.
 pub(super) const NOTE: &str = "renaming";
@@ -68,8 +68,8 @@ impl Upper {
         for name in names {
             match Address::at(&dir, name).open(OFlags::PATH | OFlags::DIRECTORY) {
                 Ok(below) => dir = Arc::new(below),
-                Err(error) if error.is(Errno::NOENT) => return Ok(None),
-                Err(error) => return Err(error),
+                Err(error) if error.errno == Errno::NOENT => return Ok(None),
+                Err(error) => return Err(error.into()),
             }
         }
         Ok(Some(dir))

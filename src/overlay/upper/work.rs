@@ -4,20 +4,19 @@
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, RenameFlags};
+use rustix::fs::{AtFlags, OFlags, RenameFlags};
 use rustix::io::Errno;
 
 use super::super::error::{Error, Result};
-use super::address::{Address, proc_path};
 use super::form::Whiteouts;
 use super::marks::Mark;
 use super::open::Upper;
 use super::renaming::NOTE;
-use crate::removal;
+use crate::inode_ops::{self, Address, list, make_directory, make_file, make_special};
+use crate::types::FileKind;
 
 /// The one whiteout inode that all whiteouts are links of, until the file system's limit of links.
 const WHITEOUT: &str = "whiteout";
@@ -80,10 +79,10 @@ impl Upper {
     }
 
     /// A place for a draft that `make` fills by creating the name it is given.
-    pub(in super::super) fn draft<T>(
+    pub(in super::super) fn draft<T, E>(
         &self,
-        make: impl FnOnce(&OwnedFd, &OsStr) -> Result<T>,
-    ) -> Result<(Draft<'_>, T)> {
+        make: impl FnOnce(&OwnedFd, &OsStr) -> Result<T, E>,
+    ) -> Result<(Draft<'_>, T), E> {
         let name = self.draft_name();
         let made = make(&self.work, &name)?;
         let dir = Arc::clone(&self.work);
@@ -98,14 +97,13 @@ impl Upper {
         make: impl FnOnce(&OwnedFd, &OsStr) -> Result<T>,
     ) -> Result<(Draft<'_>, T)> {
         let nursery = self.draft_name();
-        rustix::fs::mkdirat(&self.work, nursery.as_os_str(), Mode::from_raw_mode(0o700))
-            .map_err(Error::sys("mkdir", "workdir"))?;
+        make_directory(&self.work, &nursery, 0o700)?;
         let open = || -> Result<Arc<OwnedFd>> {
             let address = Address::at(&self.work, &nursery);
             address
                 .set_xattr(c"system.posix_acl_default", acl, rustix::fs::XattrFlags::empty())
                 .map_err(Error::sys("setxattr", "workdir"))?;
-            address.open(OFlags::PATH | OFlags::DIRECTORY).map(Arc::new)
+            Ok(Arc::new(address.open(OFlags::PATH | OFlags::DIRECTORY)?))
         };
         let name = OsString::from("draft");
         let made = open().and_then(|dir| make(&dir, &name).map(|made| (dir, made)));
@@ -127,11 +125,7 @@ impl Upper {
         flags: OFlags,
         mode: u32,
     ) -> Result<(Draft<'_>, OwnedFd)> {
-        self.draft(|dir, name| {
-            let flags = flags | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            rustix::fs::openat(dir, name, flags, Mode::from_raw_mode(mode))
-                .map_err(Error::sys("open", "workdir"))
-        })
+        Ok(self.draft(|dir, name| make_file(dir, name, flags, mode))?)
     }
 
     /// A whiteout in the workdir.
@@ -159,11 +153,7 @@ impl Upper {
         }
         let draft = match self.whiteouts {
             Whiteouts::Devices => {
-                let make = |dir: &OwnedFd, name: &OsStr| {
-                    rustix::fs::mknodat(dir, name, FileType::CharacterDevice, Mode::empty(), 0)
-                };
-                self.draft(|dir, name| make(dir, name).map_err(Error::sys("mknod", "a whiteout")))?
-                    .0
+                self.draft(|dir, name| make_special(dir, name, FileKind::CharDevice, 0, 0))?.0
             }
             Whiteouts::Files => {
                 // Readable and writable, since without privilege attributes are only of such files.
@@ -202,45 +192,8 @@ impl Upper {
     }
 }
 
-/// The names in a directory with their inode numbers and types, except `.` and `..`.
-pub(in super::super) fn list(dir: &OwnedFd) -> Result<Vec<(OsString, u64, FileType)>> {
-    list_with(dir, OFlags::empty())
-}
-
-/// The same, with more flags to open the directory with.
-pub(in super::super) fn list_with(
-    dir: &OwnedFd,
-    flags: OFlags,
-) -> Result<Vec<(OsString, u64, FileType)>> {
-    let fail = |errno| Error::sys("getdents", "a directory")(errno);
-    let mut names = Vec::new();
-    // Opened anew, as the descriptor at hand may be O_PATH.
-    let open = |flags| {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | flags;
-        match rustix::fs::openat(dir, c".", flags, Mode::empty()) {
-            // To be read it need not be searched, which finding its `.` takes.
-            Err(Errno::ACCESS) => rustix::fs::open(proc_path(dir).as_slice(), flags, Mode::empty()),
-            opened => opened,
-        }
-    };
-    let dir = match open(flags) {
-        // O_NOATIME is for the owner and root.
-        Err(Errno::PERM) => open(flags - OFlags::NOATIME),
-        opened => opened,
-    }
-    .map_err(Error::sys("open", "a directory"))?;
-    for entry in Dir::new(dir).map_err(fail)? {
-        let entry = entry.map_err(fail)?;
-        let name = OsStr::from_bytes(entry.file_name().to_bytes());
-        if name != "." && name != ".." {
-            names.push((name.to_owned(), entry.ino(), entry.file_type()));
-        }
-    }
-    Ok(names)
-}
-
 fn remove_tree(dir: &OwnedFd, name: &OsStr) {
-    match removal::remove_tree(dir, name) {
+    match inode_ops::remove_tree(dir, name) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             tracing::warn!("workdir: cannot remove {}: {error}", name.display());
         }
