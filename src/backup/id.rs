@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 use super::meta::{check_dir, invalid};
 use crate::failure::{Code, Failure};
@@ -25,7 +26,7 @@ pub struct BackupId(String);
 
 impl BackupId {
     /// Length of an id in bytes.
-    pub const LEN: usize = 36;
+    pub const LEN: usize = uuid::fmt::Hyphenated::LENGTH;
 
     /// A new one: a UUID of version 4.
     ///
@@ -35,16 +36,7 @@ impl BackupId {
         let mut bytes = [0; 16];
         getrandom::fill(&mut bytes)
             .map_err(|error| Failure::new(Code::Failed, format!("no random numbers: {error}")))?;
-        let version = u128::from_be_bytes(bytes) & !(0xf << 76) | 4 << 76;
-        let bits = version & !(0b11 << 62) | 0b10 << 62;
-        Ok(Self(format!(
-            "{:08x}-{:04x}-{:04x}-{:04x}-{:012x}",
-            bits >> 96,
-            bits >> 80 & 0xffff,
-            bits >> 64 & 0xffff,
-            bits >> 48 & 0xffff,
-            bits & 0xffff_ffff_ffff,
-        )))
+        Ok(Self(uuid::Builder::from_random_bytes(bytes).into_uuid().to_string()))
     }
 
     /// The id as it stands in keys.
@@ -57,13 +49,9 @@ impl FromStr for BackupId {
     type Err = Failure;
 
     fn from_str(text: &str) -> Result<Self, Failure> {
-        let dashes = [8, 13, 18, 23];
-        let fits = |(at, byte): (usize, u8)| match dashes.contains(&at) {
-            true => byte == b'-',
-            false => byte.is_ascii_hexdigit(),
-        };
-        if text.len() == Self::LEN && text.bytes().enumerate().all(fits) {
-            return Ok(Self(text.to_ascii_lowercase()));
+        // Other forms of a UUID, in braces or without dashes, are of another length.
+        if let (Self::LEN, Ok(id)) = (text.len(), Uuid::try_parse(text)) {
+            return Ok(Self(id.to_string()));
         }
         Err(Failure::new(Code::InvalidBackupConfig, format!("{text:?} is not the id of a backup"))
             .hint("an id looks like 0b7a5c1e-6f0d-4c43-9d0c-2f1f8f1a9e77; see thawfs list"))
@@ -126,6 +114,10 @@ mod tests {
             "0b7a5c1e-6f0d-4c43-9d0c-2f1f8f1a9e7g",
             "../a5c1e-6f0d-4c43-9d0c-2f1f8f1a9e77",
             "0b7a5c1e-6f0d-4c43-9d0c-2f1f8f1a9e7\n",
+            "0b7a5c1e6f0d4c439d0c2f1f8f1a9e77",
+            "{0b7a5c1e-6f0d-4c43-9d0c-2f1f8f1a9e77}",
+            "urn:uuid:0b7a5c1e-6f0d-4c43-9d0c-2f1f8f1a9e77",
+            "0b7a5c1e-6f0d-4c439-d0c-2f1f8f1a9e77",
         ] {
             let failure = text.parse::<BackupId>().unwrap_err();
             assert_eq!(failure.code, Code::InvalidBackupConfig, "{text:?}");

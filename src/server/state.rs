@@ -316,17 +316,26 @@ fn make_private(path: &Path) -> io::Result<()> {
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
 }
 
-/// Replaces the file at `path` in one step.
+/// Replaces the file at `path` in one step. What is not finished has a name that is used again, so that killed
+/// programs leave no heap of them.
 pub(super) fn write_json(path: &Path, value: &impl Serialize) -> io::Result<()> {
     let new = path.with_extension("new");
-    let mut file =
-        File::options().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+    let (dir, name) = (new.parent().unwrap_or(Path::new("")), new.file_name().unwrap_or_default());
+    let mut options = File::options();
+    options.write(true).create(true).truncate(true).mode(0o600);
+    let mut file = tempfile::Builder::new()
+        .prefix(name)
+        .rand_bytes(0)
+        .make_in(dir, |new| options.open(new))?;
     file.write_all(&serde_json::to_vec_pretty(value)?)?;
-    std::fs::rename(new, path)
+    file.persist(path)?;
+    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::MetadataExt;
+
     use super::*;
 
     fn state() -> (tempfile::TempDir, StateDir) {
@@ -425,6 +434,24 @@ mod tests {
         };
         let can_be_told = rustix::fs::ioctl_setflags(&uppers, flags | IFlags::TOPDIR).is_ok();
         assert!(flags.contains(IFlags::TOPDIR) || !can_be_told);
+    }
+
+    #[test]
+    fn a_record_replaces_another_and_leaves_nothing_where_it_cannot() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("mount.json");
+        // As a program that was killed has left it.
+        std::fs::write(dir.path().join("mount.new"), "{ \"a long unfin").unwrap();
+        for value in [1, 2] {
+            write_json(&path, &value).unwrap();
+            assert_eq!(std::fs::read_to_string(&path).unwrap(), value.to_string());
+        }
+        assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
+        // A directory is not replaced by a file.
+        std::fs::create_dir(dir.path().join("other.json")).unwrap();
+        write_json(&dir.path().join("other.json"), &3).unwrap_err();
+        std::fs::remove_dir(dir.path().join("other.json")).unwrap();
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 
     #[test]

@@ -2,14 +2,14 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
+use tempfile::NamedTempFile;
 
 use super::counters::{Tally, add};
 use super::{
@@ -19,9 +19,6 @@ use super::{
 
 /// What names of files still being written start with. Listings leave them out.
 const UNFINISHED: &str = ".thawfs-unfinished-";
-
-/// Makes the names of unfinished files unique within the process.
-static SERIAL: AtomicU64 = AtomicU64::new(0);
 
 /// A directory.
 #[derive(Debug)]
@@ -45,12 +42,6 @@ impl LocalBucket {
             });
         }
         Ok(self.root.join(key))
-    }
-
-    /// Where a file is written before it gets its name, in the same directory.
-    fn unfinished(path: &Path) -> PathBuf {
-        let serial = SERIAL.fetch_add(1, Relaxed);
-        path.with_file_name(format!("{UNFINISHED}{}-{serial}", std::process::id()))
     }
 
     /// Runs file system calls where they may block.
@@ -81,17 +72,13 @@ impl WriteObjects for LocalBucket {
         self.blocking(self.name(key), move |tally| {
             add(&tally.writes, 1);
             add(&tally.bytes_out, body.len() as u64);
-            create_parent(&path)?;
-            let unfinished = Self::unfinished(&path);
-            let written = File::create_new(&unfinished)
-                .and_then(|file| file.write_all_at(&body, 0).and_then(|()| file.sync_all()))
-                .map_err(failed("write", &unfinished))
-                .and_then(|()| publish(&unfinished, &path));
-            if written.is_err() {
-                // The first error counts; this one would only repeat it.
-                let _ = fs::remove_file(&unfinished);
-            }
-            written
+            let unfinished = unfinished(&path)?;
+            let file = unfinished.as_file();
+            file.write_all_at(&body, 0)
+                .and_then(|()| file.sync_all())
+                .map_err(failed("write", unfinished.path()))?;
+            unfinished.persist(&path).map_err(|kept| failed("rename", &path)(kept.error))?;
+            sync_parent(&path)
         })
         .await
     }
@@ -100,9 +87,9 @@ impl WriteObjects for LocalBucket {
         let path = self.path(key)?;
         let key = key.to_owned();
         self.blocking(self.name(&key), move |_| {
-            create_parent(&path)?;
-            let unfinished = Self::unfinished(&path);
-            File::create_new(&unfinished).map_err(failed("create", &unfinished))?;
+            let unfinished = unfinished(&path)?.into_temp_path();
+            let unfinished =
+                unfinished.keep().map_err(|kept| failed("create", &path)(kept.error))?;
             let name = unfinished.file_name().and_then(|name| name.to_str()).unwrap_or_default();
             Ok(Upload { key, part_size, id: name.to_owned() })
         })
@@ -132,7 +119,9 @@ impl WriteObjects for LocalBucket {
             // A part that was sent and then left out of the list must not stay at the end.
             file.and_then(|file| file.set_len(size).and_then(|()| file.sync_all()))
                 .map_err(failed("fsync", &unfinished))?;
-            publish(&unfinished, &path)
+            // What cannot get its name is the caller's to abort.
+            fs::rename(&unfinished, &path).map_err(failed("rename", &path))?;
+            sync_parent(&path)
         })
         .await
     }
@@ -353,9 +342,19 @@ fn create_parent(path: &Path) -> Result<()> {
     }
 }
 
-/// Gives a finished file its name, and makes that last.
-fn publish(unfinished: &Path, path: &Path) -> Result<()> {
-    fs::rename(unfinished, path).map_err(failed("rename", path))?;
+/// An empty file in the directory of `path`, made if need be, to become that.
+fn unfinished(path: &Path) -> Result<NamedTempFile> {
+    create_parent(path)?;
+    let parent = path.parent().unwrap_or(Path::new(""));
+    tempfile::Builder::new()
+        .prefix(UNFINISHED)
+        .permissions(fs::Permissions::from_mode(0o666))
+        .tempfile_in(parent)
+        .map_err(failed("create", path))
+}
+
+/// Makes the name `path` last.
+fn sync_parent(path: &Path) -> Result<()> {
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
     let parent = parent.unwrap_or(Path::new("."));
     File::open(parent).and_then(|parent| parent.sync_all()).map_err(failed("fsync", parent))
