@@ -8,7 +8,7 @@
 //! one walk of the archive. Nothing is kept before the first such question. The directory is then
 //! searched for the number, so that what is said is true even where a table is not.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::ffi::OsString;
 use std::ops::ControlFlow;
 use std::sync::atomic::Ordering;
@@ -21,59 +21,16 @@ use super::attr::Attr;
 use super::dirs::os_str;
 use super::error::{Error, Result};
 use super::lookup::Held;
-use super::nodes::Place;
-use super::parents::Parents;
+use super::node::Dentry;
+use super::parents::{Parents, UpperParents};
 use crate::squashfs::{self, DirCursor};
 use crate::types::{FileKind, Ino};
 
 /// Longest way from a file to the root that is walked.
 const MAX_DEPTH: usize = 1 << 16;
 
-/// Most files whose directory is noted since the upper was walked; with more it is walked again.
-const MAX_NOTED: usize = 64 << 10;
-
 /// How often a file is looked for that may have moved meanwhile.
 const ATTEMPTS: usize = 3;
-
-/// The directories of what is in the upper.
-#[derive(Debug, Default)]
-pub(super) struct UpperParents {
-    walked: Parents,
-    /// What the kernel has forgotten since, where that is elsewhere than the walk has it.
-    noted: HashMap<Ino, Ino>,
-    /// How often something was lost sight of: `noted` was full, or a name went and others are not known.
-    lost: u64,
-    /// `lost` when the last walk began.
-    walked_at: Option<u64>,
-}
-
-impl UpperParents {
-    /// Notes that `ino` was last in `parent`.
-    pub(super) fn note(&mut self, ino: Ino, parent: Ino) {
-        if self.walked.get(ino.0) == Some(parent.0) {
-            self.noted.remove(&ino);
-            return;
-        }
-        if self.noted.len() >= MAX_NOTED {
-            self.noted.clear();
-            self.lost += 1;
-        }
-        self.noted.insert(ino, parent);
-    }
-
-    /// A name of a file is gone that has others, and we know none of them.
-    pub(super) fn lose_track(&mut self) {
-        self.lost += 1;
-    }
-
-    fn get(&self, ino: Ino) -> Option<Ino> {
-        self.noted.get(&ino).copied().or_else(|| self.walked.get(ino.0).map(Ino))
-    }
-
-    fn is_stale(&self) -> bool {
-        self.walked_at != Some(self.lost)
-    }
-}
 
 /// Held by whoever walks one of the halves, so that all who need it wait for one walk.
 #[derive(Default)]
@@ -112,10 +69,10 @@ impl Overlay {
     /// # Errors
     /// `ENOENT` where it has been removed, or what reading either half says.
     pub fn lookup_parent(&self, ino: Ino) -> Result<Attr> {
-        let parent = match self.nodes.get(ino)?.place {
-            Place::Name(parent, _) => parent,
-            Place::Nowhere if ino == Ino::ROOT => Ino::ROOT,
-            Place::Index | Place::Nowhere => return Err(Errno::NOENT.into()),
+        let parent = match self.nodes.get(ino)?.dentry {
+            Dentry::Name(parent, _) => parent,
+            Dentry::Nowhere if ino == Ino::ROOT => Ino::ROOT,
+            Dentry::Index | Dentry::Nowhere => return Err(Errno::NOENT.into()),
         };
         self.attr_of_held(self.hold_again(parent)?)
     }
@@ -184,7 +141,7 @@ impl Overlay {
                 let Some(entry) = self.index.get(ino) else { return Ok(None) };
                 let address = self.index_address(ino)?;
                 let upper = self.read_marks_of_copy(&address, &address.stat()?, entry.lower)?;
-                self.nodes.enter(ino, Place::Index, Some(upper))?;
+                self.nodes.enter(ino, Dentry::Index, Some(upper))?;
             }
         }
         let mut held = Held::new(self, ino);
@@ -245,7 +202,7 @@ impl Overlay {
             if !parents.is_stale() {
                 return Ok(false);
             }
-            parents.lost
+            parents.lost()
         };
         let mut walked = Parents::default();
         self.walk_upper(&mut |directory, files| {
@@ -254,14 +211,14 @@ impl Overlay {
         })?;
         walked.finish();
         if let Some(parents) = self.nodes.upper_parents().as_mut() {
-            (parents.walked, parents.walked_at) = (walked, Some(begun));
+            parents.take(walked, begun);
         }
         Ok(true)
     }
 
     /// As [`Self::parent_in_upper`], where the upper has more than the table has room for.
     fn search_upper(&self, ino: Ino) -> Result<Option<Ino>> {
-        let is_partial = |parents: &UpperParents| parents.walked.is_partial();
+        let is_partial = |parents: &UpperParents| parents.is_partial();
         if !self.nodes.upper_parents().as_ref().is_some_and(is_partial) {
             return Ok(None);
         }

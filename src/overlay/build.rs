@@ -9,10 +9,9 @@ use rustix::fs::OFlags;
 use rustix::io::Errno;
 
 use super::Overlay;
-use super::copy_up::Want;
 use super::error::{Error, Result};
 use super::name::Name;
-use super::nodes::{Data, Place, UpperState};
+use super::node::{Data, Dentry, UpperState, Want};
 use super::upper::{Draft, Mark, handle_of, record};
 use super::xattr::stored_name;
 use crate::cache::may_wait;
@@ -199,7 +198,7 @@ impl Overlay {
         let mut at = ino;
         while at != Ino::ROOT {
             let node = self.nodes.get(at)?;
-            let Place::Name(parent, name) = node.place else { return Err(Errno::NOENT.into()) };
+            let Dentry::Name(parent, name) = node.dentry else { return Err(Errno::NOENT.into()) };
             let redirect = match &node.upper {
                 Some(_) => {
                     let _names = self.names.read();

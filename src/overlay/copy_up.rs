@@ -18,24 +18,13 @@ use super::ctime::KeptCtime;
 use super::dirs::os_str;
 use super::error::{Error, Result};
 use super::index::nlink_mark;
-use super::nodes::{Data, Place, Snapshot, UpperState};
+use super::node::{Data, Dentry, Snapshot, UpperState, Want};
 use super::upper::{Mark, Namespace, Whiteouts};
 use crate::cache::may_wait;
 use crate::inode_ops::{Address, set_size, stat_at, stat_fd, times_of};
 use crate::single_flight::{Claim, Lead, Waited};
 use crate::squashfs::Inode;
 use crate::types::{FileKind, Ino};
-
-/// How much of an inode has to be in the upper.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Want {
-    /// Its attributes and name.
-    Attributes,
-    /// Its data too.
-    Data,
-    /// No data: it is about to be truncated.
-    Truncated,
-}
 
 impl Overlay {
     /// Begins to copy `ino`, once nobody else does: one thread copies, others wait for it.
@@ -87,7 +76,7 @@ impl Overlay {
     fn topmost_below_upper(&self, ino: Ino) -> Result<Option<Ino>> {
         let mut topmost = None;
         let mut at = ino;
-        while let Place::Name(parent, _) = self.nodes.get(at)?.place {
+        while let Dentry::Name(parent, _) = self.nodes.get(at)?.dentry {
             if self.nodes.upper(parent)?.is_some() {
                 break;
             }
@@ -123,7 +112,7 @@ impl Overlay {
         }
         let _names = self.names.write();
         let node = self.nodes.get(ino)?;
-        if let Place::Name(parent, _) = node.place
+        if let Dentry::Name(parent, _) = node.dentry
             && self.nodes.upper(parent)?.is_none()
         {
             return Ok(false);
@@ -135,13 +124,13 @@ impl Overlay {
             kept_ctime,
             ..UpperState::new(built.st_ino, inode.kind, 0, Some(lower))
         };
-        if inode.kind == FileKind::Directory && node.place == Place::Nowhere {
+        if inode.kind == FileKind::Directory && node.dentry == Dentry::Nowhere {
             // A removed directory merges with nothing.
             state.lower = None;
             state.kept_ctime = None;
         }
-        match &node.place {
-            Place::Name(parent, name) => {
+        match &node.dentry {
+            Dentry::Name(parent, name) => {
                 let name = os_str(name);
                 let dir = self.dir_fd(*parent)?;
                 let stat = stat_fd(&dir).map_err(Error::sys("statx", "a directory"))?;
@@ -159,7 +148,7 @@ impl Overlay {
                 // Copying up is no change of the directory that a program may see.
                 Address::at(&dir, OsStr::new(".")).set_times(&times_of(&stat))?;
             }
-            Place::Index | Place::Nowhere => {
+            Dentry::Index | Dentry::Nowhere => {
                 // Unlinked, though still in use: the copy is as nameless. The draft's name goes
                 // when it is dropped.
                 state.pin = Some(built.draft.address().pin()?);
@@ -220,7 +209,7 @@ impl Overlay {
         let marks = upper.marks.for_kind(inode.kind);
         marks.set(&address, Mark::Nlink, &nlink_mark(b'U', state.extra_links))?;
         self.index.add(ino, inode, state.st_ino);
-        self.nodes.move_to(ino, Place::Index);
+        self.nodes.move_to(ino, Dentry::Index);
         Ok(())
     }
 

@@ -14,7 +14,6 @@ use rustix::fs::Statx;
 use super::Overlay;
 use super::attr::Attr;
 use super::error::Result;
-use super::nodes::UpperState;
 use super::upper::Mark;
 use crate::inode_ops::Address;
 use crate::types::{FileKind, Ino, Timestamp};
@@ -89,11 +88,10 @@ impl Overlay {
         &self,
         ino: Ino,
         inode: &Address,
-        state: &mut UpperState,
+        kept: &mut Option<KeptCtime>,
     ) -> Result<()> {
-        if state.kept_ctime.is_some() {
+        if kept.take().is_some() {
             self.upper()?.marks.clear(inode, Mark::Ctime)?;
-            state.kept_ctime = None;
             self.nodes.update(ino, |upper| upper.kept_ctime = None);
         }
         Ok(())

@@ -11,7 +11,7 @@ use rustix::io::Errno;
 
 use super::Overlay;
 use super::error::{Error, Result, changed_behind, not_copied};
-use super::nodes::{Place, UpperState};
+use super::node::{Dentry, UpperState};
 use crate::inode_ops::{Address, stat_fd};
 use crate::types::{Ino, InodeRef};
 
@@ -98,13 +98,13 @@ impl Overlay {
             if let Some(pin) = state.pin {
                 break pin;
             }
-            match node.place {
-                Place::Name(parent, name) if down.len() < MAX_DEPTH => {
+            match node.dentry {
+                Dentry::Name(parent, name) if down.len() < MAX_DEPTH => {
                     down.push((at, name, state.st_ino));
                     at = parent;
                 }
-                Place::Name(..) => return Err(Errno::LOOP.into()),
-                Place::Index | Place::Nowhere => return Err(Errno::NOENT.into()),
+                Dentry::Name(..) => return Err(Errno::LOOP.into()),
+                Dentry::Index | Dentry::Nowhere => return Err(Errno::NOENT.into()),
             }
         };
         for (ino, name, st_ino) in down.into_iter().rev() {
@@ -126,12 +126,12 @@ impl Overlay {
     pub(super) fn address(&self, ino: Ino) -> Result<(Address, UpperState)> {
         let node = self.nodes.get(ino)?;
         let state = node.upper.ok_or_else(|| not_copied(ino))?;
-        let address = match (&state.pin, node.place) {
+        let address = match (&state.pin, node.dentry) {
             (Some(pin), _) => Address::Pinned(Arc::clone(pin)),
-            (None, Place::Name(parent, name)) => Address::at(&self.dir_fd(parent)?, os_str(&name)),
-            (None, Place::Index) => self.index_address(ino)?,
-            (None, Place::Nowhere) if ino == Ino::ROOT => self.upper()?.root_address(),
-            (None, Place::Nowhere) => return Err(not_copied(ino)),
+            (None, Dentry::Name(parent, name)) => Address::at(&self.dir_fd(parent)?, os_str(&name)),
+            (None, Dentry::Index) => self.index_address(ino)?,
+            (None, Dentry::Nowhere) if ino == Ino::ROOT => self.upper()?.root_address(),
+            (None, Dentry::Nowhere) => return Err(not_copied(ino)),
         };
         Ok((address, state))
     }

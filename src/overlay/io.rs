@@ -9,9 +9,9 @@ use rustix::fs::{FallocateFlags, OFlags, SeekFrom};
 use rustix::io::Errno;
 
 use super::Overlay;
-use super::copy_up::Want;
 use super::error::{Error, Result, not_copied};
 use super::handles::{Handle, LowerOpen, Open};
+use super::node::Want;
 use crate::inode_ops::write_all;
 use crate::types::FileOffset;
 

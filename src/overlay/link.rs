@@ -7,10 +7,10 @@ use rustix::io::Errno;
 
 use super::Overlay;
 use super::attr::Attr;
-use super::copy_up::Want;
+use super::describe::Found;
 use super::error::Result;
-use super::lookup::{Found, Physical};
-use super::nodes::Place;
+use super::lookup::Physical;
+use super::node::{Dentry, Want};
 use crate::types::{FileKind, Ino};
 
 impl Overlay {
@@ -73,7 +73,7 @@ impl Overlay {
             let pin = inode.pin()?;
             self.nodes.update(ino, |upper| upper.pin = Some(pin));
         }
-        self.nodes.move_to(ino, Place::Nowhere);
+        self.nodes.move_to(ino, Dentry::Nowhere);
         Ok(())
     }
 }

@@ -4,11 +4,11 @@
 //! | --- | --- |
 //! | `ino` | how merged files get their numbers |
 //! | `identity`, `owner` | whose files are shown to be, and what the upper stores of that |
-//! | `nodes`, `dense`, `name` | what the kernel knows: number → place and inode in the upper |
+//! | `node`, `nodes`, `dense`, `name` | what the kernel knows: number → dentry and inode in the upper |
 //! | `lower` | the archive, with merged numbers |
 //! | `upper/` | the upper directory's format: marks, records, whiteouts, workdir |
 //! | `dirs` | descriptors of upper directories, and the way to them |
-//! | `lookup` | which inode a name means |
+//! | `lookup`, `describe` | which inode a name means, and what the upper says of it |
 //! | `again`, `parents` | where a file is whose number alone is known |
 //! | `copy_up`, `build` | bringing a lower inode into the upper, with or without its data |
 //! | `index` | lower inodes with several names, once copied up |
@@ -16,7 +16,7 @@
 //! | `setattr`, `xattr` | changing attributes |
 //! | `ctime` | that directories show no change which is none |
 //! | `handles`, `open`, `io` | open files and their data |
-//! | `readdir` | listing |
+//! | `readdir`, `halves` | listing |
 //!
 //! **Locks.** `names` is held shared while a name in the upper is resolved and used, and exclusively
 //! while one is changed; only short system calls on the upper are made under it, never the network
@@ -34,8 +34,10 @@ mod copy_up;
 mod create;
 mod ctime;
 mod dense;
+mod describe;
 mod dirs;
 mod error;
+mod halves;
 mod handles;
 mod identity;
 mod index;
@@ -45,6 +47,7 @@ mod link;
 mod lookup;
 mod lower;
 mod name;
+mod node;
 mod nodes;
 mod open;
 mod owner;
@@ -79,7 +82,8 @@ use dirs::Dirs;
 use handles::Handles;
 use index::Index;
 use lower::Lower;
-use nodes::{Nodes, UpperState};
+use node::UpperState;
+use nodes::Nodes;
 use upper::{Mark, Whiteouts};
 
 /// How a merged tree behaves.
@@ -136,7 +140,7 @@ pub struct Overlay {
     handles: Handles,
     copies: Flights<Ino, ()>,
     walks: again::Walks,
-    listings: readdir::Listings,
+    listings: halves::Listings,
     /// See the module's documentation.
     names: RwLock<()>,
     /// Counts changes of names and copy-ups, so that a listing knows whether it is still true.
@@ -175,7 +179,7 @@ impl Overlay {
             handles: Handles::new(options.no_atime),
             copies: Flights::default(),
             walks: again::Walks::default(),
-            listings: readdir::Listings::default(),
+            listings: halves::Listings::default(),
             names: RwLock::new(()),
             changes: AtomicU64::new(0),
         };

@@ -1,134 +1,35 @@
-//! What the kernel knows of the merged tree: one node for every [`Ino`] it holds a reference to.
+//! The node table: one node for every inode that the kernel holds a reference to.
 //!
-//! A node that is all lower costs 65 bytes and what is long of its name: what it is follows from its number.
-//! A node is kept while the kernel counts lookups of it, or while another is placed below it, so
-//! that the way from any node up to the root is always known.
+//! A node is kept while the kernel counts lookups of it, or while another node has its name in it. So the way
+//! from any node up to the root is always known. A node of the archive alone costs 65 bytes, and more where
+//! its name is long: everything else about it follows from its number.
 
 use std::collections::HashMap;
 use std::collections::hash_map::RandomState;
 use std::ffi::{OsStr, OsString};
 use std::hash::BuildHasher;
-use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
-use std::sync::Arc;
 
 use parking_lot::{MappedMutexGuard, Mutex, MutexGuard};
 use rustix::io::Errno;
 
-use super::again::UpperParents;
-use super::ctime::KeptCtime;
 use super::dense::Dense;
 use super::error::{Error, Result};
-use super::name::Name;
-use crate::types::{FileKind, Ino, InodeRef, Owner};
+use super::node::{Dentry, Snapshot, UpperState};
+use super::parents::UpperParents;
+use crate::types::Ino;
 
 /// Bits in which the numbers of files may differ that are picked together, if they are siblings. In the
 /// archive they lie within 8 KiB of compressed inodes then, some 2,000 to 4,000 of them.
 const SIBLING_BITS: u32 = 26;
 
-/// Where a node is found. Of several names of a hard link, the one last looked up or made.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Place {
-    /// Under a name in a directory of the merged tree.
-    Name(Ino, Name),
-    /// In the upper's index of lower hard links, whatever its names.
-    Index,
-    /// Nowhere by name: unlinked, or the name we knew is gone. If it is in the upper, it is pinned.
-    Nowhere,
-}
-
-impl Place {
-    pub(super) fn named(parent: Ino, name: &OsStr) -> Self {
-        Self::Name(parent, name.as_bytes().into())
-    }
-
-    fn parent(&self) -> Option<Ino> {
-        match self {
-            Self::Name(parent, _) => Some(*parent),
-            Self::Index | Self::Nowhere => None,
-        }
-    }
-
-    fn is(&self, parent: Ino, name: &OsStr) -> bool {
-        matches!(self, Self::Name(dir, own) if *dir == parent && **own == *name.as_bytes())
-    }
-}
-
-/// Where the data of a regular file in the upper is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Data {
-    /// In the upper. So of everything that is not a regular file.
-    Upper,
-    /// Still in this lower inode (the kernel's metacopy).
-    Lower(InodeRef),
-}
-
-/// What is known of a node's inode in the upper.
-#[derive(Clone, Debug)]
-pub(super) struct UpperState {
-    /// Its number in the upper.
-    pub(super) st_ino: u64,
-    /// [`super::attr::generation_of`] it if born in the upper, else 0.
-    pub(super) generation: u64,
-    pub(super) kind: FileKind,
-    /// Of a directory: the lower one it merges with. Else: the lower inode it was copied from.
-    pub(super) lower: Option<InodeRef>,
-    pub(super) data: Data,
-    /// Names in the merged tree less links in the upper; nonzero only in the index.
-    pub(super) extra_links: i64,
-    /// A 0/0 character device, stored as another.
-    pub(super) null_device: bool,
-    /// Its owner, where the upper could not be given that and has a record of it.
-    pub(super) owner: Option<Owner>,
-    /// Of a directory that merges with a lower one: see [`super::ctime`].
-    pub(super) kept_ctime: Option<KeptCtime>,
-    /// Of a directory: whether it has [`super::upper::Mark::Impure`], once that is known.
-    pub(super) impure: Option<bool>,
-    /// Of a directory: whether it is known to be prepared for whiteouts.
-    pub(super) whiteouts: bool,
-    /// Reaches the inode where no name does.
-    pub(super) pin: Option<Arc<OwnedFd>>,
-}
-
-impl UpperState {
-    /// Of an inode in the upper that has nothing special about it.
-    pub(super) fn new(
-        st_ino: u64,
-        kind: FileKind,
-        generation: u64,
-        lower: Option<InodeRef>,
-    ) -> Self {
-        Self {
-            st_ino,
-            generation,
-            kind,
-            lower,
-            data: Data::Upper,
-            extra_links: 0,
-            null_device: false,
-            owner: None,
-            kept_ctime: None,
-            impure: None,
-            whiteouts: false,
-            pin: None,
-        }
-    }
-}
-
-/// A copy of what a node was at one moment.
-#[derive(Clone, Debug)]
-pub(super) struct Snapshot {
-    pub(super) place: Place,
-    pub(super) upper: Option<UpperState>,
-}
-
 #[derive(Debug)]
 struct Node {
     /// As the kernel counts them.
     lookups: u32,
-    /// Nodes whose place is below this one.
+    /// Nodes that have their dentry in this one.
     children: u32,
-    place: Place,
+    dentry: Dentry,
     upper: Option<Box<UpperState>>,
 }
 
@@ -149,7 +50,7 @@ impl Nodes {
     /// A table with only the root, which stays.
     pub(super) fn new(root: Option<UpperState>) -> Self {
         let root =
-            Node { lookups: 1, children: 0, place: Place::Nowhere, upper: root.map(Box::new) };
+            Node { lookups: 1, children: 0, dentry: Dentry::Nowhere, upper: root.map(Box::new) };
         let mut nodes = Dense::new();
         // There is room for the first.
         let _ = nodes.insert(Ino::ROOT, root);
@@ -177,19 +78,19 @@ impl Nodes {
         self.0.lock().copied.get(&st_ino).copied()
     }
 
-    /// Counts a lookup of `ino`, found at `place` as `upper`, and makes its node if need be. What
+    /// Counts a lookup of `ino`, found at `dentry` as `upper`, and makes its node if need be. What
     /// an existing node knows of its inode in the upper stands.
     ///
     /// # Errors
-    /// `ELOOP` where `place` is below `ino` itself, as only a damaged archive has it.
-    pub(super) fn enter(&self, ino: Ino, place: Place, upper: Option<UpperState>) -> Result<()> {
+    /// `ELOOP` where `dentry` is below `ino` itself, as only a damaged archive has it.
+    pub(super) fn enter(&self, ino: Ino, dentry: Dentry, upper: Option<UpperState>) -> Result<()> {
         let mut dropped = Vec::new();
         let mut table = self.0.lock();
-        if let Some(parent) = place.parent() {
+        if let Some(parent) = dentry.parent() {
             if !table.nodes.contains(parent) {
                 return Err(unknown(parent));
             }
-            if table.nodes.get(ino).is_some_and(|node| node.children > 0 && node.place != place)
+            if table.nodes.get(ino).is_some_and(|node| node.children > 0 && node.dentry != dentry)
                 && table.is_at_or_above(ino, parent)
             {
                 return Err(Errno::LOOP.into());
@@ -201,7 +102,7 @@ impl Nodes {
                 let state = node.upper.take().or(upper.map(Box::new));
                 node.upper = state;
                 if ino != Ino::ROOT {
-                    let old = table.move_to(ino, place);
+                    let old = table.move_to(ino, dentry);
                     table.unpin_if_named(ino);
                     if let Some(parent) = old {
                         table.collect(parent, &mut dropped);
@@ -209,8 +110,8 @@ impl Nodes {
                 }
             }
             None => {
-                let (above, upper) = (place.parent(), upper.map(Box::new));
-                let node = Node { lookups: 1, children: 0, place, upper };
+                let (above, upper) = (dentry.parent(), upper.map(Box::new));
+                let node = Node { lookups: 1, children: 0, dentry, upper };
                 table.nodes.insert(ino, node).map_err(|_| Errno::NOMEM)?;
                 if let Some(parent) = above.and_then(|p| table.nodes.get_mut(p)) {
                     parent.children += 1;
@@ -229,15 +130,15 @@ impl Nodes {
             node.lookups = node.lookups.saturating_add(1);
             return Ok(());
         }
-        let node = Node { lookups: 1, children: 0, place: Place::Nowhere, upper: None };
+        let node = Node { lookups: 1, children: 0, dentry: Dentry::Nowhere, upper: None };
         Ok(table.nodes.insert(ino, node).map_err(|_| Errno::NOMEM)?)
     }
 
-    /// Counts a lookup of `ino` where it is, if it has a node and that a place.
+    /// Counts a lookup of `ino` where it is, if it has a node with a dentry.
     pub(super) fn enter_known(&self, ino: Ino) -> bool {
         let mut table = self.0.lock();
         let Some(node) = table.nodes.get_mut(ino) else { return false };
-        let is_known = ino == Ino::ROOT || node.place != Place::Nowhere;
+        let is_known = ino == Ino::ROOT || node.dentry != Dentry::Nowhere;
         if is_known {
             node.lookups = node.lookups.saturating_add(1);
         }
@@ -264,11 +165,11 @@ impl Nodes {
         drop(dropped);
     }
 
-    /// Moves `ino` to `place`.
-    pub(super) fn move_to(&self, ino: Ino, place: Place) {
+    /// Moves `ino` to `dentry`.
+    pub(super) fn move_to(&self, ino: Ino, dentry: Dentry) {
         let mut dropped = Vec::new();
         let mut table = self.0.lock();
-        let old = table.move_to(ino, place);
+        let old = table.move_to(ino, dentry);
         if let Some(parent) = old {
             table.collect(parent, &mut dropped);
         }
@@ -292,14 +193,14 @@ impl Nodes {
 
     /// Whether `name` in `parent` is where `ino` is reached.
     pub(super) fn is_at(&self, ino: Ino, parent: Ino, name: &OsStr) -> bool {
-        self.0.lock().nodes.get(ino).is_some_and(|node| node.place.is(parent, name))
+        self.0.lock().nodes.get(ino).is_some_and(|node| node.dentry.is(parent, name))
     }
 
     /// The directory and name of `ino`, or `None` where it has no name or is the root.
     pub(super) fn name_of(&self, ino: Ino) -> Result<Option<(Ino, OsString)>> {
-        Ok(match self.get(ino)?.place {
-            Place::Name(parent, name) => Some((parent, OsStr::from_bytes(&name).to_owned())),
-            Place::Index | Place::Nowhere => None,
+        Ok(match self.get(ino)?.dentry {
+            Dentry::Name(parent, name) => Some((parent, OsStr::from_bytes(&name).to_owned())),
+            Dentry::Index | Dentry::Nowhere => None,
         })
     }
 
@@ -310,7 +211,7 @@ impl Nodes {
         let table = self.0.lock();
         let free = table.nodes.iter().filter(|(ino, node)| *ino != Ino::ROOT && node.is_free());
         let free: Vec<(Ino, Option<Ino>)> =
-            free.map(|(ino, node)| (ino, node.place.parent())).collect();
+            free.map(|(ino, node)| (ino, node.dentry.parent())).collect();
         drop(table);
         // A fresh RandomState is seeded differently each time.
         let (chance, seed) = (count as f64 / free.len() as f64, RandomState::new());
@@ -337,23 +238,23 @@ impl Node {
     /// Whether nothing but the kernel's memory of it keeps it.
     fn is_free(&self) -> bool {
         let pinned = self.upper.as_ref().is_some_and(|upper| upper.pin.is_some());
-        self.children == 0 && self.place != Place::Nowhere && !pinned
+        self.children == 0 && self.dentry != Dentry::Nowhere && !pinned
     }
 
     fn snapshot(&self) -> Snapshot {
-        Snapshot { place: self.place.clone(), upper: self.upper.as_deref().cloned() }
+        Snapshot { dentry: self.dentry.clone(), upper: self.upper.as_deref().cloned() }
     }
 }
 
 impl Table {
-    /// Gives `ino` another place; the parent it had before may now be unneeded.
-    fn move_to(&mut self, ino: Ino, place: Place) -> Option<Ino> {
+    /// Gives `ino` another dentry; the parent it had before may now be unneeded.
+    fn move_to(&mut self, ino: Ino, dentry: Dentry) -> Option<Ino> {
         let node = self.nodes.get_mut(ino)?;
-        if node.place == place {
+        if node.dentry == dentry {
             return None;
         }
-        let new = place.parent();
-        let old = std::mem::replace(&mut node.place, place).parent();
+        let new = dentry.parent();
+        let old = std::mem::replace(&mut node.dentry, dentry).parent();
         if new == old {
             return None;
         }
@@ -368,7 +269,7 @@ impl Table {
     /// A node that has a name again needs no descriptor.
     fn unpin_if_named(&mut self, ino: Ino) {
         if let Some(node) = self.nodes.get_mut(ino)
-            && node.place != Place::Nowhere
+            && node.dentry != Dentry::Nowhere
             && let Some(upper) = &mut node.upper
         {
             upper.pin = None;
@@ -392,7 +293,7 @@ impl Table {
             match at {
                 None => return false,
                 Some(here) if here == ino => return true,
-                Some(here) => at = self.nodes.get(here).and_then(|node| node.place.parent()),
+                Some(here) => at = self.nodes.get(here).and_then(|node| node.dentry.parent()),
             }
         }
         true
@@ -412,7 +313,7 @@ impl Table {
                 {
                     self.copied.remove(&upper.st_ino);
                 }
-                if let Some(parent) = node.place.parent() {
+                if let Some(parent) = node.dentry.parent() {
                     if let (Some(parents), Some(_)) = (&mut self.upper_parents, &node.upper) {
                         parents.note(ino, parent);
                     }
@@ -431,15 +332,15 @@ impl Table {
 mod tests {
     use super::*;
 
-    fn place(parent: u64, name: &str) -> Place {
-        Place::named(Ino(parent), OsStr::new(name))
+    fn at(parent: u64, name: &str) -> Dentry {
+        Dentry::named(Ino(parent), OsStr::new(name))
     }
 
     fn tree() -> Nodes {
         let nodes = Nodes::new(None);
-        nodes.enter(Ino(10), place(1, "a"), None).unwrap();
-        nodes.enter(Ino(11), place(10, "b"), None).unwrap();
-        nodes.enter(Ino(12), place(11, "c"), None).unwrap();
+        nodes.enter(Ino(10), at(1, "a"), None).unwrap();
+        nodes.enter(Ino(11), at(10, "b"), None).unwrap();
+        nodes.enter(Ino(12), at(11, "c"), None).unwrap();
         nodes
     }
 
@@ -456,7 +357,7 @@ mod tests {
     #[test]
     fn forget_takes_back_as_many_lookups_as_it_says() {
         let nodes = tree();
-        nodes.enter(Ino(12), place(11, "c"), None).unwrap();
+        nodes.enter(Ino(12), at(11, "c"), None).unwrap();
         nodes.forget(Ino(12), 1);
         assert!(nodes.find(Ino(12)).is_some());
         nodes.forget(Ino(12), 1);
@@ -469,9 +370,9 @@ mod tests {
     #[test]
     fn only_nodes_that_nothing_needs_are_picked() {
         let nodes = tree();
-        nodes.enter(Ino(13), place(10, "d"), None).unwrap();
-        nodes.enter(Ino(14), place(10, "gone"), None).unwrap();
-        nodes.move_to(Ino(14), Place::Nowhere);
+        nodes.enter(Ino(13), at(10, "d"), None).unwrap();
+        nodes.enter(Ino(14), at(10, "gone"), None).unwrap();
+        nodes.move_to(Ino(14), Dentry::Nowhere);
         let mut picked = nodes.pick(10);
         picked.sort_unstable();
         assert_eq!(picked, [Ino(12), Ino(13)]);
@@ -482,10 +383,10 @@ mod tests {
     fn siblings_are_picked_together_and_directories_by_chance() {
         let nodes = Nodes::new(None);
         for dir in 100..1100 {
-            nodes.enter(Ino(dir), place(1, &dir.to_string()), None).unwrap();
+            nodes.enter(Ino(dir), at(1, &dir.to_string()), None).unwrap();
             for file in 0..10 {
                 let ino = Ino(dir * 1000 + file);
-                nodes.enter(ino, place(dir, &file.to_string()), None).unwrap();
+                nodes.enter(ino, at(dir, &file.to_string()), None).unwrap();
             }
         }
         let mut picked = HashMap::<u64, usize>::new();
@@ -501,16 +402,16 @@ mod tests {
     #[test]
     fn a_directory_cannot_come_to_lie_below_itself() {
         let nodes = tree();
-        let error = nodes.enter(Ino(10), place(12, "again"), None).unwrap_err();
+        let error = nodes.enter(Ino(10), at(12, "again"), None).unwrap_err();
         assert!(error.is(Errno::LOOP), "{error}");
-        assert_eq!(nodes.get(Ino(10)).unwrap().place, place(1, "a"));
+        assert_eq!(nodes.get(Ino(10)).unwrap().dentry, at(1, "a"));
     }
 
     #[test]
     fn moving_a_node_frees_the_parent_it_had() {
         let nodes = tree();
         nodes.forget(Ino(11), 1);
-        nodes.move_to(Ino(12), place(1, "c"));
+        nodes.move_to(Ino(12), at(1, "c"));
         assert!(nodes.find(Ino(11)).is_none());
         assert!(nodes.find(Ino(10)).is_some(), "still looked up");
         nodes.forget(Ino(10), 1);

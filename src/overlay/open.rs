@@ -7,10 +7,9 @@ use rustix::fs::OFlags;
 use rustix::io::Errno;
 
 use super::Overlay;
-use super::copy_up::Want;
 use super::error::Result;
 use super::handles::{Backing, Handle, Open, Opened};
-use super::nodes::Data;
+use super::node::{Data, Want};
 use crate::types::{FileKind, Ino};
 
 /// Of the flags of an `open`, those that the upper's descriptor keeps. Appending is left to the

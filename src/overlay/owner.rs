@@ -8,7 +8,7 @@ use super::Overlay;
 use super::attr::{Attr, Caller, SetAttr, owner_of};
 use super::error::Result;
 use super::identity::Identity;
-use super::nodes::UpperState;
+use super::node::UpperState;
 use super::upper::{Mark, Namespace};
 use crate::inode_ops::{self, Address};
 use crate::types::{Ino, Owner};

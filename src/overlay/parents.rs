@@ -5,8 +5,15 @@
 //! changes: some 30 bytes for a directory, whatever is in it. The answer for a number that is not there is
 //! that for its neighbour, so every answer is to be checked.
 
+use std::collections::HashMap;
+
+use crate::types::Ino;
+
 /// Most runs that are kept, 4 MiB of them: an archive of a million files has fewer.
 const MAX_RUNS: usize = 256 << 10;
+
+/// Most files whose directory is noted since the upper was walked; with more it is walked again.
+const MAX_NOTED: usize = 64 << 10;
 
 /// Directories of files by the files' numbers.
 #[derive(Debug, Default)]
@@ -57,6 +64,62 @@ impl Parents {
     /// Whether something had no room.
     pub(super) fn is_partial(&self) -> bool {
         self.overflown
+    }
+}
+
+/// The directories of what is in the upper.
+#[derive(Debug, Default)]
+pub(super) struct UpperParents {
+    walked: Parents,
+    /// What the kernel has forgotten since, where that is elsewhere than the walk has it.
+    noted: HashMap<Ino, Ino>,
+    /// How often something was lost sight of: `noted` was full, or a name went and others are not known.
+    lost: u64,
+    /// `lost` when the last walk began.
+    walked_at: Option<u64>,
+}
+
+impl UpperParents {
+    /// Notes that `ino` was last in `parent`.
+    pub(super) fn note(&mut self, ino: Ino, parent: Ino) {
+        if self.walked.get(ino.0) == Some(parent.0) {
+            self.noted.remove(&ino);
+            return;
+        }
+        if self.noted.len() >= MAX_NOTED {
+            self.noted.clear();
+            self.lost += 1;
+        }
+        self.noted.insert(ino, parent);
+    }
+
+    /// A name of a file is gone that has others, and we know none of them.
+    pub(super) fn lose_track(&mut self) {
+        self.lost += 1;
+    }
+
+    pub(super) fn get(&self, ino: Ino) -> Option<Ino> {
+        self.noted.get(&ino).copied().or_else(|| self.walked.get(ino.0).map(Ino))
+    }
+
+    /// Whether something was lost sight of since the last walk began.
+    pub(super) fn is_stale(&self) -> bool {
+        self.walked_at != Some(self.lost)
+    }
+
+    /// How often something was lost sight of.
+    pub(super) fn lost(&self) -> u64 {
+        self.lost
+    }
+
+    /// Takes what a walk has found, `lost` being [`Self::lost`] when that began.
+    pub(super) fn take(&mut self, walked: Parents, lost: u64) {
+        (self.walked, self.walked_at) = (walked, Some(lost));
+    }
+
+    /// Whether the last walk found more than there is room for.
+    pub(super) fn is_partial(&self) -> bool {
+        self.walked.is_partial()
     }
 }
 

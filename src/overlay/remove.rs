@@ -12,12 +12,11 @@ use rustix::io::Errno;
 
 use super::Overlay;
 use super::attr::is_null_device;
-use super::copy_up::Want;
 use super::dirs::{DirView, os_str};
 use super::error::{Error, Result};
 use super::lookup::{Held, Physical};
 use super::lower::Child;
-use super::nodes::Place;
+use super::node::{Dentry, Want};
 use super::upper::Mark;
 use crate::inode_ops::{Address, list, stat_at};
 use crate::squashfs::DirCursor;
@@ -41,7 +40,7 @@ impl Overlay {
         let physical = self.link_alias(held.ino, &dir, name, physical)?;
         self.unplace(held.ino, parent, name)?;
         self.hide(&dir, name, physical, child).inspect_err(|_| {
-            self.nodes.move_to(held.ino, Place::named(parent, name));
+            self.nodes.move_to(held.ino, Dentry::named(parent, name));
         })?;
         self.changed();
         self.name_gone(held.ino)
@@ -83,7 +82,7 @@ impl Overlay {
             }
         };
         _removed =
-            removed.inspect_err(|_| self.nodes.move_to(held.ino, Place::named(parent, name)))?;
+            removed.inspect_err(|_| self.nodes.move_to(held.ino, Dentry::named(parent, name)))?;
         self.changed();
         self.directory_gone(held.ino);
         Ok(())
@@ -163,7 +162,7 @@ impl Overlay {
                 // With the index's own link gone, the upper's count is the truth.
                 upper.extra_links = 0;
             });
-            self.nodes.move_to(ino, Place::Nowhere);
+            self.nodes.move_to(ino, Dentry::Nowhere);
             self.unindex(ino)?;
         }
         Ok(())

@@ -14,12 +14,11 @@ use rustix::io::Errno;
 
 use super::Overlay;
 use super::attr::{Caller, owner_of};
-use super::copy_up::Want;
 use super::dirs::DirView;
 use super::error::{Error, Result, not_copied};
 use super::lookup::{Held, Physical};
 use super::lower::Child;
-use super::nodes::Place;
+use super::node::{Dentry, Want};
 use super::upper::{Draft, Mark};
 use crate::inode_ops::{self, Address, make_directory};
 use crate::types::{FileKind, Ino};
@@ -162,7 +161,7 @@ impl Overlay {
         };
         if let Err(error) = renamed {
             if let Some(target) = target {
-                self.nodes.move_to(target.ino, Place::named(to.parent, to.name));
+                self.nodes.move_to(target.ino, Dentry::named(to.parent, to.name));
             }
             return Err(error);
         }
@@ -291,7 +290,7 @@ impl Overlay {
             return Ok(());
         }
         let inode = Address::at(from.fd()?, end.name);
-        self.let_ctime_move(held.ino, &inode, &mut state)?;
+        self.let_ctime_move(held.ino, &inode, &mut state.kept_ctime)?;
         match &end.redirect {
             Some(path) => match marks.set(&inode, Mark::Redirect, path) {
                 Err(error)
@@ -310,7 +309,7 @@ impl Overlay {
 
     fn moved(&self, ino: Ino, to: &End<'_>) {
         if self.index.get(ino).is_none() {
-            self.nodes.move_to(ino, Place::named(to.parent, to.name));
+            self.nodes.move_to(ino, Dentry::named(to.parent, to.name));
         }
     }
 

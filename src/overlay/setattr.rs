@@ -5,10 +5,9 @@ use rustix::io::Errno;
 
 use super::Overlay;
 use super::attr::{Attr, Rights, SetAttr, SetTime};
-use super::copy_up::Want;
 use super::error::Result;
 use super::handles::Handle;
-use super::nodes::{Data, UpperState};
+use super::node::{Data, UpperState, Want};
 use crate::inode_ops::set_size;
 use crate::types::{FileKind, Ino, Owner};
 
@@ -60,7 +59,7 @@ impl Overlay {
         }
         let _names = self.names.read();
         let (inode, mut state) = self.address(ino)?;
-        self.let_ctime_move(ino, &inode, &mut state)?;
+        self.let_ctime_move(ino, &inode, &mut state.kept_ctime)?;
         if change.uid.is_some() || change.gid.is_some() {
             let before = inode.stat()?;
             let group = self.shown_group(&state, &before);

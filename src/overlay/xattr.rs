@@ -14,9 +14,8 @@ use rustix::io::Errno;
 
 use super::Overlay;
 use super::attr::Caller;
-use super::copy_up::Want;
 use super::error::{Error, Result, not_copied};
-use super::nodes::UpperState;
+use super::node::{UpperState, Want};
 use super::upper::Namespace;
 use crate::inode_ops::Address;
 use crate::types::{Ino, Owner};
@@ -138,7 +137,7 @@ impl Overlay {
             }
             false => Cow::Borrowed(value),
         };
-        self.let_ctime_move(ino, &inode, &mut state)?;
+        self.let_ctime_move(ino, &inode, &mut state.kept_ctime)?;
         inode.set_xattr(&stored, &value, flags).map_err(Error::sys("setxattr", inode.label()))
     }
 
@@ -155,7 +154,7 @@ impl Overlay {
         };
         self.copy_up(ino, Want::Attributes)?;
         let InUpper { inode, mut state, marks, _names } = self.expect_in_upper(ino)?;
-        self.let_ctime_move(ino, &inode, &mut state)?;
+        self.let_ctime_move(ino, &inode, &mut state.kept_ctime)?;
         inode.remove_xattr(&c_name(name, marks)?).map_err(Error::sys("removexattr", inode.label()))
     }
 

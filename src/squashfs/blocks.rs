@@ -16,7 +16,7 @@ use zerocopy::little_endian::U32;
 use super::Error;
 use super::format::BLOCK_STORED;
 use super::inode::Inode;
-use super::metadata::{MetaPosition, Metadata};
+use super::metadata::{MetaPosition, MetadataBlocks};
 use super::plan::{FileLayout, StoredBlock, stored_len};
 use crate::types::{ArchiveOffset, InodeRef};
 
@@ -73,7 +73,7 @@ impl BlockIndex {
     /// `Ok(None)` when it would have to.
     pub(super) fn locate(
         &self,
-        metadata: Option<&Metadata>,
+        metadata: Option<&MetadataBlocks>,
         inode: InodeRef,
         layout: &FileLayout,
         blocks: Range<u64>,
@@ -108,7 +108,7 @@ impl BlockIndex {
     /// where the block list ends before there is one.
     pub(super) fn seek(
         &self,
-        metadata: &Metadata,
+        metadata: &MetadataBlocks,
         inode: &Inode,
         layout: &FileLayout,
         from: u64,
@@ -131,8 +131,8 @@ impl BlockIndex {
     }
 
     /// Forgets what was read of other metadata than there is now.
-    fn keep_up(&self, metadata: Option<&Metadata>) {
-        let Some(generation) = metadata.map(Metadata::generation) else { return };
+    fn keep_up(&self, metadata: Option<&MetadataBlocks>) {
+        let Some(generation) = metadata.map(MetadataBlocks::generation) else { return };
         if self.generation.swap(generation, Ordering::Relaxed) != generation {
             self.segments.lock().clear();
             self.marks.lock().clear();
@@ -142,7 +142,7 @@ impl BlockIndex {
     /// Reads a segment, and marks the way to it.
     fn read(
         &self,
-        metadata: &Metadata,
+        metadata: &MetadataBlocks,
         inode: InodeRef,
         layout: &FileLayout,
         number: u64,
@@ -208,7 +208,7 @@ impl BlockIndex {
     }
 }
 
-fn read_segment(metadata: &Metadata, start: Mark, words: u64) -> Result<Segment, Error> {
+fn read_segment(metadata: &MetadataBlocks, start: Mark, words: u64) -> Result<Segment, Error> {
     let mut reader = metadata.reader("block list", start.list);
     let bytes = reader.read_vec(words as usize * size_of::<U32>())?;
     let words: Box<[u32]> =

@@ -7,7 +7,7 @@ use super::format::{
     DIR_GROUP_LEN, DIR_SIZE_BIAS, METADATA_LEN, NAME_LEN, RawDirEntry, RawDirHeader,
 };
 use super::inode::Inode;
-use super::metadata::{MetaPosition, MetaReader, Metadata};
+use super::metadata::{MetaPosition, MetaReader, MetadataBlocks};
 use crate::types::{ArchiveOffset, FileKind, InodeNumber, InodeRef};
 
 const STRUCTURE: &str = "directory";
@@ -52,7 +52,7 @@ pub struct DirReader<'a> {
 impl<'a> DirReader<'a> {
     /// From `from` on; with an index, little before it is read again.
     pub(super) fn new(
-        metadata: &'a Metadata,
+        metadata: &'a MetadataBlocks,
         table: ArchiveOffset,
         directory: &Inode,
         index: &DirIndex,
@@ -62,7 +62,7 @@ impl<'a> DirReader<'a> {
     }
 
     fn starting(
-        metadata: &'a Metadata,
+        metadata: &'a MetadataBlocks,
         table: ArchiveOffset,
         directory: &Inode,
         start: Option<Start>,
@@ -182,7 +182,7 @@ impl Iterator for DirReader<'_> {
 
 /// Finds `name`, through the index where there is one.
 pub(super) fn lookup(
-    metadata: &Metadata,
+    metadata: &MetadataBlocks,
     table: ArchiveOffset,
     directory: &Inode,
     index: &DirIndex,

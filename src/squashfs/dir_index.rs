@@ -9,7 +9,7 @@ use super::Error;
 use super::decoded::{DecodedCache, Weigh};
 use super::format::{NAME_LEN, RawDirIndex};
 use super::inode::{DirectoryLayout, Inode};
-use super::metadata::{MetaReader, Metadata};
+use super::metadata::{MetaReader, MetadataBlocks};
 use crate::types::InodeRef;
 
 /// Bytes of parsed indexes to keep: those of directories with two million names together.
@@ -51,7 +51,7 @@ impl Weigh for Arc<DirIndex> {
 }
 
 impl DirIndex {
-    fn parse(metadata: &Metadata, layout: &DirectoryLayout) -> Result<Self, Error> {
+    fn parse(metadata: &MetadataBlocks, layout: &DirectoryLayout) -> Result<Self, Error> {
         let mut reader = metadata.reader("directory index", layout.index);
         let mut marks: Vec<Mark> = Vec::new();
         for _ in 0..layout.index_count {
@@ -114,7 +114,7 @@ impl DirIndexes {
     /// The index of `directory`; an empty one where it has none.
     pub(super) fn of(
         &self,
-        metadata: &Metadata,
+        metadata: &MetadataBlocks,
         directory: &Inode,
     ) -> Result<Arc<DirIndex>, Error> {
         let layout = directory.directory()?;

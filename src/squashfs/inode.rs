@@ -7,7 +7,7 @@ use super::format::{
     NO_FRAGMENT, NO_XATTRS, RawDevice, RawDirectory, RawExtendedDirectory, RawExtendedFile,
     RawFile, RawInode, RawIpc, RawSymlink,
 };
-use super::metadata::{MetaPosition, MetaReader, Metadata};
+use super::metadata::{MetaPosition, MetaReader, MetadataBlocks};
 use super::plan::{FileLayout, Fragment, StoredBlock};
 use super::superblock::Superblock;
 use super::tables::{Tables, XattrList};
@@ -118,7 +118,7 @@ struct Body {
 /// Reads inodes of one archive.
 pub(super) struct InodeParser<'a> {
     pub(super) superblock: &'a Superblock,
-    pub(super) metadata: &'a Metadata,
+    pub(super) metadata: &'a MetadataBlocks,
     pub(super) tables: &'a Tables,
 }
 

@@ -50,7 +50,7 @@ impl Weigh for MetaBlock {
 }
 
 /// The archive's bytes outside its data, decoded on demand.
-pub(super) struct Metadata {
+pub(super) struct MetadataBlocks {
     blob: Arc<dyn Blob>,
     codec: Codec,
     /// One past the archive's last byte.
@@ -87,8 +87,8 @@ impl Held {
     }
 }
 
-impl Metadata {
-    /// Metadata up to `end`. All that is stored in `range` will be held in memory, and is from now on
+impl MetadataBlocks {
+    /// The metadata up to `end`. All that is stored in `range` will be held in memory, and is from now on
     /// if the blob has it at hand; `budget` is for what is decoded, in bytes.
     pub(super) fn new(
         blob: Arc<dyn Blob>,
@@ -275,7 +275,7 @@ impl Metadata {
 /// Reads through packed metadata, block after block.
 #[derive(Clone)]
 pub(super) struct MetaReader<'a> {
-    metadata: &'a Metadata,
+    metadata: &'a MetadataBlocks,
     structure: &'static str,
     position: MetaPosition,
     /// The block at `position`, once read from.

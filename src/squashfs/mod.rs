@@ -58,7 +58,7 @@ use data::DataBlocks;
 use dir_index::DirIndexes;
 use format::{METADATA_LEN, SUPERBLOCK_LEN};
 use inode::InodeParser;
-use metadata::Metadata;
+use metadata::MetadataBlocks;
 use tables::Tables;
 use xattr::XattrReader;
 
@@ -118,7 +118,7 @@ pub struct Counters {
 /// ```
 pub struct Archive {
     superblock: Superblock,
-    metadata: Metadata,
+    metadata: MetadataBlocks,
     tables: Tables,
     indexes: DirIndexes,
     blocks: BlockIndex,
@@ -155,8 +155,13 @@ impl Archive {
         let codec = Codec::new(&superblock, fetched)?;
         let all_metadata = ByteRange::between(superblock.inode_table, end)
             .filter(|metadata| metadata.len() <= options.resident_bytes as u64);
-        let metadata =
-            Metadata::new(Arc::clone(&blob), codec, end, all_metadata, options.metadata_bytes);
+        let metadata = MetadataBlocks::new(
+            Arc::clone(&blob),
+            codec,
+            end,
+            all_metadata,
+            options.metadata_bytes,
+        );
         let tables = Tables::open(&superblock, &metadata)?;
         let block_size = superblock.block_size;
         let archive = Self {
@@ -307,7 +312,7 @@ impl Archive {
 
     fn plan(
         &self,
-        metadata: Option<&Metadata>,
+        metadata: Option<&MetadataBlocks>,
         file: &Inode,
         at: FileOffset,
         len: usize,

@@ -9,7 +9,7 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use super::Error;
 use super::format::{METADATA_HEADER_LEN, METADATA_LEN, RawFragment, RawXattrId, RawXattrTable};
-use super::metadata::{MetaPosition, Metadata};
+use super::metadata::{MetaPosition, MetadataBlocks};
 use super::superblock::Superblock;
 use crate::types::{ArchiveOffset, ByteRange, InodeNumber, InodeRef};
 
@@ -53,7 +53,7 @@ impl Table {
 
     /// Reads every block, each of which must hold as many entries as are left, up to a full one.
     /// Gives those that do not.
-    fn check<'a>(&'a self, metadata: &'a Metadata) -> impl Iterator<Item = Error> + 'a {
+    fn check<'a>(&'a self, metadata: &'a MetadataBlocks) -> impl Iterator<Item = Error> + 'a {
         let whole = self.count * self.entry_len as u64;
         let starts = (0..).step_by(METADATA_LEN);
         self.blocks.iter().zip(starts).filter_map(move |(&at, start): (_, u64)| {
@@ -75,7 +75,7 @@ impl Table {
 
     fn read<T: FromBytes + IntoBytes>(
         &self,
-        metadata: &Metadata,
+        metadata: &MetadataBlocks,
         index: u64,
     ) -> Result<Option<T>, Error> {
         if index >= self.count {
@@ -166,7 +166,7 @@ impl Plan {
 
 impl Tables {
     /// Reads and checks all indexes, with one fetch if they aren't in memory.
-    pub(super) fn open(superblock: &Superblock, metadata: &Metadata) -> Result<Self, Error> {
+    pub(super) fn open(superblock: &Superblock, metadata: &MetadataBlocks) -> Result<Self, Error> {
         let plan = Plan::new(superblock)?;
         let mut bytes = metadata.stored(&plan.ranges())?.into_iter();
         let mut next = || bytes.next().unwrap_or_default();
@@ -236,7 +236,10 @@ impl Tables {
     }
 
     /// Reads every block of every table. Gives what is wrong with them.
-    pub(super) fn check<'a>(&'a self, metadata: &'a Metadata) -> impl Iterator<Item = Error> + 'a {
+    pub(super) fn check<'a>(
+        &'a self,
+        metadata: &'a MetadataBlocks,
+    ) -> impl Iterator<Item = Error> + 'a {
         let xattrs = self.xattrs.as_ref().map(|(table, _)| table);
         let optional = [self.fragments.as_ref(), self.export.as_ref(), xattrs];
         let tables = [&self.ids].into_iter().chain(optional.into_iter().flatten());
@@ -244,7 +247,7 @@ impl Tables {
     }
 
     /// The owner or group with this index.
-    pub(super) fn id(&self, metadata: &Metadata, index: u16) -> Result<Option<u32>, Error> {
+    pub(super) fn id(&self, metadata: &MetadataBlocks, index: u16) -> Result<Option<u32>, Error> {
         let raw: Option<U32> = self.ids.read(metadata, index.into())?;
         Ok(raw.map(U32::get))
     }
@@ -252,7 +255,7 @@ impl Tables {
     /// Start and size word of the fragment block with this index.
     pub(super) fn fragment(
         &self,
-        metadata: &Metadata,
+        metadata: &MetadataBlocks,
         index: u32,
     ) -> Result<Option<(ArchiveOffset, u32)>, Error> {
         let Some(table) = &self.fragments else { return Ok(None) };
@@ -263,7 +266,7 @@ impl Tables {
     /// The inode with this number; numbers start at 1.
     pub(super) fn inode(
         &self,
-        metadata: &Metadata,
+        metadata: &MetadataBlocks,
         number: InodeNumber,
     ) -> Result<Option<InodeRef>, Error> {
         let (Some(table), Some(index)) = (&self.export, number.0.checked_sub(1)) else {
@@ -287,7 +290,7 @@ impl Tables {
     /// Where the extended attributes with this index are.
     pub(super) fn xattrs(
         &self,
-        metadata: &Metadata,
+        metadata: &MetadataBlocks,
         index: u32,
     ) -> Result<Option<XattrList>, Error> {
         let Some((table, start)) = &self.xattrs else { return Ok(None) };

@@ -5,7 +5,7 @@ use zerocopy::little_endian::{U32, U64};
 use super::Error;
 use super::format::{OUT_OF_LINE, RawXattrEntry};
 use super::inode::Inode;
-use super::metadata::{MetaReader, Metadata};
+use super::metadata::{MetaReader, MetadataBlocks};
 use super::tables::{Tables, XattrList};
 
 const STRUCTURE: &str = "xattr";
@@ -31,7 +31,7 @@ pub struct Xattr {
 
 /// Reads the attributes of one inode.
 pub(super) struct XattrReader<'a> {
-    metadata: &'a Metadata,
+    metadata: &'a MetadataBlocks,
     tables: &'a Tables,
     reader: MetaReader<'a>,
     left: u32,
@@ -47,7 +47,7 @@ struct Entry {
 impl<'a> XattrReader<'a> {
     /// `None` where the inode has none.
     pub(super) fn new(
-        metadata: &'a Metadata,
+        metadata: &'a MetadataBlocks,
         tables: &'a Tables,
         inode: &Inode,
     ) -> Result<Option<Self>, Error> {
@@ -56,7 +56,7 @@ impl<'a> XattrReader<'a> {
 
     /// Of a list that may belong to many inodes.
     pub(super) fn of_list(
-        metadata: &'a Metadata,
+        metadata: &'a MetadataBlocks,
         tables: &'a Tables,
         list: XattrList,
     ) -> Result<Self, Error> {

@@ -5,6 +5,7 @@ mod marks;
 mod numbers;
 mod open;
 mod origin;
+mod probe;
 mod renaming;
 mod work;
 
