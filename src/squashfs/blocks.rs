@@ -13,7 +13,7 @@ use lru::LruCache;
 use parking_lot::Mutex;
 use zerocopy::little_endian::U32;
 
-use super::Error;
+use super::error::Error;
 use super::format::BLOCK_STORED;
 use super::inode::Inode;
 use super::metadata::{MetaPosition, MetadataBlocks};

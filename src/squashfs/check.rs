@@ -1,10 +1,11 @@
 //! Going through a whole archive once, to find out whether all of it can be read.
 
+use super::Archive;
+use super::error::Error;
 use super::inode::Inode;
 use super::plan::StoredBlock;
 use super::superblock::Superblock;
 use super::xattr::XattrReader;
-use super::{Archive, Error};
 use crate::types::ArchiveOffset;
 
 /// Blocks of a file that are looked up at a time: one read of its block list.

@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::Error;
 use super::codec::Codec;
 use super::decoded::{CacheCounters, Claim, DecodedCache, Weigh, join};
+use super::error::Error;
 use super::plan::{Extent, StoredBlock};
 use crate::buffers;
 use crate::cache::{Blob, may_wait};

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use lru::LruCache;
 use parking_lot::Mutex;
 
-use super::Error;
+use super::error::Error;
 use crate::cache::may_wait;
 use crate::single_flight::{self, Flight, Flights, Waited};
 

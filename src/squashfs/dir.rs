@@ -1,8 +1,8 @@
 //! Directory listings: groups of entries that share a metadata block of inodes, sorted by name,
 //! and for long ones an index of where in the listing each metadata block starts.
 
-use super::Error;
 use super::dir_index::{DirIndex, Start};
+use super::error::Error;
 use super::format::{
     DIR_GROUP_LEN, DIR_SIZE_BIAS, METADATA_LEN, NAME_LEN, RawDirEntry, RawDirHeader,
 };

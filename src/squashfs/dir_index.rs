@@ -5,8 +5,8 @@
 
 use std::sync::Arc;
 
-use super::Error;
 use super::decoded::{DecodedCache, Weigh};
+use super::error::Error;
 use super::format::{NAME_LEN, RawDirIndex};
 use super::inode::{DirectoryLayout, Inode};
 use super::metadata::{MetaReader, MetadataBlocks};

@@ -2,7 +2,7 @@
 
 use zerocopy::little_endian::U32;
 
-use super::Error;
+use super::error::Error;
 use super::format::{
     NO_FRAGMENT, NO_XATTRS, RawDevice, RawDirectory, RawExtendedDirectory, RawExtendedFile,
     RawFile, RawInode, RawIpc, RawSymlink,

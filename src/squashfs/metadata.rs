@@ -7,9 +7,9 @@ use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 use zerocopy::{FromBytes, IntoBytes};
 
-use super::Error;
 use super::codec::Codec;
 use super::decoded::{CacheCounters, DecodedCache, Weigh};
+use super::error::Error;
 use super::format::{METADATA_HEADER_LEN, METADATA_LEN, METADATA_STORED};
 use crate::cache::{Blob, may_wait};
 use crate::types::{ArchiveOffset, ByteRange};

@@ -2,8 +2,9 @@
 
 use bytes::Bytes;
 
+use super::Archive;
+use super::error::Error;
 use super::inode::Inode;
-use super::{Archive, Error};
 use crate::types::FileOffset;
 
 /// Largest piece in bytes: eight blocks of the usual 128 KiB, enough for one request to the store to pay.

@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use super::Error;
+use super::error::Error;
 use super::format::BLOCK_STORED;
 use super::metadata::MetaPosition;
 use crate::types::{ArchiveOffset, ByteRange, FileOffset};

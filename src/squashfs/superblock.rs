@@ -5,7 +5,7 @@ use std::fmt;
 
 use zerocopy::FromBytes;
 
-use super::Error;
+use super::error::Error;
 use super::format::{
     FLAG_OPTIONS, MAGIC, METADATA_HEADER_LEN, METADATA_LEN, NO_TABLE, RawSuperblock, SUPERBLOCK_LEN,
 };

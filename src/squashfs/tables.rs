@@ -7,7 +7,7 @@
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, IntoBytes};
 
-use super::Error;
+use super::error::Error;
 use super::format::{METADATA_HEADER_LEN, METADATA_LEN, RawFragment, RawXattrId, RawXattrTable};
 use super::metadata::{MetaPosition, MetadataBlocks};
 use super::superblock::Superblock;

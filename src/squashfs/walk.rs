@@ -2,9 +2,10 @@
 
 use std::collections::HashSet;
 
+use super::Archive;
 use super::dir::{DirCursor, DirReader};
+use super::error::Error;
 use super::inode::Inode;
-use super::{Archive, Error};
 use crate::types::{FileKind, InodeRef};
 
 /// One file of a walk.

@@ -2,7 +2,7 @@
 
 use zerocopy::little_endian::{U32, U64};
 
-use super::Error;
+use super::error::Error;
 use super::format::{OUT_OF_LINE, RawXattrEntry};
 use super::inode::Inode;
 use super::metadata::{MetaReader, MetadataBlocks};

@@ -10,7 +10,7 @@ use std::cell::RefCell;
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-use super::Error;
+use super::error::Error;
 use super::superblock::{Compressor, Superblock};
 use crate::buffers;
 

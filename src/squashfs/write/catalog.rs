@@ -5,7 +5,7 @@ use std::collections::HashMap;
 
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes};
 
-use super::Error;
+use super::error::Error;
 use super::spool::{Spool, SpoolReader};
 use super::stat::{Stat, Version};
 use crate::types::{FileKind, Timestamp};

@@ -5,7 +5,7 @@ use liblzma::stream::{Action, Check, Filters, LzmaOptions, Status, Stream};
 use lz4_flex::block::CompressTable;
 use zstd::zstd_safe::compress_bound;
 
-use super::Error;
+use super::error::Error;
 
 /// mksquashfs's levels, with which archives need not say what they were compressed with.
 const DEFAULT_ZSTD_LEVEL: i32 = 15;

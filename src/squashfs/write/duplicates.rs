@@ -6,8 +6,8 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{Mode, OFlags, openat};
 
-use super::Error;
 use super::catalog::{Catalog, Data, NoteAt};
+use super::error::Error;
 use super::large::{Block, BlockReader};
 use super::load::read_full;
 use super::stat::{Stat, Version};

@@ -6,8 +6,8 @@ use super::super::format::{
     DIR_SIZE_BIAS, NO_FRAGMENT, NO_XATTRS, RawDevice, RawDirectory, RawExtendedDirectory,
     RawExtendedFile, RawFile, RawInode, RawIpc, RawSymlink,
 };
-use super::Error;
 use super::catalog::{Node, kind_code};
+use super::error::Error;
 use super::listing::Listing;
 use crate::types::{FileKind, Timestamp};
 

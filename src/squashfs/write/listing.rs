@@ -4,8 +4,8 @@
 use zerocopy::IntoBytes;
 
 use super::super::format::{DIR_GROUP_LEN, METADATA_LEN, RawDirEntry, RawDirHeader, RawDirIndex};
-use super::Error;
 use super::catalog::kind_code;
+use super::error::Error;
 use super::metadata::{MetaWriter, Position};
 use crate::types::FileKind;
 

@@ -11,7 +11,7 @@ use rustix::fs::{Mode, OFlags, openat, readlinkat};
 use rustix::io::{Errno, pread};
 use twox_hash::XxHash3_64;
 
-use super::Error;
+use super::error::Error;
 use super::stat::{Directory, Failure, Stat, Xattrs, fd_xattrs, name_stored_owner, name_xattrs};
 use crate::types::FileKind;
 

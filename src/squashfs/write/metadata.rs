@@ -3,8 +3,8 @@
 use zerocopy::{Immutable, IntoBytes};
 
 use super::super::format::{METADATA_LEN, METADATA_STORED};
-use super::Error;
 use super::compress::Compressor;
+use super::error::Error;
 use super::spool::Spool;
 
 /// Packs bytes into metadata blocks.

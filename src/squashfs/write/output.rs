@@ -5,11 +5,11 @@ use crossbeam_channel::Receiver;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::super::format::{BLOCK_STORED, RawFragment};
-use super::Error;
 use super::compress::Compressor;
+use super::error::Error;
 use super::pool::{Gone, Jobs, Pending, Pool};
 use super::spool::Spool;
-use super::tables::Tail;
+use super::tail::Tail;
 
 /// A block as it is stored, with its size word.
 pub(super) struct Stored {

@@ -11,14 +11,28 @@ use rustix::io::Errno;
 
 use super::catalog::{Again, Catalog, Data};
 use super::duplicates::Duplicates;
+use super::error::Error;
 use super::large::{Block, BlockHash, BlockReader, is_zero};
 use super::load::{ATTEMPTS, Content, Leaf};
+use super::options::Progress;
 use super::output::{BlockPool, Next};
 use super::pool::Gone;
 use super::stat::{Directory, Failure, Stat, Xattrs};
 use super::walk::Event;
 use super::xattrs::XattrTable;
-use super::{DroppedXattrs, Error, Progress};
+
+/// Extended attributes that an archive cannot hold and lacks, as it would if mksquashfs had made
+/// it. The format knows those of `user.`, `trusted.` and `security.`; most often it is POSIX ACLs,
+/// `system.posix_acl_access` and `system.posix_acl_default`, that are left.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DroppedXattrs {
+    /// How many inodes had any.
+    pub inodes: u64,
+    /// The first of these, the packed directory's own path in front.
+    pub path: PathBuf,
+    /// The name of its first.
+    pub name: String,
+}
 
 /// Why packing ended early.
 pub(super) enum Stop {

@@ -7,7 +7,7 @@ use std::os::unix::fs::FileExt;
 
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use super::Error;
+use super::error::Error;
 
 /// Bytes kept in memory before they go to the file. Trees of some 50,000 files stay below it.
 const MEMORY: usize = 6 << 20;

@@ -9,7 +9,7 @@ use rustix::buffer::spare_capacity;
 use rustix::fs::{AtFlags, fgetxattr, flistxattr, fstat, lgetxattr, llistxattr, statat};
 use rustix::io::Errno;
 
-use super::Error;
+use super::error::Error;
 use super::xattrs::Xattr;
 use crate::types::{FileKind, Owner, Timestamp};
 

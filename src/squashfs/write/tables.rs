@@ -1,7 +1,6 @@
 //! Everything behind the data: inodes and listings, from the notes taken on the way, and the
 //! tables that say where the rest is. Then the superblock.
 
-use bytes::Bytes;
 use zerocopy::FromZeros;
 use zerocopy::little_endian::{U32, U64};
 
@@ -11,63 +10,19 @@ use super::super::format::{
 };
 use super::catalog::{Catalog, Node, Note};
 use super::compress::Compressor;
+use super::error::Error;
 use super::inode::InodeBytes;
 use super::listing::{Entries, Inode};
 use super::metadata::{MetaWriter, TableWriter};
+use super::options::Options;
 use super::output::Placement;
-use super::spool::{Spool, SpoolReader};
+use super::spool::SpoolReader;
+use super::tail::Tail;
 use super::xattrs::XattrTable;
-use super::{Error, Options, Progress, Sink};
 use crate::types::FileKind;
 
 /// Archives end on a multiple of this, so that they can be mounted from a block device.
 const PAGE: u64 = 4096;
-
-/// The end of the archive as it grows.
-pub(super) struct Tail<'a> {
-    sink: &'a mut dyn Sink,
-    at: u64,
-    progress: &'a Progress,
-}
-
-impl<'a> Tail<'a> {
-    pub(super) fn new(sink: &'a mut dyn Sink, at: u64, progress: &'a Progress) -> Self {
-        Self { sink, at, progress }
-    }
-
-    /// Where in the archive the next byte goes.
-    pub(super) fn position(&self) -> u64 {
-        self.at
-    }
-
-    pub(super) fn write_bytes(&mut self, bytes: Bytes) -> Result<(), Error> {
-        if bytes.is_empty() {
-            return Ok(());
-        }
-        let len = bytes.len() as u64;
-        self.sink.write(bytes).map_err(Error::Sink)?;
-        self.at += len;
-        self.progress.written(len);
-        Ok(())
-    }
-
-    pub(super) fn write(&mut self, bytes: Vec<u8>) -> Result<(), Error> {
-        self.write_bytes(bytes.into())
-    }
-
-    pub(super) fn write_spool(&mut self, spool: Spool) -> Result<(), Error> {
-        spool.drain(|piece| self.write(piece))
-    }
-
-    /// Writes a table, and returns where its index starts.
-    fn write_table(&mut self, table: TableWriter) -> Result<u64, Error> {
-        let (blocks, index) = table.finish(self.at)?;
-        self.write_spool(blocks)?;
-        let at = self.at;
-        self.write(index)?;
-        Ok(at)
-    }
-}
 
 /// Writes all tables, and returns the superblock.
 pub(super) fn write(

@@ -12,10 +12,11 @@ use rustix::fs::{CWD, Dir, FileType, Mode, OFlags, openat};
 use rustix::io::Errno;
 
 use super::super::format::NAME_LEN;
+use super::error::Error;
 use super::load::{Entry, Leaf};
+use super::options::Exclude;
 use super::pool::{Gone, Pending, Pool};
 use super::stat::{Directory, Failure, Stat, Xattrs, fd_stored_owner, fd_xattrs};
-use super::{Error, Exclude};
 use crate::types::FileKind;
 
 /// How many of the directories that are being walked stay open. Those above are opened again on

@@ -4,11 +4,11 @@
 use std::collections::HashMap;
 
 use super::super::format::{OUT_OF_LINE, RawXattrEntry, RawXattrId, RawXattrTable};
-use super::Error;
 use super::compress::Compressor;
+use super::error::Error;
 use super::metadata::MetaWriter;
 use super::spool::Spool;
-use super::tables::Tail;
+use super::tail::Tail;
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromZeros, IntoBytes};
 
