@@ -29,9 +29,11 @@ pub(crate) enum Privilege {
 }
 
 impl Privilege {
-    /// That of this process.
+    /// That of this process. The root of a user namespace is root of nothing else.
     pub(crate) fn of_process() -> Self {
-        match rustix::process::geteuid().is_root() {
+        let is_all = |map: String| map.split_whitespace().eq(["0", "0", "4294967295"]);
+        let owns_all = || std::fs::read_to_string("/proc/self/uid_map").map_or(true, is_all);
+        match rustix::process::geteuid().is_root() && owns_all() {
             true => Self::Root,
             false => Self::Ordinary,
         }

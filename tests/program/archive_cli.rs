@@ -267,6 +267,56 @@ fn an_ordinary_user_extracts_what_it_may() {
 }
 
 #[test]
+fn who_may_not_set_owners_extracts_attributes_of_what_may_not_be_written() {
+    let test = "who_may_not_set_owners_extracts_attributes_of_what_may_not_be_written";
+    if cannot_run(test, &[Need::Root]) {
+        return;
+    }
+    let bench = Bench::new();
+    let tree = bench.directory("tree");
+    let made = Command::new("sh")
+        .arg("-ec")
+        .arg(
+            "cd $0; mkdir dir; echo x > dir/file; ln -s file dir/link; mkfifo dir/pipe
+             for name in dir dir/file; do setfattr -n user.note -v yes $name; done
+             chmod 444 dir/file; chmod 555 dir; chown -hR 12:34 .",
+        )
+        .arg(&tree)
+        .status();
+    assert!(made.unwrap().success());
+    let archive = bench.archive(&tree, "data.sqsh", &[]);
+    let program = bench.path("thawfs");
+    std::fs::copy(env!("CARGO_BIN_EXE_thawfs"), &program).unwrap();
+    let home = bench.directory("home");
+    std::os::unix::fs::chown(&home, Some(65_534), Some(65_534)).unwrap();
+    let nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"];
+    // Its root, who has no number for the owners in the archive.
+    let in_namespace = ["unshare", "--user", "--map-root-user"];
+    for (name, within) in [("nobody", &nobody[..]), ("namespace", &in_namespace)] {
+        let run = |args: &[&str]| Command::new(within[0]).args(&within[1..]).args(args).output();
+        if !run(&["true"]).unwrap().status.success() {
+            eprintln!("SKIPPED {test}: {within:?} cannot be run");
+            continue;
+        }
+        let into = if name == "nobody" { home.join("out") } else { bench.path("out") };
+        let args = [text(&program), "extract", "--json", text(&archive), text(&into)];
+        let output = run(&args).unwrap();
+        assert!(output.status.success(), "{name}: {}", String::from_utf8_lossy(&output.stderr));
+        let done: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(done["withheld"], 5, "{name}: five owners");
+        for (file, mode) in [("dir", 0o555), ("dir/file", 0o444)] {
+            let file = into.join(file);
+            assert_eq!(std::fs::metadata(&file).unwrap().mode() & 0o7777, mode, "{name}");
+            let noted = Command::new("getfattr")
+                .args(["--only-values", "-n", "user.note"])
+                .arg(&file)
+                .output();
+            assert_eq!(noted.unwrap().stdout, b"yes", "{name}: {}", file.display());
+        }
+    }
+}
+
+#[test]
 fn inspect_describes_the_superblock() {
     let (bench, archive) = prepared();
     let said = bench.ok(&["inspect", "--json", text(&archive)]);
