@@ -16,7 +16,7 @@ use crate::cache::counters::Counters;
 use crate::cache::disk::Disk;
 use crate::cache::grid::{Grid, runs};
 use crate::cache::memory::Memory;
-use crate::cache::prefetch::{Here, Place, Prefetcher, Read, Wanted};
+use crate::cache::prefetch::{Here, Prefetcher, Read, Wanted, Where};
 
 /// What changes of a blob, under one lock.
 pub(in crate::cache) struct State {
@@ -112,11 +112,11 @@ impl State {
         let is_on_disk = |chunk| disk.as_ref().is_some_and(|disk| disk.holds(chunk));
         let place = |chunk| {
             if memory.contains(chunk) || flying.contains_key(&chunk) {
-                Place::Here
+                Where::Here
             } else if is_on_disk(chunk) {
-                Place::OnDisk
+                Where::OnDisk
             } else {
-                Place::Nowhere
+                Where::Nowhere
             }
         };
         let (unread, on_their_way) = (memory.unused(), memory.reserved());

@@ -30,7 +30,7 @@ pub use batches::Warm;
 pub use trace::Trace;
 
 pub(super) use batches::Batches;
-pub(super) use policy::{Here, Place, Read, Wanted, Wish};
+pub(super) use policy::{Here, Read, Wanted, Where, Wish};
 pub(super) use sequential::SKIP;
 
 use super::grid::Grid;
@@ -144,7 +144,7 @@ mod tests {
     /// A cache that has what was planned as soon as it is asked again.
     struct Cache {
         prefetcher: Prefetcher,
-        places: BTreeMap<u64, Place>,
+        places: BTreeMap<u64, Where>,
         budget: u64,
         unread: u64,
         flying: u64,
@@ -157,7 +157,7 @@ mod tests {
         }
 
         fn observe(&mut self, read: &Read<'_>) -> Vec<Wish> {
-            let place = |chunk| self.places.get(&chunk).copied().unwrap_or(Place::Nowhere);
+            let place = |chunk| self.places.get(&chunk).copied().unwrap_or(Where::Nowhere);
             let (budget, unread, flying) = (self.budget, self.unread, self.flying);
             let here = Here { grid: GRID, budget, unread, flying, place: &place };
             let plan = self.prefetcher.observe(read, &here);
@@ -165,7 +165,7 @@ mod tests {
             for wish in &plan {
                 for chunk in &wish.chunks {
                     assert!(wished.insert(*chunk), "{chunk} twice");
-                    assert_ne!(place(*chunk), Place::Here, "{chunk}");
+                    assert_ne!(place(*chunk), Where::Here, "{chunk}");
                     assert!(*chunk < GRID.count());
                 }
                 assert!(wish.chunks.is_sorted() && !wish.chunks.is_empty());
@@ -175,7 +175,7 @@ mod tests {
             }
             assert!(ahead <= here.room_ahead(), "{ahead}");
             for wish in &plan {
-                let to = if wish.wanted == Wanted::OnDisk { Place::OnDisk } else { Place::Here };
+                let to = if wish.wanted == Wanted::OnDisk { Where::OnDisk } else { Where::Here };
                 self.places.extend(wish.chunks.iter().map(|chunk| (*chunk, to)));
             }
             plan
@@ -184,14 +184,14 @@ mod tests {
         /// Reads some chunks; what is nowhere has to be fetched.
         fn read(&mut self, chunks: Range<u64>) -> Vec<Wish> {
             let bytes = chunks.start * CHUNK..chunks.end * CHUNK;
-            let place = |chunk: &u64| self.places.get(chunk).copied().unwrap_or(Place::Nowhere);
+            let place = |chunk: &u64| self.places.get(chunk).copied().unwrap_or(Where::Nowhere);
             let requested: Vec<u64> =
-                chunks.clone().filter(|chunk| place(chunk) == Place::Nowhere).collect();
-            let missed = chunks.clone().any(|chunk| place(&chunk) != Place::Here);
+                chunks.clone().filter(|chunk| place(chunk) == Where::Nowhere).collect();
+            let missed = chunks.clone().any(|chunk| place(&chunk) != Where::Here);
             if !missed {
                 return self.observe(&Read::Hit { bytes, chunks });
             }
-            self.places.extend(chunks.clone().map(|chunk| (chunk, Place::Here)));
+            self.places.extend(chunks.clone().map(|chunk| (chunk, Where::Here)));
             let chunks: Vec<u64> = chunks.collect();
             let (spans, requested) = (&[bytes][..], &requested[..]);
             self.observe(&Read::Miss { spans, chunks: &chunks, missed, requested })
@@ -205,7 +205,7 @@ mod tests {
     #[test]
     fn who_reads_on_gets_what_follows_wherever_it_is_but_for_what_is_here() {
         let mut cache = Cache::new(24 * MIB, true);
-        cache.places.extend([(5, Place::OnDisk), (6, Place::Here)]);
+        cache.places.extend([(5, Where::OnDisk), (6, Where::Here)]);
         assert_eq!(cache.read(0..2), []);
         let ahead = wish([4, 5, 7], Wanted::Ahead);
         assert_eq!(cache.read(2..4), [ahead]);
@@ -218,7 +218,7 @@ mod tests {
         {
             let mut cache = Cache::new(24 * MIB, false);
             cache.flying = flying;
-            cache.places.extend([(401, Place::Here)]);
+            cache.places.extend([(401, Where::Here)]);
             assert_eq!(cache.read(400..401), []);
             let region = wish([402, 403, 404, 406, 407], Wanted::Nearby);
             assert_eq!(cache.read(405..406), if has_room { vec![region] } else { vec![] });
@@ -245,7 +245,7 @@ mod tests {
     fn what_is_announced_comes_as_far_as_there_is_room() {
         let mut cache = Cache::new(16 * CHUNK, true);
         (cache.unread, cache.flying) = (4 * CHUNK, 5 * CHUNK);
-        cache.places.extend([(10, Place::Here), (11, Place::OnDisk)]);
+        cache.places.extend([(10, Where::Here), (11, Where::OnDisk)]);
         let ahead = wish([11, 12, 13], Wanted::Ahead);
         assert_eq!(cache.observe(&Read::Announced(10..100)), [ahead]);
         cache.flying = 0;

@@ -48,7 +48,7 @@ pub(in crate::cache) struct Wish {
 
 /// Where a chunk is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::cache) enum Place {
+pub(in crate::cache) enum Where {
     /// In memory, or on its way.
     Here,
     /// On disk.
@@ -67,7 +67,7 @@ pub(in crate::cache) struct Here<'a> {
     /// Bytes on their way, whoever wants them.
     pub(in crate::cache) flying: u64,
     /// Where a chunk is.
-    pub(in crate::cache) place: &'a dyn Fn(u64) -> Place,
+    pub(in crate::cache) place: &'a dyn Fn(u64) -> Where,
 }
 
 impl Here<'_> {
@@ -86,12 +86,12 @@ impl Here<'_> {
 
     /// Whether a chunk is neither in memory nor on its way.
     pub(super) fn is_absent(&self, chunk: u64) -> bool {
-        (self.place)(chunk) != Place::Here
+        (self.place)(chunk) != Where::Here
     }
 
     /// Whether a chunk is in the store alone.
     pub(super) fn is_nowhere(&self, chunk: u64) -> bool {
-        (self.place)(chunk) == Place::Nowhere
+        (self.place)(chunk) == Where::Nowhere
     }
 }
 
