@@ -4,7 +4,7 @@
 //! ones. So a server starts with two arenas, and takes large blocks from the system one by one: they are
 //! few, since [`crate::buffers`] uses them again. Reading 60,000 files for 64 readers at once ended at
 //! 100 MiB resident without either, and at 70 MiB with both, as fast. glibc reads the settings once, when
-//! a program starts.
+//! a program starts. mimalloc was tried instead, and took several times as much (`docs/decisions/allocator.md`).
 
 use std::os::unix::process::CommandExt;
 use std::process::Command;
