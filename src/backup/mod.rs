@@ -1,8 +1,12 @@
 //! The life of a backup in a bucket, and archives without a mount.
 //!
-//! [`Backups`] is a bucket; a backup in it has a [`BackupId`], an archive and [`Metadata`]. An
-//! archive is opened through a [`SourceRequest`], and unpacked by [`extract()`] or read
-//! through by [`verify()`].
+//! [`Backups`] is a bucket; a backup in it has a [`BackupId`], an archive and [`Metadata`], whose keys
+//! [`layout`] says. A new one goes to a [`Destination`]. An archive is opened through a
+//! [`SourceRequest`], and unpacked by [`extract()`] or read through by [`verify()`].
+//!
+//! A backup is found by its keys alone: there is no index that could be wrong or would have to be locked.
+//! So the archive is written first and its size checked, and the metadata, which makes it a backup, last;
+//! deletion goes the other way round.
 
 mod bucket;
 mod config;

@@ -20,7 +20,7 @@ use crate::store::{Pages, Unfinished};
 /// How many backups are deleted at a time.
 const IN_FLIGHT: usize = 8;
 
-/// What has no metadata yet may be a backup that is being made. None takes as long as this.
+/// An archive without metadata may be a backup that is being made; making one never takes as long as this.
 const BEING_MADE: TimeDelta = TimeDelta::hours(24);
 
 /// Which backups go. A backup goes if `expired` or `older_than` says so, unless `keep_last` keeps
@@ -91,7 +91,7 @@ pub struct PruneSummary {
     pub uploads: u64,
 }
 
-/// Picks those to go from a listing, while it goes on. Remembers no more than it keeps.
+/// Chooses which backups go, one after the other as they are listed. It remembers only those that stay.
 struct Selector<'a> {
     rules: &'a PruneRules,
     now: DateTime<Utc>,
@@ -100,8 +100,8 @@ struct Selector<'a> {
 }
 
 impl Selector<'_> {
-    /// Takes a backup in. Gives the one that is to go because of that: itself, or one that it
-    /// pushes out of the youngest.
+    /// Considers the next backup. Returns which has to go now: this one, or an older one that `keep_last`
+    /// no longer keeps.
     fn take(&mut self, entry: BackupEntry) -> Option<BackupEntry> {
         let Self { rules, now, kept } = self;
         if entry.state == BackupState::Unsupported {
@@ -120,7 +120,7 @@ impl Selector<'_> {
                 }
                 youngest.pop_first()?.1
             }
-            // Kept whatever its age where it would have counted, had its archive been whole.
+            // A rule that only says how many to keep does not count damaged ones, and so leaves them.
             (BackupState::DamagedArchive, _, Some(_))
                 if !rules.expired && rules.older_than.is_none() =>
             {
@@ -133,8 +133,8 @@ impl Selector<'_> {
 }
 
 impl Backups {
-    /// Deletes what the rules select, telling `told` of each. What another has deleted meanwhile is
-    /// passed over, and an orphan that meanwhile got what it lacked stays.
+    /// Deletes what the rules select, and calls `told` for each. What somebody else has deleted meanwhile is
+    /// passed over. An orphan stays if what it lacked has come meanwhile.
     ///
     /// # Errors
     /// What the store has to offer; what was told until then is done.

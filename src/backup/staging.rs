@@ -1,4 +1,5 @@
-//! The directory beside a target in which that is made, to take its place in one step.
+//! A directory beside the target, in which an archive is unpacked. It is renamed over the target when it is
+//! whole, so that nobody ever sees half of it.
 
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -13,7 +14,7 @@ use crate::failure::{Code, Failure};
 use crate::inode_ops::remove_tree;
 use crate::inode_ops::{Directory, DirectoryId, Location};
 
-/// Where `target` is, without symlinks, and the directory beside it in which it is unpacked by this process.
+/// Where `target` is, without symlinks, and the directory beside it in which this process would unpack it.
 ///
 /// # Errors
 /// Where the target is a symlink of another user, or what is above it cannot be looked at.
@@ -35,8 +36,8 @@ fn own_name(target: &OsStr) -> OsString {
     name
 }
 
-/// The directory that becomes the target, locked meanwhile; removed again unless it does. All of it happens
-/// in the directory above both, whatever has become of its path.
+/// The directory that becomes the target. It is locked until then, and removed if it never does. Both are
+/// found through the directory above them, which is held open, so that a path that changes leads nowhere else.
 #[derive(Debug)]
 pub struct Staging {
     target: Location,

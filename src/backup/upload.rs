@@ -1,8 +1,8 @@
 //! Sends an archive to a store while it is still being written.
 //!
-//! Stores take parts in any order, and so the first one, whose superblock is known last, is held back
-//! while the others go. An archive of no more than one part is sent as one object, when it is whole,
-//! unless it was expected to be large.
+//! Stores take parts in any order. So the first part, whose superblock is known last, is held back while
+//! the others go. An archive that fits into one part is sent as one object when it is whole, unless it was
+//! expected to be large.
 
 use std::io;
 use std::sync::Arc;
@@ -20,21 +20,21 @@ use crate::failure::{Code, Failure};
 use crate::squashfs::write::Sink;
 use crate::store::{self, MAX_PARTS, MIN_PART_SIZE, Part, Upload, WriteObjects};
 
-/// Size of parts where that suffices, in bytes. A request's first-byte time is a tenth or so of the
-/// time that its transfer takes at 100 MB/s.
+/// Smallest size of parts, in bytes: at 100 MB/s, the time to the first byte of an answer is about a tenth of
+/// what sending a part takes.
 const PART_SIZE: u64 = 8 << 20;
 
-/// Parts on their way, all together, in bytes; but always one. With the part that is being filled and
-/// the one that is held back, half of the 128 MiB that creating a backup may take.
+/// Most bytes of parts on their way; one part always may be. With the part that is being filled and the
+/// one that is held back, this is half of the 128 MiB that creating a backup may take.
 const IN_FLIGHT: u64 = 48 << 20;
 
-/// Parts that are left for what an estimate does not know of.
+/// Of the parts that an upload may have, how many are kept for what the estimate of its size missed.
 const SPARE_PARTS: u64 = 500;
 
-/// How often a wait looks whether it has been called off.
+/// How often whoever waits looks whether the upload was cancelled.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// How long the request that makes the object may go on after it has been called off.
+/// How long the request that makes the object may go on after the upload was cancelled.
 const GRACE: Duration = Duration::from_secs(5);
 
 /// What is known of an archive before it is packed.

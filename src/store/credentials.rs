@@ -16,7 +16,7 @@ use object_store::client::{ClientOptions, HttpClient, HttpConnector};
 use tokio::time::{Instant, timeout_at};
 
 use super::error::root_cause;
-use super::profile::Profile;
+use super::profile::{Profile, check_ascii};
 use super::renewal::FromProfile;
 use super::{Access, Error, Result};
 use crate::environment::Environment;
@@ -154,18 +154,6 @@ fn check(credential: AwsCredential, place: &str) -> Result<AwsCredential> {
     Ok(credential)
 }
 
-/// The signer panics on keys and tokens that no header can carry.
-pub(super) fn check_ascii(credential: &AwsCredential, place: &str) -> Result<()> {
-    let fits = |text: &str| text.bytes().all(|byte| byte.is_ascii_graphic());
-    if fits(&credential.key_id) && credential.token.as_deref().is_none_or(fits) {
-        return Ok(());
-    }
-    Err(Error::BadCredentials {
-        object: place.to_owned(),
-        reason: "the key id or session token has blanks, or characters that are not ASCII".into(),
-    })
-}
-
 /// The variables by which a caller says who it is.
 const OF_CALLER: [&str; 5] = [
     "AWS_ACCESS_KEY_ID",
@@ -201,6 +189,9 @@ fn has_web_identity(environment: &Environment) -> bool {
     ["AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_ROLE_ARN"].iter().all(|it| environment.get(it).is_some())
 }
 
+/// Where a machine's metadata service is, as AWS's own tools call it.
+const METADATA_ENDPOINT: &str = "AWS_EC2_METADATA_SERVICE_ENDPOINT";
+
 /// Which cloud service is there to be asked. Asking a metadata service that is not there would take
 /// seconds, so its machines are told by the vendor their firmware names.
 fn provider_name(environment: &Environment) -> Option<&'static str> {
@@ -213,6 +204,7 @@ fn provider_name(environment: &Environment) -> Option<&'static str> {
     }
     let disabled = environment.flag("AWS_EC2_METADATA_DISABLED");
     let is_there = is_set("AWS_METADATA_ENDPOINT")
+        || (disabled != Some(true) && is_set(METADATA_ENDPOINT))
         || (disabled != Some(true) && is_ec2(Path::new("/sys/class/dmi/id/sys_vendor")));
     is_there.then_some("the machine's metadata service")
 }
@@ -236,6 +228,11 @@ fn provider<'a>(
             ..RetryConfig::default()
         });
     for (key, value) in variables {
+        // The library knows it by a name of its own alone.
+        let (key, value) = match key {
+            METADATA_ENDPOINT => ("AWS_METADATA_ENDPOINT", value.trim_end_matches('/')),
+            _ => (key, value),
+        };
         if let Ok(key) = key.to_ascii_lowercase().parse() {
             builder = builder.with_config(key, value);
         }
@@ -260,6 +257,10 @@ impl HttpConnector for Ready {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{BufRead, BufReader, Write};
+    use std::net::TcpListener;
+    use std::thread::JoinHandle;
+
     use super::*;
 
     fn soon() -> Instant {
@@ -366,41 +367,103 @@ mod tests {
         assert_eq!(runs(), 3);
     }
 
-    #[tokio::test]
-    async fn a_container_service_is_asked_and_one_that_is_not_there_fails_soon() {
-        use std::io::{BufRead, BufReader, Write};
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let url = format!("http://{}/creds", listener.local_addr().unwrap());
+    /// A service that answers requests as they come, one on each connection. Gives its URL, and then the
+    /// requests without their bodies.
+    fn serve(answers: &'static [&'static str]) -> (String, JoinHandle<Vec<String>>) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
         let service = std::thread::spawn(move || {
-            let (mut socket, _) = listener.accept().unwrap();
-            let lines = BufReader::new(socket.try_clone().unwrap()).lines();
-            let head: Vec<_> =
-                lines.map(Result::unwrap).take_while(|line| !line.is_empty()).collect();
-            let body = r#"{"AccessKeyId":"key","SecretAccessKey":"hidden","Token":"token",
-                "Expiration":"2099-01-01T00:00:00Z"}"#;
-            write!(socket, "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len())
-                .unwrap();
-            head
+            let answer = |body: &&str| {
+                let (mut socket, _) = listener.accept().unwrap();
+                let lines = BufReader::new(socket.try_clone().unwrap()).lines();
+                let head = lines.map(Result::unwrap).take_while(|line| !line.is_empty());
+                let head = head.collect::<Vec<_>>().join("\n");
+                let length = body.len();
+                let head_of_answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {length}");
+                write!(socket, "{head_of_answer}\r\nConnection: close\r\n\r\n{body}").unwrap();
+                head
+            };
+            answers.iter().map(answer).collect()
         });
+        (url, service)
+    }
+
+    #[tokio::test]
+    async fn each_service_of_a_cloud_is_asked_as_it_wants_to_be_and_once() {
+        const KEYS: &str = r#"{"AccessKeyId":"key","SecretAccessKey":"hidden","Token":"token",
+            "Expiration":"2099-01-01T00:00:00Z"}"#;
+        const ASSUMED: &str = "<AssumeRoleWithWebIdentityResponse>\
+            <AssumeRoleWithWebIdentityResult><Credentials><AccessKeyId>key</AccessKeyId>\
+            <SecretAccessKey>hidden</SecretAccessKey><SessionToken>token</SessionToken>\
+            <Expiration>2099-01-01T00:00:00Z</Expiration></Credentials>\
+            </AssumeRoleWithWebIdentityResult></AssumeRoleWithWebIdentityResponse>";
+        let home = tempfile::tempdir().unwrap();
+        let token = home.path().join("token");
+        std::fs::write(&token, "let-me-in").unwrap();
+        let token = token.to_str().unwrap();
+        type Case<'a> = (&'static [&'static str], Vec<(&'a str, &'a str)>, &'a [&'a str]);
+        let cases: [Case<'_>; 4] = [
+            (
+                &[KEYS],
+                vec![
+                    ("AWS_CONTAINER_CREDENTIALS_FULL_URI", "URL/creds"),
+                    ("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE", token),
+                ],
+                &["GET /creds", "authorization: let-me-in"],
+            ),
+            (
+                &["session", "role", KEYS],
+                vec![("AWS_EC2_METADATA_SERVICE_ENDPOINT", "URL/")],
+                &[
+                    "PUT /latest/api/token",
+                    "GET /latest/meta-data/iam/security-credentials/ ",
+                    "x-aws-ec2-metadata-token: session",
+                    "GET /latest/meta-data/iam/security-credentials/role",
+                ],
+            ),
+            (
+                &["session", "role", KEYS],
+                vec![("AWS_METADATA_ENDPOINT", "URL")],
+                &["PUT /latest/api/token"],
+            ),
+            (
+                &[ASSUMED],
+                vec![
+                    ("AWS_WEB_IDENTITY_TOKEN_FILE", token),
+                    ("AWS_ROLE_ARN", "arn:aws:iam::1:role/r"),
+                    ("AWS_ENDPOINT_URL_STS", "URL"),
+                ],
+                &["POST /?Action=AssumeRoleWithWebIdentity", "WebIdentityToken=let-me-in"],
+            ),
+        ];
+        for (answers, variables, asked) in cases {
+            let (url, service) = serve(answers);
+            let variables: Vec<_> =
+                variables.iter().map(|(name, value)| (*name, value.replace("URL", &url))).collect();
+            let variables: Vec<_> =
+                variables.iter().map(|(name, value)| (*name, value.as_str())).collect();
+            let credentials = find(&variables, Access::default()).await.unwrap();
+            for _ in 0..2 {
+                let keys = credentials.get("o", soon()).await.unwrap().unwrap();
+                assert_eq!((keys.key_id.as_str(), keys.token.as_deref()), ("key", Some("token")));
+            }
+            let heads = service.join().unwrap().join("\n");
+            for asked in asked {
+                assert!(heads.contains(asked), "{asked}: {heads}");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_service_that_is_not_there_fails_soon() {
         let home = tempfile::tempdir().unwrap();
         let token = home.path().join("token");
         std::fs::write(&token, "let me in").unwrap();
-        let variables = |url| {
-            [
-                ("AWS_CONTAINER_CREDENTIALS_FULL_URI", url),
-                ("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE", token.to_str().unwrap()),
-            ]
-        };
-        let credentials = find(&variables(&url), Access::default()).await.unwrap();
-        for _ in 0..2 {
-            let keys = credentials.get("o", soon()).await.unwrap().unwrap();
-            assert_eq!((keys.key_id.as_str(), keys.token.as_deref()), ("key", Some("token")));
-        }
-        let head = service.join().unwrap();
-        assert!(head.iter().any(|line| line.eq_ignore_ascii_case("authorization: let me in")));
-
+        let variables = [
+            ("AWS_CONTAINER_CREDENTIALS_FULL_URI", "http://127.0.0.1:1/creds"),
+            ("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE", token.to_str().unwrap()),
+        ];
         let started = std::time::Instant::now();
-        let variables = variables("http://127.0.0.1:1/creds");
         let credentials = find(&variables, Access::default()).await.unwrap();
         let error = credentials.get("s3://b/k", soon()).await.unwrap_err();
         assert!(matches!(error, Error::BadCredentials { .. }), "{error}");

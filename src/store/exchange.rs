@@ -16,11 +16,13 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 use tracing::{Instrument, Span};
 use url::Url;
 
+use super::classify::{Asked, classify};
 use super::counters::{Tally, add};
 use super::credentials::Credentials;
 use super::error::root_cause;
 use super::redirect::{self, Refused};
-use super::refusal::{Asked, Right, classify};
+use super::refusal::Right;
+use super::shown::host_of;
 use super::{Access, Error, GetRange, Pace, Result};
 
 /// Slowest transfer that is given all the time it takes, in bytes per second: 1 Mbit/s.
@@ -436,14 +438,5 @@ fn broken(call: &Call, error: &HttpError) -> Error {
     match error.kind() {
         HttpErrorKind::Decode => Error::BadAnswer { object, reason: root_cause(error) },
         _ => Error::Connect { host: call.host(), reason: root_cause(error) },
-    }
-}
-
-/// Host and port of a URL, for messages.
-pub(super) fn host_of(url: &Url) -> String {
-    let host = url.host_str().unwrap_or_default();
-    match url.port() {
-        Some(port) => format!("{host}:{port}"),
-        None => host.to_owned(),
     }
 }

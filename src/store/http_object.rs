@@ -11,7 +11,7 @@ use url::Url;
 
 use super::exchange::{Auth, Exchange};
 use super::redirect::Guard;
-use super::source::redacted;
+use super::shown::redacted;
 use super::{
     Access, Counters, ETag, Error, GetRange, Pace, Ranged, ReadRanges, Result, ranged, tls,
 };

@@ -9,6 +9,12 @@
 //! | an HTTP(S) URL | yes | | |
 //! | presigned URLs of one upload | the archive | the archive, its metadata | |
 //!
+//! One request passes through `ranged` or `multipart` (what an operation is made of), `exchange` (signs, sends,
+//! tries again within the deadline), `tls` (the HTTP client) and, on its way back, `classify` (what an answer
+//! that is no success means). `hedge` may send it twice. Keys come from `credentials`, which asks `profile`,
+//! `helper` and `renewal`. Why requests and keys are our own is in `docs/decisions/own-multipart-upload.md` and
+//! `docs/decisions/credentials.md`.
+//!
 //! All of it is async, as little else in the crate is; callers bring a tokio runtime with I/O and
 //! timers.
 //!
@@ -20,6 +26,7 @@
 
 mod access;
 mod bucket;
+mod classify;
 mod counters;
 mod credentials;
 mod error;
@@ -41,6 +48,7 @@ mod refusal;
 mod renewal;
 mod s3;
 mod s3_wire;
+mod shown;
 mod source;
 mod tls;
 

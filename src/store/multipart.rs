@@ -5,8 +5,8 @@ use http::header::ETAG;
 use http::{HeaderMap, StatusCode};
 use tracing::Instrument;
 
+use super::classify::classify;
 use super::exchange::{Call, Exchange};
-use super::refusal::classify;
 use super::{Error, Part, Result, Upload, s3_wire};
 
 /// Sends one part. `call` is the request without its body.

@@ -10,7 +10,7 @@ use serde::Deserialize;
 use url::Url;
 
 use super::exchange::{Auth, Call, Exchange};
-use super::source::redacted;
+use super::shown::redacted;
 use super::{
     Access, Counters, ETag, Error, GetRange, MAX_PARTS, MIN_PART_SIZE, Pace, Part, Ranged,
     ReadRanges, Result, Upload, WriteObjects, multipart, ranged, tls,

@@ -168,6 +168,18 @@ impl Profile {
     }
 }
 
+/// The signer panics on keys and tokens that no header can carry.
+pub(super) fn check_ascii(credential: &AwsCredential, place: &str) -> Result<()> {
+    let fits = |text: &str| text.bytes().all(|byte| byte.is_ascii_graphic());
+    if fits(&credential.key_id) && credential.token.as_deref().is_none_or(fits) {
+        return Ok(());
+    }
+    Err(Error::BadCredentials {
+        object: place.to_owned(),
+        reason: "the key id or session token has blanks, or characters that are not ASCII".into(),
+    })
+}
+
 fn read_optional(path: &Path) -> Result<Option<String>> {
     match std::fs::read_to_string(path) {
         Ok(text) => Ok(Some(text)),

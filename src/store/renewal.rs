@@ -8,7 +8,7 @@ use futures::future::{BoxFuture, Shared};
 use object_store::aws::AwsCredential;
 use parking_lot::Mutex;
 
-use super::profile::{Keys, Profile};
+use super::profile::{Keys, Profile, check_ascii};
 use super::{Access, Error, Result};
 
 /// Keys are renewed this long before they expire, so that none expires on its way.
@@ -91,6 +91,6 @@ impl FromProfile {
 }
 
 fn check(keys: Keys) -> Result<Current> {
-    super::credentials::check_ascii(&keys.credential, "the profile")?;
+    check_ascii(&keys.credential, "the profile")?;
     Ok(Current { credential: Arc::new(keys.credential), expires: keys.expires })
 }

@@ -9,8 +9,9 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use url::Url;
 
 use super::credentials::Credentials;
-use super::exchange::{Auth, Call, Exchange, host_of};
+use super::exchange::{Auth, Call, Exchange};
 use super::profile::Profile;
+use super::shown::host_of;
 use super::{
     Access, Bucket, Counters, Depth, ETag, Error, GetRange, Pace, Page, Part, Ranged, Result,
     UnfinishedPage, Upload, WriteObjects, multipart, r2, ranged, s3_wire, tls,

@@ -10,6 +10,7 @@ use url::Url;
 use super::http_object::HttpObject;
 use super::local::LocalBucket;
 use super::s3::S3Bucket;
+use super::shown::redacted;
 use super::{Access, Error, Folder, Object, ReadRanges, Result};
 
 /// A last segment that ends so is an archive; anything else is a prefix to look below. Asking the
@@ -212,11 +213,6 @@ fn without_slashes(text: &str) -> Option<Error> {
 fn below(prefix: &str, name: &str) -> String {
     let prefix = prefix.trim_end_matches('/');
     if prefix.is_empty() { name.to_owned() } else { format!("{prefix}/{name}") }
-}
-
-/// A URL without what may be secret in it.
-pub(super) fn redacted(url: &Url) -> String {
-    format!("{}://{}{}", url.scheme(), super::exchange::host_of(url), url.path())
 }
 
 #[cfg(test)]
