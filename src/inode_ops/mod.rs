@@ -16,7 +16,7 @@
 //! | `removal` | removing a tree whole, and nothing else |
 //!
 //! **Interrupted calls** (`EINTR`, which file systems in user space and on the network give) are made again.
-//! **Refused calls**: what an ordinary user may not give an inode (`EPERM`) is no failure where [`Privilege`]
+//! **Refused calls**: what an ordinary user may not give an inode (`EPERM`) is no failure where `Privilege`
 //! says that one is at work. Who asked is told what was refused, and knows whether to note it, count it or do
 //! without.
 
