@@ -18,10 +18,20 @@
 //! environment names      the variables that the program looks at | names and words of others, shown
 //! ```
 //!
-//! From bottom to top: [`environment`], [`names`], [`types`], `buffers` and `single_flight`, [`store`] and [`inode_ops`], [`cache`], [`squashfs`], [`overlay`], [`failure`],
-//! [`backup`], [`mod@bench`], [`fuse`], [`server`], [`cli`]. Everything from the cache upward is ordinary blocking
-//! code; only the stores are asynchronous, and the calls on [`backup::Backups`], which are many small
-//! requests to them. There is no unsafe code.
+//! For programs that use the library, from bottom to top: [`environment`], [`types`], [`store`], [`cache`], [`squashfs`],
+//! [`overlay`], [`failure`], [`backup`], [`mod@bench`], [`fuse`], [`server`], [`cli`]. The rest serves these.
+//!
+//! | to | begin with | an example |
+//! | --- | --- | --- |
+//! | mount a backup | [`server::restore()`], [`server::unmount()`] | `examples/restore.rs` |
+//! | make, list, check and delete backups | [`backup::Backups`] | [`backup::CreateRequest`] |
+//! | read an archive without a mount | [`squashfs::Archive`] | `examples/read_archive.rs` |
+//! | make one | [`squashfs::write::archive`] | its own |
+//! | read it from a place of your own | [`store::ReadRanges`] | `examples/custom_store.rs` |
+//! | have a merged tree without a kernel | [`overlay::Overlay`] | its own |
+//!
+//! Everything from the cache upward is ordinary blocking code; only the stores are asynchronous, and the calls on
+//! [`backup::Backups`], which are many small requests to them. There is no unsafe code.
 
 #![deny(clippy::disallowed_methods)]
 
@@ -33,8 +43,8 @@ pub mod cli;
 pub mod environment;
 pub mod failure;
 pub mod fuse;
-pub mod inode_ops;
-pub mod names;
+mod inode_ops;
+mod names;
 pub mod overlay;
 pub mod server;
 mod single_flight;

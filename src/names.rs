@@ -27,7 +27,7 @@ fn is_obeyed(c: char) -> bool {
 
 /// Bytes as a terminal shows them, on one line: `\n`, `\u{1b}`, `\u{202e}` for characters that it would
 /// obey, `\xff` for what is not UTF-8.
-pub fn printable(text: impl AsRef<[u8]>) -> String {
+pub(crate) fn printable(text: impl AsRef<[u8]>) -> String {
     let text = text.as_ref();
     let mut shown = String::with_capacity(text.len());
     for chunk in text.utf8_chunks() {
@@ -47,7 +47,7 @@ pub fn printable(text: impl AsRef<[u8]>) -> String {
 
 /// A JSON document in which such characters are escaped, too: they stand in strings alone. JSON itself
 /// asks for that in the first of the control sets only, which also holds the line ends between values.
-pub fn printable_json(document: &str) -> String {
+pub(crate) fn printable_json(document: &str) -> String {
     let mut shown = String::with_capacity(document.len());
     for c in document.chars() {
         if is_obeyed(c) && c >= '\u{7f}' {
@@ -63,7 +63,7 @@ pub fn printable_json(document: &str) -> String {
 }
 
 /// A path that is there, or one that may be.
-pub trait MaybePath: Sized {
+pub(crate) trait MaybePath: Sized {
     /// The path, if there is one.
     fn path(&self) -> Option<&Path>;
     /// From what was read; `None` where there must be a path.
@@ -109,14 +109,14 @@ fn serialize<S: Serializer>(
 macro_rules! key {
     ($module:ident, $key:literal, $bytes:literal) => {
         #[doc = concat!("A path under `", $key, "`, and `", $bytes, "` where that does not tell all.")]
-        pub mod $module {
+        pub(crate) mod $module {
             use super::*;
 
             /// Writes one or two entries.
             ///
             /// # Errors
             /// Those of the serializer.
-            pub fn serialize<P: MaybePath, S: Serializer>(
+            pub(crate) fn serialize<P: MaybePath, S: Serializer>(
                 path: &P,
                 to: S,
             ) -> Result<S::Ok, S::Error> {
@@ -127,7 +127,7 @@ macro_rules! key {
             ///
             /// # Errors
             /// Where there is no path and must be one, or its bytes are no base64.
-            pub fn deserialize<'de, P: MaybePath, D: Deserializer<'de>>(
+            pub(crate) fn deserialize<'de, P: MaybePath, D: Deserializer<'de>>(
                 from: D,
             ) -> Result<P, D::Error> {
                 #[derive(Deserialize)]

@@ -85,7 +85,7 @@ pub fn extract(
 ///
 /// # Errors
 /// As [`extract`].
-pub fn extract_staged(
+pub(crate) fn extract_staged(
     archive: &Archive,
     staging: Staging,
     options: &ExtractOptions,

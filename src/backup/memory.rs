@@ -12,7 +12,7 @@ const LEAST: u64 = 4 << 20;
 
 /// Memory for chunks and blocks together, in bytes: 24 MiB, or a tenth of the memory that the
 /// machine has or that this process's control groups allow, if that is less; at least 4 MiB.
-pub fn default_cache_memory() -> u64 {
+pub(crate) fn default_cache_memory() -> u64 {
     let machine = fs::read_to_string("/proc/meminfo").ok().and_then(|text| memory_total(&text));
     let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();

@@ -18,7 +18,7 @@ use crate::inode_ops::{Directory, DirectoryId, Location};
 ///
 /// # Errors
 /// Where the target is a symlink of another user, or what is above it cannot be looked at.
-pub fn staging_path(target: &Path) -> io::Result<(PathBuf, PathBuf)> {
+pub(crate) fn staging_path(target: &Path) -> io::Result<(PathBuf, PathBuf)> {
     let place = match Location::find(target) {
         // What is above is still to be made, and no symlink then.
         Err(error) if error.kind() == io::ErrorKind::NotFound => std::path::absolute(target)?,
@@ -39,7 +39,7 @@ fn own_name(target: &OsStr) -> OsString {
 /// The directory that becomes the target. It is locked until then, and removed if it never does. Both are
 /// found through the directory above them, which is held open, so that a path that changes leads nowhere else.
 #[derive(Debug)]
-pub struct Staging {
+pub(crate) struct Staging {
     target: Location,
     name: OsString,
     published: bool,
@@ -52,7 +52,7 @@ impl Staging {
     ///
     /// # Errors
     /// Where the target is something else, or none can be made beside it.
-    pub fn create(target: &Path) -> Result<Self, Failure> {
+    pub(crate) fn create(target: &Path) -> Result<Self, Failure> {
         let failed = |error: io::Error| Failure::io("unpack into", target, &error);
         let location = Location::find_or_make_above(target).map_err(failed)?;
         let is_empty = match location.open() {
@@ -87,7 +87,7 @@ impl Staging {
     ///
     /// # Errors
     /// Where its file system does not answer.
-    pub fn id(&self) -> io::Result<DirectoryId> {
+    pub(crate) fn id(&self) -> io::Result<DirectoryId> {
         DirectoryId::of(&self.directory)
     }
 

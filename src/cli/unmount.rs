@@ -3,7 +3,7 @@
 use super::mount::lock;
 use super::output::Output;
 use crate::failure::Failure;
-use crate::server::{Manner, resolve_mountpoint, unmount as unmount_one};
+use crate::server::{Manner, resolve_mountpoint, unmount_locked};
 use clap::{Args, ValueHint};
 use std::path::PathBuf;
 
@@ -31,7 +31,7 @@ pub(super) fn unmount(args: &UnmountArgs, output: &Output) -> Result<(), Failure
     for mountpoint in &args.mountpoints {
         let mountpoint = resolve_mountpoint(mountpoint)?;
         let _lock = lock(&mountpoint, output)?;
-        unmount_one(&mountpoint, manner)?;
+        unmount_locked(&mountpoint, manner)?;
     }
     Ok(())
 }

@@ -16,7 +16,7 @@ pub struct Fault {
 
 /// How many requests failed below the overlay, and the last reason.
 #[derive(Debug, Default)]
-pub struct Faults {
+pub(crate) struct Faults {
     seen: Mutex<(u64, Option<Fault>)>,
 }
 
@@ -31,7 +31,7 @@ impl Faults {
     }
 
     /// The number of failed requests so far, and the last failure.
-    pub fn seen(&self) -> (u64, Option<Fault>) {
+    pub(crate) fn seen(&self) -> (u64, Option<Fault>) {
         self.seen.lock().clone()
     }
 }

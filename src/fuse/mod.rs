@@ -27,8 +27,9 @@ mod prune;
 mod session;
 mod work;
 
-pub use faults::{Fault, Faults};
+pub use faults::Fault;
+pub(crate) use faults::Faults;
 pub use flags::MountFlags;
 pub use mount::{detach, unmount};
-pub use options::MountOptions;
-pub use session::{Mount, Unmounter};
+pub(crate) use options::MountOptions;
+pub(crate) use session::{Mount, Unmounter};

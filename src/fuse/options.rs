@@ -6,7 +6,7 @@ use super::flags::MountFlags;
 
 /// What the kernel is told about a mount.
 #[derive(Clone, Debug)]
-pub struct MountOptions {
+pub(crate) struct MountOptions {
     /// The source shown in `/proc/mounts`.
     pub fsname: String,
     /// Refuse every change, in the kernel already.
@@ -30,13 +30,13 @@ pub struct MountOptions {
 impl MountOptions {
     /// A year: for the kernel to forget, it must need the memory. All changes to the tree pass
     /// through the mount, so what it remembers is never stale.
-    pub const FOREVER: Duration = Duration::from_secs(365 * 24 * 3600);
+    pub(crate) const FOREVER: Duration = Duration::from_secs(365 * 24 * 3600);
 
     /// As many files as cost 12 MiB to know.
-    pub const MAX_NODES: usize = 160 << 10;
+    pub(crate) const MAX_NODES: usize = 160 << 10;
 
     /// Options for a mount shown as `fsname`, all else default.
-    pub fn new(fsname: impl Into<String>) -> Self {
+    pub(crate) fn new(fsname: impl Into<String>) -> Self {
         Self {
             fsname: fsname.into(),
             read_only: false,

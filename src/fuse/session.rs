@@ -20,13 +20,13 @@ fn fuse_threads() -> usize {
 }
 
 /// A mounted overlay that is not served yet. Dropping it unmounts.
-pub struct Mount {
+pub(crate) struct Mount {
     session: Session<Adapter>,
 }
 
 /// Takes a mount away from another thread.
 #[derive(Clone, Debug)]
-pub struct Unmounter {
+pub(crate) struct Unmounter {
     mountpoint: PathBuf,
 }
 
@@ -35,7 +35,7 @@ impl Mount {
     ///
     /// # Errors
     /// What mount(2) or fusermount3 said.
-    pub fn new(
+    pub(crate) fn new(
         overlay: Arc<Overlay>,
         mountpoint: &Directory,
         options: &MountOptions,
@@ -62,7 +62,7 @@ impl Mount {
     }
 
     /// A handle that unmounts, for signal handlers.
-    pub fn unmounter(&self, mountpoint: &Path) -> Unmounter {
+    pub(crate) fn unmounter(&self, mountpoint: &Path) -> Unmounter {
         Unmounter { mountpoint: mountpoint.to_owned() }
     }
 
@@ -70,7 +70,7 @@ impl Mount {
     ///
     /// # Errors
     /// When the FUSE device fails in another way than by an unmount.
-    pub fn serve(self) -> io::Result<()> {
+    pub(crate) fn serve(self) -> io::Result<()> {
         self.session.run()
     }
 }
@@ -81,7 +81,7 @@ impl Unmounter {
     ///
     /// # Errors
     /// When neither umount(2) nor fusermount3 does it.
-    pub fn unmount(&self) -> io::Result<()> {
+    pub(crate) fn unmount(&self) -> io::Result<()> {
         match unmount(&self.mountpoint) {
             Err(error) if error.kind() == io::ErrorKind::ResourceBusy => detach(&self.mountpoint),
             done => done,

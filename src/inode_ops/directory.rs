@@ -22,14 +22,14 @@ const MAX_LINKS: usize = 40;
 
 /// An open directory, and where it was found.
 #[derive(Debug)]
-pub struct Directory {
+pub(crate) struct Directory {
     file: OwnedFd,
     path: PathBuf,
 }
 
 /// Which directory one is, so that another process can tell whether it found the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DirectoryId {
+pub(crate) struct DirectoryId {
     device: u64,
     inode: u64,
     /// When it was made, in seconds and nanoseconds, where its file system knows: numbers are used again.
@@ -38,7 +38,7 @@ pub struct DirectoryId {
 
 /// A name in an open directory, where there may be something or not; no symlink when it was found.
 #[derive(Debug)]
-pub struct Location {
+pub(crate) struct Location {
     above: Directory,
     name: OsString,
 }
@@ -49,7 +49,7 @@ impl Directory {
     /// # Errors
     /// `PermissionDenied` where the last component is a symlink of another user, and what the kernel
     /// says.
-    pub fn open(path: &Path) -> io::Result<Self> {
+    pub(crate) fn open(path: &Path) -> io::Result<Self> {
         match Location::find(path) {
             Ok(location) => location.open(),
             Err(error) if error.kind() == io::ErrorKind::InvalidInput => Self::from(CWD, "/"),
@@ -62,7 +62,7 @@ impl Directory {
     ///
     /// # Errors
     /// `StaleNetworkFileHandle` where it is not, and what the kernel says.
-    pub fn open_again(path: &Path, id: Option<DirectoryId>) -> io::Result<Self> {
+    pub(crate) fn open_again(path: &Path, id: Option<DirectoryId>) -> io::Result<Self> {
         let again = Self::from(CWD, path)?;
         // A symlink put anywhere into the path makes it lead elsewhere.
         let same = match id {
@@ -88,13 +88,13 @@ impl Directory {
     }
 
     /// Where it was when it was opened, without symlinks.
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
     /// A path to it that stays right, for calls that take no descriptor. Of this process alone, and for
     /// as long as this is not dropped.
-    pub fn proc_path(&self) -> PathBuf {
+    pub(crate) fn proc_path(&self) -> PathBuf {
         proc_path(&self.file)
     }
 
@@ -102,7 +102,7 @@ impl Directory {
     ///
     /// # Errors
     /// Where its file system does not answer.
-    pub fn id(&self) -> io::Result<DirectoryId> {
+    pub(crate) fn id(&self) -> io::Result<DirectoryId> {
         DirectoryId::of(&self.file)
     }
 
@@ -110,7 +110,7 @@ impl Directory {
     ///
     /// # Errors
     /// Where its file system does not answer.
-    pub fn is_trusted(&self) -> io::Result<bool> {
+    pub(crate) fn is_trusted(&self) -> io::Result<bool> {
         Ok(is_trusted(rustix::fs::fstat(&self.file)?.st_uid))
     }
 
@@ -118,7 +118,7 @@ impl Directory {
     ///
     /// # Errors
     /// Where it may not be read.
-    pub fn open_to_read(&self) -> io::Result<OwnedFd> {
+    pub(crate) fn open_to_read(&self) -> io::Result<OwnedFd> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         Ok(rustix::fs::openat(&self.file, ".", flags, Mode::empty())?)
     }
@@ -127,7 +127,7 @@ impl Directory {
     ///
     /// # Errors
     /// Where it may not be read.
-    pub fn has_entries(&self) -> io::Result<bool> {
+    pub(crate) fn has_entries(&self) -> io::Result<bool> {
         for entry in rustix::fs::Dir::new(self.open_to_read()?)? {
             if !matches!(entry?.file_name().to_bytes(), b"." | b"..") {
                 return Ok(true);
@@ -137,7 +137,7 @@ impl Directory {
     }
 
     /// The place `name` in it, where there must be no symlink.
-    pub fn into_location(self, name: impl Into<OsString>) -> Location {
+    pub(crate) fn into_location(self, name: impl Into<OsString>) -> Location {
         Location { above: self, name: name.into() }
     }
 }
@@ -147,7 +147,7 @@ impl DirectoryId {
     ///
     /// # Errors
     /// Where its file system does not answer.
-    pub fn of(directory: impl AsFd) -> io::Result<Self> {
+    pub(crate) fn of(directory: impl AsFd) -> io::Result<Self> {
         let stat = rustix::fs::statx(directory, c"", AtFlags::EMPTY_PATH, StatxFlags::BTIME)?;
         let born = stat.stx_btime;
         let knows = stat.stx_mask & StatxFlags::BTIME.bits() != 0;
@@ -171,7 +171,7 @@ impl Location {
     /// # Errors
     /// `PermissionDenied` where the last component is a symlink of another user, `InvalidInput` for the
     /// root, which lies nowhere, and what the kernel says.
-    pub fn find(path: &Path) -> io::Result<Self> {
+    pub(crate) fn find(path: &Path) -> io::Result<Self> {
         let mut found = Self::split(CWD, &std::path::absolute(path)?)?;
         for _ in 0..MAX_LINKS {
             let Some(target) = found.read_trusted_link()? else { return Ok(found) };
@@ -184,7 +184,7 @@ impl Location {
     ///
     /// # Errors
     /// As [`Self::find`], and where it cannot be made.
-    pub fn find_or_make_above(path: &Path) -> io::Result<Self> {
+    pub(crate) fn find_or_make_above(path: &Path) -> io::Result<Self> {
         if let Some(above) = std::path::absolute(path)?.parent() {
             std::fs::create_dir_all(above)?;
         }
@@ -235,22 +235,22 @@ impl Location {
     }
 
     /// The directory that it is in.
-    pub fn above(&self) -> &Directory {
+    pub(crate) fn above(&self) -> &Directory {
         &self.above
     }
 
     /// What it is called there.
-    pub fn name(&self) -> &OsStr {
+    pub(crate) fn name(&self) -> &OsStr {
         &self.name
     }
 
     /// Where it is, without symlinks.
-    pub fn path(&self) -> PathBuf {
+    pub(crate) fn path(&self) -> PathBuf {
         self.above.path.join(&self.name)
     }
 
     /// A path to it that stays right, as [`Directory::proc_path`].
-    pub fn proc_path(&self) -> PathBuf {
+    pub(crate) fn proc_path(&self) -> PathBuf {
         self.above.proc_path().join(&self.name)
     }
 
@@ -258,7 +258,7 @@ impl Location {
     ///
     /// # Errors
     /// What the kernel says, `NotADirectory` for a symlink that has come here since.
-    pub fn open(&self) -> io::Result<Directory> {
+    pub(crate) fn open(&self) -> io::Result<Directory> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         Directory::of(rustix::fs::openat(&self.above, &self.name, flags, Mode::empty())?)
     }
@@ -267,7 +267,7 @@ impl Location {
     ///
     /// # Errors
     /// As [`Self::open`], and where it cannot be made.
-    pub fn open_or_make(&self, mode: u32) -> io::Result<Directory> {
+    pub(crate) fn open_or_make(&self, mode: u32) -> io::Result<Directory> {
         match rustix::fs::mkdirat(&self.above, &self.name, Mode::from_raw_mode(mode)) {
             Ok(()) | Err(Errno::EXIST) => self.open(),
             Err(errno) => Err(errno.into()),

@@ -34,10 +34,10 @@ use rustix::io::Errno;
 
 pub(crate) use address::{Address, stat_at, stat_fd, times_of};
 pub(crate) use attributes::{Privilege, begin, give_owner};
-pub use directory::{Directory, DirectoryId, Location};
+pub(crate) use directory::{Directory, DirectoryId, Location};
 pub(crate) use list::{list, list_with, open_directory};
 pub(crate) use make::{make_directory, make_file, make_special, make_symlink, set_size, write_all};
-pub use removal::{remove_tree, remove_tree_at};
+pub(crate) use removal::{remove_tree, remove_tree_at};
 
 /// A system call that failed.
 #[derive(Debug, thiserror::Error)]

@@ -17,7 +17,7 @@ use rustix::path::Arg;
 /// # Errors
 /// `ResourceBusy` or `CrossesDevices` where something is mounted below; what is beside it may be gone by
 /// then. Else what the kernel says.
-pub fn remove_tree(above: impl AsFd, name: impl Arg) -> io::Result<()> {
+pub(crate) fn remove_tree(above: impl AsFd, name: impl Arg) -> io::Result<()> {
     let name = name.into_c_str()?.into_owned();
     if unlink(&above, &name)? {
         return Ok(());
@@ -47,7 +47,7 @@ pub fn remove_tree(above: impl AsFd, name: impl Arg) -> io::Result<()> {
 ///
 /// # Errors
 /// As [`remove_tree`].
-pub fn remove_tree_at(path: &Path) -> io::Result<()> {
+pub(crate) fn remove_tree_at(path: &Path) -> io::Result<()> {
     let removed = match (path.parent(), path.file_name()) {
         (Some(above), Some(name)) => {
             let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -128,6 +128,27 @@ mod tests {
     use std::os::unix::fs::{PermissionsExt, symlink};
 
     use super::*;
+
+    #[test]
+    fn what_is_mounted_below_is_not_emptied() {
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("what_is_mounted_below_is_not_emptied skips: it needs root");
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let (tree, precious) = (dir.path().join("tree"), dir.path().join("precious"));
+        let inner = tree.join("a/b");
+        std::fs::create_dir_all(&inner).unwrap();
+        std::fs::create_dir(&precious).unwrap();
+        std::fs::write(precious.join("file"), "mine").unwrap();
+        rustix::mount::mount_bind(&precious, &inner).unwrap();
+        let error = remove_tree_at(&tree).unwrap_err();
+        rustix::mount::unmount(&inner, rustix::mount::UnmountFlags::empty()).unwrap();
+        assert_eq!(error.kind(), io::ErrorKind::ResourceBusy, "{error}");
+        assert_eq!(std::fs::read(precious.join("file")).unwrap(), b"mine");
+        remove_tree_at(&tree).unwrap();
+        assert!(!tree.exists());
+    }
 
     #[test]
     fn all_of_it_goes_and_nothing_else() {

@@ -179,7 +179,7 @@ fn check_answers(mountpoint: &Path) -> Result<(), Failure> {
     let answer = std::fs::read_dir(mountpoint).and_then(|mut root| root.next().transpose());
     answer.map(drop).map_err(|error| {
         // Nobody is told of the mount: it goes.
-        if let Err(failure) = super::unmount(mountpoint, Manner::Lazy) {
+        if let Err(failure) = super::unmount_locked(mountpoint, Manner::Lazy) {
             tracing::warn!("cleaning up: {failure}");
         }
         let shown = mountpoint.display();
@@ -204,7 +204,7 @@ pub fn start_detached(program: &ServerProgram, request: &MountRequest) -> Result
 ///
 /// # Errors
 /// Those of [`super::serve()`]; the command has been told already.
-pub fn run_detached() -> Result<(), Failure> {
+pub(crate) fn run_detached() -> Result<(), Failure> {
     inherited::leave_caller();
     // Before it is told of a secret.
     privileges::hide_memory();

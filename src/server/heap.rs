@@ -31,7 +31,7 @@ pub(super) fn limit(server: &mut Command) {
 
 /// Starts this very program again, in the same process and with the same arguments, where its own
 /// heap is not limited yet. Returns where it is, and where the program cannot be started again.
-pub fn restart_limited() {
+pub(crate) fn restart_limited() {
     let environment = Environment::of_process();
     if SETTINGS.iter().all(|(variable, _)| environment.path(variable).is_some()) {
         return;

@@ -15,7 +15,7 @@ use super::group;
 use super::mounted_from::mounted_from;
 use super::mounts::{MountInfo, read_mount_at};
 use super::state::{HostId, Lock, MountDir, Note, Record, StateDir, read_origin};
-use super::unmount::{Manner, lives_inside, unmount};
+use super::unmount::{Manner, lives_inside, unmount_locked};
 use crate::failure::{Code, Failure};
 use crate::inode_ops::remove_tree_at;
 use crate::inode_ops::{Directory, DirectoryId};
@@ -24,7 +24,7 @@ use crate::names;
 /// What something is that belongs to no live mount.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Kind {
+pub(crate) enum Kind {
     /// The record of a server that was killed, and its mount where it is still there.
     Record,
     /// An upper in the state directory.
@@ -42,25 +42,25 @@ pub enum Kind {
 /// Something that belongs to no live mount.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Leftover {
+pub(crate) struct Leftover {
     /// What it is.
-    pub kind: Kind,
+    pub(crate) kind: Kind,
     /// Where it is.
     #[serde(flatten, with = "names::path")]
-    pub path: PathBuf,
+    pub(crate) path: PathBuf,
     /// Room that it takes on the disk, in bytes.
-    pub bytes: u64,
+    pub(crate) bytes: u64,
     /// Seconds since the epoch when it was mounted, or else last changed.
-    pub since: Option<u64>,
+    pub(crate) since: Option<u64>,
     /// Where it was mounted.
     #[serde(flatten, with = "names::mountpoint")]
-    pub mountpoint: Option<PathBuf>,
+    pub(crate) mountpoint: Option<PathBuf>,
     /// What was mounted there.
-    pub source: Option<String>,
+    pub(crate) source: Option<String>,
     /// Whether the user asked to keep it, or nothing is known of it.
-    pub kept: bool,
+    pub(crate) kept: bool,
     /// Why it is left, whoever asks: somebody has something of it.
-    pub because: Option<String>,
+    pub(crate) because: Option<String>,
 }
 
 impl Leftover {
@@ -96,7 +96,7 @@ impl Leftover {
     ///
     /// # Errors
     /// When it cannot be removed whole.
-    pub fn remove(&mut self, state: &StateDir) -> Result<bool, Failure> {
+    pub(crate) fn remove(&mut self, state: &StateDir) -> Result<bool, Failure> {
         self.look(state);
         if self.because.is_some() {
             return Ok(false);
@@ -130,7 +130,7 @@ impl Leftover {
             && let Some(mount) = dead_mount(state, &record)
         {
             let _lock = state.lock_mountpoint(&mount.mountpoint, || ()).map_err(failed)?;
-            match unmount(&mount.mountpoint, Manner::Dead) {
+            match unmount_locked(&mount.mountpoint, Manner::Dead) {
                 // It is another one, which has nothing to do with this record.
                 Err(failure) if matches!(failure.code, Code::Busy | Code::NotMounted) => {}
                 done => done?,
@@ -148,7 +148,7 @@ impl Leftover {
 ///
 /// # Errors
 /// When the state directory exists but cannot be read.
-pub fn find(state: &StateDir) -> io::Result<Vec<Leftover>> {
+pub(crate) fn find(state: &StateDir) -> io::Result<Vec<Leftover>> {
     let mut found = Vec::new();
     for dir in state.mount_dirs()? {
         if dir.is_alive() || !is_free(dir.claim())? {
@@ -187,7 +187,7 @@ pub fn find(state: &StateDir) -> io::Result<Vec<Leftover>> {
 ///
 /// # Errors
 /// When the state directory exists but cannot be read.
-pub fn find_uppers(state: &StateDir) -> io::Result<Vec<Leftover>> {
+pub(crate) fn find_uppers(state: &StateDir) -> io::Result<Vec<Leftover>> {
     let mut found = Vec::new();
     for (base, mount) in state.uppers()? {
         if mount.is_alive() || !is_free(lock_upper(&base))? {
@@ -210,7 +210,7 @@ pub fn find_uppers(state: &StateDir) -> io::Result<Vec<Leftover>> {
 }
 
 /// Forgets notes of what is gone.
-pub fn forget_gone(state: &StateDir) {
+pub(crate) fn forget_gone(state: &StateDir) {
     for note in state.notes().unwrap_or_default() {
         if is_missing(note.path()) {
             state.forget(&note);
@@ -245,7 +245,7 @@ fn is_elsewhere(record: &Record) -> bool {
 }
 
 /// The mount that a server which was killed has left, if it is still there.
-pub fn dead_mount(state: &StateDir, record: &Record) -> Option<MountInfo> {
+pub(crate) fn dead_mount(state: &StateDir, record: &Record) -> Option<MountInfo> {
     if !record.is_here() {
         return None;
     }
@@ -265,7 +265,7 @@ fn dead_mount_at(state: &StateDir, path: &Path) -> Option<MountInfo> {
 }
 
 /// What lives inside of the mount that a server which was killed has left, and would be lost with it, in words.
-pub fn living_inside(state: &StateDir, record: &Record) -> Option<String> {
+pub(crate) fn living_inside(state: &StateDir, record: &Record) -> Option<String> {
     lives_inside(state, &dead_mount(state, record)?).ok()?
 }
 
@@ -322,7 +322,7 @@ fn is_work(path: &Path) -> bool {
 }
 
 /// Removes what commands that were killed have left of unpacking to `target`.
-pub fn clear_staging(state: &StateDir, target: &Path) {
+pub(crate) fn clear_staging(state: &StateDir, target: &Path) {
     for note in state.notes().unwrap_or_default() {
         if let Note::Staging { path, target: of, .. } = &note
             && of == target

@@ -13,7 +13,7 @@ use twox_hash::XxHash3_64;
 
 /// A lock that lasts as long as the value.
 #[derive(Debug)]
-pub struct Lock {
+pub(crate) struct Lock {
     _file: File,
     /// Removed with the lock, while it is still held: whoever gets it on a removed file asks again.
     path: Option<PathBuf>,

@@ -1,15 +1,15 @@
 //! The process behind a mount: from a request to a directory that answers, and its tidy end.
 //!
 //! [`serve()`] is that process's whole life. [`start_detached`] runs it in a process of its own.
-//! What a server writes down about itself is in [`state`], what it says when asked in [`report`].
+//! What a server writes down about itself is in `state`, what it says when asked in [`report`].
 
 mod control;
 mod detach;
 mod directories;
-pub mod group;
+pub(crate) mod group;
 mod heap;
 mod inherited;
-pub mod leftovers;
+pub(crate) mod leftovers;
 mod locks;
 mod mount_dir;
 mod mounted_from;
@@ -22,20 +22,23 @@ pub mod report;
 mod request;
 mod restore;
 mod serve;
-pub mod state;
+pub(crate) mod state;
 mod traces;
 mod unchosen;
 mod unmount;
 
 pub use control::fetch_report;
-pub use detach::{Starting, run_detached, start_detached};
-pub use heap::restart_limited;
+pub(crate) use detach::run_detached;
+pub use detach::{Starting, start_detached};
+pub use group::Group;
+pub(crate) use heap::restart_limited;
 pub use owners::OwnerOptions;
-pub use privileges::restrict;
-pub(crate) use program::passes_through;
-pub use program::{SERVE_COMMAND, ServerProgram, serve_if_asked};
+pub(crate) use privileges::restrict;
+pub(crate) use program::{SERVE_COMMAND, passes_through};
+pub use program::{ServerProgram, serve_if_asked};
 pub use request::{Found, MountRequest, Ready};
 pub use restore::{Notice, RestoreRequest, Restored, restore, restore_archive, restore_here};
 pub use serve::serve;
-pub use unchosen::check_unchosen;
-pub use unmount::{Manner, check_free, resolve_mountpoint, unmount};
+pub(crate) use unchosen::check_unchosen;
+pub use unmount::{Manner, unmount};
+pub(crate) use unmount::{check_free, resolve_mountpoint, unmount_locked};

@@ -13,7 +13,7 @@ use crate::inode_ops::remove_tree_at;
 
 /// The directory of one mount below the state directory.
 #[derive(Clone, Debug)]
-pub struct MountDir {
+pub(crate) struct MountDir {
     pub(super) path: PathBuf,
 }
 
@@ -22,7 +22,7 @@ impl MountDir {
     ///
     /// # Errors
     /// When it cannot be written.
-    pub fn write_record(&self, record: &Record) -> io::Result<()> {
+    pub(crate) fn write_record(&self, record: &Record) -> io::Result<()> {
         write_json(&self.path.join("mount.json"), record)
     }
 
@@ -37,12 +37,12 @@ impl MountDir {
 
     /// What the mount was asked for with, but for its source; `None` where that is not on record, or in
     /// another version's words.
-    pub fn read_options(&self) -> Option<MountRequest> {
+    pub(crate) fn read_options(&self) -> Option<MountRequest> {
         serde_json::from_slice(&std::fs::read(self.path.join("options.json")).ok()?).ok()
     }
 
     /// Where it lies.
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
@@ -51,23 +51,23 @@ impl MountDir {
     }
 
     /// Where the server's socket lies.
-    pub fn control_path(&self) -> PathBuf {
+    pub(crate) fn control_path(&self) -> PathBuf {
         self.path.join("control")
     }
 
     /// Where the server logs to once it is detached.
-    pub fn log_path(&self) -> PathBuf {
+    pub(crate) fn log_path(&self) -> PathBuf {
         self.path.join("log")
     }
 
     /// Whether the server that wrote the record still runs.
-    pub fn is_alive(&self) -> bool {
+    pub(crate) fn is_alive(&self) -> bool {
         self.watch().is_some_and(|watch| watch.is_alive())
     }
 
     /// Something to wait for the server's end with. To be made before the server is told to end: it
     /// removes its record first and ends then.
-    pub fn watch(&self) -> Option<EndWatch> {
+    pub(crate) fn watch(&self) -> Option<EndWatch> {
         File::open(self.lock_path()).ok().map(|lock| EndWatch { lock })
     }
 
@@ -95,20 +95,20 @@ impl MountDir {
     ///
     /// # Errors
     /// When something in it cannot be removed.
-    pub fn remove(&self) -> io::Result<()> {
+    pub(crate) fn remove(&self) -> io::Result<()> {
         remove_tree_at(&self.path)
     }
 }
 
 /// The lock of a running server, seen from outside.
 #[derive(Debug)]
-pub struct EndWatch {
+pub(crate) struct EndWatch {
     lock: File,
 }
 
 impl EndWatch {
     /// Whether the server's process still has its lock.
-    pub fn is_alive(&self) -> bool {
+    pub(crate) fn is_alive(&self) -> bool {
         use rustix::fs::FlockOperation::{NonBlockingLockShared, Unlock};
         match rustix::fs::flock(&self.lock, NonBlockingLockShared) {
             Err(errno) => errno == rustix::io::Errno::WOULDBLOCK,
@@ -118,7 +118,7 @@ impl EndWatch {
     }
 
     /// Waits until the server has cleaned up and ended; says whether it did in time.
-    pub fn wait(&self, patience: Duration) -> bool {
+    pub(crate) fn wait(&self, patience: Duration) -> bool {
         let deadline = Instant::now() + patience;
         while self.is_alive() {
             if Instant::now() >= deadline {

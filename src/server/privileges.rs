@@ -43,7 +43,7 @@ pub(super) fn hide_memory() {
 
 /// Gives up what serving `source` does not need. To be called by a process that becomes a server, before
 /// it opens the source or starts a thread.
-pub fn restrict(source: &SourceRequest) {
+pub(crate) fn restrict(source: &SourceRequest) {
     if source.holds_secrets() {
         hide_memory();
     } else {

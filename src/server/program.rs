@@ -16,7 +16,7 @@ use super::detach::run_detached;
 use crate::failure::{Code, Failure};
 
 /// The hidden subcommand that a server is started with.
-pub const SERVE_COMMAND: &str = "serve";
+pub(crate) const SERVE_COMMAND: &str = "serve";
 
 /// The name that a server has in process lists, by which it is told what it is started for, too.
 const NAME: &str = "thawfs";
@@ -27,7 +27,7 @@ const THIS: &str = "/proc/self/exe";
 /// Whether this process went through where a server would have been told apart.
 static PASSED_THROUGH: AtomicBool = AtomicBool::new(false);
 
-/// A program that serves mounts when it is started with [`SERVE_COMMAND`].
+/// A program that serves mounts when it is started with the command `serve`.
 #[derive(Clone, Debug)]
 pub struct ServerProgram {
     path: PathBuf,

@@ -10,7 +10,7 @@ use crate::names;
 
 /// What a running server wrote down about itself. Holds no secret.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Record {
+pub(crate) struct Record {
     /// Where it is mounted, absolute and without symlinks.
     #[serde(flatten, with = "names::mountpoint")]
     pub mountpoint: PathBuf,
@@ -38,7 +38,7 @@ pub struct Record {
 
 /// A run of this machine, and what is mounted in it for some of its processes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct HostId {
+pub(crate) struct HostId {
     /// The kernel's name for the time since it was started.
     pub boot: String,
     /// The mount namespace.
@@ -47,7 +47,7 @@ pub struct HostId {
 
 /// Whose upper an upper in the state directory is, written down beside it.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub struct Origin {
+pub(crate) struct Origin {
     /// Where it was mounted.
     #[serde(flatten, with = "names::mountpoint")]
     pub mountpoint: PathBuf,
@@ -62,7 +62,7 @@ pub struct Origin {
 /// A directory outside of the state directory that is removed by whoever made it, unless that is killed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "lowercase")]
-pub enum Note {
+pub(crate) enum Note {
     /// What an archive is unpacked into; locked meanwhile.
     Staging {
         /// The directory.
@@ -87,7 +87,7 @@ pub enum Note {
 
 impl HostId {
     /// That of this process; `None` without `/proc`.
-    pub fn here() -> Option<Self> {
+    pub(crate) fn here() -> Option<Self> {
         let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
         let mounts = std::fs::read_link("/proc/self/ns/mnt").ok()?;
         Some(Self { boot: boot.trim().to_owned(), mounts })
@@ -97,7 +97,7 @@ impl HostId {
 impl Record {
     /// Whether `mount` is what this record is of, as far as can be told from numbers that the kernel gives
     /// anew once a mount is gone: certain only while the server lives.
-    pub fn is_of(&self, mount: &MountInfo) -> bool {
+    pub(crate) fn is_of(&self, mount: &MountInfo) -> bool {
         let same_boot = match (&self.place, HostId::here()) {
             (Some(place), Some(here)) => place.boot == here.boot,
             _ => true,
@@ -110,14 +110,14 @@ impl Record {
     }
 
     /// Whether its mountpoint means the same directory to this process.
-    pub fn is_here(&self) -> bool {
+    pub(crate) fn is_here(&self) -> bool {
         self.place.is_none() || self.place == HostId::here()
     }
 }
 
 impl Note {
     /// The directory.
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         match self {
             Self::Staging { path, .. } | Self::Work { path, .. } => path,
         }

@@ -34,7 +34,7 @@ pub struct MountRequest {
     pub read_only: bool,
     /// The source shown in `/proc/mounts`.
     pub fsname: Option<String>,
-    /// Let other users in; by default as [`fuse::MountOptions::new`] has it.
+    /// Let users other than the one who mounts in. `None`: if that is root.
     pub allow_other: Option<bool>,
     /// Whose files are shown to be.
     pub owners: OwnerOptions,
@@ -42,11 +42,11 @@ pub struct MountRequest {
     pub flags: fuse::MountFlags,
     /// Let the kernel read and write upper files by itself, where it can.
     pub passthrough: bool,
-    /// See [`fuse::MountOptions::entry_ttl`].
+    /// How long the kernel may remember that a name leads to a file, or to none. `None`: for good.
     pub entry_ttl: Option<Duration>,
-    /// See [`fuse::MountOptions::attr_ttl`].
+    /// How long the kernel may remember a file's attributes. `None`: for good.
     pub attr_ttl: Option<Duration>,
-    /// See [`fuse::MountOptions::max_nodes`].
+    /// How many files the kernel should remember at most. `None`: as many as cost 12 MiB to know.
     pub max_nodes: Option<usize>,
     /// Put what is read first into the bucket, so that mounts on other machines fetch it ahead.
     pub share_trace: bool,
@@ -59,11 +59,11 @@ pub struct MountRequest {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Found {
     /// That of [`MountRequest::mountpoint`].
-    pub mountpoint: Option<DirectoryId>,
+    pub(crate) mountpoint: Option<DirectoryId>,
     /// That of [`MountRequest::upper`].
-    pub upper: Option<DirectoryId>,
+    pub(crate) upper: Option<DirectoryId>,
     /// That of [`MountRequest::workdir`].
-    pub workdir: Option<DirectoryId>,
+    pub(crate) workdir: Option<DirectoryId>,
 }
 
 impl MountRequest {

@@ -31,7 +31,7 @@ pub type Notice = Arc<dyn Fn(&str) + Send + Sync>;
 #[derive(Clone)]
 pub struct RestoreRequest {
     /// Where to. Made if it does not exist. `None`: where the backup was made, unless that is a directory
-    /// of the system ([`check_unchosen`]).
+    /// of the system: `/usr`, `/root/.ssh` and the like are named, or refused.
     pub dir: Option<PathBuf>,
     /// Where its handle says that the backup was made; `None`: what its metadata say counts.
     pub made_in: Option<PathBuf>,

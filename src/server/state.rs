@@ -20,11 +20,11 @@ use std::path::{Path, PathBuf};
 use rustix::fs::IFlags;
 use serde::Serialize;
 
-pub use super::locks::Lock;
+pub(crate) use super::locks::Lock;
 use super::locks::{hash_of, wait_for};
-pub use super::mount_dir::{EndWatch, MountDir};
+pub(crate) use super::mount_dir::{EndWatch, MountDir};
 use super::mounts::MountInfo;
-pub use super::record::{HostId, Note, Origin, Record};
+pub(crate) use super::record::{HostId, Note, Origin, Record};
 use crate::environment::Environment;
 use crate::failure::{Code, Failure};
 use crate::inode_ops::Directory;
@@ -32,7 +32,7 @@ use crate::inode_ops::remove_tree_at;
 
 /// The state directory of this user.
 #[derive(Clone, Debug)]
-pub struct StateDir {
+pub(crate) struct StateDir {
     root: PathBuf,
 }
 
@@ -40,7 +40,7 @@ impl StateDir {
     /// `THAWFS_STATE_DIR`, or `/var/lib/thawfs` for root, or `$XDG_STATE_HOME/thawfs` (by default
     /// `~/.local/state/thawfs`, without a home `/tmp/thawfs-UID`). It holds uppers, so it is not in a
     /// directory that lives in memory.
-    pub fn locate() -> Self {
+    pub(crate) fn locate() -> Self {
         let environment = Environment::of_process();
         let root = if let Some(path) = environment.path("THAWFS_STATE_DIR") {
             path.to_owned()
@@ -57,7 +57,7 @@ impl StateDir {
     }
 
     /// Where the state lies.
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.root
     }
 
@@ -65,7 +65,7 @@ impl StateDir {
     ///
     /// # Errors
     /// When the state directory cannot be written.
-    pub fn create_mount(&self) -> io::Result<(MountDir, Lock)> {
+    pub(crate) fn create_mount(&self) -> io::Result<(MountDir, Lock)> {
         let mounts = self.make("mounts")?;
         loop {
             let nanos = std::time::SystemTime::now()
@@ -84,7 +84,11 @@ impl StateDir {
     ///
     /// # Errors
     /// When the state directory cannot be written.
-    pub fn create_upper(&self, mount: &MountDir, of: &Origin) -> io::Result<(PathBuf, PathBuf)> {
+    pub(crate) fn create_upper(
+        &self,
+        mount: &MountDir,
+        of: &Origin,
+    ) -> io::Result<(PathBuf, PathBuf)> {
         let uppers = self.make("uppers")?;
         spread(&uppers);
         let base = self.upper_base(mount);
@@ -113,7 +117,7 @@ impl StateDir {
     ///
     /// # Errors
     /// When something in it cannot be removed.
-    pub fn remove_upper(&self, mount: &MountDir) -> io::Result<()> {
+    pub(crate) fn remove_upper(&self, mount: &MountDir) -> io::Result<()> {
         remove_tree_at(&self.upper_base(mount))
     }
 
@@ -175,7 +179,7 @@ impl StateDir {
     ///
     /// # Errors
     /// When the state directory exists but cannot be read.
-    pub fn read_mounts(&self) -> io::Result<Vec<(MountDir, Record)>> {
+    pub(crate) fn read_mounts(&self) -> io::Result<Vec<(MountDir, Record)>> {
         let with_record = |mount: MountDir| {
             let record = mount.read_record()?;
             Some((mount, record))
@@ -189,7 +193,10 @@ impl StateDir {
     ///
     /// # Errors
     /// When the state directory exists but cannot be read.
-    pub fn read_mount_of(&self, mount: &MountInfo) -> io::Result<Option<(MountDir, Record)>> {
+    pub(crate) fn read_mount_of(
+        &self,
+        mount: &MountInfo,
+    ) -> io::Result<Option<(MountDir, Record)>> {
         let mut records = self.read_mounts()?;
         records.retain(|(_, record)| record.is_of(mount));
         let live = records.iter().rposition(|(dir, _)| dir.is_alive());
@@ -203,7 +210,11 @@ impl StateDir {
     ///
     /// # Errors
     /// When the state directory cannot be written.
-    pub fn lock_mountpoint(&self, mountpoint: &Path, waiting: impl FnOnce()) -> io::Result<Lock> {
+    pub(crate) fn lock_mountpoint(
+        &self,
+        mountpoint: &Path,
+        waiting: impl FnOnce(),
+    ) -> io::Result<Lock> {
         wait_for(&self.make("locks")?.join(hash_of(mountpoint)), waiting)
     }
 
@@ -216,12 +227,12 @@ impl StateDir {
     ///
     /// # Errors
     /// When the state directory cannot be written.
-    pub fn note(&self, note: &Note) -> io::Result<()> {
+    pub(crate) fn note(&self, note: &Note) -> io::Result<()> {
         write_json(&self.make("notes")?.join(hash_of(note.path())), note)
     }
 
     /// Takes a note away: the directory is gone.
-    pub fn forget(&self, note: &Note) {
+    pub(crate) fn forget(&self, note: &Note) {
         // A note of what is not there is harmless, and found by whoever clears up.
         let named = std::fs::remove_file(self.root.join("notes").join(hash_of(note.path())));
         if named.is_err() {
@@ -252,7 +263,7 @@ impl StateDir {
 ///
 /// # Errors
 /// [`FAILED`](Code::Failed) where the state directory cannot be written.
-pub fn lock_directory(dir: &Path, waiting: impl FnOnce()) -> Result<Lock, Failure> {
+pub(crate) fn lock_directory(dir: &Path, waiting: impl FnOnce()) -> Result<Lock, Failure> {
     let state = StateDir::locate();
     state.lock_mountpoint(dir, waiting).map_err(|error| {
         Failure::io("write the state directory", state.path(), &error)

@@ -54,7 +54,7 @@ const WHOLE: &[&str] = &[
 ///
 /// # Errors
 /// [`Code::Mountpoint`], with a hint to name another.
-pub fn check_unchosen(dir: &Path) -> Result<PathBuf, Failure> {
+pub(crate) fn check_unchosen(dir: &Path) -> Result<PathBuf, Failure> {
     let refuse = |message: String| {
         Failure::new(Code::Mountpoint, message)
             .hint("name the directory to restore to: thawfs restore BACKUP DIR")

@@ -8,7 +8,7 @@ use super::leftovers::{clear_records, remove_upper};
 use super::mounts::{
     MountInfo, in_words, mounted_inside, read_mount_at, read_mounts, read_mounts_of,
 };
-use super::state::{EndWatch, MountDir, Record, StateDir};
+use super::state::{EndWatch, MountDir, Record, StateDir, lock_directory};
 use crate::failure::{Code, Failure};
 use crate::fuse;
 use crate::inode_ops::Location;
@@ -34,16 +34,22 @@ pub enum Manner {
     Dead,
 }
 
-/// Unmounts `mountpoint`, and waits until its server has removed what was its own and ended, unless it is
-/// detached to end later. What is mounted inside of it never goes with it, unless that is dead, too, and it is
-/// dead itself. Clears what servers of that directory have on record that were killed; their
-/// uppers stay, as changes are never thrown away by guess. To be called with the mountpoint locked
-/// ([`StateDir::lock_mountpoint`]).
+/// Unmounts `dir`, and waits until its server has removed what was its own and ended, unless it is detached to end
+/// later. What is mounted inside of it never goes with it, unless that is dead, too, and it is dead itself. Clears what
+/// servers of that directory have on record that were killed; their uppers stay, as changes are never thrown away by
+/// guess. Waits for others who mount or unmount there.
 ///
 /// # Errors
 /// [`Code::NotMounted`], [`Code::Busy`], [`Code::Fuse`] where it is not permitted, or what the system
 /// says.
-pub fn unmount(mountpoint: &Path, manner: Manner) -> Result<(), Failure> {
+pub fn unmount(dir: &Path, manner: Manner) -> Result<(), Failure> {
+    let mountpoint = resolve_mountpoint(dir)?;
+    let _lock = lock_directory(&mountpoint, || ())?;
+    unmount_locked(&mountpoint, manner)
+}
+
+/// As [`unmount`], for who has resolved and locked the mountpoint ([`StateDir::lock_mountpoint`]).
+pub(crate) fn unmount_locked(mountpoint: &Path, manner: Manner) -> Result<(), Failure> {
     let shown = mountpoint.display();
     let state = StateDir::locate();
     let failed =
@@ -242,7 +248,7 @@ fn take_down(mountpoint: &Path) -> Result<(), Failure> {
     let busy_until = Instant::now() + DRAIN;
     let mut manner = Manner::Whole;
     loop {
-        match unmount(mountpoint, manner) {
+        match unmount_locked(mountpoint, manner) {
             Err(failure) if failure.code == Code::Busy && manner == Manner::Whole => {
                 match Instant::now() < busy_until {
                     true => std::thread::sleep(Duration::from_millis(20)),
@@ -261,7 +267,7 @@ fn take_down(mountpoint: &Path) -> Result<(), Failure> {
 ///
 /// # Errors
 /// [`Code::Mountpoint`] if so.
-pub fn check_free(mountpoint: &Path) -> Result<(), Failure> {
+pub(crate) fn check_free(mountpoint: &Path) -> Result<(), Failure> {
     let shown = mountpoint.display();
     let failed = |error: io::Error| Failure::io("read what is mounted on", mountpoint, &error);
     let state = StateDir::locate();
@@ -286,7 +292,7 @@ pub fn check_free(mountpoint: &Path) -> Result<(), Failure> {
 /// # Errors
 /// [`Code::Mountpoint`] for a symlink of another user, [`Code::NotMounted`] where there is not even a
 /// directory that it could be in.
-pub fn resolve_mountpoint(path: &Path) -> Result<PathBuf, Failure> {
+pub(crate) fn resolve_mountpoint(path: &Path) -> Result<PathBuf, Failure> {
     match Location::find(path) {
         Ok(location) => Ok(location.path()),
         Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok("/".into()),

@@ -611,26 +611,6 @@ fn what_a_killed_extract_leaves_goes_with_the_next_one_or_gc() {
 }
 
 #[test]
-fn what_is_mounted_below_a_leftover_is_not_emptied() {
-    if !can_mount_with("what_is_mounted_below_a_leftover_is_not_emptied", &[Need::Root]) {
-        return;
-    }
-    let bench = crate::support::mount::Bench::new();
-    let (tree, precious) = (bench.directory("tree"), bench.directory("precious"));
-    std::fs::write(precious.join("file"), "mine").unwrap();
-    let inner = tree.join("a/b");
-    std::fs::create_dir_all(&inner).unwrap();
-    let bind = Command::new("mount").arg("--bind").args([&precious, &inner]).status().unwrap();
-    assert!(bind.success());
-    let error = thawfs::inode_ops::remove_tree_at(&tree).unwrap_err();
-    assert!(Command::new("umount").arg(&inner).status().unwrap().success());
-    assert_eq!(error.kind(), std::io::ErrorKind::ResourceBusy, "{error}");
-    assert_eq!(std::fs::read(precious.join("file")).unwrap(), b"mine");
-    thawfs::inode_ops::remove_tree_at(&tree).unwrap();
-    assert!(!tree.exists());
-}
-
-#[test]
 fn what_is_mounted_elsewhere_too_or_beneath_another_is_said() {
     let test = "what_is_mounted_elsewhere_too_or_beneath_another_is_said";
     if !can_mount_with(test, &[Need::Root, Need::Processes]) {

@@ -61,7 +61,7 @@ impl Upper {
     ///
     /// # Errors
     /// As [`Self::open`].
-    pub fn open_in(upper_dir: &Directory, work_dir: &Directory) -> Result<Self> {
+    pub(crate) fn open_in(upper_dir: &Directory, work_dir: &Directory) -> Result<Self> {
         let read = |dir: &Directory| {
             dir.open_to_read().map_err(|error| unusable(dir.path(), error.to_string()))
         };
