@@ -6,7 +6,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::meta::{check_dir, invalid};
+use super::fields::{check_dir, invalid};
 use crate::failure::{Code, Failure};
 
 /// Id of a backup: a UUID in lowercase, 36 bytes long. Made by [`BackupId::random`]; read from any

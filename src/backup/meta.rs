@@ -3,11 +3,10 @@
 use chrono::{DateTime, SecondsFormat, SubsecRound, TimeDelta, Utc};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use super::fields::{check_dir, invalid};
 use super::id::{BackupId, Handle};
 use crate::failure::{Code, Failure};
 
-/// Longest directory, in bytes, as the kernel counts paths.
-const MAX_DIR: usize = 4096;
 /// Longest name, in UTF-16 units, as the SDK counts.
 const MAX_NAME: usize = 256;
 
@@ -115,29 +114,6 @@ impl Metadata {
         };
         self.expires_at().is_some_and(|end| margin > end)
     }
-}
-
-/// What is wrong with a value that a user gave.
-pub(super) fn invalid(what: &str, value: &str, reason: &str) -> Failure {
-    // A value may be of any length and hold anything.
-    let shown: String = value.chars().take(100).collect();
-    Failure::new(Code::InvalidBackupConfig, format!("a backup's {what} {reason}: {shown:?}"))
-}
-
-pub(super) fn check_dir(dir: &str) -> Result<(), &'static str> {
-    if !dir.starts_with('/') {
-        return Err("must be an absolute path");
-    }
-    if dir.contains('\0') {
-        return Err("must not hold a NUL");
-    }
-    if dir.split('/').any(|segment| segment == "..") {
-        return Err("must have no .. in it");
-    }
-    if dir.len() > MAX_DIR {
-        return Err("must have at most 4096 bytes");
-    }
-    Ok(())
 }
 
 fn check_name(name: &str) -> Result<(), &'static str> {

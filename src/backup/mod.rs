@@ -15,6 +15,7 @@ mod create;
 mod delete;
 mod destination;
 mod extract;
+mod fields;
 mod id;
 pub mod layout;
 mod list;

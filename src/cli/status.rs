@@ -7,6 +7,7 @@ use serde::Serialize;
 use super::gc;
 use super::output::{Output, human_age, human_bytes};
 use crate::failure::{Code, Failure};
+use crate::server::dead_mount;
 use crate::server::fetch_report;
 use crate::server::leftovers::{self, Leftover};
 use crate::server::report::Report;
@@ -89,7 +90,7 @@ fn look(state: &StateDir, mount: &MountDir, record: Record) -> Mounted {
         Ok(report) => Mounted::Live(Box::new(report)),
         Err(_) if mount.is_alive() => Mounted::Silent(record),
         Err(_) => {
-            let mounted = leftovers::dead_mount(state, &record).is_some();
+            let mounted = dead_mount(state, &record).is_some();
             let inside = leftovers::living_inside(state, &record);
             Mounted::Dead { record, mounted, inside }
         }

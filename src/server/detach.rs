@@ -9,7 +9,7 @@ use std::fs::File;
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, ChildStdout, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, ExitCode, Stdio};
 
 use serde::{Deserialize, Serialize};
 
@@ -17,7 +17,7 @@ use super::group::Groups;
 use super::heap;
 use super::inherited;
 use super::privileges;
-use super::program::ServerProgram;
+use super::program::{ServerProgram, is_server};
 use super::serve::serve_in;
 use super::{Manner, MountRequest, Ready};
 use crate::backup::SourceRequest;
@@ -197,6 +197,26 @@ fn cannot_start(error: io::Error) -> Failure {
 /// As [`Starting::new`]; what the server said, or that it ended without a word.
 pub fn start_detached(program: &ServerProgram, request: &MountRequest) -> Result<Ready, Failure> {
     Starting::new(program, &request.source, &request.mountpoint)?.mount(request)
+}
+
+/// To be called first in the `main` of a host that restores with its own program as the server: serves, and
+/// gives the status to exit with, if that is what the process was started for.
+///
+/// ```no_run
+/// fn main() -> std::process::ExitCode {
+///     if let Some(status) = thawfs::server::serve_if_asked() {
+///         return status;
+///     }
+///     // …
+///     std::process::ExitCode::SUCCESS
+/// }
+/// ```
+#[must_use]
+pub fn serve_if_asked() -> Option<ExitCode> {
+    is_server().then(|| match run_detached() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => ExitCode::from(failure.code.exit_status()),
+    })
 }
 
 /// The other end of [`Starting`]: opens and serves what standard input says, and reports on standard

@@ -4,6 +4,7 @@
 //! What a server writes down about itself is in `state`, what it says when asked in [`report`].
 
 mod control;
+mod dead;
 mod detach;
 mod directories;
 pub(crate) mod group;
@@ -28,14 +29,15 @@ mod unchosen;
 mod unmount;
 
 pub use control::fetch_report;
+pub(crate) use dead::dead_mount;
 pub(crate) use detach::run_detached;
-pub use detach::{Starting, start_detached};
+pub use detach::{Starting, serve_if_asked, start_detached};
 pub use group::Group;
 pub(crate) use heap::restart_limited;
 pub use owners::OwnerOptions;
 pub(crate) use privileges::restrict;
+pub use program::ServerProgram;
 pub(crate) use program::{SERVE_COMMAND, passes_through};
-pub use program::{ServerProgram, serve_if_asked};
 pub use request::{Found, MountRequest, Ready};
 pub use restore::{Notice, RestoreRequest, Restored, restore, restore_archive, restore_here};
 pub use serve::serve;

@@ -6,9 +6,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::locks::Lock;
-use super::record::Record;
+use super::record::{Record, write_json};
 use super::request::MountRequest;
-use super::state::write_json;
 use crate::inode_ops::remove_tree_at;
 
 /// The directory of one mount below the state directory.

@@ -3,16 +3,15 @@
 //! A host of this library is a program of its own. Started with arguments that it does not know it would do
 //! what it always does, which may be to restore a backup, and so start itself over and over. So a program is
 //! started as a server only where it is another one, or has shown that its `main` goes through
-//! [`serve_if_asked`] (or the command line, [`crate::cli`]).
+//! [`serve_if_asked`](super::serve_if_asked) (or the command line, [`crate::cli`]).
 
 use std::ffi::OsString;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode};
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::detach::run_detached;
 use crate::failure::{Code, Failure};
 
 /// The hidden subcommand that a server is started with.
@@ -34,7 +33,7 @@ pub struct ServerProgram {
 }
 
 impl ServerProgram {
-    /// The `thawfs` program at `path`, or another one that begins with [`serve_if_asked`].
+    /// The `thawfs` program at `path`, or another one that begins with [`serve_if_asked`](super::serve_if_asked).
     pub fn at(path: impl Into<PathBuf>) -> Self {
         Self { path: path.into() }
     }
@@ -42,7 +41,7 @@ impl ServerProgram {
     /// This very program.
     ///
     /// # Errors
-    /// [`Code::Usage`] unless it has called [`serve_if_asked`].
+    /// [`Code::Usage`] unless it has called [`serve_if_asked`](super::serve_if_asked).
     pub fn this() -> Result<Self, Failure> {
         let this = Self::at(THIS);
         this.check()?;
@@ -72,31 +71,15 @@ fn is_same(left: &Path, right: &Path) -> bool {
     matches!((number(left), number(right)), (Ok(left), Ok(right)) if left == right)
 }
 
-/// To be called first in the `main` of a host that restores with its own program as the server: serves, and
-/// gives the status to exit with, if that is what the process was started for.
-///
-/// ```no_run
-/// fn main() -> std::process::ExitCode {
-///     if let Some(status) = thawfs::server::serve_if_asked() {
-///         return status;
-///     }
-///     // …
-///     std::process::ExitCode::SUCCESS
-/// }
-/// ```
-#[must_use]
-pub fn serve_if_asked() -> Option<ExitCode> {
+/// Whether this process was started as a server. If it was not, what it does next is its own.
+pub(super) fn is_server() -> bool {
     let arguments: Vec<OsString> = std::env::args_os().collect();
-    if let [name, command, _shown] = arguments.as_slice()
-        && (&**name, &**command) == (NAME.as_ref(), SERVE_COMMAND.as_ref())
-    {
-        return Some(match run_detached() {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(failure) => ExitCode::from(failure.code.exit_status()),
-        });
+    let is_asked = matches!(arguments.as_slice(), [name, command, _shown]
+        if (&**name, &**command) == (NAME.as_ref(), SERVE_COMMAND.as_ref()));
+    if !is_asked {
+        PASSED_THROUGH.store(true, Ordering::Relaxed);
     }
-    PASSED_THROUGH.store(true, Ordering::Relaxed);
-    None
+    is_asked
 }
 
 /// Told by the command line: `arguments` would have been a server's, had this process been started as one,

@@ -1,5 +1,8 @@
 //! What servers and commands write down in the state directory.
 
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -122,4 +125,20 @@ impl Note {
             Self::Staging { path, .. } | Self::Work { path, .. } => path,
         }
     }
+}
+
+/// Replaces the file at `path` in one step. What is not finished has a name that is used again, so that killed
+/// programs leave no heap of them.
+pub(super) fn write_json(path: &Path, value: &impl Serialize) -> io::Result<()> {
+    let new = path.with_extension("new");
+    let (dir, name) = (new.parent().unwrap_or(Path::new("")), new.file_name().unwrap_or_default());
+    let mut options = File::options();
+    options.write(true).create(true).truncate(true).mode(0o600);
+    let mut file = tempfile::Builder::new()
+        .prefix(name)
+        .rand_bytes(0)
+        .make_in(dir, |new| options.open(new))?;
+    file.write_all(&serde_json::to_vec_pretty(value)?)?;
+    file.persist(path)?;
+    Ok(())
 }

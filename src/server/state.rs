@@ -13,17 +13,17 @@
 //! ```
 
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::IFlags;
-use serde::Serialize;
 
 pub(crate) use super::locks::Lock;
 use super::locks::{hash_of, wait_for};
 pub(crate) use super::mount_dir::{EndWatch, MountDir};
 use super::mounts::MountInfo;
+use super::record::write_json;
 pub(crate) use super::record::{HostId, Note, Origin, Record};
 use crate::environment::Environment;
 use crate::failure::{Code, Failure};
@@ -325,22 +325,6 @@ fn others() -> io::Error {
 
 fn make_private(path: &Path) -> io::Result<()> {
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
-}
-
-/// Replaces the file at `path` in one step. What is not finished has a name that is used again, so that killed
-/// programs leave no heap of them.
-pub(super) fn write_json(path: &Path, value: &impl Serialize) -> io::Result<()> {
-    let new = path.with_extension("new");
-    let (dir, name) = (new.parent().unwrap_or(Path::new("")), new.file_name().unwrap_or_default());
-    let mut options = File::options();
-    options.write(true).create(true).truncate(true).mode(0o600);
-    let mut file = tempfile::Builder::new()
-        .prefix(name)
-        .rand_bytes(0)
-        .make_in(dir, |new| options.open(new))?;
-    file.write_all(&serde_json::to_vec_pretty(value)?)?;
-    file.persist(path)?;
-    Ok(())
 }
 
 #[cfg(test)]

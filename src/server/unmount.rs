@@ -4,7 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use super::leftovers::{clear_records, remove_upper};
+use super::dead::{clear_records, remove_upper};
 use super::mounts::{
     MountInfo, in_words, mounted_inside, read_mount_at, read_mounts, read_mounts_of,
 };
