@@ -14,7 +14,7 @@
 
 use std::fs::File;
 use std::io::{self};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::IFlags;
