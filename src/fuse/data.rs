@@ -28,9 +28,12 @@ impl Adapter {
             return reply.data(&data);
         }
         if overlay.is_in_upper(from) {
-            return guarded(&self.context, || match overlay.read(from, offset, size) {
-                Ok(data) => reply.data(&data),
-                Err(error) => reply.error(self.context.failed(&error)),
+            return guarded(&self.context, || {
+                match overlay.read(from, offset, size) {
+                    Ok(data) => reply.data(&data),
+                    Err(error) => reply.error(self.context.failed(&error)),
+                }
+                tracing::debug!("answered");
             });
         }
         self.pools.attempt(
@@ -74,7 +77,10 @@ impl Adapter {
         };
         if self.context.overlay.is_in_upper(to.handle) {
             // The data lies in this thread's request buffer.
-            guarded(&self.context, || write(&self.context, Ok(data.into())));
+            guarded(&self.context, || {
+                write(&self.context, Ok(data.into()));
+                tracing::debug!("answered");
+            });
         } else {
             let overlay = &self.context.overlay;
             let parked = match Parked::new(data, &self.context.parked, overlay) {

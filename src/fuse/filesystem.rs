@@ -458,6 +458,7 @@ impl Filesystem for Adapter {
         self.context.modes.released(ino, writes(flags.0));
         self.context.overlay.release(handle(fh));
         reply.ok();
+        tracing::debug!("answered");
         if written {
             // An answer from before the last change may only now be given.
             self.context.forget_attributes(ino);
@@ -553,6 +554,7 @@ impl Filesystem for Adapter {
             ),
             Err(error) => reply.error(self.context.failed(&error)),
         }
+        tracing::debug!("answered");
     }
 
     fn setxattr(
