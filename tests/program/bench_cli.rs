@@ -6,12 +6,24 @@ use std::time::Duration;
 use crate::support::mount::{Bench, write_tree};
 use crate::support::s3::{ACCESS_KEY, Config, S3Server, SECRET_KEY};
 
-fn measure(mut command: Command, source: &str) -> serde_json::Value {
-    let output = command.args(["bench", source, "--seconds", "2", "--json"]).output().unwrap();
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{errors}");
-    assert!(errors.contains("reads at most"), "{errors}");
-    serde_json::from_slice(&output.stdout).unwrap()
+/// What is measured within a few seconds, or, on a machine that has not come to everything in these, in more; and how
+/// many there were in all.
+fn measure(command: impl Fn() -> Command, source: &str) -> (serde_json::Value, usize) {
+    let mut all = 0;
+    for seconds in [2, 8, 32] {
+        let mut command = command();
+        let args = ["bench", source, "--json", "--seconds", &seconds.to_string()];
+        let output = command.args(args).output().unwrap();
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{errors}");
+        assert!(errors.contains("reads at most"), "{errors}");
+        let measured = serde_json::from_slice(&output.stdout).unwrap();
+        all += seconds;
+        if work(&measured) == ALL_WORK || seconds == 32 {
+            return (measured, all);
+        }
+    }
+    unreachable!("the last one returns")
 }
 
 fn work(measured: &serde_json::Value) -> Vec<&str> {
@@ -21,6 +33,16 @@ fn work(measured: &serde_json::Value) -> Vec<&str> {
         .iter()
         .map(|row| row["work"].as_str().unwrap())
         .collect()
+}
+
+/// The program, with what it needs to reach a server.
+fn asking(bench: &Bench, server: &S3Server) -> Command {
+    let mut command = bench.thawfs();
+    command
+        .env("AWS_ENDPOINT_URL", server.url())
+        .env("AWS_ACCESS_KEY_ID", ACCESS_KEY)
+        .env("AWS_SECRET_ACCESS_KEY", SECRET_KEY);
+    command
 }
 
 const ALL_WORK: [&str; 6] = [
@@ -40,12 +62,7 @@ fn a_bucket_is_measured_with_ranged_gets_alone() {
     bench.archive(&bench.path("tree"), "bucket/box/data.sqsh", &["-noD", "-noF"]);
     let config = Config { latency: Duration::from_millis(20), ..Config::new(bench.path("bucket")) };
     let server = S3Server::start(config).unwrap();
-    let mut command = bench.thawfs();
-    command
-        .env("AWS_ENDPOINT_URL", server.url())
-        .env("AWS_ACCESS_KEY_ID", ACCESS_KEY)
-        .env("AWS_SECRET_ACCESS_KEY", SECRET_KEY);
-    let measured = measure(command, "s3://box");
+    let (measured, seconds) = measure(|| asking(&bench, &server), "s3://box");
     for row in measured["requests"].as_array().unwrap() {
         let seconds = &row["seconds"];
         let [p50, p90, p99] = ["p50", "p90", "p99"].map(|name| seconds[name].as_f64().unwrap());
@@ -59,9 +76,9 @@ fn a_bucket_is_measured_with_ranged_gets_alone() {
     assert_eq!(work(&measured), ALL_WORK);
     let log = server.log();
     assert!(log.iter().all(|seen| seen.method == "GET" && seen.range.is_some()), "{log:?}");
-    // Of 20 ms each, and never more at a time than it says: no more fit into two seconds.
+    // Of 20 ms each, and never more at a time than it says: no more fit into these seconds.
     let most = server.most_at_once();
-    assert!(most <= 16 && log.len() <= most * 2000 / 20 + 100, "{} by {most}", log.len());
+    assert!(most <= 16 && log.len() <= most * seconds * 1000 / 20 + 100, "{} by {most}", log.len());
 }
 
 #[test]
@@ -69,7 +86,7 @@ fn a_file_is_measured_too_and_a_missing_object_is_a_failure() {
     let bench = Bench::new();
     write_tree(&bench.directory("tree"));
     let archive = bench.archive(&bench.path("tree"), "data.sqsh", &[]);
-    let measured = measure(bench.thawfs(), archive.to_str().unwrap());
+    let (measured, _) = measure(|| bench.thawfs(), archive.to_str().unwrap());
     assert_eq!(work(&measured), ALL_WORK);
     assert!(measured["requests"].as_array().is_some_and(|rows| !rows.is_empty()), "{measured}");
     let missing = bench.path("none.sqsh");
@@ -88,12 +105,7 @@ fn slow_networks_are_told_from_fast_ones() {
     let config =
         Config { latency: Duration::from_millis(150), ..Config::new(bench.path("bucket")) };
     let server = S3Server::start(config).unwrap();
-    let mut command = bench.thawfs();
-    command
-        .env("AWS_ENDPOINT_URL", server.url())
-        .env("AWS_ACCESS_KEY_ID", ACCESS_KEY)
-        .env("AWS_SECRET_ACCESS_KEY", SECRET_KEY);
-    let measured = measure(command, "s3://box");
+    let (measured, _) = measure(|| asking(&bench, &server), "s3://box");
     let advice = measured["advice"].as_array().unwrap();
     assert!(advice.iter().any(|one| one["about"] == "region"), "{measured}");
 }
