@@ -12,7 +12,7 @@
 //! overlay                the merged tree: lower + upper, copy-up, whiteouts
 //! squashfs               the archive format
 //! cache                  chunks of a remote object: memory, disk, prefetch
-//! store       inode_ops  object stores behind two small traits | inodes by descriptor: found, made, removed
+//! store       inode_ops  object stores behind three small traits | inodes by descriptor: found, made, removed
 //! types       buffers    numbers with units, no I/O | large buffers that are used again
 //! single_flight          what several threads want at once is made by one of them
 //! environment names      the variables that the program looks at | names and words of others, shown
@@ -30,8 +30,9 @@
 //! | read it from a place of your own | [`store::ReadRanges`] | `examples/custom_store.rs` |
 //! | have a merged tree without a kernel | [`overlay::Overlay`] | its own |
 //!
-//! Everything from the cache upward is ordinary blocking code; only the stores are asynchronous, and the calls on
-//! [`backup::Backups`], which are many small requests to them. There is no unsafe code.
+//! Everything from the cache upward is ordinary blocking code. Only the stores are asynchronous, the calls on
+//! [`backup::Backups`], which are many small requests to them, and [`server::restore()`], which begins with one.
+//! There is no unsafe code. `docs/ARCHITECTURE.md` walks a read and a write through these modules.
 
 #![deny(clippy::disallowed_methods)]
 
