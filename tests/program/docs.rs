@@ -74,6 +74,54 @@ fn a_name_of_a_test_is_told_from_other_words() {
     assert_eq!(named(line), expected.map(|(module, test)| (module.to_owned(), test.to_owned())));
 }
 
+/// The files that a line of a document names: those of the repository's directories, by their paths or, of Rust, by
+/// the ends of them.
+fn files_named(line: &str) -> impl Iterator<Item = &str> {
+    let words = line.split('`').skip(1).step_by(2).filter_map(|code| code.split(' ').next());
+    words.filter(|word| {
+        let top = word.split_once('/').map(|(top, _)| top);
+        word.ends_with(".rs")
+            || matches!(top, Some("src" | "tests" | "examples" | "docs" | "scripts"))
+    })
+}
+
+#[test]
+fn every_file_that_the_documents_name_is_there() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let below = |tops: &[&str]| -> Vec<_> {
+        let entries = tops.iter().flat_map(|top| walkdir::WalkDir::new(root.join(top)));
+        entries.map(|entry| entry.unwrap().into_path()).collect()
+    };
+    let sources = below(&["src", "tests", "examples"]);
+    let is_there = |name: &str| {
+        root.join(name).exists()
+            || name.ends_with(".rs") && sources.iter().any(|path| path.ends_with(name))
+    };
+    let mut named = 0;
+    let mut missing = Vec::new();
+    for document in below(&["docs", "README.md", "CONTRIBUTING.md"]) {
+        if document.extension() != Some(OsStr::new("md")) {
+            continue;
+        }
+        let text = std::fs::read_to_string(&document).unwrap();
+        for name in text.lines().flat_map(files_named) {
+            named += 1;
+            if !is_there(name) {
+                missing.push(format!("{}: {name}", document.display()));
+            }
+        }
+    }
+    assert!(named > 100, "{named}");
+    assert!(missing.is_empty(), "{missing:#?}");
+}
+
+#[test]
+fn a_name_of_a_file_is_told_from_other_words() {
+    let line = "| `src/a/`, `b/c.rs` | `scripts/d --all`, `x/y`, `z` and src/e of `overlayfs.rst` `f.rs` |";
+    let named: Vec<_> = files_named(line).collect();
+    assert_eq!(named, ["src/a/", "b/c.rs", "scripts/d", "f.rs"]);
+}
+
 /// The rooms of the library as `src/lib.rs` draws them, from top to bottom; those of a row stand beside each other.
 fn rows() -> Vec<Vec<String>> {
     let text = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/lib.rs"));
@@ -85,6 +133,19 @@ fn rows() -> Vec<Vec<String>> {
         Some(names.map(str::to_owned).collect())
     };
     map.lines().filter_map(names).collect()
+}
+
+#[test]
+fn the_map_is_drawn_alike_in_the_library_and_in_its_architecture() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let map = |file: &str| -> Vec<String> {
+        let text = std::fs::read_to_string(root.join(file)).unwrap();
+        let lines = text.lines().map(|line| line.trim_start_matches("//! "));
+        let map = lines.skip_while(|line| *line != "```text").skip(1);
+        map.take_while(|line| *line != "```").map(str::to_owned).collect()
+    };
+    assert_eq!(map("docs/ARCHITECTURE.md"), map("src/lib.rs"));
+    assert_eq!(map("src/lib.rs").len(), rows().len());
 }
 
 /// The rooms that `crate::` goes on to: one, or several in braces.
