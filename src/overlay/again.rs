@@ -1,12 +1,16 @@
 //! Files that the kernel has forgotten and asks for by their number: whoever has a file handle, as
 //! open_by_handle_at(2) takes it and NFS clients keep it, may come back with it at any time.
 //!
-//! A number says which inode is meant, but not where in the merged tree it is, nor whether it still is.
-//! The directory that it was last known in is found: of what is in the upper, by a table made from one
-//! walk of the upper when it is first asked for, and kept up to date by what the kernel forgets after
-//! that; of a directory of the archive, by the archive's own word; of a file there, by a table made from
-//! one walk of the archive. Nothing is kept before the first such question. The directory is then
-//! searched for the number, so that what is said is true even where a table is not.
+//! A number says which inode is meant, but not where in the merged tree it is, nor whether it still is there. So
+//! first the directory is found that it was last known in:
+//!
+//! - of what is in the upper, by a table from one walk of the upper, which is made at the first such question and
+//!   kept up to date by what the kernel forgets after that;
+//! - of a directory of the archive, by what its inode says;
+//! - of a file of the archive, by a table from one walk of the archive.
+//!
+//! That directory is then searched for the number, so that the answer is true even where a table is not. Before
+//! the first question nothing is kept.
 
 use std::collections::HashSet;
 use std::ffi::OsString;

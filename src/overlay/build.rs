@@ -1,4 +1,5 @@
-//! Making copies of lower inodes in the workdir.
+//! Making copies of lower inodes in the work directory: data, owner, attributes, permissions, times, and the record of
+//! where each came from. Nobody sees a copy before it has all of these.
 
 use std::ffi::{CString, OsStr};
 use std::os::fd::OwnedFd;
@@ -23,7 +24,7 @@ use crate::types::{FileKind, Ino, InodeRef, Owner};
 /// Linux gives no driver major number 0, and XFS takes minor numbers of 18 bits.
 pub(super) const NULL_DEVICE_STAND_IN: (u32, u32) = (0, 0x3ffff);
 
-/// A copy in the workdir.
+/// A copy in the work directory.
 pub(super) struct Built<'a> {
     pub(super) draft: Draft<'a>,
     /// Of a regular file whose data it has: to read and write it.
@@ -37,7 +38,7 @@ pub(super) struct Built<'a> {
 }
 
 impl Overlay {
-    /// Copies lower inode `lower` into the workdir, with as much of its data as `want` says.
+    /// Copies lower inode `lower` into the work directory, with as much of its data as `want` says.
     pub(super) fn build(
         &self,
         ino: Ino,

@@ -1,9 +1,10 @@
 //! Bringing a lower inode into the upper.
 //!
-//! Copies are built in the workdir, without any lock but the one that keeps two threads from
-//! copying the same inode, and renamed into place under `names`. Attributes come first and data
-//! when it is written: until then a regular file in the upper is a metacopy, a hole of the right
-//! size whose data is still read from the archive.
+//! A copy is built in the work directory, without a lock, and renamed into place under `names`. One thread copies
+//! an inode, and others wait for it (single flight).
+//!
+//! A write has the data copied. A change that needs no data has not: the file is then a metacopy, a hole of the
+//! right size whose data is still read from the archive, until it is first written.
 
 use std::ffi::OsStr;
 use std::os::fd::OwnedFd;

@@ -222,7 +222,7 @@ impl Overlay {
         let setgid = u32::from(parent.stx_mode) & libc::S_ISGID != 0;
         let stat = made.stat()?;
         let is_directory = matches!(new, New::Directory);
-        // Made in the workdir, a directory has not taken this over by itself.
+        // Made in the work directory, a directory has not taken this over by itself.
         let special = mode & (libc::S_ISUID | libc::S_ISGID)
             | if setgid && is_directory { libc::S_ISGID } else { 0 };
         if owner_of(&stat) == owner && u32::from(stat.stx_mode) & special == special {

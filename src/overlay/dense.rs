@@ -1,6 +1,6 @@
 //! A map by inode number that costs little beyond what is in it, for the node table.
 //!
-//! Values lie side by side in slots, and are found by a hash table of their slots, five bytes each. A hash
+//! Values lie side by side in a slab, and are found by a hash table of their slots, five bytes each. A hash
 //! table of the values themselves would be half empty on average, and copied whole whenever it grows; a
 //! B-tree that is filled in order is half empty always.
 

@@ -1,6 +1,6 @@
 //! The index: where the upper keeps lower inodes that have several names, once copied up.
 //!
-//! Each is a hard link in the workdir's `index` directory, named as kernel overlayfs names it (with
+//! Each is a hard link in the work directory's `index` directory, named as kernel overlayfs names it (with
 //! `index=on`). Through it every lower name of the inode leads to the one copy, though only the
 //! names that were written through exist in the upper. How many names the merged tree has is kept
 //! with it, relative to the links that the upper has.

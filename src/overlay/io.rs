@@ -91,7 +91,7 @@ impl Overlay {
         self.to_write(&*self.handles.get(handle)?).map(drop)
     }
 
-    /// Keeps `data` in a file of the workdir without a name.
+    /// Keeps `data` in a file of the work directory without a name.
     ///
     /// # Errors
     /// `EROFS` without an upper, or what the upper's file system says.

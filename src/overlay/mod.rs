@@ -6,26 +6,29 @@
 //! | `identity`, `owner` | whose files are shown to be, and what the upper stores of that |
 //! | `node`, `nodes`, `dense`, `name` | what the kernel knows: number → dentry and inode in the upper |
 //! | `lower` | the archive, with merged numbers |
-//! | `upper/` | the upper directory's format: marks, records, whiteouts, workdir |
+//! | `upper/` | the upper directory's format: marks, records, whiteouts, work directory |
 //! | `dirs` | descriptors of upper directories, and the way to them |
 //! | `lookup`, `describe` | which inode a name means, and what the upper says of it |
-//! | `again`, `parents` | where a file is whose number alone is known |
+//! | `again`, `parents` | where a file is, if only its number is known |
 //! | `copy_up`, `build` | bringing a lower inode into the upper, with or without its data |
 //! | `index` | lower inodes with several names, once copied up |
 //! | `create`, `link`, `remove`, `rename` | changing names |
 //! | `setattr`, `xattr` | changing attributes |
-//! | `ctime` | that directories show no change which is none |
+//! | `ctime` | the `st_ctime` of directories that nobody has changed |
 //! | `handles`, `open`, `io` | open files and their data |
 //! | `readdir`, `halves` | listing |
 //!
-//! **Locks.** `names` is held shared while a name in the upper is resolved and used, and exclusively
-//! while one is changed; only short system calls on the upper are made under it, never the network
-//! or a copy of data. What an operation needs from the lower is found out before it is taken: the
-//! lower never changes, and neither does which lower directory a directory merges with. Below it
-//! come the node table's and the descriptor cache's own locks, which are leaves.
+//! **Locks.** `names` is held shared while a name in the upper is resolved and used, and exclusively while one is
+//! changed. Only short system calls on the upper are made under it: no request to the store, and no copy of
+//! data. So what an operation needs from the lower is found out before. It still holds then, as the lower never
+//! changes, and neither does which lower directory a directory merges with. Below `names` are the locks of the
+//! node table, the index, the descriptor cache, the listings and the handles, which are leaves. Above it is that
+//! of `again`: whoever walks a half of the tree holds it for the whole walk.
 //!
-//! **Crashes.** Everything is built in the workdir and put in place by one rename. The upper is
-//! correct at any moment; what is left in the workdir is removed at the next mount.
+//! **Crashes.** Everything is built in the work directory and put in place by one rename. The upper is
+//! correct at any moment; what is left in the work directory is removed at the next mount.
+//!
+//! What the marks in the upper say, byte by byte, is in `docs/FORMATS.md`.
 
 mod again;
 mod attr;

@@ -1,17 +1,16 @@
 //! Listing directories.
 //!
-//! There are no open directories: a position in a listing, its cookie, says all there is to know, and
-//! stays right whatever changes meanwhile. Names that the lower half has keep their place there,
-//! streamed from the archive, even if the upper has something else under them or nothing; names of the
-//! upper alone are sorted by their hash. So a copy-up moves no name from one half to the other, no
-//! removal shifts what comes behind it, and whoever reads on sees each name that was there all the
-//! while, once.
+//! There are no open directories: a position in a listing, its cookie, says all there is to know, and stays right
+//! whatever changes meanwhile. Names that the lower half has are streamed from the archive and keep their place
+//! there, even if the upper has something else under them, or nothing. Names of the upper alone are sorted by
+//! their hash. So a copy-up moves no name from one half to the other, a removal shifts nothing behind it, and
+//! whoever reads on sees each name that was there all the while, once.
 //!
-//! A name is listed even if what it names cannot be described: then it comes without attributes, and
-//! whoever looks at it gets the error.
+//! A name is listed even if what it names cannot be described: it then comes without attributes, and whoever
+//! looks at it gets the error.
 //!
-//! The upper half is listed when reading begins, and kept until the end is reached, or another
-//! directory needs the room: so a listing costs memory by what the upper holds.
+//! The upper half is listed when reading begins, and kept until the end is reached or another directory needs
+//! the room. So a listing costs memory by what the upper holds.
 
 use std::ffi::OsStr;
 use std::ops::ControlFlow;

@@ -3,7 +3,7 @@
 //! A lower file is copied up without its data, a lower directory alone: a redirect on the copy says
 //! where in the lower its contents are. The old name gets its whiteout from the same system call
 //! that renames (`RENAME_WHITEOUT`), as kernel overlayfs has it, or a moment later: then a note in the
-//! workdir sees to it that it does.
+//! work directory sees to it that it does.
 
 use std::ffi::OsStr;
 use std::os::fd::OwnedFd;

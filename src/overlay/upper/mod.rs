@@ -1,4 +1,4 @@
-//! The upper directory and its workdir, in kernel overlayfs's on-disk format.
+//! The upper directory and its work directory, in kernel overlayfs's on-disk format.
 
 mod form;
 mod marks;

@@ -15,12 +15,12 @@ use super::form::{Form, Whiteouts};
 use super::marks::Namespace;
 use crate::inode_ops::{Address, Directory, Privilege};
 
-/// Scratch space below the workdir, as kernel overlayfs names it. Emptied at every mount.
+/// Scratch space below the work directory, as kernel overlayfs names it. Emptied at every mount.
 const WORK: &str = "work";
 /// Hard links of copied-up lower inodes that have several names, as kernel overlayfs keeps them.
 const INDEX: &str = "index";
 
-/// An upper directory with its workdir, locked for this process until dropped.
+/// An upper directory with its work directory, locked for this process until dropped.
 #[derive(Debug)]
 pub struct Upper {
     /// For messages only.
@@ -39,7 +39,7 @@ pub struct Upper {
     /// Taken while a directory is given a number.
     pub(super) numbering: Mutex<()>,
     pub(super) drafts: AtomicU64,
-    /// The workdir, locked as the root is.
+    /// The work directory, locked as the root is.
     lock: OwnedFd,
 }
 

@@ -1,4 +1,4 @@
-//! The workdir: where things are built before one rename puts them in place, and where removed
+//! The work directory: where things are built before one rename puts them in place, and where removed
 //! things are taken apart after one rename has put them out of sight.
 
 use std::ffi::{OsStr, OsString};
@@ -21,7 +21,7 @@ use crate::types::FileKind;
 /// The one whiteout inode that all whiteouts are links of, until the file system's limit of links.
 const WHITEOUT: &str = "whiteout";
 
-/// Something in the workdir that is not in place yet. Dropped, it is removed.
+/// Something in the work directory that is not in place yet. Dropped, it is removed.
 #[derive(Debug)]
 pub(in super::super) struct Draft<'a> {
     upper: &'a Upper,
@@ -72,7 +72,7 @@ impl Drop for Draft<'_> {
 }
 
 impl Upper {
-    /// A name not yet used in the workdir.
+    /// A name not yet used in the work directory.
     pub(super) fn draft_name(&self) -> OsString {
         // The kernel's own temporary names begin with '#' too.
         OsString::from(format!("#{:x}", self.drafts.fetch_add(1, Ordering::Relaxed)))
@@ -119,7 +119,7 @@ impl Upper {
         }
     }
 
-    /// A new empty file in the workdir.
+    /// A new empty file in the work directory.
     pub(in super::super) fn draft_file(
         &self,
         flags: OFlags,
@@ -128,7 +128,7 @@ impl Upper {
         Ok(self.draft(|dir, name| make_file(dir, name, flags, mode))?)
     }
 
-    /// A whiteout in the workdir.
+    /// A whiteout in the work directory.
     pub(in super::super) fn draft_whiteout(&self) -> Result<Draft<'_>> {
         Ok(self.draft(|dir, name| self.link_whiteout(dir, name))?.0)
     }
@@ -175,13 +175,13 @@ impl Upper {
         Ok(draft)
     }
 
-    /// Removes `name` from the workdir, with all below it. What cannot be removed now is removed
+    /// Removes `name` from the work directory, with all below it. What cannot be removed now is removed
     /// when the upper is opened next.
     pub(super) fn discard(&self, name: &OsStr) {
         remove_tree(&self.work, name);
     }
 
-    /// Empties the workdir, but for a note of what is still to be done.
+    /// Empties the work directory, but for a note of what is still to be done.
     pub(super) fn clean_work(&self) -> Result<()> {
         for (name, ..) in list(&self.work)? {
             if name != NOTE {
