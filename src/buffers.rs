@@ -2,7 +2,8 @@
 //!
 //! Chunks and decoded blocks come and go by the thousand, between allocations that stay. Left to a
 //! general allocator they tear its heap into pieces: a server that read a tree of 60,000 files for 64
-//! readers at once had 90 to 100 MiB resident, for 60 MiB in use.
+//! readers at once had 90 to 100 MiB resident, for 60 MiB in use. mimalloc instead of this took several times
+//! as much (`docs/decisions/allocator.md`).
 
 use bytes::Bytes;
 use parking_lot::Mutex;

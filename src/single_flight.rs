@@ -1,8 +1,8 @@
 //! Single flight: what several threads want at once is made by one of them, for all.
 //!
-//! A [`Flight`] is one such making: somebody lands it, and any number of threads wait for it. [`Flights`]
-//! knows by key what is being made: the first who asks leads, the others join. Chunks on their way use the
-//! former, since one request brings several; blocks that are decoded and inodes that are copied up the latter.
+//! A [`Flight`] is one thing that is being made: somebody lands it, and any number of threads wait for it.
+//! [`Flights`] knows them by key: the first who asks leads, the others join. Blocks that are decoded and inodes
+//! that are copied up have keys. Chunks on their way are flights without, as one request brings several.
 //!
 //! Who leads may have to wait for the store. A thread that must not is told so, rather than made to wait for
 //! one that does.

@@ -7,6 +7,17 @@
 //! A backup is found by its keys alone: there is no index that could be wrong or would have to be locked.
 //! So the archive is written first and its size checked, and the metadata, which makes it a backup, last;
 //! deletion goes the other way round.
+//!
+//! | file | idea |
+//! | --- | --- |
+//! | `bucket`, `config`, [`layout`] | the place of backups, its name in a file, what lies where in it |
+//! | `id`, `meta`, `fields` | what names a backup, and what is known of it |
+//! | `create`, `select/`, `destination`, `upload` | making one: what is left out, where it goes, sent while it is read |
+//! | `list`, `contents` | what there is, and in what state |
+//! | `restore`, `open`, `memory` | whether one may be restored; from a source to an open archive |
+//! | `extract`, `staging` | ordinary files, complete or not at all |
+//! | `verify/`, `warm` | reading all of an archive: to check it, or into the disk cache |
+//! | `delete`, `prune` | deleting one, or by rule |
 
 mod bucket;
 mod config;

@@ -1,8 +1,8 @@
 //! Sends an archive to a store while it is still being written.
 //!
-//! Stores take parts in any order. So the first part, whose superblock is known last, is held back while
-//! the others go. An archive that fits into one part is sent as one object when it is whole, unless it was
-//! expected to be large.
+//! Stores take parts in any order. So the first part is held back while the others go: it has the superblock, which
+//! is known last. An archive of one part is sent as one object once it is whole. Where a large one was expected,
+//! a multipart upload has begun by then, and goes on with one part.
 
 use std::io;
 use std::sync::Arc;

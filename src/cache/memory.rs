@@ -1,4 +1,7 @@
 //! Chunks held in memory, within a budget of bytes.
+//!
+//! Two lists, of what was read and of what is ahead: with one, a reader in sequence pushes out what was fetched
+//! for it by what it has just read.
 
 use bytes::Bytes;
 use lru::LruCache;

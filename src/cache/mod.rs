@@ -18,8 +18,8 @@
 //! | `damage` | what came, made no sense, and came alike once more |
 //! | `waiting` | whether a thread may wait for the store, and since when it does |
 //!
-//! `remote` and `warm` use the fetcher; that uses the prefetcher, memory and the disk, which know nothing
-//! of one another, and nothing of the store.
+//! `remote` and `warm` use the fetcher; that uses the prefetcher, memory and the disk, which know nothing of
+//! the store, and of one another no more than what a trace is.
 //!
 //! **What is kept where.** A chunk is an aligned slice of the object, 64 KiB unless told otherwise, at the same
 //! number in memory, on disk and in a trace. Memory holds what was read lately and what is ahead of readers;
@@ -27,25 +27,28 @@
 //!
 //! **The life of a chunk.** *Absent*, it is booked with its neighbours as a run, which takes room in memory in
 //! advance. *On its way*, from the store or from disk, whoever asks joins the run (single flight). It *lands*
-//! in memory, wakes those who wait, and is given to the disk's thread to be written. In memory it is *ahead*
+//! in memory, wakes those who wait, and waits for the disk's thread to write it. In memory it is *ahead*
 //! until it is read for the first time, and then among the *read*, which go first where room is needed. One
 //! that does not decode is dropped from everywhere and fetched once more.
 //!
 //! **Fetching ahead.** The prefetcher observes every read and answers with a plan. Each policy in it
 //! recognizes one way of reading: `sequential` says the next bytes, `cluster` the region around a read,
 //! `scatter` regions farther off, for the disk alone, and `trace` notes what is read first, for the next
-//! mount. What of their wishes is not here and has room is decided in one place, `prefetch/mod.rs`; then the
-//! fetcher books it and sends it. `warm` comes from elsewhere: on a thread of its own, with few requests at a
-//! time, fewer while a reader waits.
+//! mount. Their wishes are weighed in one place, `prefetch/mod.rs`, against what is here and what there is room
+//! for; then the fetcher books and sends them. `warm` follows no reader: it has threads of its own, and few
+//! requests at a time, fewer while a reader waits.
 //!
-//! **Backpressure.** Everything on its way counts against the budget of memory, whoever wants it, and three
-//! quarters of that are the most that may be ahead; what nobody may ever read is not fetched while half of
-//! it is on its way. The disk's queue is bounded, and what does not fit is not written. Readers are never
-//! held back: what they wait for is sent at once, first on the wire, and may exceed the budget.
+//! **Backpressure.** Everything on its way counts against the budget of memory, whoever wants it. Three
+//! quarters of the budget may be ahead of readers. What nobody may ever read is fetched only while less than
+//! half of the budget is on its way. The disk's queue is bounded, and what does not fit is not written.
+//! Readers are never held back: what they wait for is sent at once, first on the wire, and may exceed the
+//! budget.
 //!
-//! **Waiting.** A run can be waited for by any number of threads, as long as the store has for an answer; the
-//! time counts once for a chunk, whoever asks again (`fetcher/patience`). Threads that must not wait for the
-//! store are told so before anything is sent (`waiting`).
+//! **Waiting.** Any number of threads can wait for a run, for as long as the store has to answer. Who asks again
+//! soon for what did not come gets no second such time (`fetcher/patience`). Threads that must not wait for
+//! the store are told so before anything is sent (`waiting`).
+//!
+//! Why it is so, and what was tried, with figures: `docs/decisions/shape-of-the-cache.md`.
 
 mod assemble;
 mod blob;

@@ -1,10 +1,10 @@
 //! Whether a thread may wait for the store, and since when.
 //!
-//! A mount answers from threads of several kinds. Those that everything local goes through must never be
-//! held up by a store that does not answer; but whether an operation needs the store shows only on the
-//! way, when a block turns out to be neither in memory nor on disk. So such a thread tries, and where
-//! it would have to wait the operation fails with [`Error::WouldWait`](super::Error::WouldWait), with nothing done yet, to be
-//! repeated on a thread that may (as `RWF_NOWAIT` has it in the kernel).
+//! A mount answers from threads of several kinds. A store that does not answer must never hold up those that
+//! everything local goes through. But that an operation needs the store shows only on the way, when a block
+//! is neither in memory nor on disk. So such a thread tries. Where it would have to wait, the operation fails
+//! with [`Error::WouldWait`](super::Error::WouldWait) before anything is done, and is repeated on a thread that
+//! may wait: as `RWF_NOWAIT` has it in the kernel.
 
 use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, Ordering};

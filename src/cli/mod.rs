@@ -2,6 +2,17 @@
 //!
 //! Results go to standard output, everything else to standard error. Exit codes are those of
 //! [`Code`]; called as a mount(8) helper, those of mount(8).
+//!
+//! Each command has a file by its name, with its arguments; `backups` has those of a bucket, `archive` those that
+//! read an archive without a mount. Beside them:
+//!
+//! | file | idea |
+//! | --- | --- |
+//! | `args` | the commands, from which help, completions and man page are made |
+//! | `groups` | options that several commands share |
+//! | `values`, `spans` | values as they are typed: bytes, limits, times |
+//! | `options`, `mount_helper`, `remount` | `-o`, and what mount(8) calls |
+//! | `output`, `progress`, `logging` | results, how far long work is, messages |
 
 mod archive;
 mod args;

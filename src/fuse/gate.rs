@@ -1,8 +1,8 @@
-//! Back-pressure: a bound on the bytes of reads that are worked on at a time.
+//! Backpressure: a bound on the bytes of reads that are worked on at a time.
 //!
-//! One read costs memory until it is answered, and the kernel sends thousands at once. So each enters with its
-//! length, and the next waits until there is room. It waits for a while only, and then goes on beyond the limit:
-//! those before it may wait for a network that is down, and its own bytes may be on the disk.
+//! A read costs memory until it is answered, and the kernel sends thousands at once. So each enters with its
+//! length, and waits until there is room for that. After a while it goes on even so: those inside may wait for
+//! a network that is down, and its own bytes may be on the disk.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

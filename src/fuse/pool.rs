@@ -1,8 +1,8 @@
 //! Threads that may block, for requests whose answer is not in memory.
 //!
-//! A FUSE thread that waited for the network would keep every request behind it waiting. So it
-//! answers what it can at once and hands the rest, reply included, to a pool. Threads start
-//! when a job finds none idle and leave after a quiet while: a mount that is not read costs none.
+//! If a FUSE thread waited for the network, all requests behind it would wait, too. So it answers what it can
+//! at once, and hands the rest, reply included, to a pool. Threads start when a job finds none idle, and end
+//! after a quiet while: a mount that nobody uses has none.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -1,9 +1,9 @@
 //! On which thread an operation runs.
 //!
-//! What is on this machine and what is in the store never share a queue: readers who wait for a store
-//! that does not answer take all the threads there are for that, and everything else goes on. Whether an
-//! operation needs the store is often known only on the way. So it is tried on a thread that must not
-//! wait for that ([`without_waiting`]), and repeated on one that may if it comes to that.
+//! What is on this machine and what is in the store never share a queue. Readers of a store that does not answer
+//! may take all threads of the store's pools; everything else goes on. Often it shows only on the way that an
+//! operation needs the store. So it is tried on a thread that must not wait for that ([`without_waiting`]),
+//! and where it would have to, repeated on one that may.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;

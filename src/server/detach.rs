@@ -1,9 +1,9 @@
 //! Starting a server that outlives the command, and telling the command when it is ready.
 //!
-//! The command runs a program of its choice, mostly its own again, with the hidden `serve` subcommand. Two lines of JSON go
-//! through the server's standard input, so that a presigned URL shows in no process list: the source
-//! to open, and what to mount, which the command may still be finding out. Each is answered with a
-//! line on its standard output.
+//! The command runs a program of its choice, mostly its own again, with the hidden `serve` subcommand. Two lines
+//! of JSON go to the server's standard input, so that a presigned URL shows in no process list: first the source
+//! to open, then what to mount, which the command may find out meanwhile. The server answers each with a line on
+//! its standard output.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Write};

@@ -1,9 +1,8 @@
 //! What a server does not take over from the process that started it.
 //!
-//! A server outlives its caller by days. What it held of it would be held as long: a lock, the other
-//! end of a pipe, a file system that cannot be unmounted; what it ran under would slow every user of
-//! the mount. Limits are another matter: those of the caller stay (`setrlimit`, `oom_score_adj`,
-//! affinity, control groups).
+//! A server outlives its caller by days. Whatever it kept of the caller's would be held as long: a lock, the other
+//! end of a pipe, a file system that cannot be unmounted. A low priority would slow every user of the mount.
+//! Limits are another matter, and stay: `setrlimit`, `oom_score_adj`, affinity, control groups.
 
 use std::ffi::OsStr;
 use std::io;

@@ -1,8 +1,8 @@
-//! What servers and other commands leave that are killed: finding it, and removing it under its lock.
+//! What servers and commands leave when they are killed: finding it, and removing it under its lock.
 //!
-//! Whatever somebody still has is locked: a server's record by the server, an upper and its work directory
-//! by whoever has them mounted, what is being unpacked by the command that does. A machine that was
-//! started again holds no lock.
+//! Whatever somebody still has is locked: a server's record by the server, an upper and its work directory by
+//! whoever has them mounted, a staging directory by the command that unpacks into it. After a restart of the
+//! machine nothing is locked.
 
 use std::collections::HashSet;
 use std::io;

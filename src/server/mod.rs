@@ -1,7 +1,19 @@
 //! The process behind a mount: from a request to a directory that answers, and its tidy end.
 //!
 //! [`serve()`] is that process's whole life. [`start_detached`] runs it in a process of its own.
-//! What a server writes down about itself is in `state`, what it says when asked in [`report`].
+//!
+//! | file | idea |
+//! | --- | --- |
+//! | `request`, `owners` | what is asked for, and whose files are to be shown |
+//! | `detach`, `program` | starting a server, and which program that is |
+//! | `inherited`, `privileges`, `group`, `heap` | what it leaves behind, gives up, or sets for itself |
+//! | `serve`, `directories`, `traces` | its life: the mount, its directories, what is fetched ahead |
+//! | `control`, [`report`] | what it says when asked |
+//! | `state`, `mount_dir`, `record`, `locks` | what is written down of it, and locked |
+//! | [`mounts`], `mounted_from` | what is mounted, as the kernel says |
+//! | `restore`, `unchosen` | a backup in place of what is mounted; where nobody chose the place |
+//! | `unmount` | the end of a mount, whoever serves it |
+//! | `dead`, `leftovers` | servers and commands that were killed, and what they left |
 
 mod control;
 mod dead;

@@ -1,5 +1,5 @@
-//! What programs read first in a mount: fetched ahead as the last mount saw it, and recorded for the
-//! next. Optionally the rest of the archive follows.
+//! Traces of a mount: what programs read first in the last one is fetched ahead, and what they read first in this
+//! one is kept for the next. With `--fill` the rest of the archive follows.
 
 use std::io;
 use std::sync::Arc;

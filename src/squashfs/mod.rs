@@ -10,13 +10,18 @@
 //! format. Where the kernel is lenient (blocks longer than needed, an index that ends early), so
 //! is this.
 //!
-//! The way down, from question to bytes: `dir`, `inode`, `xattr` read packed metadata through
-//! `metadata`; a read of a file goes through `blocks` (where are its blocks), `plan` (which of
-//! them answer) and `data` (fetch and decode). `tables` holds the indexes, `format` the on-disk
-//! structures, `codec` the decompressors, `decoded` the cache that both sorts of blocks use. `check`
-//! goes through what no reader may ever ask for.
+//! | file | idea |
+//! | --- | --- |
+//! | `superblock`, `tables` | what is read when an archive is opened: its head, and where its tables are |
+//! | `dir`, `dir_index`, `inode`, `xattr` | what metadata says: listings, inodes, attributes |
+//! | `metadata` | blocks of metadata, fetched and decoded |
+//! | `blocks`, `plan`, `data` | a read of a file: where its blocks are, which of them answer, fetched and decoded |
+//! | `decoded` | recent blocks of both sorts, each decoded once however many want it |
+//! | `walk`, `pieces`, `check` | all of a tree, of a file, of an archive |
+//! | `format`, `codec` | the structures as they lie in an archive, the decompressors |
 //!
-//! [`mod@write`] makes archives, and shares only `format` with the reader.
+//! [`mod@write`] makes archives, and shares only `format` with the reader. Why both are our own is in
+//! `docs/decisions/own-reader-and-writer.md`.
 
 mod blocks;
 mod check;

@@ -1,4 +1,4 @@
-//! Object stores behind two small traits.
+//! Object stores behind three small traits.
 //!
 //! A [`Source`] is what a user types. What it opens as can do no more than the place can:
 //!
@@ -9,20 +9,33 @@
 //! | an HTTP(S) URL | yes | | |
 //! | presigned URLs of one upload | the archive | the archive, its metadata | |
 //!
-//! One request passes through `ranged` or `multipart` (what an operation is made of), `exchange` (signs, sends,
-//! tries again within the deadline), `tls` (the HTTP client) and, on its way back, `classify` (what an answer
-//! that is no success means). `hedge` may send it twice. Keys come from `credentials`, which asks `profile`,
-//! `helper` and `renewal`. Why requests and keys are our own is in `docs/decisions/own-multipart-upload.md` and
+//! The way of one request, from what is asked to the wire and back:
+//!
+//! | file | idea |
+//! | --- | --- |
+//! | `source`, `access`, `r2` | what a user types, and how its store is reached |
+//! | `read`, `bucket` | the traits, and what their calls take and give |
+//! | `hedge` | asks once more for what takes longer than usual |
+//! | `s3`, `http_object`, `presigned`, `local` | the stores: where an object is, and what is asked for it |
+//! | `ranged`, `multipart`, `pages` | what takes several requests: a body cut short, an upload, a listing |
+//! | `exchange` | signs, sends, and tries again within the deadline |
+//! | `tls`, `redirect` | the HTTP client, and where a server may send it |
+//! | `classify`, `refusal` | what an answer that is no success means |
+//! | `credentials`, `profile`, `helper`, `renewal` | keys: where they come from, and when they are read again |
+//!
+//! Why requests and keys are our own is in `docs/decisions/own-multipart-upload.md` and
 //! `docs/decisions/credentials.md`.
 //!
-//! All of it is async, as little else in the crate is; callers bring a tokio runtime with I/O and
-//! timers.
+//! All of it is async, as little else in the crate is. Callers bring a tokio runtime with I/O and timers.
 //!
-//! The rules that all of them keep, because backups must survive proxies and half-working servers:
-//! the size of an object comes from `Content-Range`, never from HEAD; a 200 where 206 was asked is
-//! [`Error::RangeIgnored`]; a request that names an [`ETag`] fails with [`Error::Changed`] if the
-//! object is another one by now; truncated, stalled and failed requests are tried again until
-//! [`Access::deadline`]. Bytes damaged on the way pass unnoticed: checksums are above.
+//! All stores keep the same rules, because backups must survive proxies and half-working servers:
+//!
+//! - The size of an object comes from `Content-Range`, never from HEAD.
+//! - A 200 where 206 was asked for is [`Error::RangeIgnored`].
+//! - A request that names an [`ETag`] fails with [`Error::Changed`] if the object is another one by now.
+//! - Truncated, stalled and failed requests are tried again until [`Access::deadline`].
+//!
+//! Bytes that were damaged on the way pass unnoticed: checksums are above.
 
 mod access;
 mod bucket;

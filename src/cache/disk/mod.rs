@@ -1,10 +1,10 @@
 //! Chunks on this machine's disk, shared by all mounts of a user and kept between them.
 //!
 //! A [`CacheDir`] holds archives, each one version of one object. Nothing in it is trusted: a chunk is
-//! returned if it has the checksum that was written behind it, and else fetched again. That makes
-//! everything else simple. Writes are not synced, processes do not coordinate beyond a lock that
-//! keeps archives in use from being removed, and what is lost to a crash or a race costs a request.
-//! The checksums are no defence against attackers; the directory's mode, 0700, is.
+//! returned if it has the checksum that its record says, and else fetched again. That makes everything
+//! else simple. Writes are not synced. Processes share no more than a lock that keeps archives in use from
+//! being removed. What is lost to a crash or a race costs a request. The checksums are no defence against
+//! attackers; the directory's mode, 0700, is.
 //!
 //! | file | idea |
 //! | --- | --- |
@@ -15,8 +15,9 @@
 //! | `evict` | what is cached, and what has to leave |
 //! | `traces` | what was read first, kept beside the archives |
 //!
-//! Reading is what a demand waits for, and happens on the thread that asks. Writing and eviction
-//! happen on a thread of their own.
+//! A reader waits for what is read here, so that happens on its own thread. Chunks that were fetched for
+//! readers are written by a thread of their own, which nobody waits for; those that were fetched for the disk
+//! alone, by whoever fetched them. Whoever writes evicts where there is no room.
 
 mod dir;
 mod entry;

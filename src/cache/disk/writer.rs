@@ -1,4 +1,5 @@
-//! Writes chunks to disk, one thread for each blob, off everybody's way.
+//! Writes chunks to disk: those of readers on a thread of each blob's, in nobody's way, and what is for the disk
+//! alone on the caller's.
 
 use std::io;
 use std::sync::Arc;

@@ -1,8 +1,8 @@
 //! What could lately not be had.
 //!
-//! A kernel asks twice for a page: once when it reads ahead and, where that failed, for the page alone. And
-//! whoever waited for the same chunk may ask for it anew. The time that a store is given counts once for a
-//! chunk, so those who ask again soon after it was up get the same answer, unless the chunk comes at once.
+//! A kernel asks twice for a page: when it reads ahead and, where that failed, for the page alone. Others who
+//! waited for the same chunk may ask again, too. A store has its time once for each chunk: who asks again soon
+//! after it was up gets the same error, unless the chunk comes at once.
 
 use std::collections::HashMap;
 use std::ops::Range;

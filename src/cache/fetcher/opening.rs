@@ -1,4 +1,5 @@
-//! What happens before a blob can be read: its size and version are learnt, its ends fetched.
+//! Opening a blob: its size and version are learnt, its first chunk and its end fetched, in parallel. Both would be
+//! wanted at once: an archive begins with its superblock and ends with its metadata.
 
 use std::sync::{Arc, mpsc};
 

@@ -1,7 +1,7 @@
 //! How long chunks are waited for.
 //!
-//! As long as the store has for an answer, counted from its last sign of life. Whoever asks again soon for
-//! what was waited for in vain gets the same answer, unless the chunk comes at once (`failures`).
+//! As long as the store has for an answer, counted from its last sign of life. Whoever asks again soon for what
+//! was waited for in vain gets the same error, unless the chunk comes at once (`failures`).
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
