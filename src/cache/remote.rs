@@ -1,4 +1,8 @@
 //! A blob in an object store, through a cache of chunks.
+//!
+//! A read finds its chunks, takes those in memory, books the rest under the lock, has them fetched without it, and
+//! assembles its bytes from all of them. One of more than half the budget goes so bit by bit: only the result is
+//! large then.
 
 use std::collections::BTreeSet;
 use std::ops::Range;

@@ -1,4 +1,8 @@
 //! What is in the cache, and what has to leave it.
+//!
+//! In this order: versions of which there is a newer one; archives that nobody has open, those first that were not
+//! used for longest; chunks of archives in use, those first that were written first. The last leave holes, and
+//! whoever reads them fetches them again.
 
 use std::collections::BinaryHeap;
 use std::fs::{File, TryLockError};

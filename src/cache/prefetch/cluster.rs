@@ -1,6 +1,8 @@
 //! Recognizes readers of many small things that lie together: files of a directory, objects of a
 //! repository. No read follows the one before, but most are near an earlier one, and each costs a round
 //! trip of its own: what lies around them costs little more than that.
+//!
+//! Regions of 1 MiB were tried: 41 MB for 1,500 files instead of 26, and 2.9 s instead of 2.0.
 
 use std::num::NonZeroUsize;
 use std::ops::Range;
