@@ -1,4 +1,8 @@
 //! Deleting backups by rule, and what interrupted work left behind.
+//!
+//! An archive without metadata may be a backup that is just being made, and an upload one that still goes on. So of
+//! these, what is less than a day old stays. Backups are judged as they are listed, and only those that stay are
+//! remembered.
 
 use std::collections::{BTreeMap, HashMap};
 use std::num::NonZeroU32;

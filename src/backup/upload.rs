@@ -67,7 +67,7 @@ pub(super) struct Uploader<'a> {
     runtime: Handle,
     /// Tells what to expect, once.
     expected: Receiver<Expected>,
-    /// Bytes that fit into a part of any size: with so many, what to expect has to be known.
+    /// Bytes that fit into a part of any size. For more of them, what to expect has to be known.
     least: usize,
     /// 0 until it has been told.
     part_size: usize,
@@ -88,9 +88,9 @@ pub(super) struct Uploader<'a> {
 }
 
 impl<'a> Uploader<'a> {
-    /// For an archive that becomes the object of this store and key, and whose first `held_back` bytes are known last. What to
-    /// expect is asked for when the first has as many bytes as the smallest part may. `sent` counts bytes that have
-    /// arrived; `cancel` calls the upload off.
+    /// For an archive that becomes the object of this store and key. Its first `held_back` bytes are known last. What
+    /// to expect is asked for once the first part has as many bytes as the smallest part may have. `sent` counts
+    /// bytes that have arrived; `cancel` calls the upload off.
     pub(super) fn new(
         (store, key): (Arc<dyn WriteObjects>, String),
         runtime: Handle,
@@ -308,8 +308,8 @@ async fn cancellable<T>(cancel: &AtomicBool, work: impl Future<Output = T>) -> R
     }
 }
 
-/// Waits for the request that makes the object. A store may do what it was asked after we have hung up,
-/// and after we have deleted what it then makes, so it gets a while to answer before that.
+/// Waits for the request that makes the object. Where we hang up, the store may make the object all the same, and
+/// later than we delete it. So it gets a while to answer before that.
 async fn last_request<T>(cancel: &AtomicBool, work: impl Future<Output = T>) -> Result<T, Failure> {
     let mut work = std::pin::pin!(work);
     let done = cancellable(cancel, &mut work).await;

@@ -100,8 +100,8 @@ impl Adapter {
         if self.context.overlay.would_block(Ino(ino.0)) { Work::Local } else { Work::Here }
     }
 
-    /// Where to change something that has to do with `inos`. Not to be begun where it cannot end: what
-    /// may need the store's metadata half way goes where that can be waited for.
+    /// Where to change something that has to do with `inos`. A change must not stop half way: what may need the
+    /// store's metadata goes where that can be waited for.
     pub(super) fn changing<const N: usize>(&self, inos: [INodeNo; N]) -> Work {
         let waits = inos.iter().any(|ino| self.context.overlay.would_block(Ino(ino.0)));
         if waits { Work::Metadata } else { Work::Here }

@@ -1,9 +1,8 @@
 //! Asks the kernel to forget files, so that the node table stays small.
 //!
-//! The overlay keeps a node for each file that the kernel remembers, and a kernel with free memory forgets
-//! nothing: after a walk of a million files the nodes would take 70 MB for good. Since protocol 7.45 (Linux
-//! 6.18) the kernel can be asked to forget files that nobody uses. An older kernel refuses, and is not asked
-//! again.
+//! The overlay keeps a node for each file that the kernel remembers, and a kernel with free memory forgets nothing.
+//! After a walk of a million files the nodes would take 70 MB for good. Since protocol 7.45 (Linux 6.18) the kernel
+//! can be asked to forget files that nobody uses. An older one refuses, and is not asked again.
 
 use std::io;
 use std::os::fd::OwnedFd;

@@ -116,9 +116,9 @@ impl Overlay {
         Ok(Built { draft, fd, st_ino, owner, data, null_device: false })
     }
 
-    /// Whether the data of a copy can stay in the lower. The copy's name says where it is, being the
-    /// lower's in a directory that merges with the lower's: it gets no redirect until that changes
-    /// ([`Self::keep_data_found`]). One that comes into the index can be reached by other names.
+    /// Whether the data of a copy can stay in the lower. The copy's name says where that is, as it is the lower's
+    /// name in a directory that merges with the lower's. So the copy gets a redirect only when its name changes
+    /// ([`Self::keep_data_found`]), or at once if it comes into the index, where other names lead to it.
     fn may_be_metacopy(&self, ino: Ino, inode: &Inode, copy: &Address) -> bool {
         inode.size > 0
             && self.options.metacopy

@@ -19,8 +19,8 @@ use super::node::{Dentry, Snapshot, UpperState};
 use super::parents::UpperParents;
 use crate::types::Ino;
 
-/// Bits in which the numbers of files may differ that are picked together, if they are siblings. In the
-/// archive they lie within 8 KiB of compressed inodes then, some 2,000 to 4,000 of them.
+/// Siblings are picked together if their numbers differ in no more than these low bits. In the archive they then
+/// lie within 8 KiB of compressed inodes, some 2,000 to 4,000 of them.
 const SIBLING_BITS: u32 = 26;
 
 #[derive(Debug)]
@@ -78,8 +78,8 @@ impl Nodes {
         self.0.lock().copied.get(&st_ino).copied()
     }
 
-    /// Counts a lookup of `ino`, found at `dentry` as `upper`, and makes its node if need be. What
-    /// an existing node knows of its inode in the upper stands.
+    /// Counts a lookup of `ino`, found at `dentry` as `upper`, and makes its node if there is none. A node
+    /// that is there keeps what it knows of its inode in the upper.
     ///
     /// # Errors
     /// `ELOOP` where `dentry` is below `ino` itself, as only a damaged archive has it.

@@ -1,4 +1,7 @@
 //! A server's life: open, mount, answer, clean up.
+//!
+//! Its directory and its lock come first, so that whatever it leaves when it is killed can be found. The record
+//! comes once the mount answers, and the command hears of it last: what it was told of is there.
 
 use std::fs::File;
 use std::io;

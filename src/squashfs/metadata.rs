@@ -1,4 +1,9 @@
 //! Metadata blocks: inodes, listings and tables, packed into blocks of 8 KiB.
+//!
+//! Of most archives all of it is held in memory as it is stored, some 32 bytes an inode, so that a walk of the
+//! whole tree asks for nothing. The first who needs a block that is not here fetches it all, as a program that goes
+//! through a tree needs the rest, too; others meanwhile fetch their own block. Where an archive has more than is to
+//! be kept, each block is fetched when it is asked for.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

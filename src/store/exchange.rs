@@ -1,4 +1,8 @@
 //! One HTTP request and its answer, tried again until it works or time is up.
+//!
+//! Time counts from the last sign of life, so that a slow link gets as long as it takes, within bounds. An attempt
+//! after a stall has twice the patience: either the connection was dead, or the store is slow. A store that asks
+//! for a pause gets it, cut short where one more attempt would else have no time.
 
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};

@@ -1,4 +1,8 @@
 //! A local directory as a bucket: keys are paths below it.
+//!
+//! An object is written under a name of its own beside its place, synced and renamed, so that it is there whole or
+//! not at all. Parts of an upload are written where they belong in that one file. What is unfinished is left out of
+//! listings, and is what an upload is in a bucket.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;

@@ -2,9 +2,9 @@
 //!
 //! `THAWFS_TEST_SURROUNDING` names one of [`Surrounding`]; the test programs are then to be started by
 //! `tests/surroundings/run`, which makes what a process cannot make for itself (another user, another
-//! namespace). Each test says what it needs. What a surrounding lacks by its nature, a test that needs it
-//! does not apply to; what should be there and is not is a skip, and where everything is meant to run
-//! (`CI`) a failure.
+//! namespace). Each test says what it needs. A test that needs what a surrounding lacks by its nature does
+//! not apply there. Where a test needs what should be there and is not, it is skipped; where everything is
+//! meant to run (`CI`), it fails.
 
 use std::io::Write;
 use std::path::Path;
