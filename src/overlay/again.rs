@@ -17,7 +17,7 @@ use std::ffi::OsString;
 use std::ops::ControlFlow;
 use std::sync::atomic::Ordering;
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use rustix::io::Errno;
 
 use super::Overlay;
@@ -27,6 +27,7 @@ use super::error::{Error, Result};
 use super::lookup::Held;
 use super::node::Dentry;
 use super::parents::{Parents, UpperParents};
+use crate::cache::{self, may_wait};
 use crate::squashfs::{self, DirCursor};
 use crate::types::{FileKind, Ino};
 
@@ -243,7 +244,7 @@ impl Overlay {
     fn parent_in_lower(&self, ino: Ino) -> Result<Option<Ino>> {
         let Some(reference) = self.lower.inode_ref(ino) else { return Ok(None) };
         let number = self.lower.inode(reference)?.number;
-        let mut parents = self.walks.lower.lock();
+        let mut parents = self.known_lower()?;
         let parents = match &mut *parents {
             Some(parents) => parents,
             none => {
@@ -261,7 +262,7 @@ impl Overlay {
 
     /// As [`Self::parent_in_lower`], where the archive has more than the table has room for.
     fn search_lower(&self, ino: Ino) -> Result<Option<Ino>> {
-        if !self.walks.lower.lock().as_ref().is_some_and(Parents::is_partial) {
+        if !self.known_lower()?.as_ref().is_some_and(Parents::is_partial) {
             return Ok(None);
         }
         let Some(reference) = self.lower.inode_ref(ino) else { return Ok(None) };
@@ -269,6 +270,16 @@ impl Overlay {
         let mut found = None;
         self.walk_lower(&mut search(number.0.into(), &mut found))?;
         Ok(found)
+    }
+
+    /// The directories of the archive's files, as far as they are known. Who finds them out may wait for the store
+    /// meanwhile, and so would this thread.
+    fn known_lower(&self) -> Result<MutexGuard<'_, Option<Parents>>> {
+        match self.walks.lower.try_lock() {
+            Some(known) => Ok(known),
+            None if may_wait() => Ok(self.walks.lower.lock()),
+            None => Err(squashfs::Error::Blob(cache::Error::WouldWait).into()),
+        }
     }
 
     /// Gives `visit` the directories of the archive, and the inode numbers in each.

@@ -1018,3 +1018,72 @@ fn an_ordinary_users_closed_files_stay_known() {
     let chain = side.resolve(path("closed")).unwrap();
     assert_eq!(side.contents(chain.last()), b"closed");
 }
+
+/// An archive's bytes from a store that can be made to answer nobody until it is opened again.
+struct Shut {
+    inner: FileBlob,
+    /// Held while it is shut.
+    door: parking_lot::Mutex<()>,
+    waiting: AtomicUsize,
+}
+
+impl Blob for Shut {
+    fn size(&self) -> u64 {
+        self.inner.size()
+    }
+
+    fn get(&self, _range: ByteRange) -> Option<bytes::Bytes> {
+        None
+    }
+
+    fn fetch(&self, ranges: &[ByteRange]) -> Result<Vec<bytes::Bytes>, thawfs::cache::Error> {
+        if self.door.try_lock().is_none() {
+            if !thawfs::cache::may_wait() {
+                return Err(thawfs::cache::Error::WouldWait);
+            }
+            self.waiting.fetch_add(1, Ordering::SeqCst);
+            drop(self.door.lock());
+        }
+        self.inner.fetch(ranges)
+    }
+
+    fn prefetch(&self, _range: ByteRange) {}
+}
+
+#[test]
+fn who_must_not_wait_for_the_store_does_not_wait_for_a_walk_of_the_archive_either() {
+    let dir = tempfile::tempdir().unwrap();
+    for name in ["d/near", "e/far"] {
+        let file = dir.path().join("tree").join(name);
+        std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+        std::fs::write(file, name).unwrap();
+    }
+    let packed = dir.path().join("archive");
+    pack(&dir.path().join("tree"), &packed);
+    let known = Overlay::new(open_archive(&packed), None, Options::default()).unwrap();
+    let known = Merged { overlay: known, plus: false };
+    let numbers = ["d/near", "e/far"].map(|name| known.resolve(path(name)).unwrap().last());
+
+    let blob = Arc::new(Shut {
+        inner: FileBlob::open(&packed, 0).unwrap(),
+        door: parking_lot::Mutex::new(()),
+        waiting: AtomicUsize::new(0),
+    });
+    let none = OpenOptions { decoded_bytes: 0, metadata_bytes: 0, resident_bytes: 0 };
+    let archive = Archive::open(Arc::clone(&blob) as Arc<dyn Blob>, none).unwrap();
+    let overlay = Overlay::new(Arc::new(archive), None, Options::default()).unwrap();
+    let shut = blob.door.lock();
+    std::thread::scope(|scope| {
+        // By their numbers alone, as by a file handle.
+        let walks = scope.spawn(|| overlay.lookup_again(numbers[0]).map(|attr| attr.ino));
+        while blob.waiting.load(Ordering::SeqCst) == 0 {
+            std::thread::yield_now();
+        }
+        let refused = thawfs::cache::without_waiting(|| overlay.lookup_again(numbers[1]));
+        assert!(refused.unwrap_err().is_would_wait());
+        assert!(!walks.is_finished());
+        drop(shut);
+        assert_eq!(walks.join().unwrap().unwrap(), numbers[0]);
+    });
+    assert_eq!(overlay.lookup_again(numbers[1]).unwrap().ino, numbers[1]);
+}
