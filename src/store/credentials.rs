@@ -6,23 +6,17 @@
 //! is there is used; the rest is not looked at.
 
 use std::fmt;
-use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
-use object_store::RetryConfig;
-use object_store::aws::{AmazonS3Builder, AwsCredential, AwsCredentialProvider};
-use object_store::client::{ClientOptions, HttpClient, HttpConnector};
+use object_store::aws::AwsCredential;
+use object_store::client::HttpClient;
 use tokio::time::{Instant, timeout_at};
 
-use super::error::root_cause;
 use super::profile::{Profile, check_ascii};
+use super::provider::{PROVIDER_DEADLINE, Provider, has_web_identity};
 use super::renewal::FromProfile;
 use super::{Access, Error, Result};
 use crate::environment::Environment;
-
-/// How long cloud services that hand out keys have. They are next door or not there at all.
-const PROVIDER_DEADLINE: Duration = Duration::from_secs(4);
 
 /// Gives keys for signing.
 pub(super) struct Credentials(Kind);
@@ -31,11 +25,7 @@ enum Kind {
     Anonymous,
     Fixed(Arc<AwsCredential>),
     Profile(Arc<FromProfile>),
-    Provider {
-        provider: AwsCredentialProvider,
-        /// What is asked, for messages.
-        name: &'static str,
-    },
+    Provider(Provider),
 }
 
 impl Credentials {
@@ -59,19 +49,15 @@ impl Credentials {
             if let Some(credential) = keys_of(environment, place)? {
                 return Ok(Self(Kind::Fixed(Arc::new(check(credential, place)?))));
             }
-            if has_web_identity(environment) {
-                let provider = provider(environment.aws(), region, client)?;
-                return Ok(Self(Kind::Provider { provider, name: "the web identity service" }));
+            if let Some(it) = Provider::of_web_identity(environment, region, client, place)? {
+                return Ok(Self(Kind::Provider(it)));
             }
         }
         if let Some(keys) = profile.keys(access.deadline).await? {
             return Ok(Self(Kind::Profile(FromProfile::new(access, keys).await?)));
         }
-        if let Some(name) = provider_name(environment) {
-            // What was passed over above must not be found by other code.
-            let of_machine = environment.aws().filter(|(name, _)| !OF_CALLER.contains(name));
-            let provider = provider(of_machine, region, client)?;
-            return Ok(Self(Kind::Provider { provider, name }));
+        if let Some(provider) = Provider::of_machine(environment, region, client, place)? {
+            return Ok(Self(Kind::Provider(provider)));
         }
         Err(Error::BadCredentials { object: place.to_owned(), reason: "there are none".into() })
     }
@@ -100,12 +86,12 @@ impl Credentials {
                 }),
                 Err(_) => Err(silent("credential_process")),
             },
-            Kind::Provider { provider, name } => {
+            Kind::Provider(provider) => {
                 let end = end.min(asked + PROVIDER_DEADLINE);
-                let credential = timeout_at(end, provider.get_credential())
+                let credential = timeout_at(end, provider.get())
                     .await
-                    .map_err(|_| silent(name))?
-                    .map_err(|error| bad(format!("{name}: {}", root_cause(&error))))?;
+                    .map_err(|_| silent(provider.name))?
+                    .map_err(bad)?;
                 check_ascii(&credential, object)?;
                 Ok(Some(credential))
             }
@@ -121,7 +107,7 @@ impl Credentials {
                 true
             }
             // It renews by the clock; there is no way to hurry it.
-            Kind::Provider { .. } => false,
+            Kind::Provider(_) => false,
         }
     }
 }
@@ -144,7 +130,7 @@ impl fmt::Debug for Credentials {
             Kind::Anonymous => "Credentials(anonymous)",
             Kind::Fixed(_) => "Credentials(environment)",
             Kind::Profile(_) => "Credentials(profile)",
-            Kind::Provider { .. } => "Credentials(provider)",
+            Kind::Provider(_) => "Credentials(provider)",
         })
     }
 }
@@ -153,15 +139,6 @@ fn check(credential: AwsCredential, place: &str) -> Result<AwsCredential> {
     check_ascii(&credential, place)?;
     Ok(credential)
 }
-
-/// The variables by which a caller says who it is.
-const OF_CALLER: [&str; 5] = [
-    "AWS_ACCESS_KEY_ID",
-    "AWS_SECRET_ACCESS_KEY",
-    "AWS_SESSION_TOKEN",
-    "AWS_WEB_IDENTITY_TOKEN_FILE",
-    "AWS_ROLE_ARN",
-];
 
 /// The keys in the environment.
 ///
@@ -185,81 +162,9 @@ fn keys_of(environment: &Environment, place: &str) -> Result<Option<AwsCredentia
     }
 }
 
-fn has_web_identity(environment: &Environment) -> bool {
-    ["AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_ROLE_ARN"].iter().all(|it| environment.get(it).is_some())
-}
-
-/// Where a machine's metadata service is, as AWS's own tools call it.
-const METADATA_ENDPOINT: &str = "AWS_EC2_METADATA_SERVICE_ENDPOINT";
-
-/// Which cloud service is there to be asked. Asking a metadata service that is not there would take
-/// seconds, so its machines are told by the vendor their firmware names.
-fn provider_name(environment: &Environment) -> Option<&'static str> {
-    let is_set = |key| environment.get(key).is_some();
-    if is_set("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI")
-        || (is_set("AWS_CONTAINER_CREDENTIALS_FULL_URI")
-            && is_set("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE"))
-    {
-        return Some("the container's credentials service");
-    }
-    let disabled = environment.flag("AWS_EC2_METADATA_DISABLED");
-    let is_there = is_set("AWS_METADATA_ENDPOINT")
-        || (disabled != Some(true) && is_set(METADATA_ENDPOINT))
-        || (disabled != Some(true) && is_ec2(Path::new("/sys/class/dmi/id/sys_vendor")));
-    is_there.then_some("the machine's metadata service")
-}
-
-fn is_ec2(vendor: &Path) -> bool {
-    std::fs::read_to_string(vendor).is_ok_and(|vendor| vendor.trim() == "Amazon EC2")
-}
-
-/// The provider object_store chooses by the same variables.
-fn provider<'a>(
-    variables: impl Iterator<Item = (&'a str, &'a str)>,
-    region: &str,
-    client: &HttpClient,
-) -> Result<AwsCredentialProvider> {
-    let mut builder = AmazonS3Builder::new()
-        .with_http_connector(Ready(client.clone()))
-        .with_client_options(ClientOptions::new().with_allow_http(true))
-        .with_retry(RetryConfig {
-            max_retries: 2,
-            retry_timeout: PROVIDER_DEADLINE,
-            ..RetryConfig::default()
-        });
-    for (key, value) in variables {
-        // The library knows it by a name of its own alone.
-        let (key, value) = match key {
-            METADATA_ENDPOINT => ("AWS_METADATA_ENDPOINT", value.trim_end_matches('/')),
-            _ => (key, value),
-        };
-        if let Ok(key) = key.to_ascii_lowercase().parse() {
-            builder = builder.with_config(key, value);
-        }
-    }
-    let store = builder.with_region(region).with_bucket_name("unused").build();
-    let store = store.map_err(|error| Error::BadOption {
-        what: "AWS credentials".into(),
-        reason: root_cause(&error),
-    })?;
-    Ok(store.credentials().clone())
-}
-
-/// Hands out a client that exists already.
-#[derive(Debug)]
-struct Ready(HttpClient);
-
-impl HttpConnector for Ready {
-    fn connect(&self, _: &ClientOptions) -> object_store::Result<HttpClient> {
-        Ok(self.0.clone())
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use std::io::{BufRead, BufReader, Write};
-    use std::net::TcpListener;
-    use std::thread::JoinHandle;
+    use std::time::Duration;
 
     use super::*;
 
@@ -365,93 +270,6 @@ mod tests {
         helper(keys);
         assert_eq!(credentials.get("o", soon()).await.unwrap().unwrap().key_id, "k");
         assert_eq!(runs(), 3);
-    }
-
-    /// A service that answers requests as they come, one on each connection. Gives its URL, and then the
-    /// requests without their bodies.
-    fn serve(answers: &'static [&'static str]) -> (String, JoinHandle<Vec<String>>) {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let url = format!("http://{}", listener.local_addr().unwrap());
-        let service = std::thread::spawn(move || {
-            let answer = |body: &&str| {
-                let (mut socket, _) = listener.accept().unwrap();
-                let lines = BufReader::new(socket.try_clone().unwrap()).lines();
-                let head = lines.map(Result::unwrap).take_while(|line| !line.is_empty());
-                let head = head.collect::<Vec<_>>().join("\n");
-                let length = body.len();
-                let head_of_answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {length}");
-                write!(socket, "{head_of_answer}\r\nConnection: close\r\n\r\n{body}").unwrap();
-                head
-            };
-            answers.iter().map(answer).collect()
-        });
-        (url, service)
-    }
-
-    #[tokio::test]
-    async fn each_service_of_a_cloud_is_asked_as_it_wants_to_be_and_once() {
-        const KEYS: &str = r#"{"AccessKeyId":"key","SecretAccessKey":"hidden","Token":"token",
-            "Expiration":"2099-01-01T00:00:00Z"}"#;
-        const ASSUMED: &str = "<AssumeRoleWithWebIdentityResponse>\
-            <AssumeRoleWithWebIdentityResult><Credentials><AccessKeyId>key</AccessKeyId>\
-            <SecretAccessKey>hidden</SecretAccessKey><SessionToken>token</SessionToken>\
-            <Expiration>2099-01-01T00:00:00Z</Expiration></Credentials>\
-            </AssumeRoleWithWebIdentityResult></AssumeRoleWithWebIdentityResponse>";
-        let home = tempfile::tempdir().unwrap();
-        let token = home.path().join("token");
-        std::fs::write(&token, "let-me-in").unwrap();
-        let token = token.to_str().unwrap();
-        type Case<'a> = (&'static [&'static str], Vec<(&'a str, &'a str)>, &'a [&'a str]);
-        let cases: [Case<'_>; 4] = [
-            (
-                &[KEYS],
-                vec![
-                    ("AWS_CONTAINER_CREDENTIALS_FULL_URI", "URL/creds"),
-                    ("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE", token),
-                ],
-                &["GET /creds", "authorization: let-me-in"],
-            ),
-            (
-                &["session", "role", KEYS],
-                vec![("AWS_EC2_METADATA_SERVICE_ENDPOINT", "URL/")],
-                &[
-                    "PUT /latest/api/token",
-                    "GET /latest/meta-data/iam/security-credentials/ ",
-                    "x-aws-ec2-metadata-token: session",
-                    "GET /latest/meta-data/iam/security-credentials/role",
-                ],
-            ),
-            (
-                &["session", "role", KEYS],
-                vec![("AWS_METADATA_ENDPOINT", "URL")],
-                &["PUT /latest/api/token"],
-            ),
-            (
-                &[ASSUMED],
-                vec![
-                    ("AWS_WEB_IDENTITY_TOKEN_FILE", token),
-                    ("AWS_ROLE_ARN", "arn:aws:iam::1:role/r"),
-                    ("AWS_ENDPOINT_URL_STS", "URL"),
-                ],
-                &["POST /?Action=AssumeRoleWithWebIdentity", "WebIdentityToken=let-me-in"],
-            ),
-        ];
-        for (answers, variables, asked) in cases {
-            let (url, service) = serve(answers);
-            let variables: Vec<_> =
-                variables.iter().map(|(name, value)| (*name, value.replace("URL", &url))).collect();
-            let variables: Vec<_> =
-                variables.iter().map(|(name, value)| (*name, value.as_str())).collect();
-            let credentials = find(&variables, Access::default()).await.unwrap();
-            for _ in 0..2 {
-                let keys = credentials.get("o", soon()).await.unwrap().unwrap();
-                assert_eq!((keys.key_id.as_str(), keys.token.as_deref()), ("key", Some("token")));
-            }
-            let heads = service.join().unwrap().join("\n");
-            for asked in asked {
-                assert!(heads.contains(asked), "{asked}: {heads}");
-            }
-        }
     }
 
     #[tokio::test]

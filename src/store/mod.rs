@@ -53,6 +53,7 @@ mod pages;
 mod pieces;
 mod presigned;
 mod profile;
+mod provider;
 pub mod r2;
 mod ranged;
 mod read;

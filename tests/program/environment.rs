@@ -168,6 +168,34 @@ fn credentials_are_taken_in_the_order_of_aws() {
 }
 
 #[test]
+fn a_service_of_keys_that_cannot_be_asked_is_told_in_a_line() {
+    let setup = Setup::new();
+    setup.write("two-lines", "one\ntwo\n");
+    let file = setup.bench.path("two-lines");
+    let container = "AWS_CONTAINER_CREDENTIALS_FULL_URI=@/keys";
+    let container =
+        format!("{container} AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE={}", file.display());
+    let line = |text: &str| text.replace('@', file.to_str().unwrap());
+    let no_scheme = "it does not start with http:// or https://";
+    for (variables, reason) in [
+        (
+            "AWS_EC2_METADATA_DISABLED=false AWS_EC2_METADATA_SERVICE_ENDPOINT=localhost:1338",
+            format!("AWS_EC2_METADATA_SERVICE_ENDPOINT: {no_scheme}"),
+        ),
+        ("AWS_METADATA_ENDPOINT=/x", format!("AWS_METADATA_ENDPOINT: {no_scheme}")),
+        (&container, line("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE=@: it is not a single line")),
+    ] {
+        // No profile has keys here.
+        let variables = format!("AWS_ENDPOINT_URL=@/e AWS_CONFIG_FILE=/dev/null {variables}");
+        let variables = format!("AWS_SHARED_CREDENTIALS_FILE=/dev/null {variables}");
+        let (_, output) = setup.ask(&variables, "ls s3://b/k.sqsh --timeout 3");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(4), "{variables}: {said}");
+        assert!(said.contains(&reason) && !said.contains("panicked"), "{variables}: {said}");
+    }
+}
+
+#[test]
 fn endpoints_and_regions_are_taken_in_the_order_of_aws() {
     let setup = Setup::new();
     let both = "AWS_ENDPOINT_URL_S3=@/s3 AWS_ENDPOINT_URL=@/all AWS_REGION=r";
