@@ -10,6 +10,7 @@ use std::ffi::{OsStr, OsString};
 
 use parking_lot::RwLock;
 use rustix::fs::AtFlags;
+use rustix::io::Errno;
 
 use super::Overlay;
 use super::attr::kind_of;
@@ -96,6 +97,34 @@ impl Index {
             entries.by_st_ino.remove(&entry.st_ino);
         }
     }
+}
+
+/// Makes sure that what is in the index belongs to this upper, `is_new` or not. Another's would show its changes in
+/// this one, and what it has may be all that is left of them.
+pub(super) fn claim(upper: &Upper, is_new: bool) -> Result<()> {
+    let (root, index) = (upper.root_address(), Address::at(&upper.index, OsStr::new(".")));
+    let [of_upper, of_index] = [&root, &index].map(|dir| upper.marks.get(dir, Mark::Index));
+    let (of_upper, of_index) = (of_upper?, of_index?);
+    if of_upper.is_some() && of_upper == of_index {
+        return Ok(());
+    }
+    // Until there was such a mark, neither had one.
+    let may_be_ours = !is_new && of_index.is_none();
+    if !may_be_ours && !list(&upper.index)?.is_empty() {
+        let problem = "the index in its work directory belongs to another upper; use another work \
+                       directory, or remove that one if the other upper is gone";
+        return Err(Error::Unusable { path: upper.path.clone(), problem: problem.to_owned() });
+    }
+    let id = match of_upper {
+        Some(id) => id,
+        None => {
+            let mut id = vec![0; 16];
+            getrandom::fill(&mut id).map_err(|_| Errno::IO)?;
+            upper.marks.set(&root, Mark::Index, &id)?;
+            id
+        }
+    };
+    upper.marks.set(&index, Mark::Index, &id)
 }
 
 impl Entries {

@@ -164,6 +164,7 @@ impl Overlay {
             None => None,
             Some(upper) => {
                 fresh = claim(upper, &lower)?;
+                index::claim(upper, fresh)?;
                 index = Index::load(upper, &lower)?;
                 let address = upper.root_address();
                 let stat = upper.identify(&address, address.stat()?)?;

@@ -1087,3 +1087,57 @@ fn who_must_not_wait_for_the_store_does_not_wait_for_a_walk_of_the_archive_eithe
     });
     assert_eq!(overlay.lookup_again(numbers[1]).unwrap().ino, numbers[1]);
 }
+
+#[test]
+fn an_upper_takes_no_index_of_another() {
+    let dir = tempfile::tempdir().unwrap();
+    let [upper, work, moved, moved_work] =
+        ["upper", "work", "moved", "moved.work"].map(|name| dir.path().join(name));
+    let open = || {
+        let upper = Upper::open(&upper, &work)?;
+        let archive = open_archive(&source().archive);
+        Ok(Merged { overlay: Overlay::new(archive, Some(upper), Options::default())?, plus: false })
+    };
+    let read = |merged: &Merged, file| merged.contents(merged.resolve(path(file)).unwrap().last());
+    let refused = |opened: Result<Merged, Error>, what: &str| {
+        let error = opened.err().unwrap_or_else(|| panic!("{what}: it opens"));
+        assert!(matches!(error, Error::Unusable { .. }), "{what}: {error}");
+        assert!(error.to_string().contains("belongs to another upper"), "{what}: {error}");
+    };
+    for dir in [&upper, &work] {
+        std::fs::create_dir(dir).unwrap();
+    }
+    // One of three names of a file of the archive; the index has what the others show.
+    let mut merged = open().unwrap();
+    merged.write(path("b"), 0, b"changed", libc::O_WRONLY).unwrap();
+    let changed = read(&merged, "c/b");
+    assert!(changed.starts_with(b"changed"));
+    drop(merged);
+
+    std::fs::rename(&upper, &moved).unwrap();
+    std::fs::create_dir(&upper).unwrap();
+    refused(open(), "a new upper");
+    assert!(std::fs::read_dir(work.join("index")).unwrap().next().is_some(), "it was removed");
+    std::fs::rename(&work, &moved_work).unwrap();
+    std::fs::create_dir(&work).unwrap();
+    assert_eq!(read(&open().unwrap(), "c/b"), bytes(2, 5000));
+
+    // Both have marks now, each its own.
+    for (from, to) in [(&work, "spare.work"), (&moved_work, "work")] {
+        std::fs::rename(from, dir.path().join(to)).unwrap();
+    }
+    refused(open(), "another upper");
+    std::fs::rename(&upper, dir.path().join("spare")).unwrap();
+    std::fs::rename(&moved, &upper).unwrap();
+    assert_eq!(read(&open().unwrap(), "c/b"), changed);
+
+    // As an older program has left them.
+    let prefix = if is_root() { "trusted" } else { "user" };
+    for marked in [upper.clone(), work.join("index")] {
+        let mark = format!("{prefix}.overlay.thawfs.index");
+        if rustix::fs::removexattr(&marked, &*mark).is_err() {
+            rustix::fs::removexattr(&marked, "user.overlay.thawfs.index").unwrap();
+        }
+    }
+    assert_eq!(read(&open().unwrap(), "c/b"), changed);
+}

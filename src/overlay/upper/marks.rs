@@ -43,6 +43,8 @@ pub(in super::super) enum Mark {
     Number,
     /// Ours, on the upper's root: the archive that the upper belongs to.
     Archive,
+    /// Ours, on the upper's root and on the index directory: that the two belong together.
+    Index,
 }
 
 /// Which attribute names the upper's marks have.
@@ -100,6 +102,7 @@ impl Namespace {
             (Self::Trusted, Mark::Ctime) => c"trusted.overlay.thawfs.ctime",
             (Self::Trusted, Mark::Number) => c"trusted.overlay.thawfs.number",
             (Self::Trusted, Mark::Archive) => c"trusted.overlay.thawfs.archive",
+            (Self::Trusted, Mark::Index) => c"trusted.overlay.thawfs.index",
             (Self::User, Mark::Opaque) => c"user.overlay.opaque",
             (Self::User, Mark::Redirect) => c"user.overlay.redirect",
             (Self::User, Mark::Origin) => c"user.overlay.origin",
@@ -113,6 +116,7 @@ impl Namespace {
             (Self::User, Mark::Ctime) => c"user.overlay.thawfs.ctime",
             (Self::User, Mark::Number) => c"user.overlay.thawfs.number",
             (Self::User, Mark::Archive) => c"user.overlay.thawfs.archive",
+            (Self::User, Mark::Index) => c"user.overlay.thawfs.index",
         }
     }
 
