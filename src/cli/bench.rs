@@ -41,8 +41,11 @@ pub(super) fn bench(args: &BenchArgs, output: &Output) -> Result<(), Failure> {
         say(&format!("reads at most {bytes} in about {} s, and writes nothing", args.seconds));
     }
     let (started, whole) = (Instant::now(), args.seconds);
-    let shown = output
-        .progress(move || At::seconds("measuring", started.elapsed().as_secs().min(whole), whole));
+    let shown = output.progress(move || match started.elapsed().as_secs() {
+        // What is under way is waited for.
+        passed if passed >= whole => At::unknown("measuring"),
+        passed => At::seconds("measuring", passed, whole),
+    });
     let requests = bench::requests(&source, time * 2 / 3)?;
     let reading = bench::reading(&source, time / 3)?;
     drop(shown);

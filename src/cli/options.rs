@@ -43,6 +43,9 @@ const OF_SOURCE: &[&str] = &[
     "allow_redirects_to",
 ];
 
+/// Options that say where a mount's changes go.
+const OF_CHANGES: &[&str] = &["upper", "upperdir", "workdir"];
+
 /// Options that other file systems keep and this one cannot, and why.
 const REFUSED: &[(&str, &str)] = &[
     ("strictatime", "the kernel does not say when it reads what it has in memory"),
@@ -88,16 +91,21 @@ pub(super) fn split(options: &OsStr) -> Vec<MountOption> {
 }
 
 /// What advice says of flags, said of options: `--allow-redirects-to=HOST` is `-o allow_redirects_to=HOST`
-/// where there are no flags.
+/// where there are no flags. A command that it names has its own, and ends the advice.
 pub(super) fn respell(advice: &str) -> String {
     let as_option = |word: &str| {
         let flag = word.strip_prefix("--")?;
         let end = flag.find(|c: char| !c.is_ascii_lowercase() && c != '-').unwrap_or(flag.len());
         let (flag, rest) = flag.split_at(end);
         let name = flag.replace('-', "_");
-        OF_SOURCE.contains(&name.as_str()).then(|| format!("-o {name}{rest}"))
+        let is_option = OF_CHANGES.contains(&&*name) || OF_SOURCE.contains(&&*name);
+        is_option.then(|| format!("-o {name}{rest}"))
     };
-    let words = advice.split(' ').map(|word| as_option(word).unwrap_or_else(|| word.to_owned()));
+    let mut in_command = false;
+    let words = advice.split(' ').map(|word| {
+        in_command |= ["aws", "thawfs"].contains(&word);
+        if in_command { None } else { as_option(word) }.unwrap_or_else(|| word.to_owned())
+    });
     words.collect::<Vec<_>>().join(" ")
 }
 
@@ -124,7 +132,7 @@ impl MountOption {
     /// both.
     pub(super) fn check_restorable(&self) -> Result<(), Failure> {
         let name = self.name.as_str();
-        if !["upper", "upperdir", "workdir"].contains(&name) && !OF_SOURCE.contains(&name) {
+        if !OF_CHANGES.contains(&name) && !OF_SOURCE.contains(&name) {
             return Ok(());
         }
         let message = format!("the mount option {} is not for a restore", self.name);
@@ -307,7 +315,16 @@ mod tests {
             ("--allow-redirects-to=a-b.c follows it", "-o allow_redirects_to=a-b.c follows it"),
             ("add --virtual-host-style", "add -o virtual_host_style"),
             ("leave --anonymous, out", "leave -o anonymous, out"),
+            ("name another directory with --upper", "name another directory with -o upper"),
+            (
+                "it is another's; name one with --workdir",
+                "it is another's; name one with -o workdir",
+            ),
             ("thawfs unmount --dead /a--b -- x", "thawfs unmount --dead /a--b -- x"),
+            (
+                "choose a --profile, or credential_process = aws configure export --profile x",
+                "choose a -o profile, or credential_process = aws configure export --profile x",
+            ),
             ("", ""),
         ] {
             assert_eq!(respell(advice), expected);

@@ -131,14 +131,11 @@ impl Note {
 /// programs leave no heap of them.
 pub(super) fn write_json(path: &Path, value: &impl Serialize) -> io::Result<()> {
     let new = path.with_extension("new");
-    let (dir, name) = (new.parent().unwrap_or(Path::new("")), new.file_name().unwrap_or_default());
     let mut options = File::options();
     options.write(true).create(true).truncate(true).mode(0o600);
-    let mut file = tempfile::Builder::new()
-        .prefix(name)
-        .rand_bytes(0)
-        .make_in(dir, |new| options.open(new))?;
+    let mut file = options.open(&new)?;
+    // Removed unless it is finished.
+    let unfinished = tempfile::TempPath::try_from_path(&new)?;
     file.write_all(&serde_json::to_vec_pretty(value)?)?;
-    file.persist(path)?;
-    Ok(())
+    unfinished.persist(path).map_err(|failed| failed.error)
 }
