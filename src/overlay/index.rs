@@ -99,8 +99,8 @@ impl Index {
     }
 }
 
-/// Makes sure that what is in the index belongs to this upper, `is_new` or not. Another's would show its changes in
-/// this one, and what it has may be all that is left of them.
+/// Makes sure that what is in the index belongs to this upper, `is_new` or not: another's would show its changes in this
+/// one. What no other upper has is removed; what one has may be all that is left of its changes.
 pub(super) fn claim(upper: &Upper, is_new: bool) -> Result<()> {
     let (root, index) = (upper.root_address(), Address::at(&upper.index, OsStr::new(".")));
     let [of_upper, of_index] = [&root, &index].map(|dir| upper.marks.get(dir, Mark::Index));
@@ -110,10 +110,20 @@ pub(super) fn claim(upper: &Upper, is_new: bool) -> Result<()> {
     }
     // Until there was such a mark, neither had one.
     let may_be_ours = !is_new && of_index.is_none();
-    if !may_be_ours && !list(&upper.index)?.is_empty() {
-        let problem = "the index in its work directory belongs to another upper; use another work \
-                       directory, or remove that one if the other upper is gone";
-        return Err(Error::Unusable { path: upper.path.clone(), problem: problem.to_owned() });
+    if !may_be_ours {
+        let others = list(&upper.index)?;
+        for (name, ..) in &others {
+            if Address::at(&upper.index, name).stat()?.stx_nlink > 1 {
+                let problem = "the index in its work directory belongs to another upper; use \
+                               another work directory, or remove that one if the other is gone";
+                let (path, problem) = (upper.path.clone(), problem.to_owned());
+                return Err(Error::Unusable { path, problem });
+            }
+        }
+        for (name, ..) in &others {
+            rustix::fs::unlinkat(&upper.index, name.as_os_str(), AtFlags::empty())
+                .map_err(Error::sys("unlink", name.display()))?;
+        }
     }
     let id = match of_upper {
         Some(id) => id,

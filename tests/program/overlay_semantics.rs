@@ -1131,6 +1131,23 @@ fn an_upper_takes_no_index_of_another() {
     std::fs::rename(&moved, &upper).unwrap();
     assert_eq!(read(&open().unwrap(), "c/b"), changed);
 
+    // Where the other one is gone, nothing of it is left.
+    std::fs::rename(&upper, &moved).unwrap();
+    std::fs::rename(&work, &moved_work).unwrap();
+    for (gone, name) in [("spare", "upper"), ("spare.work", "work")] {
+        std::fs::rename(dir.path().join(gone), dir.path().join(name)).unwrap();
+    }
+    let mut merged = open().unwrap();
+    merged.write(path("b"), 0, b"changed", libc::O_WRONLY).unwrap();
+    drop(merged);
+    std::fs::remove_dir_all(&upper).unwrap();
+    std::fs::create_dir(&upper).unwrap();
+    assert_eq!(read(&open().unwrap(), "c/b"), bytes(2, 5000));
+    for (from, to) in [(&moved, &upper), (&moved_work, &work)] {
+        std::fs::remove_dir_all(to).unwrap();
+        std::fs::rename(from, to).unwrap();
+    }
+
     // As an older program has left them.
     let prefix = if is_root() { "trusted" } else { "user" };
     for marked in [upper.clone(), work.join("index")] {
