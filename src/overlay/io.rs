@@ -51,6 +51,8 @@ impl Overlay {
             Open::Lower { file, writes: true } => {
                 if file.moved().is_none() {
                     self.copy_up(file.ino, Want::Data)?;
+                    // Who has put the copy in place leads the handles to it before it lets go of this.
+                    drop(self.names.read());
                 }
                 Ok(Arc::clone(file.moved().ok_or_else(|| not_copied(file.ino))?))
             }

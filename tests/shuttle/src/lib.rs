@@ -63,6 +63,8 @@ fn orders(calls: &[usize]) -> BTreeSet<Vec<usize>> {
 /// Runs the threads as often as is worth it, and compares.
 fn check(threads: Vec<Vec<Call>>) {
     let allowed = Arc::new(outcomes(&threads));
+    // Shown where a run fails.
+    println!("{threads:?}");
     let run = move || {
         let merged = Arc::new(Merged::new());
         let running: Vec<_> = threads
@@ -114,4 +116,14 @@ fn a_file_may_be_looked_up_by_another_name_while_it_is_copied() {
     check(vec![vec![Call::Lookup(2, "f")], vec![Call::Chmod(1, 0o600)]]);
     check(vec![vec![Call::Lookup(2, "f")], vec![Call::Write(1, 0, b'a')]]);
     check(vec![vec![Call::Unlink(2, "f")], vec![Call::Link(1, 0, "n")]]);
+}
+
+#[test]
+fn a_write_finds_the_copy_that_another_call_has_put_in_place() {
+    // Opened while the file was in the archive alone. As it was found, by chance.
+    check(vec![
+        vec![Call::Link(1, 0, "n"), Call::Write(1, 2450, 102)],
+        vec![Call::Write(0, 1608, 100), Call::Unlink(0, "x")],
+        vec![Call::Rename(0, "m", 1, "m"), Call::Link(0, 1, "n")],
+    ]);
 }
