@@ -221,3 +221,26 @@ pub(crate) fn times_of(stat: &Statx) -> Timestamps {
 fn proc_child(dir: &OwnedFd, name: &OsStr) -> PathBuf {
     proc_path(dir).join(name)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_are_read_whole_by_any_way_to_the_inode() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("file"), b"").unwrap();
+        let above: Arc<OwnedFd> = Arc::new(std::fs::File::open(dir.path()).unwrap().into());
+        let named = Address::at(&above, OsStr::new("file"));
+        let pinned = Address::Pinned(named.pin().unwrap());
+        let open = std::fs::File::open(dir.path().join("file")).unwrap();
+        let open = Address::Open(Arc::new(open.into()));
+        for len in [0, 1, SMALL_VALUE - 1, SMALL_VALUE, SMALL_VALUE + 1, 1000, 3000] {
+            let value: Vec<u8> = (0..len).map(|n| n as u8).collect();
+            named.set_xattr(c"user.value", &value, XattrFlags::empty()).unwrap();
+            for address in [&named, &pinned, &open] {
+                assert_eq!(address.get_xattr(c"user.value").unwrap(), value, "{len}");
+            }
+        }
+    }
+}

@@ -39,8 +39,8 @@ const RELATIVE_URI: &str = "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI";
 const FULL_URI: &str = "AWS_CONTAINER_CREDENTIALS_FULL_URI";
 const TOKEN_FILE: &str = "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE";
 
-/// The most of a token's file that is read. Headers are a few KiB at most.
-const MOST_OF_TOKEN: u64 = 64 << 10;
+/// The largest file of a token, in bytes. Headers are a few KiB at most.
+const LARGEST_TOKEN: usize = 64 << 10;
 
 /// The variables by which a caller says who it is.
 const OF_CALLER: [&str; 5] = [
@@ -265,8 +265,11 @@ fn read_token(path: &Path) -> std::result::Result<HeaderValue, String> {
     let wrong = |reason: &str| format!("{TOKEN_FILE}={}: {reason}", path.display());
     let mut text = Vec::new();
     std::fs::File::open(path)
-        .and_then(|file| file.take(MOST_OF_TOKEN).read_to_end(&mut text))
+        .and_then(|file| file.take(LARGEST_TOKEN as u64 + 1).read_to_end(&mut text))
         .map_err(|error| wrong(&error.to_string()))?;
+    if text.len() > LARGEST_TOKEN {
+        return Err(wrong("it is longer than 64 KiB"));
+    }
     let text = text.trim_ascii();
     if text.is_empty() {
         return Err(wrong("it is empty"));
@@ -492,5 +495,28 @@ mod tests {
         }
         let provider = Provider { inner: Arc::new(Panics), name: "it" };
         assert_eq!(provider.get().await.unwrap_err(), "it: what it says makes no sense");
+    }
+
+    #[test]
+    fn a_token_is_read_whole_or_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("token");
+        let read = |text: &[u8]| {
+            std::fs::write(&file, text).unwrap();
+            read_token(&file)
+        };
+        for len in [1, LARGEST_TOKEN - 1, LARGEST_TOKEN] {
+            let text = vec![b'a'; len];
+            assert_eq!(read(&text).unwrap().as_bytes(), text);
+        }
+        assert_eq!(read(b" a b\n\n").unwrap(), "a b");
+        for (text, reason) in [
+            (vec![b'a'; LARGEST_TOKEN + 1], "it is longer than 64 KiB"),
+            (b"\n \n".to_vec(), "it is empty"),
+            (b"a\nb".to_vec(), "it is not a single line of plain text"),
+        ] {
+            let error = read(&text).unwrap_err();
+            assert!(error.ends_with(reason) && error.contains("token"), "{error}");
+        }
     }
 }
