@@ -8,39 +8,24 @@ use std::time::SystemTime;
 
 use fuser::{
     AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags,
-    Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, PollEvents,
-    PollFlags, PollNotifier, RenameFlags, ReplyAttr, ReplyBmap, ReplyCreate, ReplyData,
-    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen,
-    ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    Generation, INodeNo, IoctlFlags, KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags,
+    PollNotifier, RenameFlags, ReplyAttr, ReplyBmap, ReplyCreate, ReplyData, ReplyDirectory,
+    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyPoll,
+    ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
 use super::adapter::Adapter;
-use super::attr::{file_attr, negative_entry, set_time, user_device};
+use super::attr::{negative_entry, set_time, user_device};
 use super::callers::Sender;
-use super::context::UPPER_FLAGS;
 use super::data::Target;
 use super::errno::errno;
-use super::io_mode::IoMode;
+use super::opening::writes;
 use super::work::Work;
 use crate::overlay::{self, Caller, Handle, SetAttr};
 use crate::types::Ino;
 
-/// Largest read or write request. The kernel's own limit at its default `max_pages_limit` of 256.
-const MAX_IO: u32 = 1 << 20;
-
-/// Requests in flight for what the kernel reads ahead, and for pages that programs wrote through mappings.
-/// They share one queue in the kernel: with fewer, readers who wait for a store that does not answer would
-/// hold up what others have written. The kernel grants an ordinary user less where there is little memory
-/// (2,600 with 8 GiB). One that waits for its turn costs the server some hundred bytes.
-const MAX_BACKGROUND: u16 = 4096;
-
 fn caller(request: &Request, umask: u32) -> Caller {
     Caller { uid: request.uid(), gid: request.gid(), umask }
-}
-
-/// Whether a handle opened with `flags` may write.
-fn writes(flags: i32) -> bool {
-    flags & libc::O_ACCMODE != libc::O_RDONLY
 }
 
 fn handle(handle: FileHandle) -> Handle {
@@ -60,41 +45,7 @@ macro_rules! enter {
 
 impl Filesystem for Adapter {
     fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        // Each is a feature the kernel may lack; what then happens is its older default. Not among them
-        // is FUSE_ATOMIC_O_TRUNC: with it the kernel sets a size of 0 some time after the open that
-        // truncated, and forgets what others have written by then. Nor is FUSE_WRITEBACK_CACHE: what the
-        // kernel then shows of a file's size, times and holes is neither what the upper has nor what it
-        // has once all is written.
-        for wanted in [
-            InitFlags::FUSE_DONT_MASK,
-            InitFlags::FUSE_POSIX_ACL,
-            InitFlags::FUSE_PARALLEL_DIROPS,
-            InitFlags::FUSE_DO_READDIRPLUS | InitFlags::FUSE_READDIRPLUS_AUTO,
-            InitFlags::FUSE_CACHE_SYMLINKS,
-            InitFlags::FUSE_ASYNC_DIO,
-            InitFlags::FUSE_EXPLICIT_INVAL_DATA,
-            // For file handles: it asks for `.` and `..` of what it has forgotten.
-            InitFlags::FUSE_EXPORT_SUPPORT,
-            // Without it the kernel asks for security.capability before each write, which makes a
-            // passthrough write of 4 KiB nine times slower. In exchange dropping setuid bits is
-            // ours: see drop_setid.
-            InitFlags::FUSE_HANDLE_KILLPRIV_V2,
-        ] {
-            if let Err(missing) = config.add_capabilities(wanted) {
-                tracing::debug!("this kernel's FUSE lacks {missing:?}");
-            }
-        }
-        // The bounds are the constants', so these cannot be refused.
-        let _ = config.set_max_write(MAX_IO);
-        let _ = config.set_max_background(MAX_BACKGROUND);
-
-        let context = &self.context;
-        let passthrough = context.passthrough.load(Ordering::Relaxed)
-            && config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok()
-            && config.set_max_stack_depth(context.stack_depth + 1).is_ok();
-        context.passthrough.store(passthrough, Ordering::Relaxed);
-        let no_opendir = config.add_capabilities(InitFlags::FUSE_NO_OPENDIR_SUPPORT).is_ok();
-        context.no_opendir.store(no_opendir, Ordering::Relaxed);
+        self.negotiate(config);
         Ok(())
     }
 
@@ -321,36 +272,7 @@ impl Filesystem for Adapter {
 
     fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         enter!("open", request, ino);
-        let ino = Ino(ino.0);
-        let (sender, is_root) = (Sender::of(request), request.uid() == 0);
-        let flags = flags.0 & UPPER_FLAGS;
-        let writes = writes(flags);
-        self.attempt(
-            self.looking(INodeNo(ino.0)),
-            move |context| {
-                if writes && context.overlay.drop_lent(ino, &sender)? {
-                    context.forget_attributes(ino);
-                }
-                context.overlay.open(ino, flags)
-            },
-            move |context, result| {
-                let opened = match result {
-                    Ok(opened) => opened,
-                    Err(error) => return reply.error(context.failed(&error)),
-                };
-                let (mode, cache) =
-                    context.io_mode(ino, &opened, writes, is_root, |fd| reply.open_backing(fd));
-                if context.modes.written(ino).is_some() {
-                    context.forget_attributes(ino);
-                }
-                let fh = FileHandle(opened.handle.0);
-                let direct = FopenFlags::empty();
-                match mode {
-                    IoMode::Cached => reply.opened(fh, cache),
-                    IoMode::Passthrough(id) => reply.opened_passthrough(fh, direct, &id),
-                }
-            },
-        );
+        self.open_file(Sender::of(request), request.uid() == 0, Ino(ino.0), flags.0, reply);
     }
 
     fn create(
@@ -364,37 +286,8 @@ impl Filesystem for Adapter {
         reply: ReplyCreate,
     ) {
         enter!("create", request, parent, name = ?name);
-        let (caller, name) = (caller(request, umask), name.to_owned());
-        let (flags, writes) = (flags & UPPER_FLAGS, writes(flags));
-        let is_root = caller.uid == 0;
-        self.attempt(
-            self.changing([parent]),
-            move |context| context.overlay.create(&caller, Ino(parent.0), &name, mode, flags),
-            move |context, created| {
-                let (attr, opened) = match created {
-                    Ok(created) => created,
-                    Err(error) => return reply.error(context.failed(&error)),
-                };
-                // What the kernel remembers of it does no harm: before a new file can be mapped it has to
-                // grow, and then the kernel asks again.
-                let (mode, cache) = context
-                    .io_mode(attr.ino, &opened, writes, is_root, |fd| reply.open_backing(fd));
-                let fh = FileHandle(opened.handle.0);
-                let generation = Generation(attr.generation);
-                let (attr, ttl) = match attr.size {
-                    0 => (file_attr(&attr), context.attr_ttl),
-                    _ => context.told(&attr),
-                };
-                let ttl = &context.entry_ttl.min(ttl);
-                let direct = FopenFlags::empty();
-                match mode {
-                    IoMode::Cached => reply.created(ttl, &attr, generation, fh, cache),
-                    IoMode::Passthrough(id) => {
-                        reply.created_passthrough(ttl, &attr, generation, fh, direct, &id);
-                    }
-                }
-            },
-        );
+        let caller = caller(request, umask);
+        self.create_file(caller, Ino(parent.0), name.to_owned(), mode, flags, reply);
     }
 
     fn read(

@@ -10,7 +10,9 @@
 //!
 //! | file | idea |
 //! | --- | --- |
-//! | `filesystem`, `data`, `listing` | the requests, unpacked: names and attributes, data, directories |
+//! | `filesystem` | the requests, unpacked: names and attributes, and the way to the next |
+//! | `opening`, `data`, `listing` | requests that open and create files, read and write them, list directories |
+//! | `negotiate` | what is agreed upon with the kernel |
 //! | `adapter`, `context` | what requests are worked on with, and how they are answered |
 //! | `work`, `pool` | on which thread; threads that start when there is work |
 //! | `gate`, `parked` | how much is worked on at a time: reads that wait for their turn, writes that wait for a copy |
@@ -34,6 +36,8 @@ mod gate;
 mod io_mode;
 mod listing;
 mod mount;
+mod negotiate;
+mod opening;
 mod options;
 mod parked;
 mod pool;
