@@ -10,6 +10,7 @@
 //! fuse        backup     adapters: the kernel's protocol | life of a backup in a bucket
 //! failure                what a user is told when something fails
 //! overlay                the merged tree: lower + upper, copy-up, whiteouts
+//! watch                  what changes in a tree: an ordered log, and its readers
 //! squashfs               the archive format
 //! cache                  chunks of a remote object: memory, disk, prefetch
 //! store       inode_ops  object stores behind three small traits | inodes by descriptor: found, made, removed
@@ -19,7 +20,7 @@
 //! ```
 //!
 //! For programs that use the library, from bottom to top: [`environment`], [`types`], [`store`], [`cache`], [`squashfs`],
-//! [`overlay`], [`failure`], [`backup`], [`mod@bench`], [`fuse`], [`server`], [`cli`]. The rest serves these.
+//! [`watch`], [`overlay`], [`failure`], [`backup`], [`mod@bench`], [`fuse`], [`server`], [`cli`]. The rest serves these.
 //!
 //! | to | begin with | an example |
 //! | --- | --- | --- |
@@ -52,3 +53,4 @@ mod single_flight;
 pub mod squashfs;
 pub mod store;
 pub mod types;
+pub mod watch;
