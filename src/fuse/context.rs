@@ -193,6 +193,14 @@ impl Context {
         (mode, flags)
     }
 
+    /// The kernel reads and writes an upper file by itself that was opened with `flags`.
+    pub(super) fn given_to_kernel(&self, handle: Handle, flags: i32) {
+        let access = flags & libc::O_ACCMODE;
+        if access != libc::O_RDONLY {
+            self.overlay.written_by_kernel(handle, access == libc::O_RDWR);
+        }
+    }
+
     pub(super) fn reply_empty(&self, result: overlay::Result<()>, reply: ReplyEmpty) {
         match result {
             Ok(()) => reply.ok(),

@@ -51,7 +51,10 @@ impl Adapter {
                 let direct = FopenFlags::empty();
                 match mode {
                     IoMode::Cached => reply.opened(fh, cache),
-                    IoMode::Passthrough(id) => reply.opened_passthrough(fh, direct, &id),
+                    IoMode::Passthrough(id) => {
+                        context.given_to_kernel(opened.handle, flags);
+                        reply.opened_passthrough(fh, direct, &id);
+                    }
                 }
             },
         );
@@ -91,6 +94,7 @@ impl Adapter {
                 match mode {
                     IoMode::Cached => reply.created(ttl, &attr, generation, fh, cache),
                     IoMode::Passthrough(id) => {
+                        context.given_to_kernel(opened.handle, flags);
                         reply.created_passthrough(ttl, &attr, generation, fh, direct, &id);
                     }
                 }

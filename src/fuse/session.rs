@@ -22,6 +22,7 @@ fn fuse_threads() -> usize {
 /// A mounted overlay that is not served yet. Dropping it unmounts.
 pub(crate) struct Mount {
     session: Session<Adapter>,
+    overlay: Arc<Overlay>,
 }
 
 /// Takes a mount away from another thread.
@@ -47,6 +48,7 @@ impl Mount {
         config.n_threads = Some(fuse_threads());
         config.clone_fd = true;
         let device = mount(mountpoint, options)?;
+        let served = Arc::clone(&overlay);
         let session = device.try_clone().and_then(|same| {
             let adapter = Adapter::new(overlay, options, same, faults);
             let notifier = adapter.notifier();
@@ -58,7 +60,7 @@ impl Mount {
         })?;
         // Set once, before the first request is served.
         let _ = notifier.set(session.notifier());
-        Ok(Self { session })
+        Ok(Self { session, overlay: served })
     }
 
     /// A handle that unmounts, for signal handlers.
@@ -71,7 +73,16 @@ impl Mount {
     /// # Errors
     /// When the FUSE device fails in another way than by an unmount.
     pub(crate) fn serve(self) -> io::Result<()> {
-        self.session.run()
+        let overlay = Arc::clone(&self.overlay);
+        let looking = std::thread::Builder::new()
+            .name("thawfs-watch".into())
+            .spawn(move || overlay.look_for_writes())?;
+        let ended = self.session.run();
+        self.overlay.change_log().close();
+        if looking.join().is_err() {
+            tracing::error!("the thread that looks for writes panicked; please report this");
+        }
+        ended
     }
 }
 

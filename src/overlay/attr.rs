@@ -95,6 +95,17 @@ pub struct SetAttr {
     pub atime: Option<SetTime>,
     /// Last modification.
     pub mtime: Option<SetTime>,
+    /// Whether the times are those of writes that the kernel has held back: no program has set them.
+    pub is_writeback: bool,
+}
+
+impl SetAttr {
+    /// Whether a program changes more than the size, and what comes with that.
+    pub(super) fn is_of_attributes(&self) -> bool {
+        let is_of_times = self.size.is_none() && (self.atime.is_some() || self.mtime.is_some());
+        let is_of_owner = self.uid.is_some() || self.gid.is_some();
+        !self.is_writeback && (self.mode.is_some() || is_of_owner || is_of_times)
+    }
 }
 
 /// What `statfs` shows. Blocks are in units of `fragment_size`.

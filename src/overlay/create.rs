@@ -20,6 +20,7 @@ use super::open::kept_flags;
 use super::upper::Mark;
 use crate::inode_ops::{Address, make_directory, make_file, make_special, make_symlink, stat_fd};
 use crate::types::{FileKind, Ino, Owner};
+use crate::watch::What;
 
 /// What is to be made.
 #[derive(Clone, Copy, Debug)]
@@ -102,7 +103,7 @@ impl Overlay {
         let new = New::File { flags: kept_flags(flags) };
         match self.make(caller, parent, name, mode, new) {
             Ok((attr, Some(fd))) => {
-                let handle = self.handles.add(Open::Upper { fd: Arc::new(fd) });
+                let handle = self.handles.add(Open::Upper { ino: attr.ino, fd: Arc::new(fd) });
                 Ok((attr, Opened { handle, backing: Backing::Upper }))
             }
             Ok((_, None)) => Err(Error::damaged("a new file has no descriptor")),
@@ -206,6 +207,7 @@ impl Overlay {
         let attr = self.attr_of_upper(ino, &state, &stat)?;
         let found = Found { ino, kind: state.kind, upper: Some(state) };
         std::mem::forget(self.enter(parent, name, found)?);
+        self.tell_name(What::Create, (ino, attr.kind), parent, name);
         Ok((attr, made))
     }
 

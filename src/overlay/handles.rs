@@ -51,10 +51,20 @@ impl LowerOpen {
     }
 }
 
+impl Open {
+    /// Which file it is.
+    pub(super) fn ino(&self) -> Ino {
+        match self {
+            Self::Upper { ino, .. } => *ino,
+            Self::Lower { file, .. } => file.ino,
+        }
+    }
+}
+
 /// What a handle stands for.
 #[derive(Debug)]
 pub(super) enum Open {
-    Upper { fd: Arc<OwnedFd> },
+    Upper { ino: Ino, fd: Arc<OwnedFd> },
     Lower { file: Arc<LowerOpen>, writes: bool },
 }
 
@@ -74,7 +84,7 @@ impl Handles {
     }
 
     pub(super) fn add(&self, open: Open) -> Handle {
-        if let Open::Upper { fd } = &open {
+        if let Open::Upper { fd, .. } = &open {
             self.prepare(fd);
         }
         // 0 is what FUSE shows where there is no handle.
@@ -99,9 +109,9 @@ impl Handles {
         Ok(self.open.read().get(&handle).cloned().ok_or(Errno::BADF)?)
     }
 
-    pub(super) fn remove(&self, handle: Handle) {
+    pub(super) fn remove(&self, handle: Handle) -> Option<Arc<Open>> {
         // Descriptors are closed outside the lock.
-        let _closed = self.open.write().remove(&handle);
+        self.open.write().remove(&handle)
     }
 
     /// Opens lower file `ino`, for writing or not. Called with the overlay's `names` held, which keeps

@@ -36,7 +36,7 @@ impl Overlay {
     /// What reading the archive or the upper says.
     pub fn read(&self, handle: Handle, at: u64, len: usize) -> Result<Bytes> {
         match &*self.handles.get(handle)? {
-            Open::Upper { fd } => read_fd(fd, at, len),
+            Open::Upper { fd, .. } => read_fd(fd, at, len),
             Open::Lower { file, .. } => match file.moved() {
                 Some(fd) => read_fd(fd, at, len),
                 None => Ok(self.lower.archive().read(&file.inode, FileOffset(at), len)?),
@@ -47,7 +47,7 @@ impl Overlay {
     /// The descriptor to write an open file through. A lower file is copied up now.
     pub(super) fn to_write(&self, open: &Open) -> Result<Arc<OwnedFd>> {
         match open {
-            Open::Upper { fd } => Ok(Arc::clone(fd)),
+            Open::Upper { fd, .. } => Ok(Arc::clone(fd)),
             Open::Lower { file, writes: true } => {
                 if file.moved().is_none() {
                     self.copy_up(file.ino, Want::Data)?;
@@ -65,8 +65,12 @@ impl Overlay {
     /// # Errors
     /// `EBADF` where the handle is not for writing, or what copying up or `pwrite` says.
     pub fn write(&self, handle: Handle, at: u64, data: &[u8]) -> Result<usize> {
-        let fd = self.to_write(&*self.handles.get(handle)?)?;
-        rustix::io::pwrite(fd, data, at).map_err(Error::sys("pwrite", "an open file"))
+        let open = self.handles.get(handle)?;
+        let fd = self.to_write(&open)?;
+        let written =
+            rustix::io::pwrite(fd, data, at).map_err(Error::sys("pwrite", "an open file"))?;
+        self.tell_write(open.ino());
+        Ok(written)
     }
 
     /// As [`Overlay::write`], all of `data` or an error: for what the kernel has held back, of which it
@@ -118,7 +122,7 @@ impl Overlay {
     pub fn fsync(&self, handle: Handle, datasync: bool) -> Result<()> {
         let open = self.handles.get(handle)?;
         let fd = match &*open {
-            Open::Upper { fd } => fd,
+            Open::Upper { fd, .. } => fd,
             Open::Lower { file, .. } => match file.moved() {
                 Some(fd) => fd,
                 None => return Ok(()),
@@ -136,8 +140,12 @@ impl Overlay {
     /// # Errors
     /// `EBADF` where the handle is not for writing, or what copying up or `fallocate` says.
     pub fn fallocate(&self, handle: Handle, mode: FallocateFlags, at: u64, len: u64) -> Result<()> {
-        let fd = self.to_write(&*self.handles.get(handle)?)?;
-        rustix::fs::fallocate(fd, mode, at, len).map_err(Error::sys("fallocate", "an open file"))
+        let open = self.handles.get(handle)?;
+        let fd = self.to_write(&open)?;
+        rustix::fs::fallocate(fd, mode, at, len)
+            .map_err(Error::sys("fallocate", "an open file"))?;
+        self.tell_write(open.ino());
+        Ok(())
     }
 
     /// `lseek(2)` with `SEEK_DATA` or `SEEK_HOLE`: the new position.
@@ -153,7 +161,7 @@ impl Overlay {
         let seek =
             |fd: &OwnedFd| rustix::fs::seek(fd, to).map_err(Error::sys("lseek", "an open file"));
         match &*self.handles.get(handle)? {
-            Open::Upper { fd } => seek(fd),
+            Open::Upper { fd, .. } => seek(fd),
             Open::Lower { file, .. } => match file.moved() {
                 Some(fd) => seek(fd),
                 None => self.seek_lower(file, to),
@@ -184,22 +192,27 @@ impl Overlay {
         mut to_at: u64,
         len: usize,
     ) -> Result<usize> {
-        let to = self.to_write(&*self.handles.get(to)?)?;
+        let target = self.handles.get(to)?;
+        let to = self.to_write(&target)?;
         let from = self.handles.get(from)?;
-        let from = match &*from {
-            Open::Upper { fd } => fd,
+        let mut copy = |from: &OwnedFd| {
+            rustix::fs::copy_file_range(from, Some(&mut from_at), &to, Some(&mut to_at), len)
+                .map_err(Error::sys("copy_file_range", "an open file"))
+        };
+        let copied = match &*from {
+            Open::Upper { fd, .. } => copy(fd)?,
             Open::Lower { file, .. } => match file.moved() {
-                Some(fd) => fd,
+                Some(fd) => copy(fd)?,
                 None => {
                     let len = len.min(COPY_AT_ONCE);
                     let data = self.lower.archive().read(&file.inode, FileOffset(from_at), len)?;
-                    return rustix::io::pwrite(to, &data, to_at)
-                        .map_err(Error::sys("pwrite", "an open file"));
+                    rustix::io::pwrite(&to, &data, to_at)
+                        .map_err(Error::sys("pwrite", "an open file"))?
                 }
             },
         };
-        rustix::fs::copy_file_range(from, Some(&mut from_at), to, Some(&mut to_at), len)
-            .map_err(Error::sys("copy_file_range", "an open file"))
+        self.tell_write(target.ino());
+        Ok(copied)
     }
 }
 

@@ -12,6 +12,7 @@ use super::error::Result;
 use super::lookup::Physical;
 use super::node::{Dentry, Want};
 use crate::types::{FileKind, Ino};
+use crate::watch::What;
 
 impl Overlay {
     /// Gives `ino` one more name, `name` in `parent`, and counts a lookup of it.
@@ -53,6 +54,7 @@ impl Overlay {
             self.changed();
             let kind = state.kind;
             std::mem::forget(self.enter(parent, name, Found { ino, kind, upper: Some(state) })?);
+            self.tell_name(What::Create, (ino, kind), parent, name);
         }
         self.getattr(ino, None).inspect_err(|_| self.forget(ino, 1))
     }
@@ -60,6 +62,7 @@ impl Overlay {
     /// Prepares for the name `name` of `ino` in `parent` to go: if it is the one by which we reach
     /// the inode, a descriptor takes its place. Called with `names` held exclusively.
     pub(super) fn unplace(&self, ino: Ino, parent: Ino, name: &OsStr) -> Result<()> {
+        self.nodes.alias_gone(ino, parent, name);
         if !self.nodes.is_at(ino, parent, name) {
             return Ok(());
         }

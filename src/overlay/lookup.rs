@@ -137,7 +137,11 @@ impl Overlay {
             Some(_) => Dentry::Index,
             None => Dentry::named(parent, name),
         };
+        let is_indexed = dentry == Dentry::Index;
         self.nodes.enter(found.ino, dentry, found.upper)?;
+        if is_indexed {
+            self.nodes.note_alias(found.ino, parent, name);
+        }
         Ok(Held { overlay: self, ino: found.ino, kind: found.kind })
     }
 

@@ -16,6 +16,7 @@
 //! | `setattr`, `xattr` | changing attributes |
 //! | `ctime` | the `st_ctime` of directories that nobody has changed |
 //! | `handles`, `open`, `io` | open files and their data |
+//! | `tell`, `kernel_writes`, `aliases` | what the log of changes is told, and how that is found out |
 //! | `readdir`, `halves` | listing |
 //!
 //! **Locks.** `names` is held shared while a name in the upper is resolved and used, and exclusively while one is
@@ -31,6 +32,7 @@
 //! What the marks in the upper say, byte by byte, is in `docs/FORMATS.md`.
 
 mod again;
+mod aliases;
 mod attr;
 mod build;
 mod copy_up;
@@ -46,6 +48,7 @@ mod identity;
 mod index;
 mod ino;
 mod io;
+mod kernel_writes;
 mod link;
 mod lookup;
 mod lower;
@@ -59,6 +62,7 @@ mod readdir;
 mod remove;
 mod rename;
 mod setattr;
+mod tell;
 mod upper;
 mod xattr;
 
@@ -81,12 +85,15 @@ use crate::inode_ops;
 use crate::single_flight::Flights;
 use crate::squashfs::Archive;
 use crate::types::{FileKind, Ino};
+use crate::watch::{ChangeLog, Limits};
 use dirs::Dirs;
 use handles::Handles;
 use index::Index;
+use kernel_writes::KernelWrites;
 use lower::Lower;
 use node::UpperState;
 use nodes::Nodes;
+use tell::Writes;
 use upper::{Mark, Whiteouts};
 
 /// How a merged tree behaves.
@@ -148,6 +155,9 @@ pub struct Overlay {
     names: RwLock<()>,
     /// Counts changes of names and copy-ups, so that a listing knows whether it is still true.
     changes: AtomicU64,
+    log: Arc<ChangeLog>,
+    writes: Writes,
+    kernel_writes: KernelWrites,
 }
 
 impl Overlay {
@@ -172,6 +182,7 @@ impl Overlay {
                 Some(UpperState::new(stat.stx_ino, FileKind::Directory, 0, root))
             }
         };
+        let journal = upper.as_ref().map(Upper::scratch_files);
         let overlay = Self {
             lower,
             upper,
@@ -186,6 +197,9 @@ impl Overlay {
             listings: halves::Listings::default(),
             names: RwLock::new(()),
             changes: AtomicU64::new(0),
+            log: Arc::new(ChangeLog::new(Limits::default(), journal)),
+            writes: Writes::default(),
+            kernel_writes: KernelWrites::default(),
         };
         if fresh {
             overlay.dress_root()?;

@@ -13,6 +13,7 @@ use std::os::unix::ffi::OsStrExt;
 use parking_lot::{MappedMutexGuard, Mutex, MutexGuard};
 use rustix::io::Errno;
 
+use super::aliases::Aliases;
 use super::dense::Dense;
 use super::error::{Error, Result};
 use super::node::{Dentry, Snapshot, UpperState};
@@ -44,6 +45,7 @@ struct Table {
     copied: HashMap<u64, Ino>,
     /// Where files in the upper are that have no node, once somebody asked.
     upper_parents: Option<UpperParents>,
+    aliases: Aliases,
 }
 
 impl Nodes {
@@ -54,7 +56,8 @@ impl Nodes {
         let mut nodes = Dense::new();
         // There is room for the first.
         let _ = nodes.insert(Ino::ROOT, root);
-        Self(Mutex::new(Table { nodes, copied: HashMap::new(), upper_parents: None }))
+        let (copied, aliases) = (HashMap::new(), Aliases::default());
+        Self(Mutex::new(Table { nodes, copied, upper_parents: None, aliases }))
     }
 
     /// The node of `ino`, if there is one.
@@ -102,6 +105,7 @@ impl Nodes {
                 let state = node.upper.take().or(upper.map(Box::new));
                 node.upper = state;
                 if ino != Ino::ROOT {
+                    table.note_alias(ino, &dentry);
                     let old = table.move_to(ino, dentry);
                     table.unpin_if_named(ino);
                     if let Some(parent) = old {
@@ -145,6 +149,30 @@ impl Nodes {
         is_known
     }
 
+    /// Notes that `ino`, which is reached otherwise, was looked up by `name` in `parent`.
+    pub(super) fn note_alias(&self, ino: Ino, parent: Ino, name: &OsStr) {
+        self.0.lock().aliases.note(ino, parent, name.as_bytes().into());
+    }
+
+    /// Notes that `ino` has no longer `name` in `parent`.
+    pub(super) fn alias_gone(&self, ino: Ino, parent: Ino, name: &OsStr) {
+        self.0.lock().aliases.gone(ino, parent, name.as_bytes());
+    }
+
+    /// The path of `ino` from the root, without a slash before it; `None` where it has no name that is known.
+    pub(super) fn path(&self, ino: Ino) -> Option<Vec<u8>> {
+        let table = self.0.lock();
+        table.path(ino).or_else(|| {
+            let mut names = table.aliases.of(ino);
+            names.find_map(|(parent, name)| table.path_in(parent, name))
+        })
+    }
+
+    /// The path of `name` in directory `parent`, as [`Self::path`].
+    pub(super) fn path_in(&self, parent: Ino, name: &OsStr) -> Option<Vec<u8>> {
+        self.0.lock().path_in(parent, name.as_bytes())
+    }
+
     /// Where files in the upper are that have no node.
     pub(super) fn upper_parents(&self) -> MappedMutexGuard<'_, Option<UpperParents>> {
         MutexGuard::map(self.0.lock(), |table| &mut table.upper_parents)
@@ -169,6 +197,9 @@ impl Nodes {
     pub(super) fn move_to(&self, ino: Ino, dentry: Dentry) {
         let mut dropped = Vec::new();
         let mut table = self.0.lock();
+        if dentry != Dentry::Nowhere {
+            table.note_alias(ino, &dentry);
+        }
         let old = table.move_to(ino, dentry);
         if let Some(parent) = old {
             table.collect(parent, &mut dropped);
@@ -266,6 +297,35 @@ impl Table {
         old
     }
 
+    /// The name that `ino` has now is another than `dentry`, if it goes there without being moved.
+    fn note_alias(&mut self, ino: Ino, dentry: &Dentry) {
+        if let Some(Dentry::Name(parent, name)) = self.nodes.get(ino).map(|node| &node.dentry)
+            && !matches!(dentry, Dentry::Name(dir, own) if (dir, own) == (parent, name))
+        {
+            self.aliases.note(ino, *parent, name.clone());
+        }
+    }
+
+    fn path(&self, ino: Ino) -> Option<Vec<u8>> {
+        match &self.nodes.get(ino)?.dentry {
+            _ if ino == Ino::ROOT => Some(Vec::new()),
+            Dentry::Name(parent, name) => self.path_in(*parent, name),
+            Dentry::Index | Dentry::Nowhere => None,
+        }
+    }
+
+    fn path_in(&self, parent: Ino, name: &[u8]) -> Option<Vec<u8>> {
+        let mut names = vec![name];
+        let mut at = parent;
+        while at != Ino::ROOT {
+            let Dentry::Name(parent, name) = &self.nodes.get(at)?.dentry else { return None };
+            names.push(name);
+            at = *parent;
+        }
+        names.reverse();
+        Some(names.join(&b'/'))
+    }
+
     /// A node that has a name again needs no descriptor.
     fn unpin_if_named(&mut self, ino: Ino) {
         if let Some(node) = self.nodes.get_mut(ino)
@@ -308,6 +368,7 @@ impl Table {
                 return;
             }
             if let Some(node) = self.nodes.remove(ino) {
+                self.aliases.forget(ino);
                 if let Some(upper) = &node.upper
                     && self.copied.get(&upper.st_ino) == Some(&ino)
                 {

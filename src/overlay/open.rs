@@ -33,6 +33,14 @@ impl Overlay {
     /// # Errors
     /// `EISDIR`, `EROFS`, or what copying up or opening says.
     pub fn open(&self, ino: Ino, flags: i32) -> Result<Opened> {
+        let opened = self.open_file(ino, flags)?;
+        if kept_flags(flags).contains(OFlags::TRUNC) {
+            self.tell_writes_of(ino, true);
+        }
+        Ok(opened)
+    }
+
+    fn open_file(&self, ino: Ino, flags: i32) -> Result<Opened> {
         let direct = flags & libc::O_DIRECT != 0;
         let flags = kept_flags(flags);
         let writes = flags.intersects(OFlags::WRONLY | OFlags::RDWR | OFlags::TRUNC);
@@ -66,7 +74,7 @@ impl Overlay {
             match (self.nodes.upper(ino)?, inode) {
                 (Some(state), _) if state.data == Data::Upper => {
                     let fd = Arc::new(self.address(ino)?.0.open(flags)?);
-                    let handle = self.handles.add(Open::Upper { fd });
+                    let handle = self.handles.add(Open::Upper { ino, fd });
                     return Ok(Opened { handle, backing: Backing::Upper });
                 }
                 (_, Some(inode)) => {
@@ -83,7 +91,7 @@ impl Overlay {
     /// where the handle was opened on the archive.
     pub fn upper_fd(&self, handle: Handle) -> Option<Arc<OwnedFd>> {
         match &*self.handles.get(handle).ok()? {
-            Open::Upper { fd } => Some(Arc::clone(fd)),
+            Open::Upper { fd, .. } => Some(Arc::clone(fd)),
             Open::Lower { .. } => None,
         }
     }
@@ -97,8 +105,21 @@ impl Overlay {
         })
     }
 
+    /// The kernel is about to write through `handle` by itself. `may_be_mapped` is whether it can read through it,
+    /// too.
+    pub fn written_by_kernel(&self, handle: Handle, may_be_mapped: bool) {
+        if let Ok(open) = self.handles.get(handle)
+            && let Open::Upper { ino, fd } = &*open
+        {
+            self.kernel_writes.opened(*ino, handle, Arc::clone(fd), may_be_mapped);
+        }
+    }
+
     /// Ends `handle`.
     pub fn release(&self, handle: Handle) {
-        self.handles.remove(handle);
+        let Some(open) = self.handles.remove(handle) else { return };
+        let ino = open.ino();
+        let unseen = matches!(*open, Open::Upper { .. }) && self.kernel_writes.closed(ino, handle);
+        self.tell_writes_of(ino, unseen);
     }
 }

@@ -21,6 +21,7 @@ use super::upper::Mark;
 use crate::inode_ops::{Address, list, stat_at};
 use crate::squashfs::DirCursor;
 use crate::types::{FileKind, Ino};
+use crate::watch::What;
 
 impl Overlay {
     /// Removes the name `name` of a file in `parent`.
@@ -38,11 +39,13 @@ impl Overlay {
         let _names = self.names.write();
         let (dir, physical) = self.recheck(parent, name, child, held.ino)?;
         let physical = self.link_alias(held.ino, &dir, name, physical)?;
+        self.tell_write_before(held.ino);
         self.unplace(held.ino, parent, name)?;
         self.hide(&dir, name, physical, child).inspect_err(|_| {
             self.nodes.move_to(held.ino, Dentry::named(parent, name));
         })?;
         self.changed();
+        self.tell_name(What::Remove, (held.ino, held.kind), parent, name);
         self.name_gone(held.ino)
     }
 
@@ -84,6 +87,7 @@ impl Overlay {
         _removed =
             removed.inspect_err(|_| self.nodes.move_to(held.ino, Dentry::named(parent, name)))?;
         self.changed();
+        self.tell_name(What::Remove, (held.ino, held.kind), parent, name);
         self.directory_gone(held.ino);
         Ok(())
     }

@@ -22,6 +22,7 @@ use super::node::{Dentry, Want};
 use super::upper::{Draft, Mark};
 use crate::inode_ops::{self, Address, make_directory};
 use crate::types::{FileKind, Ino};
+use crate::watch::What;
 
 /// One end of a rename: a name, what it means, and what the lower has there.
 struct End<'a> {
@@ -77,17 +78,35 @@ impl Overlay {
             // Declared first, so dropped last: whiteouts are removed when others may go on.
             let mut replaced = None;
             let _names = self.names.write();
+            for moved in [&from, &to].into_iter().filter_map(|end| end.held.as_ref()) {
+                self.tell_write_before(moved.ino);
+            }
             match exchange {
                 true => self.exchange(&from, &to)?,
                 false => self.replace(&from, &to, &mut replaced)?,
             }
             self.changed();
+            self.tell_renamed(&from, &to, exchange);
         }
         if flags.contains(RenameFlags::WHITEOUT) {
             let made = self.mknod(caller, parent, name, libc::S_IFCHR, 0)?;
             self.forget(made.ino, 1);
         }
         Ok(())
+    }
+
+    /// Called with `names` held.
+    fn tell_renamed(&self, from: &End<'_>, to: &End<'_>, exchange: bool) {
+        if self.log.is_watched()
+            && let Some(other) = self.nodes.path_in(to.parent, to.name)
+            && let Some(source) = &from.held
+        {
+            let what = match exchange {
+                true => What::Exchange { with: other },
+                false => What::Rename { to: other },
+            };
+            self.tell_name(what, (source.ino, source.kind), from.parent, from.name);
+        }
     }
 
     fn end<'a>(&'a self, parent: Ino, name: &'a OsStr) -> Result<End<'a>> {
@@ -165,7 +184,7 @@ impl Overlay {
             }
             return Err(error);
         }
-        self.moved(source.ino, to);
+        self.moved(source.ino, from, to);
         match target {
             Some(target) if is_directory => self.directory_gone(target.ino),
             Some(target) => self.name_gone(target.ino)?,
@@ -259,8 +278,8 @@ impl Overlay {
             RenameFlags::EXCHANGE,
         )
         .map_err(Error::sys("rename", to.name.display()))?;
-        self.moved(one.ino, to);
-        self.moved(other.ino, from);
+        self.moved(one.ino, from, to);
+        self.moved(other.ino, to, from);
         Ok(())
     }
 
@@ -307,10 +326,12 @@ impl Overlay {
         }
     }
 
-    fn moved(&self, ino: Ino, to: &End<'_>) {
-        if self.index.get(ino).is_none() {
-            self.nodes.move_to(ino, Dentry::named(to.parent, to.name));
+    fn moved(&self, ino: Ino, from: &End<'_>, to: &End<'_>) {
+        match self.index.get(ino) {
+            Some(_) => self.nodes.note_alias(ino, to.parent, to.name),
+            None => self.nodes.move_to(ino, Dentry::named(to.parent, to.name)),
         }
+        self.nodes.alias_gone(ino, from.parent, from.name);
     }
 
     /// Puts an empty directory in the place of one that holds only whiteouts, which a rename could

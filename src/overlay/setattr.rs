@@ -10,6 +10,7 @@ use super::handles::Handle;
 use super::node::{Data, UpperState, Want};
 use crate::inode_ops::set_size;
 use crate::types::{FileKind, Ino, Owner};
+use crate::watch::What;
 
 /// Those of a file's mode bits that lend its owner's or group's rights to whoever executes it.
 pub const SETID_BITS: u32 = libc::S_ISUID | libc::S_ISGID;
@@ -55,9 +56,12 @@ impl Overlay {
         };
         if let Some(size) = change.size {
             self.truncate(ino, handle, size)?;
+            self.tell_writes_of(ino, true);
             self.drop_setid(ino, who)?;
         }
         let _names = self.names.read();
+        // Times that are set hide when it was written to.
+        self.tell_write_before(ino);
         let (inode, mut state) = self.address(ino)?;
         self.let_ctime_move(ino, &inode, &mut state.kept_ctime)?;
         if change.uid.is_some() || change.gid.is_some() {
@@ -85,6 +89,10 @@ impl Overlay {
                 last_access: timespec(change.atime),
                 last_modification: timespec(change.mtime),
             })?;
+        }
+        self.kernel_writes.check(ino);
+        if change.is_of_attributes() {
+            self.tell_inode(What::Attributes, ino, &state);
         }
         let stat = self.upper()?.identify(&inode, inode.stat()?)?;
         self.attr_of_upper(ino, &state, &stat)
@@ -115,6 +123,7 @@ impl Overlay {
             return Ok(false);
         }
         inode.chmod(mode & 0o7777 & !bits)?;
+        self.tell_inode(What::Attributes, ino, &state);
         Ok(true)
     }
 
@@ -148,6 +157,7 @@ impl Overlay {
             return Ok(false);
         }
         inode.chmod(mode & !lent)?;
+        self.tell_inode(What::Attributes, ino, &state);
         Ok(true)
     }
 

@@ -19,6 +19,7 @@ use super::node::{UpperState, Want};
 use super::upper::Namespace;
 use crate::inode_ops::Address;
 use crate::types::{Ino, Owner};
+use crate::watch::What;
 
 /// What stands between the marks' prefix and the rest of a name that is not a mark.
 const ESCAPE: &[u8] = b"overlay.";
@@ -138,7 +139,9 @@ impl Overlay {
             false => Cow::Borrowed(value),
         };
         self.let_ctime_move(ino, &inode, &mut state.kept_ctime)?;
-        inode.set_xattr(&stored, &value, flags).map_err(Error::sys("setxattr", inode.label()))
+        inode.set_xattr(&stored, &value, flags).map_err(Error::sys("setxattr", inode.label()))?;
+        self.tell_inode(What::Attributes, ino, &state);
+        Ok(())
     }
 
     /// Removes attribute `name`. An ACL that is not there is as good as removed.
@@ -155,7 +158,11 @@ impl Overlay {
         self.copy_up(ino, Want::Attributes)?;
         let InUpper { inode, mut state, marks, _names } = self.expect_in_upper(ino)?;
         self.let_ctime_move(ino, &inode, &mut state.kept_ctime)?;
-        inode.remove_xattr(&c_name(name, marks)?).map_err(Error::sys("removexattr", inode.label()))
+        inode
+            .remove_xattr(&c_name(name, marks)?)
+            .map_err(Error::sys("removexattr", inode.label()))?;
+        self.tell_inode(What::Attributes, ino, &state);
+        Ok(())
     }
 
     /// As [`Self::in_upper`], after a copy-up.

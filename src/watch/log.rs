@@ -92,6 +92,8 @@ struct State {
     readers: Slab<u64>,
     /// When the last reader went.
     left: Instant,
+    /// Whether nothing more will come.
+    is_closed: bool,
 }
 
 impl State {
@@ -143,6 +145,7 @@ impl ChangeLog {
             journal: None,
             readers: Slab::new(),
             left: Instant::now(),
+            is_closed: false,
         };
         Self {
             watched: AtomicBool::new(false),
@@ -161,7 +164,8 @@ impl ChangeLog {
 
     /// Ends a life in which nobody reads any more, and says whether one goes on.
     pub fn is_alive(&self) -> bool {
-        self.is_watched() && !self.end_if_over(&mut self.state.lock())
+        let mut state = self.state.lock();
+        self.is_watched() && !state.is_closed && !self.end_if_over(&mut state)
     }
 
     fn end_if_over(&self, state: &mut State) -> bool {
@@ -174,13 +178,20 @@ impl ChangeLog {
         over
     }
 
-    /// Waits until changes are to be written down, at most for `patience`. Says when that began.
-    pub fn wait_for_reader(&self, patience: Duration) -> Option<Timestamp> {
+    /// Waits until changes are to be written down. Says when that began; `None` once nothing more will come.
+    pub fn wait_for_reader(&self) -> Option<Timestamp> {
         let mut state = self.state.lock();
-        if !self.is_watched() {
-            self.begun.wait_for(&mut state, patience);
+        while !self.is_watched() && !state.is_closed {
+            self.begun.wait(&mut state);
         }
-        self.is_watched().then_some(state.began)
+        (!state.is_closed).then_some(state.began)
+    }
+
+    /// Says that nothing more will come: the tree is gone.
+    pub fn close(&self) {
+        self.state.lock().is_closed = true;
+        self.begun.notify_all();
+        self.came.notify_waiters();
     }
 
     /// Writes a change down, if anybody reads. Paths are as in [`Change`].
@@ -328,22 +339,24 @@ impl Reader {
         items
     }
 
-    /// Waits until there is more to read.
-    pub async fn changed(&self) {
+    /// Waits until there is more to read, and says whether there is: not once the tree is gone.
+    pub async fn changed(&self) -> bool {
         loop {
             let came = self.log.came.notified();
             tokio::pin!(came);
             came.as_mut().enable();
-            if self.has_more() {
-                return;
+            if let Some(more) = self.has_more() {
+                return more;
             }
             came.await;
         }
     }
 
-    fn has_more(&self) -> bool {
+    /// Whether there is more to read, if that is known yet.
+    fn has_more(&self) -> Option<bool> {
         let state = self.log.state.lock();
-        state.readers.get(self.id).is_some_and(|next| *next < state.next)
+        let more = state.readers.get(self.id).is_some_and(|next| *next < state.next);
+        (more || state.is_closed).then_some(more)
     }
 
     /// The place behind the last change that was read, to go on from.
@@ -549,12 +562,17 @@ mod tests {
         let mut seen = Vec::new();
         runtime.block_on(async {
             while seen.len() < 2000 {
-                reader.changed().await;
+                assert!(reader.changed().await);
                 seen.extend(drain(&mut reader).0);
             }
         });
         writes.join().unwrap();
         assert_eq!(seen, (1..=2000).collect::<Vec<_>>());
+        fill(&log, 2001..2002);
+        log.close();
+        assert!(runtime.block_on(reader.changed()), "the last change is read all the same");
+        drain(&mut reader);
+        assert!(!runtime.block_on(reader.changed()));
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 use crate::overlay_support::{
-    KernelMount, Merged, Plain, Seen, Side, Tree, bytes, open_overlay, run, source,
+    KernelMount, Merged, Plain, Replica, Seen, Side, Tree, bytes, open_overlay, run, source,
 };
 use crate::support::surrounding::{Need, cannot_run};
 use proptest::prelude::*;
@@ -97,6 +97,7 @@ struct World {
     merged: Merged,
     plain: Plain,
     held: Vec<Open>,
+    replica: Replica,
     /// Plain identity (inode number and birth) → merged number, for as long as the file lives.
     numbers: HashMap<(u64, u128), u64>,
     options: Options,
@@ -112,9 +113,12 @@ impl World {
         run("cp", &[OsStr::new("-a"), source().tree.as_os_str(), plain.as_os_str()]);
         let overlay = open_overlay(dir.path(), &source().archive, options);
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+        let mut merged = Merged { overlay, plus: false };
+        let tree = merged.tree();
         World {
+            replica: Replica::new(&merged.overlay, tree),
             dir,
-            merged: Merged { overlay, plus: false },
+            merged,
             plain: Plain(plain),
             held: Vec::new(),
             numbers: HashMap::new(),
@@ -203,6 +207,8 @@ impl World {
     fn remount(&mut self) {
         self.unmount();
         self.merged.overlay = open_overlay(self.dir.path(), &source().archive, self.options);
+        let tree = self.merged.tree();
+        self.replica = Replica::new(&self.merged.overlay, tree);
     }
 
     /// Applies `op` to the plain directory and the kernel's mount, where the answers may differ:
@@ -258,6 +264,7 @@ impl World {
     fn check(&mut self, step: usize) {
         self.merged.plus = step.is_multiple_of(2);
         let (mut merged, mut plain) = (self.merged.tree(), self.plain.tree());
+        self.replica.check(&merged);
         self.check_numbers(&merged, &plain);
         for open in &self.held {
             use std::os::unix::fs::{FileExt, MetadataExt};

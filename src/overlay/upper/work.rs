@@ -2,8 +2,9 @@
 //! things are taken apart after one rename has put them out of sight.
 
 use std::ffi::{OsStr, OsString};
+use std::fs::File;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -126,6 +127,14 @@ impl Upper {
         mode: u32,
     ) -> Result<(Draft<'_>, OwnedFd)> {
         Ok(self.draft(|dir, name| make_file(dir, name, flags, mode))?)
+    }
+
+    /// What makes files without a name in the work directory.
+    pub(in super::super) fn scratch_files(
+        &self,
+    ) -> impl Fn() -> io::Result<File> + Send + Sync + use<> {
+        let work = Arc::clone(&self.work);
+        move || tempfile::tempfile_in(format!("/proc/self/fd/{}", work.as_raw_fd()))
     }
 
     /// A whiteout in the work directory.

@@ -1,6 +1,8 @@
 //! A small archive, a merged tree over it, and the same operations on both that tree and a plain
 //! directory of the host, by path.
 
+mod replica;
+
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::ops::ControlFlow;
@@ -15,6 +17,8 @@ use thawfs::cache::FileBlob;
 use thawfs::overlay::{Attr, Caller, Error, Options, Overlay, SetAttr, SetTime, Upper};
 use thawfs::squashfs::{Archive, OpenOptions};
 use thawfs::types::{FileKind, Ino, Timestamp};
+
+pub(crate) use replica::Replica;
 
 pub(crate) const ROOT: Caller = Caller { uid: 0, gid: 0, umask: 0 };
 

@@ -1,0 +1,310 @@
+//! Writes that the kernel makes by itself, to files of the upper that it was given for that (passthrough): they are no
+//! requests, and have to be seen in the upper.
+//!
+//! While somebody watches, each such file has an inotify mark, which tells of each `write(2)`. What is stored through
+//! a mapping it does not tell; that shows in `st_mtime`, which the kernel moves when a page that is clean is first
+//! stored to. So files that may be mapped, those opened for reading and writing, are looked at each time; and once
+//! one has been stored to, its pages are written back each [`CLEAN_EVERY`], for the next store to show. Then it is
+//! told, too, as there may have been stores before its pages were clean.
+//!
+//! A mapping outlives the handle. So the last [`MAX_RETAINED`] such files are looked at for longer, each
+//! [`CLEAN_EVERY`]. The end of a mapping is told by the mark. On tmpfs a store moves no time: there each end of an open
+//! file that may have been mapped is taken for a write.
+//!
+//! Tried instead: looking at the times of all files, where two writes within a tick of the kernel's clock look the
+//! same before Linux 6.13; leases, which tell whether anybody has a file open for writing, but make others wait.
+
+use std::collections::{HashMap, VecDeque};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use rustix::fs::{Advice, inotify};
+use rustix::io::Errno;
+
+use super::handles::Handle;
+use crate::types::{Ino, Timestamp};
+
+/// How often the pages of a mapped file are made clean, and files are looked at whose handles are gone.
+const CLEAN_EVERY: Duration = Duration::from_secs(1);
+
+/// Most files that are looked at although no handle is open. Each takes a descriptor.
+const MAX_RETAINED: usize = 1024;
+
+/// How much older than the beginning of a watch a change may look: what the kernel's clock lags behind, at most.
+const CLOCK_LAG: Duration = Duration::from_millis(20);
+
+/// The kernel's number of tmpfs.
+const TMPFS: u32 = 0x0102_1994;
+
+/// Files that the kernel writes to by itself, or may.
+#[derive(Debug, Default)]
+pub(super) struct KernelWrites(Mutex<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    files: HashMap<Ino, File>,
+    watch: Option<Watch>,
+}
+
+/// What there is while somebody watches.
+#[derive(Debug)]
+struct Watch {
+    /// Changes from then on are to be told.
+    began: Timestamp,
+    /// None where the kernel gives none.
+    inotify: Option<OwnedFd>,
+    marked: HashMap<i32, Ino>,
+    /// Without a handle, the oldest first.
+    retained: VecDeque<Ino>,
+    cleaned: Instant,
+}
+
+#[derive(Debug)]
+struct File {
+    fd: Arc<OwnedFd>,
+    handles: Vec<Handle>,
+    /// Whether one of the handles was for reading, too.
+    may_be_mapped: bool,
+    /// Whether something was stored through a mapping.
+    is_mapped: bool,
+    /// Whether it was since its pages were last clean.
+    is_dirty: bool,
+    /// `st_mtime` and size when it was last looked at.
+    seen: Option<(Timestamp, u64)>,
+    mark: Option<i32>,
+}
+
+impl File {
+    /// Whether it looks otherwise than when it was last looked at, or at the beginning of the watch.
+    fn has_changed(&mut self, began: Timestamp) -> bool {
+        let Ok(stat) = rustix::fs::fstat(&self.fd) else { return false };
+        let mtime = Timestamp {
+            seconds: stat.st_mtime,
+            nanos: u32::try_from(stat.st_mtime_nsec).unwrap_or(0),
+        };
+        let now = (mtime, stat.st_size.cast_unsigned());
+        match self.seen.replace(now) {
+            Some(before) => before != now,
+            None => mtime >= began,
+        }
+    }
+
+    fn is_removed(&self) -> bool {
+        rustix::fs::fstat(&self.fd).is_ok_and(|stat| stat.st_nlink == 0)
+    }
+}
+
+impl Watch {
+    fn begin(began: Timestamp) -> Self {
+        let flags = inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK;
+        let inotify = inotify::init(flags);
+        if let Err(errno) = &inotify {
+            tracing::info!("writes are told a moment later, as there is no inotify: {errno}");
+        }
+        let lag = i64::from(CLOCK_LAG.subsec_nanos());
+        let nanos = i64::from(began.nanos) - lag;
+        let began = Timestamp {
+            seconds: began.seconds + nanos.div_euclid(1_000_000_000),
+            nanos: u32::try_from(nanos.rem_euclid(1_000_000_000)).unwrap_or(0),
+        };
+        Self {
+            began,
+            inotify: inotify.ok(),
+            marked: HashMap::new(),
+            retained: VecDeque::new(),
+            cleaned: Instant::now(),
+        }
+    }
+
+    fn mark(&mut self, ino: Ino, file: &mut File) {
+        let Some(inotify) = &self.inotify else { return };
+        let path = format!("/proc/self/fd/{}", file.fd.as_raw_fd());
+        let flags = inotify::WatchFlags::MODIFY | inotify::WatchFlags::CLOSE_WRITE;
+        match inotify::add_watch(inotify, path, flags) {
+            Ok(mark) => {
+                self.marked.insert(mark, ino);
+                file.mark = Some(mark);
+            }
+            Err(errno) => tracing::debug!("writes to inode {ino} are told a moment later: {errno}"),
+        }
+    }
+
+    fn unmark(&mut self, file: &File) {
+        if let (Some(inotify), Some(mark)) = (&self.inotify, file.mark) {
+            self.marked.remove(&mark);
+            // It goes by itself with the inode.
+            let _ = inotify::remove_watch(inotify, mark);
+        }
+    }
+
+    /// What the marks have told since it was last asked: files that were written to, and those that somebody who
+    /// could write has closed.
+    fn told(&self) -> (Vec<Ino>, Vec<Ino>) {
+        let (mut written, mut closed) = (Vec::new(), Vec::new());
+        let Some(inotify) = &self.inotify else { return (written, closed) };
+        let mut buffer = [MaybeUninit::uninit(); 4096];
+        let mut reader = inotify::Reader::new(inotify, &mut buffer);
+        loop {
+            let event = match reader.next() {
+                Ok(event) => event,
+                Err(Errno::INTR) => continue,
+                Err(_) => return (written, closed),
+            };
+            if event.events().contains(inotify::ReadFlags::QUEUE_OVERFLOW) {
+                // Any of them may have been.
+                written.extend(self.marked.values());
+            }
+            let Some(ino) = self.marked.get(&event.wd()) else { continue };
+            if event.events().contains(inotify::ReadFlags::MODIFY) {
+                written.push(*ino);
+            }
+            if event.events().contains(inotify::ReadFlags::CLOSE_WRITE) {
+                closed.push(*ino);
+            }
+        }
+    }
+}
+
+impl KernelWrites {
+    /// The kernel is about to be given `fd`, that of `handle`, to write to `ino` by itself.
+    pub(super) fn opened(&self, ino: Ino, handle: Handle, fd: Arc<OwnedFd>, may_be_mapped: bool) {
+        let mut state = self.0.lock();
+        let State { files, watch } = &mut *state;
+        let file = files.entry(ino).or_insert_with(|| {
+            let mut file = File {
+                fd,
+                handles: Vec::new(),
+                may_be_mapped: false,
+                is_mapped: false,
+                is_dirty: false,
+                seen: None,
+                mark: None,
+            };
+            if let Some(watch) = watch {
+                watch.mark(ino, &mut file);
+                // As it is now. Of what was written before it was requested of us, or by another handle.
+                file.has_changed(watch.began);
+            }
+            file
+        });
+        file.may_be_mapped |= may_be_mapped;
+        file.handles.push(handle);
+        if let Some(watch) = watch {
+            watch.retained.retain(|retained| *retained != ino);
+        }
+    }
+
+    /// `handle` of `ino` is closed. Says whether there are writes that were not told.
+    pub(super) fn closed(&self, ino: Ino, handle: Handle) -> bool {
+        let mut state = self.0.lock();
+        let State { files, watch } = &mut *state;
+        let Some(file) = files.get_mut(&ino) else { return false };
+        file.handles.retain(|open| *open != handle);
+        let last = file.handles.is_empty();
+        let Some(watch) = watch else {
+            if last {
+                files.remove(&ino);
+            }
+            return false;
+        };
+        let changed = file.has_changed(watch.began);
+        if last && file.may_be_mapped && !file.is_removed() {
+            watch.retained.push_back(ino);
+        } else if last && let Some(file) = files.remove(&ino) {
+            watch.unmark(&file);
+        }
+        if watch.retained.len() > MAX_RETAINED
+            && let Some(oldest) = watch.retained.pop_front()
+            && let Some(file) = files.remove(&oldest)
+        {
+            watch.unmark(&file);
+        }
+        changed
+    }
+
+    /// Whether `ino` has been written to since it was last looked at.
+    pub(super) fn check(&self, ino: Ino) -> bool {
+        let mut state = self.0.lock();
+        let State { files, watch: Some(watch) } = &mut *state else { return false };
+        files.get_mut(&ino).is_some_and(|file| file.has_changed(watch.began))
+    }
+
+    /// Begins to watch, if that has not begun: `began` is the moment from which on writes are to be told.
+    pub(super) fn begin(&self, began: Timestamp) {
+        let mut state = self.0.lock();
+        let State { files, watch } = &mut *state;
+        if watch.is_none() {
+            let watch = watch.insert(Watch::begin(began));
+            for (ino, file) in files {
+                watch.mark(*ino, file);
+            }
+        }
+    }
+
+    /// Ends that.
+    pub(super) fn end(&self) {
+        let mut state = self.0.lock();
+        state.watch = None;
+        state.files.retain(|_, file| {
+            (file.seen, file.mark, file.is_dirty) = (None, None, false);
+            !file.handles.is_empty()
+        });
+    }
+
+    /// Files that have been written to since they were last looked at.
+    pub(super) fn look(&self) -> Vec<Ino> {
+        let mut state = self.0.lock();
+        let State { files, watch: Some(watch) } = &mut *state else { return Vec::new() };
+        let (mut written, closed) = watch.told();
+        for ino in &written {
+            if let Some(file) = files.get_mut(ino) {
+                file.has_changed(watch.began);
+            }
+        }
+        for ino in closed {
+            if let Some(file) = files.get_mut(&ino)
+                && file.may_be_mapped
+                && (file.has_changed(watch.began) || file.is_dirty || !moves_times(&file.fd))
+            {
+                written.push(ino);
+            }
+        }
+        let is_time = watch.cleaned.elapsed() >= CLEAN_EVERY;
+        for (ino, file) in files.iter_mut() {
+            let is_due = file.mark.is_none() || file.may_be_mapped && !file.handles.is_empty();
+            if (is_due || is_time) && file.has_changed(watch.began) {
+                // A write(2) is told of by the mark.
+                file.is_mapped |= file.may_be_mapped;
+                file.is_dirty |= file.is_mapped;
+                written.push(*ino);
+            }
+            if is_time && std::mem::take(&mut file.is_dirty) {
+                // This writes dirty pages back without waiting for that.
+                if let Err(errno) = rustix::fs::fadvise(&file.fd, 0, None, Advice::DontNeed) {
+                    tracing::debug!("inode {ino} is not written back: {errno}");
+                }
+                written.push(*ino);
+            }
+        }
+        if is_time {
+            watch.cleaned = Instant::now();
+            let removed = |ino: &Ino| files.get(ino).is_none_or(File::is_removed);
+            let gone: Vec<Ino> = watch.retained.iter().copied().filter(removed).collect();
+            watch.retained.retain(|ino| !gone.contains(ino));
+            for file in gone.into_iter().filter_map(|ino| files.remove(&ino)) {
+                watch.unmark(&file);
+            }
+        }
+        written.sort_unstable();
+        written.dedup();
+        written
+    }
+}
+
+/// Whether a store through a mapping of `fd` moves the file's times.
+fn moves_times(fd: &OwnedFd) -> bool {
+    rustix::fs::fstatfs(fd).is_ok_and(|stat| stat.f_type as u32 != TMPFS)
+}

@@ -1,0 +1,159 @@
+//! Telling the log what has changed in the merged tree.
+//!
+//! A change of names is told under the lock that it was made under, so the log has them in the order in which they
+//! took effect. Attributes and data are told once they are changed, with `names` held shared, which keeps the path
+//! true.
+//!
+//! Data is told at the first write, and after that once for all writes of the next [`WINDOW`]: the log then has a
+//! change that comes after the last of them. A rename, a removal and the end of an open file do not wait for that.
+
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+use super::Overlay;
+use super::node::UpperState;
+use crate::types::{FileKind, Ino};
+use crate::watch::{ChangeLog, What};
+
+/// How long writes to one file are taken together.
+pub(super) const WINDOW: Duration = Duration::from_millis(20);
+
+/// How often writes are looked for that nobody tells.
+const LOOK_EVERY: Duration = Duration::from_millis(10);
+
+/// Files that were written to just now.
+#[derive(Debug, Default)]
+pub(super) struct Writes(Mutex<HashMap<Ino, Written>>);
+
+#[derive(Debug)]
+struct Written {
+    told: Instant,
+    /// Whether it was written to after that.
+    again: bool,
+}
+
+impl Writes {
+    /// Notes a write to `ino`, and says whether it is to be told now rather than with those that follow.
+    fn note(&self, ino: Ino) -> bool {
+        let mut written = self.0.lock();
+        let known = written.get_mut(&ino).filter(|written| written.told.elapsed() < WINDOW);
+        match known {
+            Some(written) => written.again = true,
+            None => drop(written.insert(ino, Written { told: Instant::now(), again: false })),
+        }
+        !written.get(&ino).is_some_and(|written| written.again)
+    }
+
+    /// Takes what is noted of `ino`, and says whether a write is yet to be told.
+    fn take(&self, ino: Ino) -> bool {
+        self.0.lock().remove(&ino).is_some_and(|written| written.again)
+    }
+
+    /// Takes what is older than [`WINDOW`]: the files of which a write is yet to be told.
+    fn take_old(&self) -> Vec<Ino> {
+        let mut due = Vec::new();
+        let mut written = self.0.lock();
+        written.retain(|ino, written| {
+            let old = written.told.elapsed() >= WINDOW;
+            if old && written.again {
+                due.push(*ino);
+            }
+            !old
+        });
+        due
+    }
+}
+
+impl Overlay {
+    /// The log of what changes in the merged tree. To read it is to have it written; what
+    /// [`Self::look_for_writes`] finds is in it only while that runs.
+    pub fn change_log(&self) -> &Arc<ChangeLog> {
+        &self.log
+    }
+
+    /// Tells of `what` happened to `name` in `parent`, which is or was `ino`. Called with `names` held.
+    pub(super) fn tell_name(
+        &self,
+        what: What,
+        (ino, kind): (Ino, FileKind),
+        parent: Ino,
+        name: &OsStr,
+    ) {
+        if self.log.is_watched()
+            && let Some(path) = self.nodes.path_in(parent, name)
+        {
+            self.log.write(what, kind, ino.0, path);
+        }
+    }
+
+    /// Tells that what `ino` is in the upper has changed. Called with `names` held. What has no name any
+    /// more is in no tree.
+    pub(super) fn tell_inode(&self, what: What, ino: Ino, state: &UpperState) {
+        if self.log.is_watched()
+            && let Some(path) = self.nodes.path(ino)
+        {
+            self.log.write(what, state.kind, ino.0, path);
+        }
+    }
+
+    /// Tells that regular file `ino` was written to, now or a moment later. Called without `names`.
+    pub(super) fn tell_write(&self, ino: Ino) {
+        if self.log.is_watched() && self.writes.note(ino) {
+            let _names = self.names.read();
+            self.tell_data(ino);
+        }
+    }
+
+    /// Tells of writes to `ino` that are yet to be told, before something else is. Called with `names` held.
+    pub(super) fn tell_write_before(&self, ino: Ino) {
+        if self.log.is_watched() {
+            let unseen = self.kernel_writes.check(ino);
+            if self.writes.take(ino) || unseen {
+                self.tell_data(ino);
+            }
+        }
+    }
+
+    /// Tells of writes to `ino` that are yet to be told, and of one that is not noted, if there was one. Called without
+    /// `names`.
+    pub(super) fn tell_writes_of(&self, ino: Ino, another: bool) {
+        if self.log.is_watched() && (self.writes.take(ino) || another) {
+            let _names = self.names.read();
+            self.tell_data(ino);
+        }
+    }
+
+    /// Called with `names` held.
+    fn tell_data(&self, ino: Ino) {
+        if let Some(path) = self.nodes.path(ino) {
+            self.log.write(What::Write, FileKind::Regular, ino.0, path);
+        }
+    }
+
+    /// Tells what is known only by looking for it, the writes that the kernel makes by itself, and the last of
+    /// several writes. For a thread of its own: lasts until the log is closed.
+    pub fn look_for_writes(&self) {
+        while let Some(began) = self.log.wait_for_reader() {
+            self.kernel_writes.begin(began);
+            while self.log.is_alive() {
+                self.look_once();
+                std::thread::sleep(LOOK_EVERY);
+            }
+            self.kernel_writes.end();
+            self.writes.take_old();
+        }
+    }
+
+    fn look_once(&self) {
+        for ino in self.kernel_writes.look() {
+            self.tell_write(ino);
+        }
+        for ino in self.writes.take_old() {
+            self.tell_write(ino);
+        }
+    }
+}
