@@ -163,6 +163,35 @@ impl FileKind {
             _ => return None,
         })
     }
+
+    /// All kinds.
+    pub const ALL: [Self; 7] = [
+        Self::Directory,
+        Self::Regular,
+        Self::Symlink,
+        Self::BlockDevice,
+        Self::CharDevice,
+        Self::Fifo,
+        Self::Socket,
+    ];
+
+    /// The word for it, in results.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Directory => "directory",
+            Self::Regular => "file",
+            Self::Symlink => "symlink",
+            Self::BlockDevice => "block device",
+            Self::CharDevice => "character device",
+            Self::Fifo => "fifo",
+            Self::Socket => "socket",
+        }
+    }
+
+    /// The kind that a word of [`Self::name`] means.
+    pub fn named(word: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.name() == word)
+    }
 }
 
 /// A moment, as `struct timespec` has it: seconds since 1970 (negative before) and nanoseconds
@@ -264,16 +293,9 @@ mod tests {
 
     #[test]
     fn every_kind_survives_its_mode_bits() {
-        for kind in [
-            FileKind::Directory,
-            FileKind::Regular,
-            FileKind::Symlink,
-            FileKind::BlockDevice,
-            FileKind::CharDevice,
-            FileKind::Fifo,
-            FileKind::Socket,
-        ] {
+        for kind in FileKind::ALL {
             assert_eq!(FileKind::from_mode(kind.mode_bits() | 0o7777), Some(kind));
+            assert_eq!(FileKind::named(kind.name()), Some(kind));
         }
         assert_eq!(FileKind::from_mode(0), None);
     }

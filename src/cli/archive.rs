@@ -43,7 +43,7 @@ pub(super) fn cat(args: &CatArgs) -> Result<(), Failure> {
             let shown = path.to_string_lossy();
             return Err(Failure::new(
                 Code::Usage,
-                format!("{shown} is a {}, not a regular file", kind_name(inode.kind)),
+                format!("{shown} is a {}, not a regular file", inode.kind.name()),
             ));
         }
         let mut at = FileOffset(0);
@@ -113,16 +113,4 @@ pub(super) fn describe_lines(opened: &OpenArchive, output: &Output) -> Result<()
 
 pub(super) fn as_path(bytes: &[u8]) -> PathBuf {
     PathBuf::from(OsStr::from_bytes(bytes))
-}
-
-pub(super) fn kind_name(kind: FileKind) -> &'static str {
-    match kind {
-        FileKind::Directory => "directory",
-        FileKind::Regular => "file",
-        FileKind::Symlink => "symlink",
-        FileKind::BlockDevice => "block device",
-        FileKind::CharDevice => "character device",
-        FileKind::Fifo => "fifo",
-        FileKind::Socket => "socket",
-    }
 }

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use clap::Args;
 use serde::Serialize;
 
-use super::archive::{as_path, kind_name};
+use super::archive::as_path;
 use super::groups::SourceArgs;
 use super::mount::source_request;
 use super::output::{Output, human_time, stdout_failed};
@@ -82,7 +82,7 @@ impl Listed {
         };
         Ok(Self {
             path: as_path(path),
-            kind: kind_name(inode.kind),
+            kind: inode.kind.name(),
             mode: inode.permissions,
             uid: inode.uid,
             gid: inode.gid,

@@ -39,7 +39,7 @@ pub(super) struct Entry {
     pub(super) st_ino: u64,
     pub(super) lower: InodeRef,
     /// How many names the archive says it has.
-    lower_nlink: u32,
+    pub(super) lower_nlink: u32,
 }
 
 impl Index {
@@ -77,6 +77,11 @@ impl Index {
     /// The entry of `ino`.
     pub(super) fn get(&self, ino: Ino) -> Option<Entry> {
         self.0.read().by_ino.get(&ino).cloned()
+    }
+
+    /// All entries.
+    pub(super) fn all(&self) -> Vec<Entry> {
+        self.0.read().by_ino.values().cloned().collect()
     }
 
     /// The lower number of inode `st_ino` of the upper.

@@ -18,6 +18,7 @@
 //! | `handles`, `open`, `io` | open files and their data |
 //! | `tell`, `kernel_writes`, `aliases` | what the log of changes is told, and how that is found out |
 //! | `readdir`, `halves` | listing |
+//! | `difference/` | what the upper changes, for who asks |
 //!
 //! **Locks.** `names` is held shared while a name in the upper is resolved and used, and exclusively while one is
 //! changed. Only short system calls on the upper are made under it: no request to the store, and no copy of
@@ -40,6 +41,7 @@ mod create;
 mod ctime;
 mod dense;
 mod describe;
+mod difference;
 mod dirs;
 mod error;
 mod halves;
@@ -73,6 +75,7 @@ use parking_lot::RwLock;
 use rustix::io::Errno;
 
 pub use attr::{Attr, Caller, Rights, SetAttr, SetTime, StatFs};
+pub use difference::{DifferenceEntry, Status};
 pub use error::{Error, Result};
 pub use handles::{Backing, Handle, Opened};
 pub use identity::{IdNamespace, IdOptions, IdRange, IdView, Identity};

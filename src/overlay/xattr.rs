@@ -49,6 +49,26 @@ fn shown_name(stored: &[u8], marks: Namespace) -> Option<Cow<'_, [u8]>> {
     }
 }
 
+/// The attributes of an inode in the upper that are no marks, as a program has named them.
+pub(super) fn stored_xattrs(inode: &Address, marks: Namespace) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
+    let stored = match inode.list_xattrs() {
+        Err(Errno::OPNOTSUPP) => Vec::new(),
+        other => other.map_err(Error::sys("listxattr", inode.label()))?,
+    };
+    let mut xattrs = Vec::new();
+    for stored in stored.split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
+        let Some(name) = shown_name(stored, marks) else { continue };
+        let value = inode.get_xattr(&CString::new(stored).map_err(|_| Errno::INVAL)?);
+        match value {
+            Ok(value) => xattrs.push((name.into_owned(), value)),
+            // Removed meanwhile.
+            Err(Errno::NODATA) => {}
+            Err(errno) => return Err(Error::sys("getxattr", inode.label())(errno)),
+        }
+    }
+    Ok(xattrs)
+}
+
 /// An inode in the upper, and the names of its marks.
 struct InUpper<'a> {
     inode: Address,

@@ -39,6 +39,7 @@ mod mount_stuck;
 mod mount_times;
 mod mount_trust;
 mod overlay_crash;
+mod overlay_difference;
 mod overlay_interop;
 mod overlay_model;
 mod overlay_places;

@@ -16,7 +16,7 @@ use thawfs::overlay::{Handle, Options};
 use thawfs::types::{FileKind, Ino};
 
 #[derive(Clone, Debug)]
-enum Op {
+pub(crate) enum Op {
     Write {
         path: PathBuf,
         at: u64,
@@ -48,7 +48,7 @@ fn path() -> impl Strategy<Value = PathBuf> {
         .prop_map(|names| names.iter().collect())
 }
 
-fn op() -> impl Strategy<Value = Op> {
+pub(crate) fn op() -> impl Strategy<Value = Op> {
     let flags = prop::sample::select(vec![
         libc::O_RDWR,
         libc::O_WRONLY | libc::O_CREAT,
@@ -92,9 +92,9 @@ struct Open {
     plain: std::fs::File,
 }
 
-struct World {
-    dir: tempfile::TempDir,
-    merged: Merged,
+pub(crate) struct World {
+    pub(crate) dir: tempfile::TempDir,
+    pub(crate) merged: Merged,
     plain: Plain,
     held: Vec<Open>,
     replica: Replica,
@@ -105,7 +105,7 @@ struct World {
 }
 
 impl World {
-    fn new(options: Options) -> Self {
+    pub(crate) fn new(options: Options) -> Self {
         // As the server runs.
         rustix::process::umask(rustix::fs::Mode::empty());
         let dir = tempfile::tempdir().unwrap();
@@ -134,7 +134,7 @@ impl World {
         assert_eq!(merged, plain, "merged tree (left) and plain directory (right) disagree");
     }
 
-    fn apply(&mut self, op: &Op) {
+    pub(crate) fn apply(&mut self, op: &Op) {
         match op {
             Op::Write { path, at, len, seed, flags } => {
                 let data = bytes(*seed, *len);
@@ -198,13 +198,13 @@ impl World {
     }
 
     /// Puts another tree in the place of this one, which gives up its lock on the upper.
-    fn unmount(&mut self) {
+    pub(crate) fn unmount(&mut self) {
         self.let_go();
         let nothing = tempfile::tempdir().unwrap();
         self.merged.overlay = open_overlay(nothing.path(), &source().archive, self.options);
     }
 
-    fn remount(&mut self) {
+    pub(crate) fn remount(&mut self) {
         self.unmount();
         self.merged.overlay = open_overlay(self.dir.path(), &source().archive, self.options);
         let tree = self.merged.tree();
@@ -213,7 +213,7 @@ impl World {
 
     /// Applies `op` to the plain directory and the kernel's mount, where the answers may differ:
     /// what the kernel's overlay refuses is done to neither.
-    fn apply_to_kernel(&mut self, kernel: &mut Plain, op: &Op) {
+    pub(crate) fn apply_to_kernel(&mut self, kernel: &mut Plain, op: &Op) {
         let mut once = |op: &dyn Fn(&mut dyn Side) -> Result<(), rustix::io::Errno>| {
             if op(kernel).is_ok() {
                 op(&mut self.plain).unwrap();
@@ -367,7 +367,7 @@ fn play_with_kernel(ops: &[Op], later: &[Op], options: Options) {
 }
 
 /// `PROPTEST_CASES` asks for more.
-fn config() -> ProptestConfig {
+pub(crate) fn config() -> ProptestConfig {
     let cases = std::env::var("PROPTEST_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(100);
     ProptestConfig { cases, max_shrink_iters: 2000, ..ProptestConfig::default() }
 }

@@ -13,5 +13,7 @@ pub use open::Upper;
 
 pub(super) use form::Whiteouts;
 pub(super) use marks::{Mark, Namespace};
-pub(super) use origin::{handle_of, index_name, parse_index_name, parse_record, record};
+pub(super) use origin::{
+    handle_of, index_name, parse_handle, parse_index_name, parse_record, record,
+};
 pub(super) use work::Draft;

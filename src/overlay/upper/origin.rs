@@ -53,6 +53,13 @@ pub(in super::super) fn parse_index_name(name: &[u8]) -> Option<InodeNumber> {
     (index_name(number).as_bytes() == name).then_some(number)
 }
 
+/// The number in a handle that [`handle_of`] or the kernel made.
+pub(in super::super) fn parse_handle(handle: &[u8]) -> Option<InodeNumber> {
+    let number = handle.get(FH_NUMBER..)?.first_chunk::<4>()?;
+    let number = InodeNumber(u32::from_le_bytes(*number));
+    (handle_of(number) == handle).then_some(number)
+}
+
 /// Our record of lower inode `lower` for upper inode `st_ino`.
 pub(in super::super) fn record(lower: InodeRef, st_ino: u64) -> Vec<u8> {
     let mut record = Vec::with_capacity(RECORD_LEN);
@@ -80,6 +87,9 @@ mod tests {
         for number in [1, 0x0102_0304, u32::MAX] {
             let name = index_name(InodeNumber(number));
             assert_eq!(parse_index_name(name.as_bytes()), Some(InodeNumber(number)));
+            let handle = handle_of(InodeNumber(number));
+            assert_eq!(parse_handle(&handle), Some(InodeNumber(number)));
+            assert_eq!(parse_handle(&handle[..FH_LEN - 1]), None);
         }
         let name = index_name(InodeNumber(7));
         for bad in ["", "#7", &name[1..], &name.replace("fb", "fa"), &name.to_uppercase()] {
