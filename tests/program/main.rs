@@ -28,6 +28,7 @@ mod messages;
 mod mount_cli;
 mod mount_entries;
 mod mount_handles;
+mod mount_inotify;
 mod mount_model;
 mod mount_nodes;
 mod mount_owners;

@@ -1,0 +1,353 @@
+//! What inotify and fanotify tell inside a mount, beside what they tell of the same done to a plain directory.
+
+use std::ffi::CString;
+use std::fs::File;
+use std::io::Write;
+use std::mem::MaybeUninit;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
+use std::path::Path;
+
+use crate::support::mount::{Bench, can_mount, can_mount_with};
+use crate::support::surrounding::Need;
+use nix::sys::fanotify::{EventFFlags, Fanotify, InitFlags, MarkFlags, MaskFlags};
+use rustix::fs::{CWD, FallocateFlags, Mode, RenameFlags, XattrFlags, inotify};
+
+/// What is watched, before anything is done: directories and files of the archive.
+const WATCHED: [&str; 6] = ["", "dir", "dir/sub", "dir/file", "link-1", "other"];
+
+/// Something that programs do in a directory which holds what [`make_tree`] makes.
+struct Case {
+    name: &'static str,
+    run: fn(&Path),
+}
+
+fn make_tree(root: &Path) {
+    std::fs::create_dir_all(root.join("dir/sub")).unwrap();
+    for (name, data) in [("dir/file", "0123456789"), ("dir/sub/deep", "deep"), ("other", "other")] {
+        std::fs::write(root.join(name), data).unwrap();
+    }
+    std::fs::write(root.join("link-1"), "linked").unwrap();
+    std::fs::hard_link(root.join("link-1"), root.join("dir/link-2")).unwrap();
+    symlink("dir/file", root.join("symlink")).unwrap();
+    std::fs::create_dir(root.join("empty")).unwrap();
+}
+
+fn open_to_write(path: &Path) -> File {
+    File::options().write(true).open(path).unwrap()
+}
+
+fn rename(root: &Path, from: &str, to: &str, flags: RenameFlags) {
+    rustix::fs::renameat_with(CWD, root.join(from), CWD, root.join(to), flags).unwrap();
+}
+
+const CASES: &[Case] = &[
+    Case { name: "read a file", run: |root| drop(std::fs::read(root.join("dir/file")).unwrap()) },
+    Case {
+        name: "list a directory",
+        run: |root| assert!(std::fs::read_dir(root.join("dir")).unwrap().count() > 0),
+    },
+    Case { name: "make a file", run: |root| std::fs::write(root.join("dir/new"), "data").unwrap() },
+    Case {
+        name: "make a file exclusively",
+        run: |root| drop(File::create_new(root.join("new")).unwrap()),
+    },
+    Case {
+        name: "write to a file of the archive",
+        run: |root| open_to_write(&root.join("dir/file")).write_all_at(b"new", 3).unwrap(),
+    },
+    Case {
+        name: "write to it twice, by two opens",
+        run: |root| {
+            open_to_write(&root.join("dir/file")).write_all_at(b"new", 3).unwrap();
+            open_to_write(&root.join("dir/file")).write_all_at(b"more", 7).unwrap();
+        },
+    },
+    Case {
+        name: "append to a file of the archive",
+        run: |root| {
+            let mut file = File::options().append(true).open(root.join("dir/file")).unwrap();
+            file.write_all(b"more").unwrap();
+        },
+    },
+    Case {
+        name: "open a file of the archive to write, and do not",
+        run: |root| drop(open_to_write(&root.join("dir/file"))),
+    },
+    Case {
+        name: "replace a file's contents",
+        run: |root| std::fs::write(root.join("dir/file"), "x").unwrap(),
+    },
+    Case {
+        name: "set its length",
+        run: |root| open_to_write(&root.join("dir/file")).set_len(3).unwrap(),
+    },
+    Case {
+        name: "allocate",
+        run: |root| {
+            let file = open_to_write(&root.join("dir/file"));
+            rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, 100).unwrap();
+        },
+    },
+    Case {
+        name: "copy a range",
+        run: |root| {
+            let (from, to) =
+                (File::open(root.join("other")).unwrap(), open_to_write(&root.join("dir/file")));
+            rustix::fs::copy_file_range(&from, Some(&mut 0), &to, Some(&mut 2), 4).unwrap();
+        },
+    },
+    Case {
+        name: "write to a name of a hard link",
+        run: |root| open_to_write(&root.join("dir/link-2")).write_all_at(b"L", 0).unwrap(),
+    },
+    Case {
+        name: "change a mode",
+        run: |root| {
+            let mode = std::fs::Permissions::from_mode(0o640);
+            std::fs::set_permissions(root.join("dir/file"), mode).unwrap();
+        },
+    },
+    Case {
+        name: "change times",
+        run: |root| {
+            let file = open_to_write(&root.join("dir/file"));
+            file.set_modified(std::time::UNIX_EPOCH).unwrap();
+        },
+    },
+    Case {
+        name: "set and remove an attribute",
+        run: |root| {
+            let path = root.join("dir/file");
+            rustix::fs::setxattr(&path, "user.one", b"1", XattrFlags::empty()).unwrap();
+            rustix::fs::removexattr(&path, "user.one").unwrap();
+        },
+    },
+    Case {
+        name: "change a directory's mode",
+        run: |root| {
+            std::fs::set_permissions(root.join("dir/sub"), std::fs::Permissions::from_mode(0o711))
+                .unwrap();
+        },
+    },
+    Case {
+        name: "link",
+        run: |root| std::fs::hard_link(root.join("dir/file"), root.join("new")).unwrap(),
+    },
+    Case { name: "make a symbolic link", run: |root| symlink("x", root.join("dir/new")).unwrap() },
+    Case {
+        name: "make a pipe",
+        run: |root| {
+            let path = root.join("dir/new");
+            rustix::fs::mknodat(CWD, path, rustix::fs::FileType::Fifo, Mode::from(0o600), 0)
+                .unwrap();
+        },
+    },
+    Case {
+        name: "make a directory",
+        run: |root| std::fs::create_dir(root.join("dir/new")).unwrap(),
+    },
+    Case {
+        name: "remove a directory",
+        run: |root| std::fs::remove_dir(root.join("empty")).unwrap(),
+    },
+    Case {
+        name: "remove a file",
+        run: |root| std::fs::remove_file(root.join("dir/file")).unwrap(),
+    },
+    Case {
+        name: "remove a name of a hard link",
+        run: |root| std::fs::remove_file(root.join("link-1")).unwrap(),
+    },
+    Case { name: "remove a tree", run: |root| std::fs::remove_dir_all(root.join("dir")).unwrap() },
+    Case {
+        name: "remove an open file, and write on",
+        run: |root| {
+            let file = open_to_write(&root.join("dir/file"));
+            std::fs::remove_file(root.join("dir/file")).unwrap();
+            file.write_all_at(b"late", 0).unwrap();
+        },
+    },
+    Case {
+        name: "rename a file",
+        run: |root| rename(root, "dir/file", "dir/renamed", RenameFlags::empty()),
+    },
+    Case {
+        name: "move a file",
+        run: |root| rename(root, "dir/file", "moved", RenameFlags::empty()),
+    },
+    Case {
+        name: "rename over a file",
+        run: |root| rename(root, "other", "dir/file", RenameFlags::empty()),
+    },
+    Case {
+        name: "replace as editors do",
+        run: |root| {
+            std::fs::write(root.join("dir/.tmp"), "new").unwrap();
+            rename(root, "dir/.tmp", "dir/file", RenameFlags::empty());
+        },
+    },
+    Case {
+        name: "exchange two",
+        run: |root| rename(root, "other", "dir/file", RenameFlags::EXCHANGE),
+    },
+    Case {
+        name: "rename a directory",
+        run: |root| rename(root, "dir/sub", "dir/named", RenameFlags::empty()),
+    },
+    Case {
+        name: "move a directory, and change what is in it",
+        run: |root| {
+            rename(root, "dir/sub", "moved", RenameFlags::empty());
+            std::fs::write(root.join("moved/deep"), "deeper").unwrap();
+            std::fs::write(root.join("moved/new"), "new").unwrap();
+        },
+    },
+    Case {
+        name: "write to what was renamed",
+        run: |root| {
+            rename(root, "dir/file", "dir/renamed", RenameFlags::empty());
+            open_to_write(&root.join("dir/renamed")).write_all_at(b"new", 3).unwrap();
+        },
+    },
+    Case {
+        name: "a copy-up between two writes",
+        run: |root| {
+            let path = root.join("dir/file");
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+            open_to_write(&path).write_all_at(b"new", 3).unwrap();
+            std::fs::remove_file(path).unwrap();
+        },
+    },
+];
+
+/// What is told while `case` runs in `root`, a line for each event.
+fn told(root: &Path, case: &Case) -> Vec<String> {
+    let flags = inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK;
+    let queue = inotify::init(flags).unwrap();
+    let watches = WATCHED.map(|name| {
+        // With a slash at the end nothing but a directory is found.
+        let path = if name.is_empty() { root.to_owned() } else { root.join(name) };
+        (inotify::add_watch(&queue, path, inotify::WatchFlags::ALL_EVENTS).unwrap(), name)
+    });
+    (case.run)(root);
+    read(&queue, &watches)
+}
+
+fn read(queue: &OwnedFd, watches: &[(i32, &str)]) -> Vec<String> {
+    let mut buffer = [MaybeUninit::uninit(); 8192];
+    let mut reader = inotify::Reader::new(queue, &mut buffer);
+    let (mut lines, mut cookies) = (Vec::new(), Vec::new());
+    while let Ok(event) = reader.next() {
+        let watched = watches.iter().find(|(watch, _)| *watch == event.wd()).map(|(_, name)| *name);
+        let cookie = match event.cookie() {
+            0 => String::new(),
+            cookie => {
+                if !cookies.contains(&cookie) {
+                    cookies.push(cookie);
+                }
+                format!(" rename {}", cookies.iter().position(|known| *known == cookie).unwrap())
+            }
+        };
+        let name = event.file_name().map_or(CString::default(), ToOwned::to_owned);
+        let events = format!("{:?}", event.events()).replace("ReadFlags", "");
+        lines.push(format!("{watched:?} {events} {name:?}{cookie}"));
+    }
+    lines
+}
+
+#[test]
+fn inotify_tells_in_a_mount_what_it_tells_of_a_plain_directory() {
+    let test = "inotify_tells_in_a_mount_what_it_tells_of_a_plain_directory";
+    if !can_mount(test) {
+        return;
+    }
+    let bench = Bench::new();
+    let tree = bench.directory("tree");
+    make_tree(&tree);
+    let archive = bench.archive(&tree, "data.sqsh", &[]);
+    let mut differences = Vec::new();
+    for (options, which) in [("", "default"), ("no_passthrough", "cached")] {
+        for (number, case) in CASES.iter().enumerate() {
+            let mountpoint = bench.directory(&format!("{which}-{number}"));
+            let mut words = vec!["mount".as_ref(), archive.as_os_str(), mountpoint.as_os_str()];
+            if !options.is_empty() {
+                words.extend(["-o".as_ref(), std::ffi::OsStr::new(options)]);
+            }
+            bench.ok(&words);
+            let plain = bench.directory(&format!("{which}-{number}-plain"));
+            make_tree(&plain);
+            let (here, there) = (told(&mountpoint, case), told(&plain, case));
+            assert!(!there.is_empty(), "{}", case.name);
+            bench.ok(&["unmount".as_ref(), mountpoint.as_os_str()]);
+            if here != there {
+                differences
+                    .push(format!("{which}: {}\n  mount {here:#?}\n  plain {there:#?}", case.name));
+            }
+        }
+    }
+    assert!(differences.is_empty(), "{}", differences.join("\n"));
+    bench.assert_nothing_left();
+}
+
+/// `FAN_REPORT_DFID_NAME`: events name files and directories.
+const BY_NAME: InitFlags = InitFlags::from_bits_retain(0x400 | 0x800);
+
+/// What fanotify tells of a file that is made, written, renamed and removed, with such a mark on `root`.
+fn told_by_fanotify(root: &Path, init: InitFlags, mark: MarkFlags, mask: MaskFlags) -> String {
+    let init = init | InitFlags::FAN_CLOEXEC | InitFlags::FAN_NONBLOCK;
+    let group = Fanotify::init(init, EventFFlags::O_RDONLY | EventFFlags::O_CLOEXEC).unwrap();
+    if let Err(errno) = group.mark(MarkFlags::FAN_MARK_ADD | mark, mask, CWD, Some(root)) {
+        return errno.to_string();
+    }
+    std::fs::write(root.join("new"), "data").unwrap();
+    rename(root, "new", "renamed", RenameFlags::empty());
+    std::fs::remove_file(root.join("renamed")).unwrap();
+    if init.contains(BY_NAME) {
+        // Its events hold file handles instead of descriptors, which is nothing that this library reads.
+        return "marked".to_owned();
+    }
+    let masks = group.read_events().unwrap();
+    let masks: Vec<MaskFlags> = masks.iter().map(|event| event.mask()).collect();
+    format!("{masks:?}")
+}
+
+#[test]
+fn fanotify_tells_of_a_mount_all_that_needs_no_number_of_the_file_system() {
+    let test = "fanotify_tells_of_a_mount_all_that_needs_no_number_of_the_file_system";
+    if !can_mount_with(test, &[Need::Root]) {
+        return;
+    }
+    let bench = Bench::new();
+    let tree = bench.directory("tree");
+    make_tree(&tree);
+    let (mountpoint, plain) = (bench.directory("mnt"), bench.directory("plain"));
+    let archive = bench.archive(&tree, "data.sqsh", &[]);
+    bench.ok(&["mount".as_ref(), archive.as_os_str(), mountpoint.as_os_str()]);
+    let data = MaskFlags::FAN_MODIFY | MaskFlags::FAN_CLOSE_WRITE | MaskFlags::FAN_OPEN;
+    let inside = MaskFlags::FAN_ONDIR | MaskFlags::FAN_EVENT_ON_CHILD;
+    let names = MaskFlags::FAN_CREATE
+        | MaskFlags::FAN_DELETE
+        | MaskFlags::FAN_MOVED_FROM
+        | MaskFlags::FAN_MOVED_TO;
+    let (on_all, on_mount) = (MarkFlags::FAN_MARK_FILESYSTEM, MarkFlags::FAN_MARK_MOUNT);
+    let by_descriptor = InitFlags::FAN_CLASS_NOTIF;
+    for (init, mark, mask) in [
+        (by_descriptor, MarkFlags::empty(), data | MaskFlags::FAN_EVENT_ON_CHILD),
+        (BY_NAME, MarkFlags::empty(), data | names | inside),
+    ] {
+        let told = told_by_fanotify(&mountpoint, init, mark, mask);
+        assert_eq!(told, told_by_fanotify(&plain, init, mark, mask), "{init:?} {mark:?}");
+        assert!(told.contains("FAN_MODIFY") || init == BY_NAME && told == "marked", "{told}");
+    }
+    // A plain directory's file system is everybody's here.
+    for mark in [on_all, on_mount] {
+        let told = told_by_fanotify(&mountpoint, by_descriptor, mark, data);
+        assert!(told.contains("FAN_MODIFY") && told.contains("FAN_CLOSE_WRITE"), "{told}");
+    }
+    // The kernel has a number (f_fsid) for each file system but those of FUSE, and names no file without.
+    let told = told_by_fanotify(&mountpoint, BY_NAME, on_all, data | names | MaskFlags::FAN_ONDIR);
+    assert!(told.starts_with("ENODEV"), "{told}");
+    bench.ok(&["unmount".as_ref(), mountpoint.as_os_str()]);
+    bench.assert_nothing_left();
+}
