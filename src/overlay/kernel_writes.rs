@@ -74,6 +74,10 @@ struct File {
     is_dirty: bool,
     /// `st_mtime` and size when it was last looked at.
     seen: Option<(Timestamp, u64)>,
+    /// Whether it is known to be written to, and that is yet to be told.
+    is_due: bool,
+    /// Whether what the mark will tell next is known already.
+    is_expected: bool,
     mark: Option<i32>,
 }
 
@@ -90,6 +94,13 @@ impl File {
             Some(before) => before != now,
             None => mtime >= began,
         }
+    }
+
+    /// Whether there is something to be told, which is taken for told then.
+    fn take_due(&mut self, began: Timestamp) -> bool {
+        let changed = self.has_changed(began);
+        self.is_expected |= changed;
+        std::mem::take(&mut self.is_due) || changed
     }
 
     fn is_removed(&self) -> bool {
@@ -181,6 +192,8 @@ impl KernelWrites {
                 is_mapped: false,
                 is_dirty: false,
                 seen: None,
+                is_due: false,
+                is_expected: false,
                 mark: None,
             };
             if let Some(watch) = watch {
@@ -210,7 +223,7 @@ impl KernelWrites {
             }
             return false;
         };
-        let changed = file.has_changed(watch.began);
+        let changed = file.take_due(watch.began);
         if last && file.may_be_mapped && !file.is_removed() {
             watch.retained.push_back(ino);
         } else if last && let Some(file) = files.remove(&ino) {
@@ -225,11 +238,20 @@ impl KernelWrites {
         changed
     }
 
-    /// Whether `ino` has been written to since it was last looked at.
+    /// Whether a write to `ino` is yet to be told; whoever asks tells it.
     pub(super) fn check(&self, ino: Ino) -> bool {
         let mut state = self.0.lock();
         let State { files, watch: Some(watch) } = &mut *state else { return false };
-        files.get_mut(&ino).is_some_and(|file| file.has_changed(watch.began))
+        files.get_mut(&ino).is_some_and(|file| file.take_due(watch.began))
+    }
+
+    /// We have changed the data or the times of `ino`, and tell of it.
+    pub(super) fn is_ours(&self, ino: Ino) {
+        let mut state = self.0.lock();
+        let State { files, watch: Some(watch) } = &mut *state else { return };
+        if let Some(file) = files.get_mut(&ino) {
+            file.take_due(watch.began);
+        }
     }
 
     /// Begins to watch, if that has not begun: `began` is the moment from which on writes are to be told.
@@ -249,44 +271,49 @@ impl KernelWrites {
         let mut state = self.0.lock();
         state.watch = None;
         state.files.retain(|_, file| {
-            (file.seen, file.mark, file.is_dirty) = (None, None, false);
+            (file.seen, file.mark) = (None, None);
+            (file.is_dirty, file.is_due, file.is_expected) = (false, false, false);
             !file.handles.is_empty()
         });
     }
 
-    /// Files that have been written to since they were last looked at.
+    /// Files that have been written to since they were last looked at: [`Self::check`] says so of each, until it is told.
     pub(super) fn look(&self) -> Vec<Ino> {
         let mut state = self.0.lock();
         let State { files, watch: Some(watch) } = &mut *state else { return Vec::new() };
-        let (mut written, closed) = watch.told();
-        for ino in &written {
-            if let Some(file) = files.get_mut(ino) {
-                file.has_changed(watch.began);
+        let (written, closed) = watch.told();
+        for ino in written {
+            if let Some(file) = files.get_mut(&ino) {
+                file.is_due |= file.has_changed(watch.began) || !file.is_expected;
+                file.is_expected = false;
             }
         }
         for ino in closed {
-            if let Some(file) = files.get_mut(&ino)
-                && file.may_be_mapped
-                && (file.has_changed(watch.began) || file.is_dirty || !moves_times(&file.fd))
-            {
-                written.push(ino);
+            if let Some(file) = files.get_mut(&ino).filter(|file| file.may_be_mapped) {
+                file.is_due |= file.has_changed(watch.began) || file.is_dirty;
+                file.is_due |= !moves_times(&file.fd);
             }
         }
+        let mut due = Vec::new();
         let is_time = watch.cleaned.elapsed() >= CLEAN_EVERY;
         for (ino, file) in files.iter_mut() {
-            let is_due = file.mark.is_none() || file.may_be_mapped && !file.handles.is_empty();
-            if (is_due || is_time) && file.has_changed(watch.began) {
+            let is_open = !file.handles.is_empty();
+            let is_to_be_seen = file.mark.is_none() || file.may_be_mapped && is_open;
+            if (is_to_be_seen || is_time) && file.has_changed(watch.began) {
                 // A write(2) is told of by the mark.
                 file.is_mapped |= file.may_be_mapped;
                 file.is_dirty |= file.is_mapped;
-                written.push(*ino);
+                file.is_due = true;
             }
             if is_time && std::mem::take(&mut file.is_dirty) {
                 // This writes dirty pages back without waiting for that.
                 if let Err(errno) = rustix::fs::fadvise(&file.fd, 0, None, Advice::DontNeed) {
                     tracing::debug!("inode {ino} is not written back: {errno}");
                 }
-                written.push(*ino);
+                file.is_due = true;
+            }
+            if file.is_due {
+                due.push(*ino);
             }
         }
         if is_time {
@@ -298,9 +325,7 @@ impl KernelWrites {
                 watch.unmark(&file);
             }
         }
-        written.sort_unstable();
-        written.dedup();
-        written
+        due
     }
 }
 

@@ -90,7 +90,7 @@ impl Overlay {
                 last_modification: timespec(change.mtime),
             })?;
         }
-        self.kernel_writes.check(ino);
+        self.kernel_writes.is_ours(ino);
         if change.is_of_attributes() {
             self.tell_inode(What::Attributes, ino, &state);
         }

@@ -31,38 +31,62 @@ pub(super) struct Writes(Mutex<HashMap<Ino, Written>>);
 
 #[derive(Debug)]
 struct Written {
-    told: Instant,
-    /// Whether it was written to after that.
-    again: bool,
+    since: Instant,
+    /// How often it was written to since, and how many of these writes are told.
+    noted: u64,
+    told: u64,
+}
+
+impl Written {
+    fn is_told(&self) -> bool {
+        self.told == self.noted
+    }
 }
 
 impl Writes {
-    /// Notes a write to `ino`, and says whether it is to be told now rather than with those that follow.
-    fn note(&self, ino: Ino) -> bool {
-        let mut written = self.0.lock();
-        let known = written.get_mut(&ino).filter(|written| written.told.elapsed() < WINDOW);
-        match known {
-            Some(written) => written.again = true,
-            None => drop(written.insert(ino, Written { told: Instant::now(), again: false })),
+    /// Notes a write to `ino`. Its number, if it is to be told now rather than with those that follow.
+    fn note(&self, ino: Ino) -> Option<u64> {
+        let mut all = self.0.lock();
+        let fresh = || Written { since: Instant::now(), noted: 0, told: 0 };
+        let written = all.entry(ino).or_insert_with(fresh);
+        written.noted += 1;
+        if written.noted > 1 && written.since.elapsed() < WINDOW {
+            return None;
         }
-        !written.get(&ino).is_some_and(|written| written.again)
+        written.since = Instant::now();
+        Some(written.noted)
+    }
+
+    /// Write `number` of `ino`, and those before it, are told.
+    fn told(&self, ino: Ino, number: u64) {
+        if let Some(written) = self.0.lock().get_mut(&ino) {
+            written.told = written.told.max(number);
+        }
     }
 
     /// Takes what is noted of `ino`, and says whether a write is yet to be told.
     fn take(&self, ino: Ino) -> bool {
-        self.0.lock().remove(&ino).is_some_and(|written| written.again)
+        self.0.lock().remove(&ino).is_some_and(|written| !written.is_told())
     }
 
-    /// Takes what is older than [`WINDOW`]: the files of which a write is yet to be told.
-    fn take_old(&self) -> Vec<Ino> {
+    fn clear(&self) {
+        self.0.lock().clear();
+    }
+
+    /// The files of which a write is yet to be told, that was noted [`WINDOW`] ago or earlier, each with the last
+    /// such write. Forgets those of which all is told.
+    fn due(&self) -> Vec<(Ino, u64)> {
         let mut due = Vec::new();
-        let mut written = self.0.lock();
-        written.retain(|ino, written| {
-            let old = written.told.elapsed() >= WINDOW;
-            if old && written.again {
-                due.push(*ino);
+        self.0.lock().retain(|ino, written| {
+            if written.since.elapsed() < WINDOW {
+                return true;
             }
-            !old
+            if !written.is_told() {
+                due.push((*ino, written.noted));
+                written.since = Instant::now();
+                return true;
+            }
+            false
         });
         due
     }
@@ -102,9 +126,13 @@ impl Overlay {
 
     /// Tells that regular file `ino` was written to, now or a moment later. Called without `names`.
     pub(super) fn tell_write(&self, ino: Ino) {
-        if self.log.is_watched() && self.writes.note(ino) {
+        if self.log.is_watched()
+            && let Some(number) = self.writes.note(ino)
+        {
+            self.kernel_writes.is_ours(ino);
             let _names = self.names.read();
             self.tell_data(ino);
+            self.writes.told(ino, number);
         }
     }
 
@@ -122,6 +150,7 @@ impl Overlay {
     /// `names`.
     pub(super) fn tell_writes_of(&self, ino: Ino, another: bool) {
         if self.log.is_watched() && (self.writes.take(ino) || another) {
+            self.kernel_writes.is_ours(ino);
             let _names = self.names.read();
             self.tell_data(ino);
         }
@@ -144,16 +173,21 @@ impl Overlay {
                 std::thread::sleep(LOOK_EVERY);
             }
             self.kernel_writes.end();
-            self.writes.take_old();
+            self.writes.clear();
         }
     }
 
     fn look_once(&self) {
         for ino in self.kernel_writes.look() {
-            self.tell_write(ino);
+            let _names = self.names.read();
+            if self.kernel_writes.check(ino) {
+                self.tell_data(ino);
+            }
         }
-        for ino in self.writes.take_old() {
-            self.tell_write(ino);
+        for (ino, number) in self.writes.due() {
+            let _names = self.names.read();
+            self.tell_data(ino);
+            self.writes.told(ino, number);
         }
     }
 }
