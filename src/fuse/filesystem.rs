@@ -107,7 +107,7 @@ impl Filesystem for Adapter {
         size: Option<u64>,
         atime: Option<TimeOrNow>,
         mtime: Option<TimeOrNow>,
-        ctime: Option<SystemTime>,
+        _ctime: Option<SystemTime>,
         fh: Option<FileHandle>,
         _crtime: Option<SystemTime>,
         _chgtime: Option<SystemTime>,
@@ -124,8 +124,6 @@ impl Filesystem for Adapter {
             size,
             atime: atime.map(set_time),
             mtime: mtime.map(set_time),
-            // The kernel says this one only of times that it has kept itself.
-            is_writeback: ctime.is_some() && mtime.is_some(),
         };
         let work = match self.changing([ino]) {
             Work::Here if size.is_some() => Work::Local,

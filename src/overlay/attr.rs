@@ -95,8 +95,6 @@ pub struct SetAttr {
     pub atime: Option<SetTime>,
     /// Last modification.
     pub mtime: Option<SetTime>,
-    /// Whether the times are those of writes that the kernel has held back: no program has set them.
-    pub is_writeback: bool,
 }
 
 impl SetAttr {
@@ -104,7 +102,7 @@ impl SetAttr {
     pub(super) fn is_of_attributes(&self) -> bool {
         let is_of_times = self.size.is_none() && (self.atime.is_some() || self.mtime.is_some());
         let is_of_owner = self.uid.is_some() || self.gid.is_some();
-        !self.is_writeback && (self.mode.is_some() || is_of_owner || is_of_times)
+        self.mode.is_some() || is_of_owner || is_of_times
     }
 }
 

@@ -204,10 +204,10 @@ impl Overlay {
             impure: Some(false),
             ..UpperState::new(stat.stx_ino, kind_of(&stat)?, generation_of(&stat), None)
         };
+        self.tell_name(What::Create, (ino, state.kind), parent, name);
         let attr = self.attr_of_upper(ino, &state, &stat)?;
         let found = Found { ino, kind: state.kind, upper: Some(state) };
         std::mem::forget(self.enter(parent, name, found)?);
-        self.tell_name(What::Create, (ino, attr.kind), parent, name);
         Ok((attr, made))
     }
 

@@ -53,8 +53,8 @@ impl Overlay {
             }
             self.changed();
             let kind = state.kind;
-            std::mem::forget(self.enter(parent, name, Found { ino, kind, upper: Some(state) })?);
             self.tell_name(What::Create, (ino, kind), parent, name);
+            std::mem::forget(self.enter(parent, name, Found { ino, kind, upper: Some(state) })?);
         }
         self.getattr(ino, None).inspect_err(|_| self.forget(ino, 1))
     }

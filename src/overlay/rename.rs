@@ -86,7 +86,6 @@ impl Overlay {
                 false => self.replace(&from, &to, &mut replaced)?,
             }
             self.changed();
-            self.tell_renamed(&from, &to, exchange);
         }
         if flags.contains(RenameFlags::WHITEOUT) {
             let made = self.mknod(caller, parent, name, libc::S_IFCHR, 0)?;
@@ -185,6 +184,7 @@ impl Overlay {
             return Err(error);
         }
         self.moved(source.ino, from, to);
+        self.tell_renamed(from, to, false);
         match target {
             Some(target) if is_directory => self.directory_gone(target.ino),
             Some(target) => self.name_gone(target.ino)?,
@@ -280,6 +280,7 @@ impl Overlay {
         .map_err(Error::sys("rename", to.name.display()))?;
         self.moved(one.ino, from, to);
         self.moved(other.ino, to, from);
+        self.tell_renamed(from, to, true);
         Ok(())
     }
 

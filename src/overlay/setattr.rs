@@ -8,7 +8,7 @@ use super::attr::{Attr, Rights, SetAttr, SetTime};
 use super::error::Result;
 use super::handles::Handle;
 use super::node::{Data, UpperState, Want};
-use crate::inode_ops::set_size;
+use crate::inode_ops::{Address, set_size};
 use crate::types::{FileKind, Ino, Owner};
 use crate::watch::What;
 
@@ -63,11 +63,33 @@ impl Overlay {
         // Times that are set hide when it was written to.
         self.tell_write_before(ino);
         let (inode, mut state) = self.address(ino)?;
-        self.let_ctime_move(ino, &inode, &mut state.kept_ctime)?;
+        let done = self.change_attributes(who, ino, &inode, &mut state, change);
+        if self.kernel_writes.check(ino) && change.mtime.is_none() {
+            self.tell_data(ino);
+        }
+        if change.is_of_attributes() {
+            // One of several may have been changed before another failed.
+            self.tell_inode(What::Attributes, ino, &state);
+        }
+        done?;
+        let stat = self.upper()?.identify(&inode, inode.stat()?)?;
+        self.attr_of_upper(ino, &state, &stat)
+    }
+
+    /// Changes the attributes of `inode`, but for its size. Called with `names` held.
+    fn change_attributes(
+        &self,
+        who: &dyn Rights,
+        ino: Ino,
+        inode: &Address,
+        state: &mut UpperState,
+        change: &SetAttr,
+    ) -> Result<()> {
+        self.let_ctime_move(ino, inode, &mut state.kept_ctime)?;
         if change.uid.is_some() || change.gid.is_some() {
             let before = inode.stat()?;
-            let group = self.shown_group(&state, &before);
-            self.change_owner(ino, &inode, &mut state, change)?;
+            let group = self.shown_group(state, &before);
+            self.change_owner(ino, inode, state, change)?;
             let mode = u32::from(before.stx_mode);
             if state.kind != FileKind::Directory && loses_setgid(mode, group, who) {
                 inode.chmod(u32::from(inode.stat()?.stx_mode) & 0o7777 & !libc::S_ISGID)?;
@@ -77,7 +99,7 @@ impl Overlay {
             if state.kind == FileKind::Symlink {
                 return Err(Errno::OPNOTSUPP.into());
             }
-            let stored = self.owner_stored(&state, &inode.stat()?);
+            let stored = self.owner_stored(state, &inode.stat()?);
             let lent = match state.kind {
                 FileKind::Directory => 0,
                 _ => self.lent(stored, mode, who),
@@ -90,12 +112,7 @@ impl Overlay {
                 last_modification: timespec(change.mtime),
             })?;
         }
-        self.kernel_writes.is_ours(ino);
-        if change.is_of_attributes() {
-            self.tell_inode(What::Attributes, ino, &state);
-        }
-        let stat = self.upper()?.identify(&inode, inode.stat()?)?;
-        self.attr_of_upper(ino, &state, &stat)
+        Ok(())
     }
 
     /// Takes the set-id bits from a regular file that `who` has written to without `CAP_FSETID`; the

@@ -157,7 +157,7 @@ impl Overlay {
     }
 
     /// Called with `names` held.
-    fn tell_data(&self, ino: Ino) {
+    pub(super) fn tell_data(&self, ino: Ino) {
         if let Some(path) = self.nodes.path(ino) {
             self.log.write(What::Write, FileKind::Regular, ino.0, path);
         }
