@@ -10,6 +10,7 @@ use super::backups::{DeleteArgs, ListArgs, PruneArgs, ShowArgs};
 use super::bench::BenchArgs;
 use super::cache::CacheArgs;
 use super::create::CreateArgs;
+use super::diff::DiffArgs;
 use super::extract::ExtractArgs;
 use super::gc::GcArgs;
 use super::ls::LsArgs;
@@ -59,6 +60,8 @@ pub(crate) enum Command {
     Unmount(UnmountArgs),
     /// Show what is mounted, from where, and what it has fetched so far.
     Status(StatusArgs),
+    /// Show how a mount differs from its backup, or what has changed in it; with --json one object per line.
+    Diff(DiffArgs),
     /// List what belongs to no live mount: uppers and records of servers that were killed; or remove it.
     Gc(GcArgs),
     /// List files of an archive without mounting it.

@@ -20,6 +20,7 @@ mod backups;
 mod bench;
 mod cache;
 mod create;
+mod diff;
 mod extract;
 mod gc;
 mod groups;
@@ -103,6 +104,7 @@ fn execute(command: Command, output: &Output) -> Result<(), Failure> {
         Command::Mount(args) => mount::mount(args, output),
         Command::Unmount(args) => unmount::unmount(&args, output),
         Command::Status(args) => status::status(&args, output),
+        Command::Diff(args) => diff::diff(&args, output),
         Command::Gc(args) => gc::gc(&args, output),
         Command::Ls(args) => ls::ls(&args, output),
         Command::Cat(args) => archive::cat(&args),

@@ -1,6 +1,10 @@
-//! The server's socket: one connection, one report as JSON, closed.
+//! The server's socket: one connection, one question, answered in JSON and closed.
+//!
+//! The question is a line. Who asks nothing, and says so by closing its half or by a moment's silence, gets the
+//! report.
 
-use std::io::{self, Read, Write};
+use std::io::{self, BufRead, BufReader, Read};
+use std::net::Shutdown;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -11,6 +15,12 @@ use super::report::Report;
 
 /// How long either side waits for the other.
 const PATIENCE: Duration = Duration::from_secs(2);
+
+/// How long the server waits for a question to begin.
+const SILENCE: Duration = Duration::from_millis(50);
+
+/// Most bytes of a question: a path, in JSON and base64.
+const MAX_QUESTION: u64 = 32 << 10;
 
 /// A socket path holds 107 bytes at most, a state directory's path may be longer. Through the
 /// directory's descriptor it always fits. The descriptor must outlive the path's use.
@@ -25,30 +35,57 @@ fn short_path(path: &Path) -> io::Result<(rustix::fd::OwnedFd, PathBuf)> {
     Ok((directory, short))
 }
 
-/// Answers every connection to the socket at `path` with what `report` says then, on a thread that
-/// lasts as long as the process.
+/// Gives `answer` every connection to the socket at `path`, and the line that was asked, which is empty where nothing
+/// was, on a thread that lasts as long as the process.
 ///
 /// # Errors
 /// When the socket cannot be made.
-pub(super) fn listen(path: &Path, report: impl Fn() -> Report + Send + 'static) -> io::Result<()> {
+pub(super) fn listen(
+    path: &Path,
+    answer: impl Fn(&[u8], UnixStream) -> io::Result<()> + Send + 'static,
+) -> io::Result<()> {
     let (_directory, short) = short_path(path)?;
     let listener = UnixListener::bind(&short)?;
     std::fs::set_permissions(short, PermissionsExt::from_mode(0o600))?;
     std::thread::Builder::new().name("thawfs-control".into()).spawn(move || {
         for connection in listener.incoming() {
             // A client that went away is its own affair.
-            let answered = connection.and_then(|connection| answer(connection, &report()));
+            let answered = connection.and_then(|connection| {
+                let asked = read_question(&connection)?;
+                connection.set_write_timeout(Some(PATIENCE))?;
+                answer(&asked, connection)
+            });
             if let Err(error) = answered {
-                tracing::debug!("a status request was not answered: {error}");
+                tracing::debug!("a request was not answered: {error}");
             }
         }
     })?;
     Ok(())
 }
 
-fn answer(mut connection: UnixStream, report: &Report) -> io::Result<()> {
+fn read_question(connection: &UnixStream) -> io::Result<Vec<u8>> {
+    let mut line = Vec::new();
+    let mut reader = BufReader::new(connection.take(MAX_QUESTION));
+    connection.set_read_timeout(Some(SILENCE))?;
+    match reader.fill_buf() {
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(line),
+        begun => drop(begun?),
+    }
+    connection.set_read_timeout(Some(PATIENCE))?;
+    reader.read_until(b'\n', &mut line)?;
+    Ok(line)
+}
+
+/// A connection to the server whose socket lies at `path`, which has [`PATIENCE`] with it.
+///
+/// # Errors
+/// When no server listens there.
+pub(super) fn connect(path: &Path) -> io::Result<UnixStream> {
+    let (_directory, short) = short_path(path)?;
+    let connection = UnixStream::connect(short)?;
+    connection.set_read_timeout(Some(PATIENCE))?;
     connection.set_write_timeout(Some(PATIENCE))?;
-    connection.write_all(&serde_json::to_vec(report)?)
+    Ok(connection)
 }
 
 /// Asks the server whose socket lies at `path` for its report.
@@ -56,9 +93,8 @@ fn answer(mut connection: UnixStream, report: &Report) -> io::Result<()> {
 /// # Errors
 /// When no server answers there in time.
 pub fn fetch_report(path: &Path) -> io::Result<Report> {
-    let (_directory, short) = short_path(path)?;
-    let mut connection = UnixStream::connect(short)?;
-    connection.set_read_timeout(Some(PATIENCE))?;
+    let mut connection = connect(path)?;
+    connection.shutdown(Shutdown::Write)?;
     let mut text = Vec::new();
     connection.read_to_end(&mut text)?;
     Ok(serde_json::from_slice(&text)?)

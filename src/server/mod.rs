@@ -8,7 +8,7 @@
 //! | `detach`, `program` | starting a server, and which program that is |
 //! | `inherited`, `privileges`, `group`, `heap` | what it leaves behind, gives up, or sets for itself |
 //! | `serve`, `directories`, `traces` | its life: the mount, its directories, what is fetched ahead |
-//! | `control`, [`report`] | what it says when asked |
+//! | `control`, [`report`], `difference` | what it says when asked |
 //! | `state`, `mount_dir`, `record`, `locks` | what is written down of it, and locked |
 //! | [`mounts`], `mounted_from` | what is mounted, as the kernel says |
 //! | `restore`, `unchosen` | a backup in place of what is mounted; where nobody chose the place |
@@ -18,6 +18,7 @@
 mod control;
 mod dead;
 mod detach;
+mod difference;
 mod directories;
 pub(crate) mod group;
 mod heap;
@@ -44,6 +45,7 @@ pub use control::fetch_report;
 pub(crate) use dead::dead_mount;
 pub(crate) use detach::run_detached;
 pub use detach::{Starting, serve_if_asked, start_detached};
+pub(crate) use difference::{DifferenceRequest, fetch_difference};
 pub use group::Group;
 pub(crate) use heap::restart_limited;
 pub use owners::OwnerOptions;

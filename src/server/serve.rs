@@ -4,12 +4,13 @@
 //! comes once the mount answers, and the command hears of it last: what it was told of is there.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Write};
 use std::path::Path;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::control;
+use super::difference::Differences;
 use super::directories::{Directories, cannot_use, find, open_upper_warning, state_failed};
 use super::group::{Group, Groups};
 use super::mounts::{MountInfo, in_words, mounted_inside, read_mount_at, read_mounts};
@@ -228,9 +229,14 @@ fn publish(
     faults: Arc<Faults>,
 ) -> io::Result<()> {
     let about = record.clone();
-    control::listen(&mount_dir.control_path(), move || Report {
-        groups: groups.clone(),
-        ..report(&about, &tree, &opened, &faults)
+    let differences = Differences { tree: Weak::clone(&tree), running: Arc::default() };
+    control::listen(&mount_dir.control_path(), move |asked, mut connection| {
+        if !asked.is_empty() {
+            return differences.answer(asked, connection);
+        }
+        let groups = groups.clone();
+        let report = Report { groups, ..report(&about, &tree, &opened, &faults) };
+        connection.write_all(&serde_json::to_vec(&report)?)
     })?;
     mount_dir.write_record(record)
 }

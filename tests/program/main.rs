@@ -21,6 +21,7 @@ mod cache_disk;
 mod cache_identity;
 mod cache_remote;
 mod cache_warm;
+mod diff_cli;
 mod docs;
 mod environment;
 mod logging;

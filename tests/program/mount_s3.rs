@@ -342,3 +342,20 @@ fn a_source_that_cannot_be_opened_is_named_and_leaves_nothing() {
         remote.bench.assert_nothing_left();
     }
 }
+
+#[test]
+fn a_difference_fetches_nothing() {
+    if !can_mount("a_difference_fetches_nothing") {
+        return;
+    }
+    let remote = Remote::new(&["-comp", "zstd"]);
+    remote.mount(&[]);
+    std::fs::write(remote.mountpoint.join("new"), "new").unwrap();
+    std::fs::remove_file(remote.mountpoint.join("sub/data")).unwrap();
+    std::fs::rename(remote.mountpoint.join("sub"), remote.mountpoint.join("moved")).unwrap();
+    let before = remote.server.log().len();
+    let told = remote.bench.ok(&["diff", remote.mountpoint.to_str().unwrap()]);
+    assert_eq!(told, "R sub/ -> moved/\nD moved/data\nA new\n");
+    assert_eq!(remote.server.log().len(), before, "requests of the bucket");
+    remote.unmount();
+}

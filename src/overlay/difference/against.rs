@@ -148,5 +148,5 @@ pub(super) fn removed(
     };
     let (status, kind, path) = (Status::Removed, child.kind, as_path(step.path));
     let from = (step.backup_path != step.path).then(|| as_path(step.backup_path));
-    Ok(DifferenceEntry { status, kind, path, from, size, ino: 0, nlink: 0 })
+    Ok(DifferenceEntry { status, kind, path, from, size, bytes: 0, ino: 0, nlink: 0 })
 }

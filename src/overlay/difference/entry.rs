@@ -45,6 +45,9 @@ pub struct DifferenceEntry {
     pub from: Option<PathBuf>,
     /// Its size in bytes, of what is neither a file nor a link 0; of what is removed, the size it had.
     pub size: u64,
+    /// How many bytes of that the backup does not have: all of a file that was added or modified, if they are in the
+    /// upper. The names of one file say the same.
+    pub bytes: u64,
     /// Its number in the view, by which the names of one file are known; 0 of what is removed.
     pub ino: u64,
     /// How many names it has.
@@ -83,6 +86,7 @@ mod tests {
             path: odd.clone(),
             from: Some(odd),
             size: 1,
+            bytes: 1,
             ino: 2,
             nlink: 3,
         };

@@ -5,6 +5,11 @@
 //! that is told. What is in a directory that was renamed keeps its times, and so all in it may be other than before:
 //! that is told of each that may have been, which is one whose directory has changed as well. What
 //! merges with a directory of the backup and was ever renamed has a redirect.
+//!
+//! Of a directory what counts is the time that it shows: the file system's own moves with each copy-up in it, which
+//! counts only where it may have been renamed. Kernel overlayfs leaves the mark that keeps the time, so what that
+//! changes of a directory alone, as its permissions, is not seen. To go by the file system's own was weighed: then
+//! each edit of a file of the backup would tell of every directory above it.
 
 use std::ops::ControlFlow;
 
@@ -103,17 +108,18 @@ fn directory(
     step: &Step<'_, '_>,
     upper: &InUpper<'_>,
 ) -> Result<Option<DifferenceEntry>> {
-    let mut attr = from_upper(upper.ino, 0, &upper.stat)?;
-    show_ctime(&mut attr, upper.state.kept_ctime);
-    if attr.ctime < since {
+    if ctime_of(&upper.stat) < since {
         return Ok(None);
     }
+    let mut attr = from_upper(upper.ino, 0, &upper.stat)?;
+    show_ctime(&mut attr, upper.state.kept_ctime);
     let may_have_moved = step.above.is_some_and(|above| above >= since);
     let is_own = upper.lower.is_some() && upper.lower == step.child.map(|child| child.inode);
     let own_path = is_own.then_some(step.backup_path);
     let (status, from) = match upper.lower {
         Some(_) if may_have_moved && !is_own => (Status::Renamed, upper.lower_path.as_deref()),
         Some(_) if may_have_moved && upper.redirected => (Status::Subtree, own_path),
+        Some(_) if attr.ctime < since => return Ok(None),
         Some(_) => (Status::Listing, own_path.or(upper.lower_path.as_deref())),
         None if born(&upper.stat).is_some_and(|born| born >= since) => (Status::Added, None),
         None if may_have_moved => (Status::Subtree, None),

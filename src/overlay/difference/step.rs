@@ -10,7 +10,7 @@ use super::super::error::Result;
 use super::super::index::Entry;
 use super::super::lookup::Held;
 use super::super::lower::Child;
-use super::super::node::UpperState;
+use super::super::node::{Data, UpperState};
 use super::entry::{DifferenceEntry, Status};
 use crate::inode_ops::Address;
 use crate::types::{FileKind, Ino, InodeRef, Timestamp};
@@ -73,12 +73,17 @@ impl<'o> InUpper<'o> {
             FileKind::Regular | FileKind::Symlink => self.stat.stx_size,
             _ => 0,
         };
+        let is_new = matches!(status, Status::Added | Status::Modified);
+        let bytes = match (kind, self.state.data) {
+            (FileKind::Regular, Data::Upper) if is_new => size,
+            _ => 0,
+        };
         let nlink = match kind {
             FileKind::Directory => 1,
             _ => i64::from(self.stat.stx_nlink) + self.state.extra_links,
         };
         let (ino, nlink) = (self.ino.0, u32::try_from(nlink).unwrap_or(0));
-        DifferenceEntry { status, kind, path: as_path(path), from, size, ino, nlink }
+        DifferenceEntry { status, kind, path: as_path(path), from, size, bytes, ino, nlink }
     }
 }
 

@@ -217,10 +217,10 @@ impl<'o> Walk<'o, '_> {
         let archive = &self.overlay.lower;
         let is_there = |child: Option<Child>| child.is_some_and(|child| child.inode == lower);
         match (redirect, frame.lower) {
-            (Some([b'/', path @ ..]), _) => {
-                if is_there(archive.resolve(archive.archive().root(), path)?) {
-                    return Ok(Some(path.to_owned()));
-                }
+            (Some([b'/', path @ ..]), _)
+                if is_there(archive.resolve(archive.archive().root(), path)?) =>
+            {
+                return Ok(Some(path.to_owned()));
             }
             (Some(name), Some(beside)) if is_there(archive.child(beside, name)?) => {
                 let mut path = frame.backup_path.clone();

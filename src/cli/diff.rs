@@ -1,0 +1,297 @@
+//! `thawfs diff`: what a mount's view has that its backup has not.
+
+use std::collections::HashSet;
+use std::io::{self, BufWriter, IsTerminal, Write};
+use std::ops::ControlFlow;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use clap::{Args, ValueHint};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags};
+use serde::Serialize;
+
+use super::output::{Output, human_bytes, stdout_failed};
+use crate::failure::{Code, Failure};
+use crate::names::{printable, printable_json};
+use crate::overlay::{DifferenceEntry, Status};
+use crate::server::mounts::{MountInfo, read_mounts};
+use crate::server::state::{MountDir, StateDir};
+use crate::server::{DifferenceRequest, fetch_difference, fetch_report};
+use crate::types::FileKind;
+use crate::watch::Cursor;
+
+/// How far ahead of this machine's clock a cursor may be.
+const CLOCK_SECONDS: u64 = 2;
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+One line for each difference, in the order of paths, directories before what is in them:
+  A added       D removed (a directory with all in it)    R renamed: OLD -> NEW
+  M modified    T permissions, owner, attributes or time
+With --since also:
+  L a directory in which names may be gone    S one that may be another, with all in it
+Paths are from the root of the mount. The status is 0 whether or not there are differences.")]
+pub(crate) struct DiffArgs {
+    /// A mount, or a directory or file in one.
+    #[arg(value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub(crate) dir: PathBuf,
+
+    /// What has changed since then, rather than from the backup; nothing is left out, but more may be named.
+    #[arg(long, value_name = "CURSOR")]
+    pub(crate) since: Option<Cursor>,
+
+    /// Count the differences, and the bytes that the backup does not have.
+    #[arg(long)]
+    pub(crate) stat: bool,
+
+    /// End each line with a NUL instead, and write names as they are; the old name of what is renamed comes
+    /// behind the new one, ended so as well.
+    #[arg(long, short = '0', conflicts_with = "stat")]
+    pub(crate) null: bool,
+}
+
+/// The counts of a difference.
+#[derive(Default, Serialize)]
+struct Counts {
+    added: u64,
+    modified: u64,
+    attributes: u64,
+    removed: u64,
+    renamed: u64,
+    listing: u64,
+    subtree: u64,
+    bytes: u64,
+    /// Files with several names that were counted.
+    #[serde(skip)]
+    counted: HashSet<u64>,
+}
+
+pub(super) fn diff(args: &DiffArgs, output: &Output) -> Result<(), Failure> {
+    let since = args.since.map(|cursor| (cursor.at.seconds, cursor.at.nanos));
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
+    if let Some((seconds, _)) = since
+        && u64::try_from(seconds).is_ok_and(|seconds| seconds > now + CLOCK_SECONDS)
+    {
+        return Err(Failure::new(Code::Usage, "the cursor is of a moment that is yet to come")
+            .hint("take one that was printed on this machine"));
+    }
+    let (mount, server, below) = find(&args.dir)?;
+    let shown = mount.mountpoint.display();
+    write_back(&args.dir);
+    let request = DifferenceRequest { below, since };
+    let escaped = !args.null && io::stdout().is_terminal();
+    let mut out = BufWriter::new(io::stdout().lock());
+    let mut counts = Counts::default();
+    let mut written = Ok(());
+    let told = fetch_difference(&server.control_path(), request, &mut |entry| {
+        if args.stat {
+            counts.count(&entry);
+            return ControlFlow::Continue(());
+        }
+        let line = match output.json {
+            true => serde_json::to_string(&entry)
+                .map(|json| printable_json(&json).into_bytes())
+                .map_err(io::Error::from),
+            false if escaped => Ok(printable(line(&entry, args.null)).into_bytes()),
+            false => Ok(line(&entry, args.null)),
+        };
+        let end = if args.null { 0 } else { b'\n' };
+        written = line.and_then(|line| out.write_all(&[&line[..], &[end]].concat()));
+        if written.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    });
+    written.and_then(|()| out.flush()).map_err(|error| stdout_failed(&error))?;
+    drop(out);
+    told.map_err(|failure| Failure {
+        message: format!("{shown}: {}", failure.message),
+        ..failure
+    })?;
+    match (args.stat, output.json) {
+        (false, _) => Ok(()),
+        (true, true) => output.print_json(&counts),
+        (true, false) => counts.lines().iter().try_for_each(|line| output.print_line(line)),
+    }
+}
+
+/// The mount of ours that `dir` is in, its server, and where in it that is.
+fn find(dir: &Path) -> Result<(MountInfo, MountDir, PathBuf), Failure> {
+    let failed = |error: io::Error| {
+        let code = match error.kind() {
+            io::ErrorKind::NotFound => Code::NotFound,
+            _ => Code::Failed,
+        };
+        Failure { code, ..Failure::io("open", dir, &error) }
+    };
+    let mounts = read_mounts().map_err(failed)?;
+    // A server that does not answer is asked before its mount, where nobody would say so.
+    let named = std::path::absolute(dir).map_err(failed)?;
+    let around = mounts.iter().filter(|mount| named.starts_with(&mount.mountpoint));
+    let innermost = around.max_by_key(|mount| mount.mountpoint.components().count());
+    if let Some(mount) = innermost.filter(|mount| mount.is_ours()) {
+        server_of(mount)?;
+    }
+    let path = dir.canonicalize().map_err(failed)?;
+    let stat = rustix::fs::statx(CWD, &path, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::MNT_ID)
+        .map_err(|errno| failed(errno.into()))?;
+    let mount = mounts.into_iter().find(|mount| mount.id == stat.stx_mnt_id);
+    let Some(mount) = mount.filter(MountInfo::is_ours) else {
+        let message = format!("{} is in no mount of thawfs", dir.display());
+        return Err(
+            Failure::new(Code::NotMounted, message).hint("thawfs status shows what is mounted")
+        );
+    };
+    let server = server_of(&mount)?;
+    let inside = path.strip_prefix(&mount.mountpoint).unwrap_or(Path::new(""));
+    // Of a bind mount, that is not the root of the tree.
+    let root = mount.root.strip_prefix("/").unwrap_or(&mount.root);
+    let below = root.join(inside);
+    Ok((mount, server, below))
+}
+
+/// The server of `mount`, which answers.
+fn server_of(mount: &MountInfo) -> Result<MountDir, Failure> {
+    let (shown, state) = (mount.mountpoint.display(), StateDir::locate());
+    let recorded =
+        state.read_mount_of(mount).map_err(|error| Failure::io("read", state.path(), &error))?;
+    let Some((server, _)) = recorded else {
+        let place = state.path().display();
+        let message = format!("the server of {shown} is not on record in {place}");
+        return Err(Failure::new(Code::NotMounted, message)
+            .hint("ask as the user who mounted it, with the same THAWFS_STATE_DIR"));
+    };
+    if !server.is_alive() {
+        let hint =
+            format!("its upper has what was changed; thawfs unmount --dead {shown} clears it");
+        let message = format!("the server of {shown} was killed");
+        return Err(Failure::new(Code::Failed, message).hint(hint));
+    }
+    fetch_report(&server.control_path()).map_err(|error| {
+        Failure::new(Code::Failed, format!("the server of {shown} does not answer: {error}"))
+            .hint("thawfs status shows which it is; its log may say why")
+    })?;
+    Ok(server)
+}
+
+/// Has the kernel hand on what was written and lies with it: in the mount of an ordinary user it has a cache.
+fn write_back(dir: &Path) {
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let synced = rustix::fs::open(dir, flags, Mode::empty()).and_then(rustix::fs::syncfs);
+    if let Err(errno) = synced {
+        tracing::debug!("what was just written may not be told: {errno}");
+    }
+}
+
+fn letter(status: Status) -> u8 {
+    match status {
+        Status::Added => b'A',
+        Status::Modified => b'M',
+        Status::Attributes => b'T',
+        Status::Removed => b'D',
+        Status::Renamed => b'R',
+        Status::Listing => b'L',
+        Status::Subtree => b'S',
+    }
+}
+
+/// A letter and a path, for people or, with NULs, for scripts.
+fn line(entry: &DifferenceEntry, null: bool) -> Vec<u8> {
+    let slash: &[u8] = if entry.kind == FileKind::Directory { b"/" } else { b"" };
+    let is_renamed = entry.status == Status::Renamed;
+    let from = entry.from.as_deref().filter(|_| is_renamed).map(|from| from.as_os_str().as_bytes());
+    let path = entry.path.as_os_str().as_bytes();
+    let mut line = vec![letter(entry.status), b' '];
+    match (from, null) {
+        (from, true) => {
+            line.extend([path, slash].concat());
+            if is_renamed {
+                line.push(0);
+                line.extend(from.map(|from| [from, slash].concat()).unwrap_or_default());
+            }
+        }
+        (Some(from), false) => line.extend([from, slash, b" -> ", path, slash].concat()),
+        (None, false) => line.extend([path, slash].concat()),
+    }
+    line
+}
+
+impl Counts {
+    fn count(&mut self, entry: &DifferenceEntry) {
+        let count = match entry.status {
+            Status::Added => &mut self.added,
+            Status::Modified => &mut self.modified,
+            Status::Attributes => &mut self.attributes,
+            Status::Removed => &mut self.removed,
+            Status::Renamed => &mut self.renamed,
+            Status::Listing => &mut self.listing,
+            Status::Subtree => &mut self.subtree,
+        };
+        *count += 1;
+        if entry.bytes > 0 && (entry.nlink <= 1 || self.counted.insert(entry.ino)) {
+            self.bytes += entry.bytes;
+        }
+    }
+
+    fn lines(&self) -> Vec<String> {
+        let counts = [
+            (self.added, "added"),
+            (self.modified, "modified"),
+            (self.attributes, "with other attributes"),
+            (self.removed, "removed"),
+            (self.renamed, "renamed"),
+            (self.listing, "directories in which names may be gone"),
+            (self.subtree, "directories that may be others"),
+        ];
+        let counts = counts.iter().filter(|(count, _)| *count > 0);
+        let mut lines: Vec<_> = counts.map(|(count, words)| format!("{count} {words}")).collect();
+        lines.push(match lines.is_empty() {
+            true => "no differences".to_owned(),
+            false => format!("{} that the backup does not have", human_bytes(self.bytes)),
+        });
+        lines
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(status: Status, kind: FileKind, path: &str, from: Option<&str>) -> DifferenceEntry {
+        let (path, from) = (path.into(), from.map(PathBuf::from));
+        DifferenceEntry { status, kind, path, from, size: 5, bytes: 5, ino: 7, nlink: 1 }
+    }
+
+    #[test]
+    fn a_difference_is_a_letter_and_a_path() {
+        use FileKind::{Directory, Regular};
+        for (status, kind, path, from, people, scripts) in [
+            (Status::Added, Regular, "a", None, "A a", "A a"),
+            (Status::Modified, Regular, "b/a", Some("a/a"), "M b/a", "M b/a"),
+            (Status::Attributes, Directory, ".", None, "T ./", "T ./"),
+            (Status::Removed, Directory, "d", None, "D d/", "D d/"),
+            (Status::Renamed, Regular, "b", Some("a"), "R a -> b", "R b\0a"),
+            (Status::Renamed, Directory, "b", Some("a"), "R a/ -> b/", "R b/\0a/"),
+            (Status::Renamed, Directory, "b", None, "R b/", "R b/\0"),
+            (Status::Listing, Directory, "b", None, "L b/", "L b/"),
+            (Status::Subtree, Directory, "b", Some("a"), "S b/", "S b/"),
+        ] {
+            let entry = entry(status, kind, path, from);
+            assert_eq!(line(&entry, false), people.as_bytes());
+            assert_eq!(line(&entry, true), scripts.as_bytes());
+        }
+    }
+
+    #[test]
+    fn the_names_of_one_file_count_its_bytes_once() {
+        let mut counts = Counts::default();
+        assert_eq!(counts.lines(), ["no differences"]);
+        for (ino, nlink) in [(1, 1), (1, 1), (2, 2), (2, 2), (3, 2)] {
+            counts.count(&DifferenceEntry {
+                ino,
+                nlink,
+                ..entry(Status::Added, FileKind::Regular, "a", None)
+            });
+        }
+        assert_eq!((counts.added, counts.bytes), (5, 20));
+        assert_eq!(counts.lines(), ["5 added", "20 B that the backup does not have"]);
+    }
+}
