@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use fuser::{INodeNo, Notifier};
+use fuser::INodeNo;
 
 use super::context::Context;
 use super::faults::Faults;
@@ -61,11 +61,6 @@ impl Adapter {
                 faults,
             }),
         }
-    }
-
-    /// Where to put the notifier once the session has one.
-    pub(super) fn notifier(&self) -> Arc<OnceLock<Notifier>> {
-        Arc::clone(&self.context.notifier)
     }
 
     /// Runs `job`, which answers a request, where `work` says.

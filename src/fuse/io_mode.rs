@@ -90,6 +90,11 @@ impl IoModes {
         }
     }
 
+    /// Whether some file is open for writing of which the kernel may hold back what is stored through a mapping.
+    pub(crate) fn may_hold_back(&self) -> bool {
+        self.open.lock().values().any(|state| state.writers > 0 && state.backing.is_none())
+    }
+
     /// How `ino` may be written to just now, if it is open for that. A mapping counts as long as it
     /// lives, and what is written through it is on its way to us by the time it is gone.
     pub(crate) fn written(&self, ino: Ino) -> Option<Written> {

@@ -3,10 +3,12 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use fuser::{Config, Session, SessionACL};
 
 use super::adapter::Adapter;
+use super::context::Context;
 use super::faults::Faults;
 use super::mount::{detach, mount, unmount};
 use super::options::MountOptions;
@@ -19,10 +21,14 @@ fn fuse_threads() -> usize {
     std::thread::available_parallelism().map_or(4, |cores| cores.get().clamp(4, 16))
 }
 
+/// How often the kernel is asked for what it holds back, while somebody watches.
+const WRITE_BACK_EVERY: Duration = Duration::from_secs(2);
+
 /// A mounted overlay that is not served yet. Dropping it unmounts.
 pub(crate) struct Mount {
     session: Session<Adapter>,
     overlay: Arc<Overlay>,
+    context: Arc<Context>,
 }
 
 /// Takes a mount away from another thread.
@@ -51,16 +57,16 @@ impl Mount {
         let served = Arc::clone(&overlay);
         let session = device.try_clone().and_then(|same| {
             let adapter = Adapter::new(overlay, options, same, faults);
-            let notifier = adapter.notifier();
-            Session::from_fd(adapter, device, acl, config).map(|session| (session, notifier))
+            let context = Arc::clone(&adapter.context);
+            Session::from_fd(adapter, device, acl, config).map(|session| (session, context))
         });
-        let (session, notifier) = session.inspect_err(|_| {
+        let (session, context) = session.inspect_err(|_| {
             // The failure to tell is the session's; the mount is dead already.
             let _ = detach(mountpoint.path());
         })?;
         // Set once, before the first request is served.
-        let _ = notifier.set(session.notifier());
-        Ok(Self { session, overlay: served })
+        let _ = context.notifier.set(session.notifier());
+        Ok(Self { session, overlay: served, context })
     }
 
     /// A handle that unmounts, for signal handlers.
@@ -68,15 +74,24 @@ impl Mount {
         Unmounter { mountpoint: mountpoint.to_owned() }
     }
 
-    /// Answers requests until the mount is gone, then returns.
+    /// Answers requests until the mount is gone, then returns. While somebody watches, `write_back` is called from
+    /// time to time, to have the kernel write what it holds back of files that programs have mapped. It must
+    /// not wait for the mount.
     ///
     /// # Errors
     /// When the FUSE device fails in another way than by an unmount.
-    pub(crate) fn serve(self) -> io::Result<()> {
-        let overlay = Arc::clone(&self.overlay);
+    pub(crate) fn serve(self, write_back: impl Fn() + Send + 'static) -> io::Result<()> {
+        let (overlay, context) = (Arc::clone(&self.overlay), Arc::clone(&self.context));
+        let mut last = Instant::now();
+        let meanwhile = move || {
+            if last.elapsed() >= WRITE_BACK_EVERY && context.modes.may_hold_back() {
+                write_back();
+                last = Instant::now();
+            }
+        };
         let looking = std::thread::Builder::new()
             .name("thawfs-watch".into())
-            .spawn(move || overlay.look_for_writes())?;
+            .spawn(move || overlay.look_for_writes(meanwhile))?;
         let ended = self.session.run();
         self.overlay.change_log().close();
         if looking.join().is_err() {

@@ -164,12 +164,13 @@ impl Overlay {
     }
 
     /// Tells what is known only by looking for it, the writes that the kernel makes by itself, and the last of
-    /// several writes. For a thread of its own: lasts until the log is closed.
-    pub fn look_for_writes(&self) {
+    /// several writes. For a thread of its own: lasts until the log is closed. `meanwhile` is called each time.
+    pub fn look_for_writes(&self, mut meanwhile: impl FnMut()) {
         while let Some(began) = self.log.wait_for_reader() {
             self.kernel_writes.begin(began);
             while self.log.is_alive() {
                 self.look_once();
+                meanwhile();
                 std::thread::sleep(LOOK_EVERY);
             }
             self.kernel_writes.end();

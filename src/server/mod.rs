@@ -12,6 +12,7 @@
 //! | `state`, `mount_dir`, `record`, `locks` | what is written down of it, and locked |
 //! | [`mounts`], `mounted_from` | what is mounted, as the kernel says |
 //! | `restore`, `unchosen` | a backup in place of what is mounted; where nobody chose the place |
+//! | `write_back` | what the kernel holds back of a mount, written for those who watch it |
 //! | `unmount` | the end of a mount, whoever serves it |
 //! | `dead`, `leftovers` | servers and commands that were killed, and what they left |
 
@@ -40,6 +41,7 @@ pub(crate) mod state;
 mod traces;
 mod unchosen;
 mod unmount;
+mod write_back;
 
 pub use control::fetch_report;
 pub(crate) use dead::dead_mount;

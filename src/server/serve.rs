@@ -20,6 +20,7 @@ use super::report::{
 use super::request::{MountRequest, Ready};
 use super::state::{HostId, MountDir, Record, StateDir, check_outside_state};
 use super::traces::Traces;
+use super::write_back::WriteBack;
 use crate::backup::OpenArchive;
 use crate::failure::{Code, Failure};
 use crate::fuse::{Faults, Mount, MountOptions, Unmounter};
@@ -98,9 +99,10 @@ pub(super) fn serve_in(
     let unmounter = mount.unmounter(&request.mountpoint);
     let mounted = read_mount_at(&request.mountpoint).ok().flatten();
     let signals = unmount_on_signal(unmounter.clone(), mounted.clone()).map_err(state_failed)?;
+    let write_back = WriteBack::new(request.mountpoint.clone());
     let serving = std::thread::Builder::new()
         .name("thawfs-serve".into())
-        .spawn(move || mount.serve())
+        .spawn(move || mount.serve(move || write_back.begin()))
         .map_err(state_failed)?;
 
     let record = Record {
