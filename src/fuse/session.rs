@@ -93,7 +93,7 @@ impl Mount {
             .name("thawfs-watch".into())
             .spawn(move || overlay.look_for_writes(meanwhile))?;
         let ended = self.session.run();
-        self.overlay.change_log().close();
+        self.overlay.change_log().close("it was unmounted");
         if looking.join().is_err() {
             tracing::error!("the thread that looks for writes panicked; please report this");
         }

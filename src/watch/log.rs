@@ -72,9 +72,8 @@ pub struct ChangeLog {
     /// Whether changes are to be written down.
     watched: AtomicBool,
     state: Mutex<State>,
-    /// Told of each change, for those who wait in tasks and in threads.
+    /// Told of each change.
     came: Notify,
-    came_to_threads: Condvar,
     /// Told when a life begins.
     begun: Condvar,
     limits: Limits,
@@ -93,8 +92,8 @@ struct State {
     readers: Slab<u64>,
     /// When the last reader went.
     left: Instant,
-    /// Whether nothing more will come.
-    is_closed: bool,
+    /// Why nothing more will come.
+    closed: Option<Arc<str>>,
 }
 
 impl State {
@@ -146,13 +145,12 @@ impl ChangeLog {
             journal: None,
             readers: Slab::new(),
             left: Instant::now(),
-            is_closed: false,
+            closed: None,
         };
         Self {
             watched: AtomicBool::new(false),
             state: Mutex::new(state),
             came: Notify::new(),
-            came_to_threads: Condvar::new(),
             begun: Condvar::new(),
             limits,
             make_file: make_file.map(|make| Box::new(make) as Box<MakeFile>),
@@ -167,7 +165,7 @@ impl ChangeLog {
     /// Ends a life in which nobody reads any more, and says whether one goes on.
     pub fn is_alive(&self) -> bool {
         let mut state = self.state.lock();
-        self.is_watched() && !state.is_closed && !self.end_if_over(&mut state)
+        self.is_watched() && state.closed.is_none() && !self.end_if_over(&mut state)
     }
 
     fn end_if_over(&self, state: &mut State) -> bool {
@@ -183,17 +181,17 @@ impl ChangeLog {
     /// Waits until changes are to be written down. Says when that began; `None` once nothing more will come.
     pub fn wait_for_reader(&self) -> Option<Timestamp> {
         let mut state = self.state.lock();
-        while !self.is_watched() && !state.is_closed {
+        while !self.is_watched() && state.closed.is_none() {
             self.begun.wait(&mut state);
         }
-        (!state.is_closed).then_some(state.began)
+        (state.closed.is_none()).then_some(state.began)
     }
 
-    /// Says that nothing more will come: the tree is gone.
-    pub fn close(&self) {
-        self.state.lock().is_closed = true;
+    /// Says that nothing more will come, and why: the tree is gone, or nobody can tell any more what changes in it.
+    pub fn close(&self, why: impl Into<Arc<str>>) {
+        self.state.lock().closed.get_or_insert(why.into());
         self.begun.notify_all();
-        self.wake();
+        self.came.notify_waiters();
     }
 
     /// Writes a change down, if anybody reads. Paths are as in [`Change`].
@@ -213,12 +211,19 @@ impl ChangeLog {
             self.spill(&mut state);
         }
         drop(state);
-        self.wake();
+        self.came.notify_waiters();
     }
 
-    fn wake(&self) {
+    /// Tells every reader that it missed changes that nobody knows: a number of their own is theirs, and what a reader
+    /// has yet to get is forgotten with them.
+    pub fn lose(&self) {
+        let mut state = self.state.lock();
+        if self.is_watched() {
+            state.next += 1;
+            (state.ring, state.ring_bytes, state.journal) = (VecDeque::new(), 0, None);
+        }
+        drop(state);
         self.came.notify_waiters();
-        self.came_to_threads.notify_all();
     }
 
     /// Makes room in the ring: half of it goes to the journal, if a reader has yet to get some of that.
@@ -346,7 +351,14 @@ impl Reader {
         items
     }
 
-    /// Waits until there is more to read, and says whether there is: not once the tree is gone.
+    /// Why nothing comes after what has been read, if that is so.
+    pub fn closed(&self) -> Option<Arc<str>> {
+        let state = self.log.state.lock();
+        let at_end = state.readers.get(self.id).is_some_and(|next| *next == state.next);
+        state.closed.clone().filter(|_| at_end)
+    }
+
+    /// Waits until there is more to read, and says whether there is: not once the log is closed.
     pub async fn changed(&self) -> bool {
         loop {
             let came = self.log.came.notified();
@@ -359,25 +371,11 @@ impl Reader {
         }
     }
 
-    /// As [`Self::changed`] on a thread, at most for `patience`: also if there is nothing by then, more may come.
-    pub fn wait(&self, patience: Duration) -> bool {
-        if let Some(more) = self.has_more() {
-            return more;
-        }
-        let mut state = self.log.state.lock();
-        let has_come = |state: &State| {
-            state.is_closed || state.readers.get(self.id).is_some_and(|next| *next < state.next)
-        };
-        self.log.came_to_threads.wait_while_for(&mut state, |state| !has_come(state), patience);
-        drop(state);
-        self.has_more().unwrap_or(true)
-    }
-
     /// Whether there is more to read, if that is known yet.
     fn has_more(&self) -> Option<bool> {
         let state = self.log.state.lock();
         let more = state.readers.get(self.id).is_some_and(|next| *next < state.next);
-        (more || state.is_closed).then_some(more)
+        (more || state.closed.is_some()).then_some(more)
     }
 
     /// The place behind the last change that was read, to go on from.
@@ -590,10 +588,24 @@ mod tests {
         writes.join().unwrap();
         assert_eq!(seen, (1..=2000).collect::<Vec<_>>());
         fill(&log, 2001..2002);
-        log.close();
+        log.close("gone");
+        log.close("no matter");
+        assert_eq!(reader.closed(), None);
         assert!(runtime.block_on(reader.changed()), "the last change is read all the same");
         drain(&mut reader);
         assert!(!runtime.block_on(reader.changed()));
+    }
+
+    #[test]
+    fn what_nobody_knows_counts_as_missed() {
+        let log = log(Limits::default());
+        let (mut first, _) = log.subscribe(None).unwrap();
+        fill(&log, 1..3);
+        let (mut second, _) = log.subscribe(None).unwrap();
+        log.lose();
+        fill(&log, 4..6);
+        assert_eq!(drain(&mut first), (vec![4, 5], vec![(1, 3)]));
+        assert_eq!(drain(&mut second), (vec![4, 5], vec![(3, 3)]));
     }
 
     #[test]
