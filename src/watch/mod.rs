@@ -17,6 +17,7 @@
 //! | `cursor` | a place in the log, as text |
 //! | `log` | the log and its readers |
 //! | `journal` | the part of it on disk |
+//! | `inotify`, `tree`, `nodes`, `work` | a log of what changes in a directory anywhere, as the kernel tells it |
 //!
 //! A log lives from its first reader until [`LINGER`] after its last has gone, and what changes after that is nowhere
 //! written down. So a cursor names the life that it is of, and one of another life is answered by
@@ -24,9 +25,14 @@
 
 mod change;
 mod cursor;
+mod inotify;
 mod journal;
 mod log;
+mod nodes;
+mod tree;
+mod work;
 
 pub use change::{Change, What};
 pub use cursor::{Cursor, NotACursor};
 pub use log::{ChangeLog, Item, LINGER, Limits, Reader, Start};
+pub(crate) use tree::watch as watch_directory;
