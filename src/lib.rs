@@ -7,6 +7,7 @@
 //! cli                    the command line: wires everything, owns no logic
 //! server                 the process behind a mount: its start, its state, its end
 //! bench                  what a bucket and its archives cost from here
+//! files                  files and what changes in them, over HTTP
 //! fuse        backup     adapters: the kernel's protocol | life of a backup in a bucket
 //! failure                what a user is told when something fails
 //! overlay                the merged tree: lower + upper, copy-up, whiteouts
@@ -44,6 +45,7 @@ pub mod cache;
 pub mod cli;
 pub mod environment;
 pub mod failure;
+mod files;
 pub mod fuse;
 mod inode_ops;
 mod names;

@@ -16,11 +16,11 @@ use super::gc::GcArgs;
 use super::ls::LsArgs;
 use super::mount::MountArgs;
 use super::restore::RestoreArgs;
+use super::serve_files::ServeFilesArgs;
 use super::status::StatusArgs;
 use super::unmount::UnmountArgs;
 use super::verify::VerifyArgs;
 use super::warm::WarmArgs;
-use super::watch::WatchArgs;
 
 /// What `-h` ends with.
 const EXAMPLES: &str = "\
@@ -63,8 +63,6 @@ pub(crate) enum Command {
     Status(StatusArgs),
     /// Show how a mount differs from its backup, or what has changed in it; with --json one object per line.
     Diff(DiffArgs),
-    /// Tell what changes in a mount, as it happens; with --json one object per line.
-    Watch(WatchArgs),
     /// List what belongs to no live mount: uppers and records of servers that were killed; or remove it.
     Gc(GcArgs),
     /// List files of an archive without mounting it.
@@ -93,6 +91,8 @@ pub(crate) enum Command {
     Warm(WarmArgs),
     /// Measure a bucket from here, and what reading an archive in it costs.
     Bench(BenchArgs),
+    /// Serve files of this machine, and what changes in them, over HTTP.
+    ServeFiles(ServeFilesArgs),
     /// Show or clear the disk cache of archives in buckets.
     Cache(CacheArgs),
     /// Print shell completions.

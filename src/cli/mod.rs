@@ -12,7 +12,6 @@
 //! | `groups` | options that several commands share |
 //! | `values`, `spans` | values as they are typed: bytes, limits, times |
 //! | `options`, `mount_helper`, `remount` | `-o`, and what mount(8) calls |
-//! | `inside` | which mount of ours a path is in |
 //! | `output`, `progress`, `logging` | results, how far long work is, messages |
 
 mod archive;
@@ -25,7 +24,6 @@ mod diff;
 mod extract;
 mod gc;
 mod groups;
-mod inside;
 mod logging;
 mod ls;
 mod mount;
@@ -35,13 +33,13 @@ mod output;
 mod progress;
 mod remount;
 mod restore;
+mod serve_files;
 mod spans;
 mod status;
 mod unmount;
 mod values;
 mod verify;
 mod warm;
-mod watch;
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -108,7 +106,6 @@ fn execute(command: Command, output: &Output) -> Result<(), Failure> {
         Command::Unmount(args) => unmount::unmount(&args, output),
         Command::Status(args) => status::status(&args, output),
         Command::Diff(args) => diff::diff(&args, output),
-        Command::Watch(args) => watch::watch(&args, output),
         Command::Gc(args) => gc::gc(&args, output),
         Command::Ls(args) => ls::ls(&args, output),
         Command::Cat(args) => archive::cat(&args),
@@ -123,6 +120,7 @@ fn execute(command: Command, output: &Output) -> Result<(), Failure> {
         Command::Verify(args) => verify::verify(&args, output),
         Command::Warm(args) => warm::warm(&args, output),
         Command::Bench(args) => bench::bench(&args, output),
+        Command::ServeFiles(args) => serve_files::serve_files(&args, output),
         Command::Cache(args) => cache::cache(&args.command, output),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "thawfs", &mut std::io::stdout());

@@ -8,7 +8,8 @@
 //! | `detach`, `program` | starting a server, and which program that is |
 //! | `inherited`, `privileges`, `group`, `heap` | what it leaves behind, gives up, or sets for itself |
 //! | `serve`, `directories`, `traces` | its life: the mount, its directories, what is fetched ahead |
-//! | `control`, [`report`], `difference`, `changes` | what it says when asked |
+//! | `control`, [`report`], `difference` | what it says when asked |
+//! | `file_service` | files of the machine over HTTP |
 //! | `state`, `mount_dir`, `record`, `locks` | what is written down of it, and locked |
 //! | [`mounts`], `mounted_from` | what is mounted, as the kernel says |
 //! | `restore`, `unchosen` | a backup in place of what is mounted; where nobody chose the place |
@@ -16,12 +17,12 @@
 //! | `unmount` | the end of a mount, whoever serves it |
 //! | `dead`, `leftovers` | servers and commands that were killed, and what they left |
 
-mod changes;
 mod control;
 mod dead;
 mod detach;
 mod difference;
 mod directories;
+mod file_service;
 pub(crate) mod group;
 mod heap;
 mod inherited;
@@ -44,12 +45,12 @@ mod unchosen;
 mod unmount;
 mod write_back;
 
-pub(crate) use changes::{ChangesRequest, Line, Told, follow_changes};
 pub use control::fetch_report;
 pub(crate) use dead::dead_mount;
 pub(crate) use detach::run_detached;
 pub use detach::{Starting, serve_if_asked, start_detached};
 pub(crate) use difference::{DifferenceRequest, fetch_difference};
+pub(crate) use file_service::{FileService, serve_files};
 pub use group::Group;
 pub(crate) use heap::restart_limited;
 pub use owners::OwnerOptions;

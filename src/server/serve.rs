@@ -9,7 +9,6 @@ use std::path::Path;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use super::changes::Changes;
 use super::control;
 use super::difference::Differences;
 use super::directories::{Directories, cannot_use, find, open_upper_warning, state_failed};
@@ -163,7 +162,7 @@ pub(super) fn serve_in(
 }
 
 /// Open files are the mount's users', not ours alone, so take all the descriptors we may have.
-fn raise_file_limit() {
+pub(super) fn raise_file_limit() {
     use rustix::process::{Resource, getrlimit, setrlimit};
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
@@ -232,14 +231,10 @@ fn publish(
     faults: Arc<Faults>,
 ) -> io::Result<()> {
     let about = record.clone();
-    let changes = Changes { tree: Weak::clone(&tree), listening: Arc::default() };
     let differences = Differences { tree: Weak::clone(&tree), running: Arc::default() };
     control::listen(&mount_dir.control_path(), move |asked, mut connection| {
         if !asked.is_empty() {
-            return match changes.answer(asked, connection)? {
-                Some(connection) => differences.answer(asked, connection),
-                None => Ok(()),
-            };
+            return differences.answer(asked, connection);
         }
         let groups = groups.clone();
         let report = Report { groups, ..report(&about, &tree, &opened, &faults) };

@@ -1,0 +1,190 @@
+//! Where what changes in a directory is known from.
+
+use std::any::Any;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::watch::{Change, Item, Reader, What, watch_directory};
+
+/// Finds who knows what changes in a directory.
+pub(crate) trait Feeds: Send + Sync {
+    /// What changes in `dir`, which has no symlinks in its path, from now on.
+    ///
+    /// # Errors
+    /// Where nobody can tell, or not for another one.
+    fn feed(&self, dir: &Path, recursive: bool) -> io::Result<Feed>;
+}
+
+/// What changes in a directory: a log, of which it may be a part.
+pub(crate) struct Feed {
+    /// Reads the log.
+    pub(crate) reader: Reader,
+    /// The directory's path in the tree that the log is of; empty for its root.
+    pub(crate) at: Vec<u8>,
+    /// What has to live as long, for the log to be written.
+    pub(crate) _source: Arc<dyn Any + Send + Sync>,
+}
+
+/// Every directory by inotify.
+pub(crate) struct Inotify;
+
+impl Feeds for Inotify {
+    fn feed(&self, dir: &Path, recursive: bool) -> io::Result<Feed> {
+        let (source, reader) = watch_directory(dir, recursive)?;
+        Ok(Feed { reader, at: Vec::new(), _source: source })
+    }
+}
+
+/// What happened in a directory, with its name there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Event {
+    Create,
+    Write,
+    Remove,
+    Rename,
+    Attributes,
+}
+
+impl Feed {
+    /// What is next, told of the directory; `recursive` of all that is below. Nothing if there is no more yet.
+    ///
+    /// # Errors
+    /// Where something is missing from here on.
+    pub(super) fn read(
+        &mut self,
+        recursive: bool,
+        at_most: usize,
+    ) -> Result<Option<Vec<(Event, Vec<u8>)>>, String> {
+        let items = self.reader.read(at_most);
+        if items.is_empty() {
+            return match self.reader.closed() {
+                Some(why) => Err(why.to_string()),
+                None => Ok(None),
+            };
+        }
+        let mut events = Vec::new();
+        for item in items {
+            match item {
+                Item::Change(change) => self.tell(&change, recursive, &mut events),
+                Item::Missed { from, to } => {
+                    let count = to - from + 1;
+                    return Err(format!("overflow: {count} changes or more were not read in time"));
+                }
+            }
+        }
+        Ok(Some(events))
+    }
+
+    /// What `change` is to who watches the directory. It is followed where it is moved to, as inotify follows it.
+    fn tell(&mut self, change: &Change, recursive: bool, events: &mut Vec<(Event, Vec<u8>)>) {
+        let mut tell = |event: Event, path: &[u8]| {
+            events.extend(below(&self.at, path, recursive).map(|name| (event, name.to_vec())));
+        };
+        let path = &change.path;
+        match &change.what {
+            What::Create => tell(Event::Create, path),
+            What::Write => tell(Event::Write, path),
+            What::Remove => tell(Event::Remove, path),
+            What::Attributes => tell(Event::Attributes, path),
+            What::Rename { to } => {
+                tell(Event::Rename, path);
+                if !is_at_or_above(path, &self.at) {
+                    tell(Event::Create, to);
+                }
+            }
+            // As the two renames that inotify makes of it.
+            What::Exchange { with } => {
+                for (old, new) in [(path, with), (with, path)] {
+                    tell(Event::Rename, old);
+                    if !is_at_or_above(old, &self.at) {
+                        tell(Event::Create, new);
+                    }
+                }
+            }
+        }
+        self.follow(change);
+    }
+
+    fn follow(&mut self, change: &Change) {
+        let moved = |from: &[u8], to: &[u8]| {
+            let rest = self.at.get(from.len()..).filter(|_| is_at_or_above(from, &self.at))?;
+            (!from.is_empty()).then(|| [to, rest].concat())
+        };
+        let found = match &change.what {
+            What::Rename { to } => moved(&change.path, to),
+            What::Exchange { with } => {
+                moved(&change.path, with).or_else(|| moved(with, &change.path))
+            }
+            _ => None,
+        };
+        if let Some(at) = found {
+            self.at = at;
+        }
+    }
+}
+
+fn is_at_or_above(path: &[u8], of: &[u8]) -> bool {
+    of.strip_prefix(path)
+        .is_some_and(|rest| rest.is_empty() || path.is_empty() || rest.first() == Some(&b'/'))
+}
+
+/// What `path` is called in directory `dir`, where it is told of: `.` is the directory itself.
+fn below<'a>(dir: &[u8], path: &'a [u8], recursive: bool) -> Option<&'a [u8]> {
+    let name = match dir {
+        _ if path == dir => return Some(b"."),
+        [] => path,
+        dir => path.strip_prefix(dir)?.strip_prefix(b"/")?,
+    };
+    (recursive || !name.contains(&b'/')).then_some(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::FileKind;
+    use crate::watch::{ChangeLog, Limits};
+
+    fn told(at: &str, recursive: bool, changes: &[(What, &str)]) -> (String, String) {
+        let log = Arc::new(ChangeLog::new(Limits::default(), Some(tempfile::tempfile)));
+        let (reader, _) = log.subscribe(None).unwrap();
+        let mut feed = Feed { reader, at: at.as_bytes().to_vec(), _source: Arc::new(()) };
+        for (what, path) in changes {
+            log.write(what.clone(), FileKind::Regular, 0, path.as_bytes().to_vec());
+        }
+        let events = feed.read(recursive, 100).unwrap().unwrap();
+        let shown = events
+            .iter()
+            .map(|(event, name)| format!("{event:?} {}", String::from_utf8_lossy(name)));
+        (shown.collect::<Vec<_>>().join(", "), String::from_utf8(feed.at).unwrap())
+    }
+
+    #[test]
+    fn a_change_is_told_by_its_name_in_the_directory() {
+        let rename = |to: &str| What::Rename { to: to.into() };
+        let exchange = |with: &str| What::Exchange { with: with.into() };
+        for (at, recursive, what, path, expected, then) in [
+            ("", true, What::Create, "a/b", "Create a/b", ""),
+            ("", false, What::Create, "a/b", "", ""),
+            ("", false, What::Create, "a", "Create a", ""),
+            ("", false, What::Attributes, "", "Attributes .", ""),
+            ("d", true, What::Write, "d/x", "Write x", "d"),
+            ("d", true, What::Write, "dd/x", "", "d"),
+            ("d", true, What::Remove, "d", "Remove .", "d"),
+            ("d", true, What::Remove, "", "", "d"),
+            ("d", false, rename("d/y"), "d/x", "Rename x, Create y", "d"),
+            ("d", false, rename("e/y"), "d/x", "Rename x", "d"),
+            ("d", false, rename("d/y"), "e/x", "Create y", "d"),
+            ("d", false, rename("d/e/y"), "d/x", "Rename x", "d"),
+            ("d", true, rename("e"), "d", "Rename .", "e"),
+            ("d/e", true, rename("x/y"), "d", "", "x/y/e"),
+            ("d/e", true, rename("x"), "dd", "", "d/e"),
+            ("", true, rename(""), "", "Rename .", ""),
+            ("d", true, exchange("d/y"), "d/x", "Rename x, Create y, Rename y, Create x", "d"),
+            ("d", true, exchange("d"), "e", "Rename .", "e"),
+        ] {
+            let found = told(at, recursive, &[(what.clone(), path)]);
+            assert_eq!(found, (expected.into(), then.into()), "{at:?} {what:?} {path:?}");
+        }
+    }
+}

@@ -1,0 +1,170 @@
+//! Messages of the package `filesystem`, as protobuf's JSON has them: camel case, defaults left out, 64 bits as a
+//! string. Requests are read in snake case, too.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize, Serializer};
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub(super) struct WatchRequest {
+    pub(super) path: String,
+    pub(super) recursive: bool,
+    #[serde(alias = "include_entry")]
+    pub(super) include_entry: bool,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub(super) struct WatcherRequest {
+    #[serde(alias = "watcher_id")]
+    pub(super) watcher_id: String,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct PathRequest {
+    pub(super) path: String,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct ListRequest {
+    pub(super) path: String,
+    /// 0 is 1.
+    pub(super) depth: u32,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct MoveRequest {
+    pub(super) source: String,
+    pub(super) destination: String,
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct Nothing {}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct WatcherAnswer {
+    pub(super) watcher_id: String,
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct EventsAnswer {
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(super) events: Vec<FilesystemEvent>,
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct EntryAnswer {
+    pub(super) entry: EntryInfo,
+}
+
+/// A message of a stream of events.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) enum WatchAnswer {
+    Start(Nothing),
+    Filesystem(FilesystemEvent),
+    Keepalive(Nothing),
+}
+
+#[derive(Debug, PartialEq, Eq, Serialize)]
+pub(super) struct FilesystemEvent {
+    pub(super) name: String,
+    #[serde(rename = "type")]
+    pub(super) what: EventType,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) entry: Option<EntryInfo>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub(super) enum EventType {
+    #[serde(rename = "EVENT_TYPE_CREATE")]
+    Create,
+    #[serde(rename = "EVENT_TYPE_WRITE")]
+    Write,
+    #[serde(rename = "EVENT_TYPE_REMOVE")]
+    Remove,
+    #[serde(rename = "EVENT_TYPE_RENAME")]
+    Rename,
+    #[serde(rename = "EVENT_TYPE_CHMOD")]
+    Chmod,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub(super) enum FileType {
+    /// None of the others: a device, a socket, a pipe.
+    #[default]
+    #[serde(rename = "FILE_TYPE_UNSPECIFIED")]
+    Unspecified,
+    #[serde(rename = "FILE_TYPE_FILE")]
+    File,
+    #[serde(rename = "FILE_TYPE_DIRECTORY")]
+    Directory,
+    #[serde(rename = "FILE_TYPE_SYMLINK")]
+    Symlink,
+}
+
+#[derive(Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct EntryInfo {
+    #[serde(skip_serializing_if = "is_default")]
+    pub(super) name: String,
+    #[serde(rename = "type", skip_serializing_if = "is_default")]
+    pub(super) kind: FileType,
+    #[serde(skip_serializing_if = "is_default")]
+    pub(super) path: String,
+    #[serde(skip_serializing_if = "is_default", serialize_with = "as_string")]
+    pub(super) size: u64,
+    #[serde(skip_serializing_if = "is_default")]
+    pub(super) mode: u32,
+    #[serde(skip_serializing_if = "is_default")]
+    pub(super) permissions: String,
+    #[serde(skip_serializing_if = "is_default")]
+    pub(super) owner: String,
+    #[serde(skip_serializing_if = "is_default")]
+    pub(super) group: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) modified_time: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) symlink_target: Option<String>,
+    #[serde(skip_serializing_if = "is_default")]
+    pub(super) metadata: BTreeMap<String, String>,
+    #[serde(skip_serializing_if = "is_default")]
+    pub(super) is_symlink: bool,
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
+fn as_string<S: Serializer>(value: &u64, to: S) -> Result<S::Ok, S::Error> {
+    to.collect_str(value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn defaults_are_left_out_and_64_bits_are_a_string() {
+        let shown = |entry: &EntryInfo| serde_json::to_string(entry).unwrap();
+        assert_eq!(shown(&EntryInfo::default()), "{}");
+        let entry = EntryInfo {
+            size: u64::MAX,
+            kind: FileType::Symlink,
+            symlink_target: Some(String::new()),
+            is_symlink: true,
+            ..EntryInfo::default()
+        };
+        assert_eq!(
+            shown(&entry),
+            r#"{"type":"FILE_TYPE_SYMLINK","size":"18446744073709551615","symlinkTarget":"","isSymlink":true}"#
+        );
+        let keepalive = serde_json::to_string(&WatchAnswer::Keepalive(Nothing {})).unwrap();
+        assert_eq!(keepalive, r#"{"keepalive":{}}"#);
+    }
+}

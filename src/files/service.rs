@@ -1,0 +1,267 @@
+//! Requests and what answers them.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use hyper::body::Incoming;
+use hyper::header::HeaderMap;
+use hyper::{Method, Request, Response, StatusCode};
+use subtle::ConstantTimeEq;
+
+use super::body::{Body, pieces};
+use super::connect::{Answer, Code, Error, Sender, json, stream, unary};
+use super::entries::{Listing, stat};
+use super::feed::Feeds;
+use super::messages::{
+    EntryAnswer, EventsAnswer, ListRequest, MoveRequest, Nothing, PathRequest, WatchAnswer,
+    WatchRequest, WatcherAnswer, WatcherRequest,
+};
+use super::places::Tree;
+use super::users::{Owners, User, asked_for};
+use super::watchers::Watchers;
+use super::{changes, connect};
+
+/// What is served, and to whom.
+pub(crate) struct Options {
+    /// The directory that no path leads out of, without symlinks.
+    pub(crate) root: PathBuf,
+    /// Whether it is everybody's home.
+    pub(crate) is_home: bool,
+    /// What every request has to bring.
+    pub(crate) token: Option<Vec<u8>>,
+    /// How many watchers there may be at a time.
+    pub(crate) watchers: usize,
+}
+
+impl Options {
+    /// As many watchers as there may be, unless one says otherwise.
+    pub(crate) const WATCHERS: usize = 1024;
+}
+
+/// The file service.
+pub(crate) struct Service {
+    tree: Tree,
+    token: Option<Vec<u8>>,
+    watchers: Watchers,
+    /// Who is served where a request does not say.
+    user: User,
+}
+
+impl Service {
+    pub(crate) fn new(options: Options, feeds: Arc<dyn Feeds>) -> Arc<Self> {
+        let Options { root, is_home, token, watchers } = options;
+        Arc::new(Self {
+            tree: Tree::new(root, is_home),
+            token,
+            watchers: Watchers::new(feeds, watchers),
+            user: User::of_process(),
+        })
+    }
+
+    /// Answers one request.
+    pub(crate) async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Response<Body> {
+        let path = request.uri().path().to_owned();
+        if path == "/health" && matches!(*request.method(), Method::GET | Method::HEAD) {
+            let mut response = Response::new(Body::whole(""));
+            *response.status_mut() = StatusCode::NO_CONTENT;
+            return response;
+        }
+        if !self.lets_in(request.headers()) {
+            let message = "X-Access-Token is missing or wrong";
+            let told = serde_json::json!({ "code": 401, "message": message });
+            return json(StatusCode::UNAUTHORIZED, &told);
+        }
+        let user = asked_for(request.headers());
+        match path.strip_prefix("/filesystem.Filesystem/") {
+            Some("WatchDir") => {
+                stream(request, async move |asked, sender| self.stream(user?, asked, sender).await)
+                    .await
+            }
+            Some("CreateWatcher") => {
+                unary(request, async move |asked| self.create_watcher(user?, asked).await).await
+            }
+            Some("GetWatcherEvents") => {
+                unary(request, async move |WatcherRequest { watcher_id }| {
+                    let events = self.blocking(move |it| it.watchers.events(&watcher_id));
+                    Answer::of(&EventsAnswer { events: events.await? })
+                })
+                .await
+            }
+            Some("RemoveWatcher") => {
+                unary(request, async move |WatcherRequest { watcher_id }| {
+                    self.blocking(move |it| it.watchers.remove(&watcher_id)).await?;
+                    Answer::of(&Nothing {})
+                })
+                .await
+            }
+            Some("Stat") => {
+                unary(request, async move |PathRequest { path }| {
+                    let entry = self.as_user(user?, move |it, user| {
+                        stat(&it.tree, &it.tree.absolute(&path, user)?, &mut Owners::default())
+                    });
+                    Answer::of(&EntryAnswer { entry: entry.await? })
+                })
+                .await
+            }
+            Some("ListDir") => {
+                unary(request, async move |asked| self.list(user?, asked).await).await
+            }
+            Some("MakeDir") => {
+                unary(request, async move |PathRequest { path }| {
+                    let entry = self.as_user(user?, move |it, user| {
+                        let path = it.tree.absolute(&path, user)?;
+                        changes::make_directory(&it.tree, &path, user)
+                    });
+                    Answer::of(&EntryAnswer { entry: entry.await? })
+                })
+                .await
+            }
+            Some("Move") => {
+                unary(request, async move |MoveRequest { source, destination }| {
+                    let entry = self.as_user(user?, move |it, user| {
+                        let from = it.tree.absolute(&source, user)?;
+                        let to = it.tree.absolute(&destination, user)?;
+                        changes::rename(&it.tree, &from, &to, user)
+                    });
+                    Answer::of(&EntryAnswer { entry: entry.await? })
+                })
+                .await
+            }
+            Some("Remove") => {
+                unary(request, async move |PathRequest { path }| {
+                    let removed = self.as_user(user?, move |it, user| {
+                        changes::remove(&it.tree, &it.tree.absolute(&path, user)?)
+                    });
+                    removed.await?;
+                    Answer::of(&Nothing {})
+                })
+                .await
+            }
+            _ => {
+                let told =
+                    serde_json::json!({ "code": "unimplemented", "message": "no such call" });
+                json(StatusCode::NOT_FOUND, &told)
+            }
+        }
+    }
+
+    /// Whether a request brings the token, which is compared in a time that tells nothing of it.
+    fn lets_in(&self, headers: &HeaderMap) -> bool {
+        let Some(token) = &self.token else { return true };
+        let brought = headers.get("x-access-token").map_or(&b""[..], |value| value.as_bytes());
+        token.as_slice().ct_eq(brought).into()
+    }
+
+    /// Work that waits for a file system, on a thread for that.
+    async fn blocking<T: Send + 'static>(
+        self: Arc<Self>,
+        work: impl FnOnce(&Self) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        let done = tokio::task::spawn_blocking(move || work(&self));
+        done.await.unwrap_or_else(|error| Err(Error::new(Code::Internal, error.to_string())))
+    }
+
+    /// The same, for a user who may have been asked for.
+    async fn as_user<T: Send + 'static>(
+        self: Arc<Self>,
+        user: Option<String>,
+        work: impl FnOnce(&Self, &User) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        self.blocking(move |it| match user {
+            Some(name) => work(it, &User::named(&name)?),
+            None => work(it, &it.user),
+        })
+        .await
+    }
+
+    async fn list(
+        self: Arc<Self>,
+        user: Option<String>,
+        ListRequest { path, depth }: ListRequest,
+    ) -> Result<Answer, Error> {
+        let listing = self.as_user(user, move |it, user| {
+            Listing::open(&it.tree, it.tree.absolute(&path, user)?, depth)
+        });
+        let listing = listing.await?;
+        let (sender, body) = pieces(2);
+        tokio::task::spawn_blocking(move || listing.write(&sender));
+        Ok(Answer::Pieces(body))
+    }
+
+    async fn create_watcher(
+        self: Arc<Self>,
+        user: Option<String>,
+        WatchRequest { path, recursive, include_entry }: WatchRequest,
+    ) -> Result<Answer, Error> {
+        let it = Arc::clone(&self);
+        let id = self.as_user(user, move |it, user| {
+            let path = it.tree.absolute(&path, user)?;
+            it.watchers.keep(it.watchers.watch(&it.tree, &path, recursive, include_entry)?)
+        });
+        let watcher_id = id.await?;
+        // The first has somebody come round when leases end, until there are none.
+        tokio::spawn(async move {
+            while let Some(until) = it.watchers.end_leases() {
+                tokio::time::sleep_until(until.into()).await;
+            }
+        });
+        Answer::of(&WatcherAnswer { watcher_id })
+    }
+
+    async fn stream(
+        self: Arc<Self>,
+        user: Option<String>,
+        WatchRequest { path, recursive, include_entry }: WatchRequest,
+        mut sender: Sender,
+    ) -> Result<(), Error> {
+        let watcher = self.as_user(user, move |it, user| {
+            let path = it.tree.absolute(&path, user)?;
+            it.watchers.watch(&it.tree, &path, recursive, include_entry)
+        });
+        let mut watcher = watcher.await?;
+        let gone = |_: connect::Gone| Error::new(Code::Internal, "the client is gone");
+        sender.push(&WatchAnswer::Start(Nothing {})).await.map_err(gone)?;
+        sender.flush().await.map_err(gone)?;
+        loop {
+            tokio::select! {
+                () = watcher.changed() => {}
+                () = tokio::time::sleep(sender.ping_interval) => {
+                    sender.push(&WatchAnswer::Keepalive(Nothing {})).await.map_err(gone)?;
+                    sender.flush().await.map_err(gone)?;
+                    continue;
+                }
+            }
+            let read = tokio::task::spawn_blocking(move || {
+                let events = watcher.read();
+                (watcher, events)
+            });
+            let (back, events) =
+                read.await.map_err(|error| Error::new(Code::Internal, error.to_string()))?;
+            watcher = back;
+            for event in events?.unwrap_or_default() {
+                sender.push(&WatchAnswer::Filesystem(event)).await.map_err(gone)?;
+            }
+            sender.flush().await.map_err(gone)?;
+        }
+    }
+}
+
+/// The token in a file, without white space around it.
+///
+/// # Errors
+/// Where it cannot be read, or holds none that could be sent.
+pub(crate) fn read_token(path: &std::path::Path) -> std::io::Result<Vec<u8>> {
+    use std::io::{Error, Read};
+    /// A header's size, with room.
+    const LARGEST: u64 = 8 << 10;
+    let mut text = Vec::new();
+    std::fs::File::open(path)?.take(LARGEST + 1).read_to_end(&mut text)?;
+    let token = text.trim_ascii();
+    match token.is_empty() || text.len() as u64 > LARGEST || !token.iter().all(u8::is_ascii_graphic)
+    {
+        true => {
+            Err(Error::other("it holds no token, which is one word of letters, digits and signs"))
+        }
+        false => Ok(token.to_vec()),
+    }
+}

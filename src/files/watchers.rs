@@ -1,0 +1,185 @@
+//! Watchers: those that are asked for events again and again, and those that are streams.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use uuid::Uuid;
+
+use super::connect::{Code, Error};
+use super::entries::stat;
+use super::feed::{Event, Feed, Feeds};
+use super::messages::{EventType, FilesystemEvent};
+use super::places::{Tree, failed};
+use super::users::Owners;
+
+/// How long a watcher that nobody asks lives.
+const LEASE: Duration = Duration::from_secs(3600);
+
+/// How many changes are looked at at a time.
+const BATCH: usize = 512;
+
+/// How many events one answer has. Who asks again gets the next.
+const MOST_EVENTS: usize = 1 << 16;
+
+/// One directory that is watched.
+pub(super) struct Watcher {
+    feed: Feed,
+    tree: Tree,
+    /// The directory, without symlinks.
+    dir: PathBuf,
+    recursive: bool,
+    include_entry: bool,
+    /// Counts among the watchers that there may be.
+    _place: Arc<()>,
+}
+
+impl Watcher {
+    /// What came since the last call; `None` if there is no more yet.
+    ///
+    /// # Errors
+    /// `internal` once something has been missed, or nothing can come any more.
+    pub(super) fn read(&mut self) -> Result<Option<Vec<FilesystemEvent>>, Error> {
+        let events = self.feed.read(self.recursive, BATCH);
+        let Some(events) = events.map_err(|why| Error::new(Code::Internal, why))? else {
+            return Ok(None);
+        };
+        let mut owners = Owners::default();
+        let told = events.into_iter().map(|(event, name)| self.event(event, &name, &mut owners));
+        Ok(Some(told.collect()))
+    }
+
+    fn event(&self, event: Event, name: &[u8], owners: &mut Owners) -> FilesystemEvent {
+        use std::os::unix::ffi::OsStrExt;
+        let (what, shows_entry) = match event {
+            Event::Create => (EventType::Create, true),
+            Event::Write => (EventType::Write, true),
+            Event::Remove => (EventType::Remove, false),
+            Event::Rename => (EventType::Rename, false),
+            Event::Attributes => (EventType::Chmod, true),
+        };
+        // It may be something else by now, or gone.
+        let entry = (self.include_entry && shows_entry).then(|| {
+            let path = match name {
+                b"." => self.dir.clone(),
+                name => self.dir.join(std::ffi::OsStr::from_bytes(name)),
+            };
+            stat(&self.tree, &path, owners).ok()
+        });
+        let name = String::from_utf8_lossy(name).into_owned();
+        FilesystemEvent { name, what, entry: entry.flatten() }
+    }
+
+    /// Waits until there is something to read.
+    pub(super) async fn changed(&self) {
+        self.feed.reader.changed().await;
+    }
+}
+
+/// All watchers, with a limit on how many there may be.
+pub(super) struct Watchers {
+    feeds: Arc<dyn Feeds>,
+    limit: usize,
+    /// Has a clone in every watcher.
+    places: Arc<()>,
+    leased: Mutex<HashMap<Uuid, Leased>>,
+}
+
+struct Leased {
+    watcher: Arc<Mutex<Watcher>>,
+    until: Instant,
+}
+
+impl Watchers {
+    pub(super) fn new(feeds: Arc<dyn Feeds>, limit: usize) -> Self {
+        Self { feeds, limit, places: Arc::new(()), leased: Mutex::default() }
+    }
+
+    /// Watches the directory at `path` from now on.
+    ///
+    /// # Errors
+    /// `not_found`, `invalid_argument`, or `internal` where there are too many.
+    pub(super) fn watch(
+        &self,
+        tree: &Tree,
+        path: &Path,
+        recursive: bool,
+        include_entry: bool,
+    ) -> Result<Watcher, Error> {
+        self.end_leases();
+        let (_, dir) = tree.directory(path)?;
+        let place = Arc::clone(&self.places);
+        if Arc::strong_count(&self.places) - 1 > self.limit {
+            let message = format!("{} watchers are as many as there may be", self.limit);
+            return Err(Error::new(Code::Internal, message));
+        }
+        let feed = self.feeds.feed(&dir, recursive);
+        let feed = feed.map_err(|error| failed("watch", path, &error))?;
+        let tree = tree.clone();
+        Ok(Watcher { feed, tree, dir, recursive, include_entry, _place: place })
+    }
+
+    /// Keeps a watcher for who will ask for its events. Gives the id to ask with.
+    ///
+    /// # Errors
+    /// `internal` without random numbers.
+    pub(super) fn keep(&self, watcher: Watcher) -> Result<String, Error> {
+        let mut random = [0; 16];
+        getrandom::fill(&mut random)
+            .map_err(|error| Error::new(Code::Internal, error.to_string()))?;
+        let id = uuid::Builder::from_random_bytes(random).into_uuid();
+        let watcher = Arc::new(Mutex::new(watcher));
+        self.leased.lock().insert(id, Leased { watcher, until: Instant::now() + LEASE });
+        Ok(id.to_string())
+    }
+
+    /// The events that came since the last call.
+    ///
+    /// # Errors
+    /// `not_found`, and those of [`Watcher::read`].
+    pub(super) fn events(&self, id: &str) -> Result<Vec<FilesystemEvent>, Error> {
+        let watcher = {
+            let mut leased = self.leased.lock();
+            let parsed = Uuid::parse_str(id).ok();
+            let found = parsed.and_then(|id| leased.get_mut(&id)).ok_or_else(|| unknown(id))?;
+            found.until = Instant::now() + LEASE;
+            Arc::clone(&found.watcher)
+        };
+        let mut watcher = watcher.lock();
+        let mut events = Vec::new();
+        while events.len() < MOST_EVENTS {
+            match watcher.read() {
+                Ok(Some(more)) => events.extend(more),
+                Ok(None) => break,
+                // First what there was before.
+                Err(_) if !events.is_empty() => break,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(events)
+    }
+
+    /// Forgets a watcher.
+    ///
+    /// # Errors
+    /// `not_found`.
+    pub(super) fn remove(&self, id: &str) -> Result<(), Error> {
+        let parsed = Uuid::parse_str(id).ok();
+        let removed = parsed.and_then(|id| self.leased.lock().remove(&id));
+        removed.map(drop).ok_or_else(|| unknown(id))
+    }
+
+    /// Forgets those that nobody has asked for an hour. Says when to look again, if any are left.
+    pub(super) fn end_leases(&self) -> Option<Instant> {
+        let now = Instant::now();
+        let mut leased = self.leased.lock();
+        leased.retain(|_, leased| leased.until > now);
+        leased.values().map(|leased| leased.until).min()
+    }
+}
+
+fn unknown(id: &str) -> Error {
+    Error::new(Code::NotFound, format!("watcher {id} not found"))
+}

@@ -1,0 +1,487 @@
+//! Files over HTTP: `thawfs serve-files`, asked by the published clients and by hand.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::support::mount::{Bench, can_mount_with, write_tree};
+use crate::support::surrounding::skip;
+use crate::support::words::{eventually, text};
+
+/// A running service.
+struct Service {
+    child: Child,
+    url: String,
+    address: String,
+}
+
+impl Service {
+    fn start(bench: &Bench, arguments: &[&str]) -> Self {
+        let mut command = bench.thawfs();
+        command.args(["serve-files", "--json", "--listen", "127.0.0.1:0"]).args(arguments);
+        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+        let ready: Value = serde_json::from_str(&line).unwrap();
+        let word = |key: &str| ready[key].as_str().unwrap().to_owned();
+        Self { child, url: word("url"), address: word("address") }
+    }
+
+    /// Sends `request` as it is, and gives all of the answer, or what has come when the service says no more.
+    fn send(&self, request: &[u8]) -> String {
+        let mut stream = self.connect();
+        stream.write_all(request).unwrap();
+        let mut answer = Vec::new();
+        // Until it closes, or is silent.
+        let _ = stream.read_to_end(&mut answer);
+        String::from_utf8_lossy(&answer).into_owned()
+    }
+
+    fn connect(&self) -> TcpStream {
+        let stream = TcpStream::connect(&self.address).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(3))).unwrap();
+        stream
+    }
+
+    /// The status of the answer to `call`, and its JSON.
+    fn call(&self, method: &str, message: &Value, headers: &[&str]) -> (u16, Value) {
+        let answer = self.send(&request(method, "application/json", &message.to_string(), headers));
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_else(|| panic!("{answer:?}"));
+        let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+        let body = match head.to_ascii_lowercase().contains("transfer-encoding: chunked") {
+            true => unchunked(body),
+            false => body.to_owned(),
+        };
+        (status, serde_json::from_str(&body).unwrap_or(Value::Null))
+    }
+
+    /// Watchers, events and files that the process has open.
+    fn descriptors(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/fd", self.child.id())).unwrap().count()
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+        let ended = self.child.wait().unwrap();
+        if !std::thread::panicking() {
+            assert!(ended.success(), "{ended}");
+        }
+    }
+}
+
+fn request(method: &str, kind: &str, body: &str, headers: &[&str]) -> Vec<u8> {
+    let more: String = headers.iter().map(|header| format!("{header}\r\n")).collect();
+    let length = match headers.iter().any(|header| header.starts_with("Content-Length")) {
+        true => String::new(),
+        false => format!("Content-Length: {}\r\n", body.len()),
+    };
+    format!(
+        "POST /filesystem.Filesystem/{method} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\
+         Content-Type: {kind}\r\n{length}{more}\r\n{body}"
+    )
+    .into_bytes()
+}
+
+fn unchunked(mut text: &str) -> String {
+    let mut whole = String::new();
+    while let Some((size, rest)) = text.split_once("\r\n") {
+        let size = usize::from_str_radix(size, 16).unwrap();
+        whole.push_str(&rest[..size]);
+        text = rest[size..].trim_start_matches("\r\n");
+    }
+    whole
+}
+
+fn frame(flags: u8, message: &str) -> Vec<u8> {
+    let mut frame = vec![flags];
+    frame.extend((message.len() as u32).to_be_bytes());
+    frame.extend(message.as_bytes());
+    frame
+}
+
+/// A request for a stream, of one frame.
+fn watch_request(message: &Value, headers: &[&str]) -> Vec<u8> {
+    let frame = frame(0, &message.to_string());
+    let length = format!("Content-Length: {}", frame.len());
+    let headers = [headers, &[&length]].concat();
+    [request("WatchDir", "application/connect+json", "", &headers), frame].concat()
+}
+
+/// Where the published clients are, which are installed once; `None` where they cannot be had.
+fn clients(test: &str) -> Option<PathBuf> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let installed = Command::new(root.join("scripts/clients")).output().unwrap();
+    if !installed.status.success() {
+        skip(test, &format!("no clients: {}", String::from_utf8_lossy(&installed.stderr)));
+        return None;
+    }
+    Some(root.join("target/clients"))
+}
+
+/// A control plane that has one answer: where to find the token.
+fn control_plane(token: &str) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let told = json!({
+        "templateID": "t", "sandboxID": "x", "clientID": "c", "envdVersion": "0.6.13",
+        "envdAccessToken": token, "domain": null,
+    });
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let mut text = Vec::new();
+            let mut some = [0; 4096];
+            while !text.windows(4).any(|end| end == b"\r\n\r\n") {
+                let len = stream.read(&mut some).unwrap();
+                text.extend_from_slice(&some[..len]);
+            }
+            let body = told.to_string();
+            let head = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nConnection: close";
+            write!(stream, "{head}\r\nContent-Length: {}\r\n\r\n{body}", body.len()).unwrap();
+        }
+    });
+    url
+}
+
+/// What a client tells, by what it tells of.
+fn run_client(name: &str, service: &Service, dir: &Path, plane: Option<&str>, at: &Path) -> Value {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients");
+    let mut command = Command::new("timeout");
+    command.args(["120"]);
+    match name {
+        "watch.mjs" => {
+            // Packages are looked for from where the program is.
+            let program = at.join(name);
+            std::fs::copy(root.join(name), &program).unwrap();
+            command.arg("node").arg(program).env("CLIENTS", &root);
+        }
+        name => {
+            command.arg(at.join("python/bin/python")).arg(root.join(name));
+        }
+    }
+    command.args([&service.url, text(dir)]).env("PYTHONDONTWRITEBYTECODE", "1");
+    if let Some(plane) = plane {
+        let key = format!("e2b_{}", "0".repeat(40));
+        command.arg("token").env("E2B_API_URL", plane).env("E2B_API_KEY", key);
+        command.env("E2B_SANDBOX_URL", &service.url);
+    }
+    let output = command.output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{name}: {}: {said}", output.status);
+    let lines = output.stdout.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+    let told = lines.map(|line| serde_json::from_slice::<(String, Value)>(line).unwrap());
+    Value::Object(told.collect())
+}
+
+#[test]
+fn the_published_clients_work_unchanged() {
+    let Some(at) = clients("the_published_clients_work_unchanged") else { return };
+    let bench = Bench::new();
+    let token = bench.path("token");
+    std::fs::write(&token, "let-me-in\n").unwrap();
+    let plane = control_plane("let-me-in");
+    let open = Service::start(&bench, &[]);
+    let guarded = Service::start(&bench, &["--token-file", text(&token)]);
+    let mounted = mount(&bench);
+    for (place, guards) in [("plain", false), ("plain", true), ("mnt", true), ("mnt", false)] {
+        if place == "mnt" && !mounted {
+            continue;
+        }
+        for (name, suffix) in
+            [("sync.py", "Exception"), ("async.py", "Exception"), ("watch.mjs", "Error")]
+        {
+            let dir = bench.path(place).join(format!("{name}-{guards}"));
+            std::fs::create_dir_all(dir.join("sub")).unwrap();
+            std::fs::write(dir.join("file"), "abc").unwrap();
+            std::fs::write(dir.join("sub/x"), "").unwrap();
+            std::os::unix::fs::symlink("file", dir.join("link")).unwrap();
+            let service = if guards { &guarded } else { &open };
+            let told = run_client(name, service, &dir, guards.then_some(&plane), &at);
+            let is = |what: &str, value: Value| {
+                assert_eq!(told[what], value, "{what}, {name}, {place}, with a token: {guards}");
+            };
+            is("running", json!(true));
+            is("exists", json!([true, false, true]));
+            is("list 2", json!(["/file", "/link", "/sub", "/sub/x"]));
+            let failures = ["FileNotFound", "InvalidArgument", "FileNotFound", "InvalidArgument"];
+            let failures = failures.iter().chain(&["FileNotFound"]);
+            is("failures", failures.map(|failure| format!("{failure}{suffix}")).collect());
+            is(
+                "recursive",
+                json!([
+                    "create new",
+                    "create new/below",
+                    "create new/below/file",
+                    "write new/below/file",
+                    "chmod new/below/file",
+                    "rename new/below/file",
+                    "create moved",
+                    "rename new",
+                    "create renamed",
+                    "remove moved",
+                    "remove renamed/below",
+                ]),
+            );
+            is(
+                "flat",
+                json!([
+                    "create new",
+                    "create moved",
+                    "rename new",
+                    "create renamed",
+                    "remove moved"
+                ]),
+            );
+            // Of what is there by the time it is told.
+            assert!(told["entry"].as_array().unwrap().contains(&json!("/renamed")), "{told}");
+            if name == "watch.mjs" || name == "async.py" {
+                is("timeout", json!(format!("Timeout{suffix}")));
+            }
+            if name == "sync.py" {
+                is("again", json!(0));
+                is("stopped", json!("SandboxException"));
+                is("made", json!([true, false]));
+                is("moved", json!("/other/y"));
+                is("removed", json!(["file", "link", "renamed", "sub"]));
+            }
+            if name != "watch.mjs" {
+                is(
+                    "info",
+                    json!([
+                        ["file", "file", 3, "0o644", "-rw-r--r--", null],
+                        ["link", "symlink", 4, "0o777", "Lrwxrwxrwx", "file"],
+                    ]),
+                );
+            }
+        }
+    }
+    drop((open, guarded));
+    if mounted {
+        bench.ok(&["unmount", text(&bench.path("mnt"))]);
+    }
+}
+
+/// Mounts something at `mnt`, if this surrounding can.
+fn mount(bench: &Bench) -> bool {
+    if !can_mount_with("the_published_clients_work_unchanged", &[]) {
+        return false;
+    }
+    write_tree(&bench.directory("tree"));
+    let archive = bench.archive(&bench.path("tree"), "data.sqsh", &["-comp", "zstd"]);
+    bench.ok(&["-q", "mount", text(&archive), text(&bench.directory("mnt"))]);
+    true
+}
+
+#[test]
+fn whoever_asks_wrongly_is_told_so() {
+    let bench = Bench::new();
+    let root = bench.directory("root");
+    let token = bench.path("token");
+    std::fs::write(&token, "let-me-in\n").unwrap();
+    std::os::unix::fs::symlink("/etc", root.join("out")).unwrap();
+    std::fs::write(root.join("file"), "").unwrap();
+    let service = Service::start(&bench, &["--root", text(&root), "--token-file", text(&token)]);
+    let good = "X-Access-Token: let-me-in";
+    let stat = |path: &str, headers: &[&str]| {
+        let (status, body) = service.call("Stat", &json!({ "path": path }), headers);
+        (status, body["code"].clone())
+    };
+    let file = root.join("file");
+    // Who it is.
+    assert_eq!(stat(text(&file), &[good]).0, 200);
+    for headers in [&[][..], &["X-Access-Token: let-me-i"], &["X-Access-Token: let-me-inn"]] {
+        assert_eq!(stat(text(&file), headers), (401, json!(401)), "{headers:?}");
+    }
+    let basic = |name: &str| {
+        use base64::Engine;
+        let name = base64::prelude::BASE64_STANDARD.encode(format!("{name}:"));
+        format!("Authorization: Basic {name}")
+    };
+    assert_eq!(stat(text(&file), &[good, &basic("root")]).0, 200);
+    for header in
+        [&basic("nobody-of-that-name"), "Authorization: Basic !", "Authorization: Bearer x"]
+    {
+        let answer = stat(text(&file), &[good, header]);
+        assert_eq!(answer, (401, json!("unauthenticated")), "{header}");
+    }
+    // Where it leads.
+    for (path, expected) in [
+        (text(&root.join("none")), (404, json!("not_found"))),
+        (text(&root.join("file/x")), (400, json!("invalid_argument"))),
+        ("/etc/passwd", (400, json!("invalid_argument"))),
+        ("../../etc/passwd", (400, json!("invalid_argument"))),
+        (text(&root.join("../token")), (400, json!("invalid_argument"))),
+        (text(&root.join("out/passwd")), (400, json!("invalid_argument"))),
+        ("a\0b", (400, json!("invalid_argument"))),
+    ] {
+        assert_eq!(stat(path, &[good]), expected, "{path}");
+    }
+    for method in ["ListDir", "CreateWatcher", "MakeDir", "Remove"] {
+        let (status, _) = service.call(method, &json!({ "path": "out/passwd" }), &[good]);
+        assert_eq!(status, 400, "{method}");
+    }
+    let moved = json!({ "source": "file", "destination": "out/file" });
+    assert_eq!(service.call("Move", &moved, &[good]).0, 400);
+    assert_eq!(service.call("Remove", &json!({ "path": "." }), &[good]).0, 400);
+    assert_eq!(service.call("Remove", &json!({ "path": "none" }), &[good]).0, 200);
+    assert!(Path::new("/etc/passwd").exists() && file.exists());
+    // How it is asked.
+    let unary = "application/json";
+    let status = |request: &[u8]| {
+        let answer = service.send(request);
+        answer.split(' ').nth(1).unwrap_or_else(|| panic!("{answer:?}")).to_owned()
+    };
+    for (request, expected) in [
+        (request("Stat", "application/proto", "{}", &[good]), "415"),
+        (request("Stat", "application/connect+json", "{}", &[good]), "415"),
+        (request("WatchDir", unary, "{}", &[good]), "415"),
+        (request("Stat", "application/json; charset=utf-8", "{\"path\":\"\"}", &[good]), "200"),
+        (request("Stat", unary, "{}", &[good, "Content-Encoding: gzip"]), "501"),
+        (request("Stat", unary, "{}", &[good, "Content-Encoding: identity"]), "200"),
+        (request("Stat", unary, "{}", &[good, "Connect-Protocol-Version: 2"]), "400"),
+        (request("Stat", unary, "{}", &[good, "Connect-Timeout-Ms: x"]), "400"),
+        (request("Stat", unary, "{", &[good]), "400"),
+        (request("Stat", unary, "[]", &[good]), "400"),
+        (request("Stat", unary, r#"{"path":null,"more":1}"#, &[good]), "200"),
+        (request("Stat", unary, &" ".repeat(300 << 10), &[good]), "429"),
+        (request("Nothing", unary, "{}", &[good]), "404"),
+        (b"GET /filesystem.Filesystem/Stat HTTP/1.1\r\nHost: x\r\nX-Access-Token: let-me-in\r\nConnection: close\r\n\r\n".to_vec(), "405"),
+        (b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".to_vec(), "204"),
+        (b"\x16\x03\x01".repeat(100), "400"),
+    ] {
+        assert_eq!(status(&request), expected, "{}", String::from_utf8_lossy(&request[..60]));
+    }
+}
+
+#[test]
+fn a_broken_stream_is_told_so_and_let_go_of() {
+    let bench = Bench::new();
+    let root = bench.directory("root");
+    std::fs::write(root.join("file"), "").unwrap();
+    let service = Service::start(&bench, &["--root", text(&root)]);
+    let kind = "application/connect+json";
+    let with_length = |frame: &[u8], length: usize| {
+        let length = format!("Content-Length: {length}");
+        [request("WatchDir", kind, "", &[&length]), frame.to_vec()].concat()
+    };
+    let good = frame(0, "{}");
+    for (sent, expected) in [
+        // A GiB that never comes.
+        (with_length(&[0, 0x40, 0, 0, 0], (1 << 30) + 5), "resource_exhausted"),
+        (with_length(&[0, 0x40, 0, 0, 0, b'{'], 6), "resource_exhausted"),
+        (with_length(&good[..4], 4), "half a frame"),
+        (with_length(&good[..6], 6), "half a frame"),
+        (with_length(&frame(1, "{}"), 7), "internal"),
+        (with_length(&frame(0, "x"), 6), "invalid_argument"),
+        (watch_request(&json!({ "path": "none" }), &[]), "not_found"),
+        (watch_request(&json!({ "path": "file" }), &[]), "invalid_argument"),
+        (watch_request(&json!({ "path": "/" }), &[]), "invalid_argument"),
+        (watch_request(&json!({}), &["Authorization: Basic bm9uZS1zdWNoOg=="]), "unauthenticated"),
+        (watch_request(&json!({}), &["Connect-Content-Encoding: gzip"]), "unimplemented"),
+        (watch_request(&json!({}), &["Connect-Timeout-Ms: 300"]), "deadline_exceeded"),
+    ] {
+        let answer = service.send(&sent);
+        assert!(answer.contains(expected), "{expected}: {answer:?}");
+    }
+    // Clients that go in mid-stream leave nothing.
+    let before = service.descriptors();
+    let mut streams: Vec<_> = (0..20)
+        .map(|_| {
+            let mut stream = service.connect();
+            stream.write_all(&watch_request(&json!({ "recursive": true }), &[])).unwrap();
+            read_until(&mut stream, "start");
+            stream
+        })
+        .collect();
+    assert!(service.descriptors() >= before + 20);
+    std::fs::write(root.join("x"), "").unwrap();
+    for stream in &mut streams {
+        read_until(stream, "EVENT_TYPE_CREATE");
+    }
+    drop(streams);
+    eventually("their connections are closed", || service.descriptors() <= before);
+}
+
+/// Reads until `wanted` has come.
+fn read_until(stream: &mut TcpStream, wanted: &str) -> String {
+    let mut answer = Vec::new();
+    let mut some = [0; 4096];
+    loop {
+        let len = stream.read(&mut some).unwrap_or_else(|error| {
+            panic!("{error}, for {wanted} after {:?}", String::from_utf8_lossy(&answer))
+        });
+        assert!(len > 0, "{wanted}: {:?}", String::from_utf8_lossy(&answer));
+        answer.extend_from_slice(&some[..len]);
+        let text = String::from_utf8_lossy(&answer);
+        if text.contains(wanted) {
+            return text.into_owned();
+        }
+    }
+}
+
+#[test]
+fn a_quiet_stream_is_kept_alive() {
+    let bench = Bench::new();
+    let root = bench.directory("root");
+    let service = Service::start(&bench, &["--root", text(&root)]);
+    let mut stream = service.connect();
+    let begun = Instant::now();
+    stream.write_all(&watch_request(&json!({}), &["Keepalive-Ping-Interval: 1"])).unwrap();
+    let told = read_until(&mut stream, "keepalive");
+    assert!(told.contains(r#"{"start":{}}"#), "{told}");
+    assert!(begun.elapsed() >= Duration::from_secs(1));
+}
+
+#[test]
+fn there_are_so_many_watchers_and_no_more() {
+    let bench = Bench::new();
+    let root = bench.directory("root");
+    let service = Service::start(&bench, &["--root", text(&root)]);
+    let create = |path: &str| service.call("CreateWatcher", &json!({ "path": path }), &[]);
+    let ids: Vec<_> = (0..1024)
+        .map(|at| {
+            let (status, answer) = create("");
+            assert_eq!(status, 200, "{at}: {answer}");
+            answer["watcherId"].as_str().unwrap().to_owned()
+        })
+        .collect();
+    for _ in 0..50 {
+        let (status, answer) = create("");
+        assert_eq!((status, &answer["code"]), (500, &json!("internal")));
+        assert!(answer["message"].as_str().unwrap().contains("1024"), "{answer}");
+    }
+    let told = service.send(&watch_request(&json!({}), &[]));
+    assert!(told.contains("1024"), "{told}");
+    // All of them see what happens, and one that goes makes room.
+    std::fs::write(root.join("x"), "").unwrap();
+    let events = |id: &str| service.call("GetWatcherEvents", &json!({ "watcherId": id }), &[]);
+    for id in [&ids[0], &ids[1023]] {
+        eventually("it is told", || events(id).1["events"][0]["name"] == "x");
+    }
+    let remove = |id: &str| service.call("RemoveWatcher", &json!({ "watcher_id": id }), &[]).0;
+    assert_eq!((remove(&ids[0]), remove(&ids[0])), (200, 404));
+    assert_eq!(events(&ids[0]).0, 404);
+    assert_eq!(create("").0, 200);
+}
+
+#[test]
+fn who_may_be_reached_by_others_needs_a_token() {
+    let bench = Bench::new();
+    for (arguments, status) in [
+        (&["--listen", "0.0.0.0:0"][..], 2),
+        (&["--listen", "nowhere"], 2),
+        (&["--root", "/none/such"], 1),
+        (&["--token-file", "/none/such"], 1),
+        (&["--token-file", "/dev/null"], 1),
+    ] {
+        let output = bench.run(&[&["serve-files"], arguments].concat());
+        assert_eq!(output.status.code(), Some(status), "{arguments:?}");
+    }
+}
