@@ -4,8 +4,9 @@
 //! While somebody watches, each such file has an inotify mark, which tells of each `write(2)`. What is stored through
 //! a mapping it does not tell; that shows in `st_mtime`, which the kernel moves when a page that is clean is first
 //! stored to. So files that may be mapped, those opened for reading and writing, are looked at each time; and once
-//! one has been stored to, its pages are written back each [`CLEAN_EVERY`], for the next store to show. Then it is
-//! told, too, as there may have been stores before its pages were clean.
+//! one has been stored to, its pages are written to disk each [`CLEAN_EVERY`], for the next store to show. Once they
+//! are, it is told, too, as there may have been stores before. A thread of its own waits for the disk. (It does not do
+//! to begin that and not to wait: a page that is on its way to a busy disk already is left out.)
 //!
 //! A mapping outlives the handle. So the last [`MAX_RETAINED`] such files are looked at for longer, each
 //! [`CLEAN_EVERY`]. The end of a mapping is told by the mark. On tmpfs a store moves no time: there each end of an open
@@ -18,10 +19,11 @@ use std::collections::{HashMap, VecDeque};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use rustix::fs::{Advice, inotify};
+use rustix::fs::inotify;
 use rustix::io::Errno;
 
 use super::handles::Handle;
@@ -41,7 +43,11 @@ const TMPFS: u32 = 0x0102_1994;
 
 /// Files that the kernel writes to by itself, or may.
 #[derive(Debug, Default)]
-pub(super) struct KernelWrites(Mutex<State>);
+pub(super) struct KernelWrites {
+    state: Arc<Mutex<State>>,
+    /// Whether a thread writes pages to disk.
+    cleans: Arc<AtomicBool>,
+}
 
 #[derive(Debug, Default)]
 struct State {
@@ -70,12 +76,14 @@ struct File {
     may_be_mapped: bool,
     /// Whether something was stored through a mapping.
     is_mapped: bool,
-    /// Whether it was since its pages were last clean.
+    /// Whether it was, and it has not been seen to since that its pages are clean.
     is_dirty: bool,
     /// `st_mtime` and size when it was last looked at.
     seen: Option<(Timestamp, u64)>,
     /// Whether it is known to be written to, and that is yet to be told.
     is_due: bool,
+    /// Whether its times have moved, and no mark has told why yet.
+    is_unexplained: bool,
     /// Whether what the mark will tell next is known already.
     is_expected: bool,
     mark: Option<i32>,
@@ -96,11 +104,30 @@ impl File {
         }
     }
 
+    /// Looks at it. What has changed and no mark tells of until the next look was stored through a mapping: a
+    /// write(2) moves the time first, and is told of when it is done.
+    fn look(&mut self, began: Timestamp) {
+        let is_unexplained = std::mem::take(&mut self.is_unexplained);
+        self.is_mapped |= self.may_be_mapped && is_unexplained;
+        self.is_dirty |= self.is_mapped && is_unexplained;
+        if self.has_changed(began) {
+            self.is_unexplained = true;
+            self.is_dirty |= self.is_mapped;
+            self.is_due = true;
+        }
+    }
+
+    /// The mark has told of a write(2).
+    fn wrote(&mut self, began: Timestamp) {
+        let has_changed = self.has_changed(began);
+        self.is_due |= has_changed || !self.is_expected;
+        self.is_dirty |= has_changed && self.is_mapped;
+        (self.is_expected, self.is_unexplained) = (false, false);
+    }
+
     /// Whether there is something to be told, which is taken for told then.
-    fn take_due(&mut self, began: Timestamp) -> bool {
-        let changed = self.has_changed(began);
-        self.is_expected |= changed;
-        std::mem::take(&mut self.is_due) || changed
+    fn take_due(&mut self) -> bool {
+        std::mem::take(&mut self.is_due)
     }
 
     fn is_removed(&self) -> bool {
@@ -182,7 +209,7 @@ impl Watch {
 impl KernelWrites {
     /// The kernel is about to be given `fd`, that of `handle`, to write to `ino` by itself.
     pub(super) fn opened(&self, ino: Ino, handle: Handle, fd: Arc<OwnedFd>, may_be_mapped: bool) {
-        let mut state = self.0.lock();
+        let mut state = self.state.lock();
         let State { files, watch } = &mut *state;
         let file = files.entry(ino).or_insert_with(|| {
             let mut file = File {
@@ -193,6 +220,7 @@ impl KernelWrites {
                 is_dirty: false,
                 seen: None,
                 is_due: false,
+                is_unexplained: false,
                 is_expected: false,
                 mark: None,
             };
@@ -212,8 +240,14 @@ impl KernelWrites {
 
     /// `handle` of `ino` is closed. Says whether there are writes that were not told.
     pub(super) fn closed(&self, ino: Ino, handle: Handle) -> bool {
-        let mut state = self.0.lock();
+        let mut state = self.state.lock();
         let State { files, watch } = &mut *state;
+        if !files.contains_key(&ino) {
+            return false;
+        }
+        if let Some(watch) = watch {
+            absorb(files, watch);
+        }
         let Some(file) = files.get_mut(&ino) else { return false };
         file.handles.retain(|open| *open != handle);
         let last = file.handles.is_empty();
@@ -223,7 +257,8 @@ impl KernelWrites {
             }
             return false;
         };
-        let changed = file.take_due(watch.began);
+        file.look(watch.began);
+        let changed = file.take_due();
         if last && file.may_be_mapped && !file.is_removed() {
             watch.retained.push_back(ino);
         } else if last && let Some(file) = files.remove(&ino) {
@@ -240,23 +275,31 @@ impl KernelWrites {
 
     /// Whether a write to `ino` is yet to be told; whoever asks tells it.
     pub(super) fn check(&self, ino: Ino) -> bool {
-        let mut state = self.0.lock();
+        let mut state = self.state.lock();
         let State { files, watch: Some(watch) } = &mut *state else { return false };
-        files.get_mut(&ino).is_some_and(|file| file.take_due(watch.began))
+        if !files.contains_key(&ino) {
+            return false;
+        }
+        absorb(files, watch);
+        files.get_mut(&ino).is_some_and(|file| {
+            file.look(watch.began);
+            file.take_due()
+        })
     }
 
     /// We have changed the data or the times of `ino`, and tell of it.
     pub(super) fn is_ours(&self, ino: Ino) {
-        let mut state = self.0.lock();
+        let mut state = self.state.lock();
         let State { files, watch: Some(watch) } = &mut *state else { return };
         if let Some(file) = files.get_mut(&ino) {
-            file.take_due(watch.began);
+            file.is_expected |= file.has_changed(watch.began);
+            file.take_due();
         }
     }
 
     /// Begins to watch, if that has not begun: `began` is the moment from which on writes are to be told.
     pub(super) fn begin(&self, began: Timestamp) {
-        let mut state = self.0.lock();
+        let mut state = self.state.lock();
         let State { files, watch } = &mut *state;
         if watch.is_none() {
             let watch = watch.insert(Watch::begin(began));
@@ -268,49 +311,31 @@ impl KernelWrites {
 
     /// Ends that.
     pub(super) fn end(&self) {
-        let mut state = self.0.lock();
+        let mut state = self.state.lock();
         state.watch = None;
         state.files.retain(|_, file| {
             (file.seen, file.mark) = (None, None);
-            (file.is_dirty, file.is_due, file.is_expected) = (false, false, false);
+            (file.is_dirty, file.is_due) = (false, false);
+            (file.is_unexplained, file.is_expected) = (false, false);
             !file.handles.is_empty()
         });
     }
 
     /// Files that have been written to since they were last looked at: [`Self::check`] says so of each, until it is told.
     pub(super) fn look(&self) -> Vec<Ino> {
-        let mut state = self.0.lock();
+        let mut state = self.state.lock();
         let State { files, watch: Some(watch) } = &mut *state else { return Vec::new() };
-        let (written, closed) = watch.told();
-        for ino in written {
-            if let Some(file) = files.get_mut(&ino) {
-                file.is_due |= file.has_changed(watch.began) || !file.is_expected;
-                file.is_expected = false;
-            }
-        }
-        for ino in closed {
-            if let Some(file) = files.get_mut(&ino).filter(|file| file.may_be_mapped) {
-                file.is_due |= file.has_changed(watch.began) || file.is_dirty;
-                file.is_due |= !moves_times(&file.fd);
-            }
-        }
-        let mut due = Vec::new();
+        absorb(files, watch);
+        let (mut due, mut dirty) = (Vec::new(), Vec::new());
         let is_time = watch.cleaned.elapsed() >= CLEAN_EVERY;
         for (ino, file) in files.iter_mut() {
             let is_open = !file.handles.is_empty();
             let is_to_be_seen = file.mark.is_none() || file.may_be_mapped && is_open;
-            if (is_to_be_seen || is_time) && file.has_changed(watch.began) {
-                // A write(2) is told of by the mark.
-                file.is_mapped |= file.may_be_mapped;
-                file.is_dirty |= file.is_mapped;
-                file.is_due = true;
+            if is_to_be_seen || is_time {
+                file.look(watch.began);
             }
-            if is_time && std::mem::take(&mut file.is_dirty) {
-                // This writes dirty pages back without waiting for that.
-                if let Err(errno) = rustix::fs::fadvise(&file.fd, 0, None, Advice::DontNeed) {
-                    tracing::debug!("inode {ino} is not written back: {errno}");
-                }
-                file.is_due = true;
+            if is_time && file.is_dirty {
+                dirty.push((*ino, Arc::clone(&file.fd)));
             }
             if file.is_due {
                 due.push(*ino);
@@ -325,7 +350,50 @@ impl KernelWrites {
                 watch.unmark(&file);
             }
         }
+        if !dirty.is_empty() && !self.cleans.swap(true, Ordering::AcqRel) {
+            for (ino, _) in &dirty {
+                // What is stored from here on shows, or is told once the pages are clean.
+                files.entry(*ino).and_modify(|file| file.is_dirty = false);
+            }
+            self.clean(dirty);
+        }
         due
+    }
+
+    /// Has the pages of files written to disk, and tells of them then.
+    fn clean(&self, files: Vec<(Ino, Arc<OwnedFd>)>) {
+        let (state, cleans) = (Arc::clone(&self.state), Arc::clone(&self.cleans));
+        let started = std::thread::Builder::new().name("thawfs-clean".into()).spawn(move || {
+            for (ino, fd) in files {
+                let clean = rustix::fs::fdatasync(fd);
+                if let Some(file) = state.lock().files.get_mut(&ino) {
+                    file.is_due = true;
+                    // Then it is told time and again.
+                    file.is_dirty |= clean.is_err();
+                }
+            }
+            cleans.store(false, Ordering::Release);
+        });
+        if let Err(error) = started {
+            tracing::debug!("what is stored through mappings is told late: {error}");
+            self.cleans.store(false, Ordering::Release);
+        }
+    }
+}
+
+/// Takes note of what the marks have told.
+fn absorb(files: &mut HashMap<Ino, File>, watch: &Watch) {
+    let (written, closed) = watch.told();
+    for ino in written {
+        if let Some(file) = files.get_mut(&ino) {
+            file.wrote(watch.began);
+        }
+    }
+    for ino in closed {
+        if let Some(file) = files.get_mut(&ino).filter(|file| file.may_be_mapped) {
+            file.is_due |= file.has_changed(watch.began) || file.is_dirty;
+            file.is_due |= !moves_times(&file.fd);
+        }
     }
 }
 

@@ -41,6 +41,7 @@ mod mount_stress;
 mod mount_stuck;
 mod mount_times;
 mod mount_trust;
+mod mount_watch;
 mod overlay_crash;
 mod overlay_difference;
 mod overlay_interop;

@@ -1,0 +1,385 @@
+//! What `thawfs watch` tells: of writes that the kernel makes by itself, of what was missed, and until when.
+
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::support::mount::{Mounts, can_mount, can_mount_with};
+use crate::support::surrounding::{Need, has};
+use crate::support::watch::{Watching, word};
+use crate::support::words::{eventually, said, text};
+
+/// Long enough for everything that comes by itself.
+const QUIET: Duration = Duration::from_millis(500);
+
+fn mount(mounts: &Mounts, options: &[&str]) {
+    let upper = mounts.bench.path("upper");
+    let mut words = vec!["mount", text(&mounts.archive), text(&mounts.mountpoint)];
+    words.extend(["--upper", text(&upper)]);
+    words.extend(options);
+    mounts.bench.ok(&words);
+}
+
+fn unmount(mounts: &Mounts) {
+    mounts.bench.ok(&["unmount", text(&mounts.mountpoint)]);
+}
+
+/// Maps the file that it is given, closes it if it is told to, and stores a byte through the mapping for each line it
+/// reads; `end` ends the mapping.
+const MAPPER: &str = r#"
+import ctypes, os, sys
+libc = ctypes.CDLL(None)
+libc.mmap.restype = ctypes.c_void_p
+libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+file = os.open(sys.argv[1], os.O_RDWR)
+at = libc.mmap(None, 4096, 3, 1, file, 0)
+if sys.argv[2] == "closed":
+    os.close(file)
+for number, line in enumerate(sys.stdin):
+    if line.strip() == "end":
+        libc.munmap(at, 4096)
+    else:
+        ctypes.memset(at + number, 65, 1)
+    print(".", flush=True)
+"#;
+
+struct Mapper {
+    child: std::process::Child,
+    answers: BufReader<std::process::ChildStdout>,
+}
+
+impl Mapper {
+    fn new(path: &Path, how: &str) -> Self {
+        let mut child = Command::new("python3")
+            .args(["-c", MAPPER])
+            .args([path, Path::new(how)])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let answers = BufReader::new(child.stdout.take().unwrap());
+        Self { child, answers }
+    }
+
+    /// Stores, or ends the mapping, and says when.
+    fn tell(&mut self, word: &str) -> Instant {
+        let now = Instant::now();
+        writeln!(self.child.stdin.as_mut().unwrap(), "{word}").unwrap();
+        let mut answer = String::new();
+        self.answers.read_line(&mut answer).unwrap();
+        assert_eq!(answer, ".\n");
+        now
+    }
+}
+
+impl Drop for Mapper {
+    fn drop(&mut self) {
+        drop(self.child.stdin.take());
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn each_write_is_told_also_if_the_kernel_makes_it_by_itself() {
+    if !can_mount("each_write_is_told_also_if_the_kernel_makes_it_by_itself") {
+        return;
+    }
+    for options in [&["-o", "rw"], &["-o", "no_passthrough"]] {
+        let mounts = Mounts::new();
+        mount(&mounts, options);
+        // One is open before anybody watches.
+        let early = File::create(mounts.mountpoint.join("early")).unwrap();
+        early.write_all_at(b"before", 0).unwrap();
+        std::thread::sleep(Duration::from_millis(100));
+        let mut watching = Watching::new(&mounts.bench, &mounts.mountpoint, &[]);
+        let late = File::create(mounts.mountpoint.join("late")).unwrap();
+        // By a handle that reads, too, and one of a file of the archive.
+        let path = mounts.mountpoint.join("both");
+        let both = File::options().read(true).write(true).create_new(true).open(path).unwrap();
+        let lower = File::options().append(true).open(mounts.mountpoint.join("hello")).unwrap();
+        for round in 0..5 {
+            for (name, file) in
+                [("early", &early), ("late", &late), ("both", &both), ("hello", &lower)]
+            {
+                let since = Instant::now();
+                file.write_all_at(b"more", 4 * round).unwrap();
+                watching.written(name, since);
+            }
+        }
+        // What is done to a name comes behind what was written to it.
+        watching.words(QUIET);
+        let mut expected = Vec::new();
+        for number in 0..100 {
+            let (from, to) = (format!("a{number}"), format!("b{number}"));
+            let file = File::create(mounts.mountpoint.join(&from)).unwrap();
+            file.write_all_at(b"data", 0).unwrap();
+            fs::rename(mounts.mountpoint.join(&from), mounts.mountpoint.join(&to)).unwrap();
+            file.write_all_at(b"other", 0).unwrap();
+            fs::remove_file(mounts.mountpoint.join(&to)).unwrap();
+            expected.extend([
+                format!("create {from}"),
+                format!("write {from}"),
+                format!("rename {from} -> {to}"),
+                format!("write {to}"),
+                format!("remove {to}"),
+            ]);
+        }
+        assert_eq!(watching.words(QUIET), expected, "{options:?}");
+        assert!(watching.stop().success());
+        drop((early, late, both, lower));
+        unmount(&mounts);
+        mounts.bench.assert_nothing_left();
+    }
+}
+
+#[test]
+fn what_is_stored_through_a_mapping_is_told_while_it_lasts_and_when_it_ends() {
+    let test = "what_is_stored_through_a_mapping_is_told_while_it_lasts_and_when_it_ends";
+    if !can_mount(test) {
+        return;
+    }
+    for options in [&["-o", "rw"], &["-o", "no_passthrough"]] {
+        for how in ["open", "closed"] {
+            let mounts = Mounts::new();
+            mount(&mounts, options);
+            let path = mounts.mountpoint.join("mapped");
+            fs::write(&path, vec![b'x'; 4096]).unwrap();
+            let mut watching = Watching::new(&mounts.bench, &mounts.mountpoint, &[]);
+            let mut mapper = Mapper::new(&path, how);
+            // tmpfs moves no time then: only the end of the mapping shows.
+            if has(Need::Disk) {
+                for round in 0..3 {
+                    println!("{options:?} {how} {round}");
+                    let since = mapper.tell("store");
+                    let after = watching.written("mapped", since);
+                    assert!(after < Duration::from_secs(20), "{after:?} {options:?} {how}");
+                    std::thread::sleep(Duration::from_millis(1500));
+                    // Also of a page that was stored to just now.
+                    mapper.tell("store");
+                    let since = mapper.tell("store");
+                    watching.written("mapped", since);
+                    watching.words(Duration::from_millis(1500));
+                }
+            }
+            let since = mapper.tell("store");
+            mapper.tell("end");
+            drop(mapper);
+            watching.written("mapped", since);
+            watching.stop();
+            unmount(&mounts);
+        }
+    }
+}
+
+#[test]
+fn a_watch_goes_on_where_another_was_also_after_the_server_s_death() {
+    let test = "a_watch_goes_on_where_another_was_also_after_the_server_s_death";
+    if !can_mount(test) {
+        return;
+    }
+    let mounts = Mounts::new();
+    let at = |name: &str| mounts.mountpoint.join(name);
+    mount(&mounts, &[]);
+    let mut first = Watching::new(&mounts.bench, &mounts.mountpoint, &[]);
+    fs::write(at("one"), "1").unwrap();
+    assert_eq!(first.words(QUIET), ["create one", "write one"]);
+    let cursor = first.cursor.clone();
+    first.stop();
+    fs::write(at("two"), "2").unwrap();
+    fs::remove_file(at("hello")).unwrap();
+    // The log goes on for ten seconds.
+    let mut second = Watching::new(&mounts.bench, &mounts.mountpoint, &["--since", &cursor]);
+    assert_eq!(second.words(QUIET), ["create two", "write two", "remove hello"]);
+    let cursor = second.cursor.clone();
+    second.stop();
+    std::thread::sleep(Duration::from_secs(1));
+    for again in ["after an unmount", "after a kill"] {
+        if again == "after an unmount" {
+            unmount(&mounts);
+        } else {
+            let [server] = *mounts.bench.servers() else { panic!("one server") };
+            let pid = rustix::process::Pid::from_raw(server as i32).unwrap();
+            rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+            eventually("it is gone", || mounts.bench.servers().is_empty());
+            mounts.bench.ok(&["unmount", "--dead", text(&mounts.mountpoint)]);
+        }
+        mount(&mounts, &[]);
+        let name = again.replace(' ', "-");
+        fs::write(at(&name), "3").unwrap();
+        fs::remove_file(at("sub/hello-too")).ok();
+        let mut third = Watching::new(&mounts.bench, &mounts.mountpoint, &["--since", &cursor]);
+        let words = third.words(QUIET);
+        assert_eq!(words.last().unwrap(), "caught-up", "{words:?}");
+        for changed in [format!("changed {name}"), "changed sub/hello-too".to_owned()] {
+            assert!(words.contains(&changed), "{again}: {words:?}");
+        }
+        // And from there on it goes on.
+        fs::write(at("later"), again).unwrap();
+        assert!(third.words(QUIET).contains(&"write later".to_owned()));
+        third.stop();
+    }
+    unmount(&mounts);
+    mounts.bench.assert_nothing_left();
+}
+
+#[test]
+fn a_watch_ends_with_its_mount_and_is_no_reason_for_it_to_stay() {
+    if !can_mount("a_watch_ends_with_its_mount_and_is_no_reason_for_it_to_stay") {
+        return;
+    }
+    let mounts = Mounts::new();
+    mount(&mounts, &[]);
+    let mut watching = Watching::new(&mounts.bench, &mounts.mountpoint, &[]);
+    unmount(&mounts);
+    assert_eq!(watching.end().code(), Some(14));
+    // The upper is free at once.
+    mount(&mounts, &[]);
+    let mut killed = Watching::new(&mounts.bench, &mounts.mountpoint, &[]);
+    let [server] = *mounts.bench.servers() else { panic!("one server") };
+    let pid = rustix::process::Pid::from_raw(server as i32).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    assert_eq!(killed.end().code(), Some(1));
+    mounts.bench.ok(&["unmount", "--dead", text(&mounts.mountpoint)]);
+    mounts.bench.assert_nothing_left();
+}
+
+#[test]
+fn a_path_is_watched_alone_or_with_all_below() {
+    if !can_mount("a_path_is_watched_alone_or_with_all_below") {
+        return;
+    }
+    let mounts = Mounts::new();
+    mount(&mounts, &[]);
+    let at = |name: &str| mounts.mountpoint.join(name);
+    let watch = |words: &[&str]| {
+        let mut child = mounts.bench.thawfs();
+        child.arg("watch").arg(&mounts.mountpoint).args(words).stdout(Stdio::piped());
+        child.stderr(Stdio::piped()).spawn().unwrap()
+    };
+    let mut watches = [&["sub"][..], &["sub", "-r"], &["new/er"], &[], &["-r"]].map(watch);
+    // The last of them has begun when it tells of this.
+    let begun = |child: &mut std::process::Child| {
+        let mut lines = BufReader::new(child.stdout.take().unwrap());
+        for number in 0.. {
+            fs::write(at("probe"), "").unwrap();
+            fs::create_dir_all(at("new")).unwrap();
+            fs::write(at("new/er"), "").unwrap();
+            fs::write(at("sub/probe"), "").unwrap();
+            std::thread::sleep(Duration::from_millis(20));
+            assert!(number < 1000);
+            if number > 20 {
+                break;
+            }
+        }
+        let mut line = String::new();
+        lines.read_line(&mut line).unwrap();
+        assert!(!line.is_empty());
+        lines
+    };
+    let mut lines = watches.each_mut().map(begun);
+    fs::write(at("sub/deeper/empty"), "1").unwrap();
+    fs::write(at("sub/direct"), "1").unwrap();
+    fs::rename(at("new"), at("old")).unwrap();
+    fs::rename(at("sub"), at("gone")).unwrap();
+    fs::write(at("end"), "").unwrap();
+    std::thread::sleep(QUIET);
+    for child in &watches {
+        let pid = rustix::process::Pid::from_child(child);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    }
+    let told = lines.each_mut().map(|lines| {
+        let lines = lines.lines().map(Result::unwrap);
+        lines.filter(|line| !line.contains("probe") && !line.contains("new/er")).collect()
+    });
+    let [direct, all, coming, root, whole]: [Vec<String>; 5] = told;
+    assert_eq!(direct, ["create sub/direct", "write sub/direct", "rename sub/ -> gone/"]);
+    let deeper = ["write sub/deeper/empty", "write sub/deeper/empty"];
+    assert_eq!(
+        all,
+        [&deeper[..], &["create sub/direct", "write sub/direct"], &["rename sub/ -> gone/"]]
+            .concat()
+    );
+    assert_eq!(coming, ["rename new/ -> old/"]);
+    assert_eq!(root, ["rename new/ -> old/", "rename sub/ -> gone/", "create end"]);
+    assert!(whole.contains(&"write sub/deeper/empty".to_owned()), "{whole:?}");
+    for child in watches {
+        let output = child.wait_with_output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        assert!(said(&output).contains("--since "), "{}", said(&output));
+    }
+    unmount(&mounts);
+}
+
+#[test]
+fn a_command_is_run_for_each_batch_and_never_twice_at_once() {
+    if !can_mount("a_command_is_run_for_each_batch_and_never_twice_at_once") {
+        return;
+    }
+    let mounts = Mounts::new();
+    mount(&mounts, &[]);
+    let told = mounts.bench.directory("told");
+    let command = format!(
+        "mkdir {0}/busy && cat >> {0}/lines && echo \"$THAWFS_CURSOR\" >> {0}/cursors; sleep 0.2; \
+         rmdir {0}/busy; exit 3",
+        text(&told)
+    );
+    let words = ["watch", "-r", text(&mounts.mountpoint), "--exec", &command];
+    let child = mounts.bench.thawfs().args(words).stderr(Stdio::piped()).spawn().unwrap();
+    eventually("it runs", || {
+        fs::write(mounts.mountpoint.join("probe"), "").unwrap();
+        std::thread::sleep(Duration::from_millis(20));
+        told.join("lines").exists()
+    });
+    for number in 0..50 {
+        fs::write(mounts.mountpoint.join(format!("f{number}")), "data").unwrap();
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    fs::write(mounts.mountpoint.join("last"), "").unwrap();
+    let lines = || fs::read_to_string(told.join("lines")).unwrap();
+    eventually("the last comes", || lines().contains("\"last\""));
+    let pid = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    // mkdir would have said so.
+    assert!(!said(&output).contains("File exists"), "{}", said(&output));
+    assert!(said(&output).contains("exit status: 3"), "{}", said(&output));
+    let told_of: Vec<serde_json::Value> =
+        lines().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let sequences: Vec<u64> =
+        told_of.iter().map(|line| line["sequence"].as_u64().unwrap()).collect();
+    assert!(sequences.is_sorted_by(|one, next| next - one == 1), "{sequences:?}");
+    for number in 0..50 {
+        let create = format!("create f{number}");
+        assert_eq!(told_of.iter().filter(|line| word(line) == create).count(), 1, "{create}");
+    }
+    let runs = fs::read_to_string(told.join("cursors")).unwrap();
+    assert!(runs.lines().count() < 50, "{runs}");
+    unmount(&mounts);
+}
+
+#[test]
+fn what_cannot_be_watched_is_named() {
+    if !can_mount_with("what_cannot_be_watched_is_named", &[]) {
+        return;
+    }
+    let mounts = Mounts::new();
+    mount(&mounts, &[]);
+    let mountpoint = text(&mounts.mountpoint);
+    let missing = mounts.bench.path("missing");
+    for (words, code, message) in [
+        (&["watch", text(&missing)][..], 3, "missing"),
+        (&["watch", mountpoint, "../x"], 2, "no path within"),
+        (&["watch", mountpoint, "/x"], 2, "no path within"),
+        (&["watch", mountpoint, "--since", "x"], 2, "not a cursor"),
+    ] {
+        let output = mounts.bench.run(words);
+        assert_eq!(output.status.code(), Some(code), "{words:?}: {}", said(&output));
+        assert!(said(&output).contains(message), "{words:?}: {}", said(&output));
+    }
+    unmount(&mounts);
+}
