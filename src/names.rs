@@ -153,6 +153,7 @@ macro_rules! key {
 
 key!(path, "path", "pathBase64");
 key!(from, "from", "fromBase64");
+key!(to, "to", "toBase64");
 key!(target, "target", "targetBase64");
 key!(mountpoint, "mountpoint", "mountpointBase64");
 key!(upper, "upper", "upperBase64");

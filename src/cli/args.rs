@@ -21,6 +21,7 @@ use super::status::StatusArgs;
 use super::unmount::UnmountArgs;
 use super::verify::VerifyArgs;
 use super::warm::WarmArgs;
+use super::watch::WatchArgs;
 
 /// What `-h` ends with.
 const EXAMPLES: &str = "\
@@ -63,6 +64,8 @@ pub(crate) enum Command {
     Status(StatusArgs),
     /// Show how a mount differs from its backup, or what has changed in it; with --json one object per line.
     Diff(DiffArgs),
+    /// Tell what changes in a mount, as it happens; with --json one object per line.
+    Watch(WatchArgs),
     /// List what belongs to no live mount: uppers and records of servers that were killed; or remove it.
     Gc(GcArgs),
     /// List files of an archive without mounting it.

@@ -8,16 +8,15 @@ use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use clap::{Args, ValueHint};
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags};
+use rustix::fs::{Mode, OFlags};
 use serde::Serialize;
 
+use super::inside::find;
 use super::output::{Output, human_bytes, stdout_failed};
 use crate::failure::{Code, Failure};
 use crate::names::{printable, printable_json};
 use crate::overlay::{DifferenceEntry, Status};
-use crate::server::mounts::{MountInfo, read_mounts};
-use crate::server::state::{MountDir, StateDir};
-use crate::server::{DifferenceRequest, fetch_difference, fetch_report};
+use crate::server::{DifferenceRequest, fetch_difference};
 use crate::types::FileKind;
 use crate::watch::Cursor;
 
@@ -111,65 +110,6 @@ pub(super) fn diff(args: &DiffArgs, output: &Output) -> Result<(), Failure> {
         (true, true) => output.print_json(&counts),
         (true, false) => counts.lines().iter().try_for_each(|line| output.print_line(line)),
     }
-}
-
-/// The mount of ours that `dir` is in, its server, and where in it that is.
-fn find(dir: &Path) -> Result<(MountInfo, MountDir, PathBuf), Failure> {
-    let failed = |error: io::Error| {
-        let code = match error.kind() {
-            io::ErrorKind::NotFound => Code::NotFound,
-            _ => Code::Failed,
-        };
-        Failure { code, ..Failure::io("open", dir, &error) }
-    };
-    let mounts = read_mounts().map_err(failed)?;
-    // A server that does not answer is asked before its mount, where nobody would say so.
-    let named = std::path::absolute(dir).map_err(failed)?;
-    let around = mounts.iter().filter(|mount| named.starts_with(&mount.mountpoint));
-    let innermost = around.max_by_key(|mount| mount.mountpoint.components().count());
-    if let Some(mount) = innermost.filter(|mount| mount.is_ours()) {
-        server_of(mount)?;
-    }
-    let path = dir.canonicalize().map_err(failed)?;
-    let stat = rustix::fs::statx(CWD, &path, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::MNT_ID)
-        .map_err(|errno| failed(errno.into()))?;
-    let mount = mounts.into_iter().find(|mount| mount.id == stat.stx_mnt_id);
-    let Some(mount) = mount.filter(MountInfo::is_ours) else {
-        let message = format!("{} is in no mount of thawfs", dir.display());
-        return Err(
-            Failure::new(Code::NotMounted, message).hint("thawfs status shows what is mounted")
-        );
-    };
-    let server = server_of(&mount)?;
-    let inside = path.strip_prefix(&mount.mountpoint).unwrap_or(Path::new(""));
-    // Of a bind mount, that is not the root of the tree.
-    let root = mount.root.strip_prefix("/").unwrap_or(&mount.root);
-    let below = root.join(inside);
-    Ok((mount, server, below))
-}
-
-/// The server of `mount`, which answers.
-fn server_of(mount: &MountInfo) -> Result<MountDir, Failure> {
-    let (shown, state) = (mount.mountpoint.display(), StateDir::locate());
-    let recorded =
-        state.read_mount_of(mount).map_err(|error| Failure::io("read", state.path(), &error))?;
-    let Some((server, _)) = recorded else {
-        let place = state.path().display();
-        let message = format!("the server of {shown} is not on record in {place}");
-        return Err(Failure::new(Code::NotMounted, message)
-            .hint("ask as the user who mounted it, with the same THAWFS_STATE_DIR"));
-    };
-    if !server.is_alive() {
-        let hint =
-            format!("its upper has what was changed; thawfs unmount --dead {shown} clears it");
-        let message = format!("the server of {shown} was killed");
-        return Err(Failure::new(Code::Failed, message).hint(hint));
-    }
-    fetch_report(&server.control_path()).map_err(|error| {
-        Failure::new(Code::Failed, format!("the server of {shown} does not answer: {error}"))
-            .hint("thawfs status shows which it is; its log may say why")
-    })?;
-    Ok(server)
 }
 
 /// Has the kernel hand on what was written and lies with it: in the mount of an ordinary user it has a cache.

@@ -12,6 +12,7 @@
 //! | `groups` | options that several commands share |
 //! | `values`, `spans` | values as they are typed: bytes, limits, times |
 //! | `options`, `mount_helper`, `remount` | `-o`, and what mount(8) calls |
+//! | `inside` | which mount of ours a path is in |
 //! | `output`, `progress`, `logging` | results, how far long work is, messages |
 
 mod archive;
@@ -24,6 +25,7 @@ mod diff;
 mod extract;
 mod gc;
 mod groups;
+mod inside;
 mod logging;
 mod ls;
 mod mount;
@@ -40,6 +42,7 @@ mod unmount;
 mod values;
 mod verify;
 mod warm;
+mod watch;
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -106,6 +109,7 @@ fn execute(command: Command, output: &Output) -> Result<(), Failure> {
         Command::Unmount(args) => unmount::unmount(&args, output),
         Command::Status(args) => status::status(&args, output),
         Command::Diff(args) => diff::diff(&args, output),
+        Command::Watch(args) => watch::watch(&args, output),
         Command::Gc(args) => gc::gc(&args, output),
         Command::Ls(args) => ls::ls(&args, output),
         Command::Cat(args) => archive::cat(&args),

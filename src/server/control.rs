@@ -3,13 +3,15 @@
 //! The question is a line. Who asks nothing, and says so by closing its half or by a moment's silence, gets the
 //! report.
 
-use std::io::{self, BufRead, BufReader, Read};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::Shutdown;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+use serde::Serialize;
 
 use super::report::Report;
 
@@ -80,12 +82,25 @@ fn read_question(connection: &UnixStream) -> io::Result<Vec<u8>> {
 ///
 /// # Errors
 /// When no server listens there.
-pub(super) fn connect(path: &Path) -> io::Result<UnixStream> {
+fn connect(path: &Path) -> io::Result<UnixStream> {
     let (_directory, short) = short_path(path)?;
     let connection = UnixStream::connect(short)?;
     connection.set_read_timeout(Some(PATIENCE))?;
     connection.set_write_timeout(Some(PATIENCE))?;
     Ok(connection)
+}
+
+/// Asks the server whose socket lies at `path` a question, and gives what it will answer, line by line. Who answers
+/// has [`PATIENCE`] to begin.
+///
+/// # Errors
+/// When no server listens there.
+pub(super) fn ask(path: &Path, question: &impl Serialize) -> io::Result<BufReader<UnixStream>> {
+    let mut connection = connect(path)?;
+    let mut question = serde_json::to_vec(question)?;
+    question.push(b'\n');
+    connection.write_all(&question)?;
+    Ok(BufReader::new(connection))
 }
 
 /// Asks the server whose socket lies at `path` for its report.

@@ -4,7 +4,7 @@
 //! What is asked is one line of JSON, and so is each entry of the answer. A line that says how it ended comes last;
 //! without it the server was killed meanwhile.
 
-use std::io::{self, BufRead, BufReader, BufWriter, Write};
+use std::io::{self, BufRead, BufWriter, Write};
 use std::ops::ControlFlow;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -125,11 +125,7 @@ pub(crate) fn fetch_difference(
         Failure::new(Code::Failed, format!("the server does not answer: {error}"))
             .hint("thawfs status shows what it does")
     };
-    let mut connection = control::connect(path).map_err(silent)?;
-    let mut question = serde_json::to_vec(&Question::Difference(request)).map_err(io::Error::from);
-    question.iter_mut().for_each(|question| question.push(b'\n'));
-    question.and_then(|question| connection.write_all(&question)).map_err(silent)?;
-    let mut lines = BufReader::new(connection);
+    let mut lines = control::ask(path, &Question::Difference(request)).map_err(silent)?;
     let mut line = Vec::new();
     loop {
         line.clear();

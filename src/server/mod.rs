@@ -8,7 +8,7 @@
 //! | `detach`, `program` | starting a server, and which program that is |
 //! | `inherited`, `privileges`, `group`, `heap` | what it leaves behind, gives up, or sets for itself |
 //! | `serve`, `directories`, `traces` | its life: the mount, its directories, what is fetched ahead |
-//! | `control`, [`report`], `difference` | what it says when asked |
+//! | `control`, [`report`], `difference`, `changes` | what it says when asked |
 //! | `file_service` | files of the machine over HTTP |
 //! | `state`, `mount_dir`, `record`, `locks` | what is written down of it, and locked |
 //! | [`mounts`], `mounted_from` | what is mounted, as the kernel says |
@@ -17,6 +17,7 @@
 //! | `unmount` | the end of a mount, whoever serves it |
 //! | `dead`, `leftovers` | servers and commands that were killed, and what they left |
 
+mod changes;
 mod control;
 mod dead;
 mod detach;
@@ -45,6 +46,7 @@ mod unchosen;
 mod unmount;
 mod write_back;
 
+pub(crate) use changes::{ChangesRequest, Line, Told, follow_changes};
 pub use control::fetch_report;
 pub(crate) use dead::dead_mount;
 pub(crate) use detach::run_detached;

@@ -9,6 +9,7 @@ use std::path::Path;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use super::changes::Changes;
 use super::control;
 use super::difference::Differences;
 use super::directories::{Directories, cannot_use, find, open_upper_warning, state_failed};
@@ -231,10 +232,14 @@ fn publish(
     faults: Arc<Faults>,
 ) -> io::Result<()> {
     let about = record.clone();
+    let changes = Changes { tree: Weak::clone(&tree), listening: Arc::default() };
     let differences = Differences { tree: Weak::clone(&tree), running: Arc::default() };
     control::listen(&mount_dir.control_path(), move |asked, mut connection| {
         if !asked.is_empty() {
-            return differences.answer(asked, connection);
+            return match changes.answer(asked, connection)? {
+                Some(connection) => differences.answer(asked, connection),
+                None => Ok(()),
+            };
         }
         let groups = groups.clone();
         let report = Report { groups, ..report(&about, &tree, &opened, &faults) };

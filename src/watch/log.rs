@@ -72,8 +72,9 @@ pub struct ChangeLog {
     /// Whether changes are to be written down.
     watched: AtomicBool,
     state: Mutex<State>,
-    /// Told of each change.
+    /// Told of each change, for those who wait in tasks and in threads.
     came: Notify,
+    came_to_threads: Condvar,
     /// Told when a life begins.
     begun: Condvar,
     limits: Limits,
@@ -151,6 +152,7 @@ impl ChangeLog {
             watched: AtomicBool::new(false),
             state: Mutex::new(state),
             came: Notify::new(),
+            came_to_threads: Condvar::new(),
             begun: Condvar::new(),
             limits,
             make_file: make_file.map(|make| Box::new(make) as Box<MakeFile>),
@@ -191,7 +193,7 @@ impl ChangeLog {
     pub fn close(&self, why: impl Into<Arc<str>>) {
         self.state.lock().closed.get_or_insert(why.into());
         self.begun.notify_all();
-        self.came.notify_waiters();
+        self.wake();
     }
 
     /// Writes a change down, if anybody reads. Paths are as in [`Change`].
@@ -211,7 +213,12 @@ impl ChangeLog {
             self.spill(&mut state);
         }
         drop(state);
+        self.wake();
+    }
+
+    fn wake(&self) {
         self.came.notify_waiters();
+        self.came_to_threads.notify_all();
     }
 
     /// Tells every reader that it missed changes that nobody knows: a number of their own is theirs, and what a reader
@@ -369,6 +376,21 @@ impl Reader {
             }
             came.await;
         }
+    }
+
+    /// As [`Self::changed`] on a thread, at most for `patience`: also if there is nothing by then, more may come.
+    pub fn wait(&self, patience: Duration) -> bool {
+        if let Some(more) = self.has_more() {
+            return more;
+        }
+        let mut state = self.log.state.lock();
+        let has_come = |state: &State| {
+            state.closed.is_some()
+                || state.readers.get(self.id).is_some_and(|next| *next < state.next)
+        };
+        self.log.came_to_threads.wait_while_for(&mut state, |state| !has_come(state), patience);
+        drop(state);
+        self.has_more().unwrap_or(true)
     }
 
     /// Whether there is more to read, if that is known yet.

@@ -1,15 +1,17 @@
 //! What inotify and fanotify tell inside a mount, beside what they tell of the same done to a plain directory.
 
-use std::ffi::CString;
+use std::ffi::{CString, OsStr};
 use std::fs::File;
 use std::io::Write;
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
 use std::path::Path;
+use std::time::Duration;
 
 use crate::support::mount::{Bench, can_mount, can_mount_with};
 use crate::support::surrounding::Need;
+use crate::support::watch::Watching;
 use nix::sys::fanotify::{EventFFlags, Fanotify, InitFlags, MarkFlags, MaskFlags};
 use rustix::fs::{CWD, FallocateFlags, Mode, RenameFlags, XattrFlags, inotify};
 
@@ -20,6 +22,8 @@ const WATCHED: [&str; 6] = ["", "dir", "dir/sub", "dir/file", "link-1", "other"]
 struct Case {
     name: &'static str,
     run: fn(&Path),
+    /// What the stream tells of it.
+    told: &'static [&'static str],
 }
 
 fn make_tree(root: &Path) {
@@ -42,19 +46,30 @@ fn rename(root: &Path, from: &str, to: &str, flags: RenameFlags) {
 }
 
 const CASES: &[Case] = &[
-    Case { name: "read a file", run: |root| drop(std::fs::read(root.join("dir/file")).unwrap()) },
+    Case {
+        name: "read a file",
+        run: |root| drop(std::fs::read(root.join("dir/file")).unwrap()),
+        told: &[],
+    },
     Case {
         name: "list a directory",
         run: |root| assert!(std::fs::read_dir(root.join("dir")).unwrap().count() > 0),
+        told: &[],
     },
-    Case { name: "make a file", run: |root| std::fs::write(root.join("dir/new"), "data").unwrap() },
+    Case {
+        name: "make a file",
+        run: |root| std::fs::write(root.join("dir/new"), "data").unwrap(),
+        told: &["create dir/new", "write dir/new"],
+    },
     Case {
         name: "make a file exclusively",
         run: |root| drop(File::create_new(root.join("new")).unwrap()),
+        told: &["create new"],
     },
     Case {
         name: "write to a file of the archive",
         run: |root| open_to_write(&root.join("dir/file")).write_all_at(b"new", 3).unwrap(),
+        told: &["write dir/file"],
     },
     Case {
         name: "write to it twice, by two opens",
@@ -62,6 +77,7 @@ const CASES: &[Case] = &[
             open_to_write(&root.join("dir/file")).write_all_at(b"new", 3).unwrap();
             open_to_write(&root.join("dir/file")).write_all_at(b"more", 7).unwrap();
         },
+        told: &["write dir/file", "write dir/file"],
     },
     Case {
         name: "append to a file of the archive",
@@ -69,18 +85,22 @@ const CASES: &[Case] = &[
             let mut file = File::options().append(true).open(root.join("dir/file")).unwrap();
             file.write_all(b"more").unwrap();
         },
+        told: &["write dir/file"],
     },
     Case {
         name: "open a file of the archive to write, and do not",
         run: |root| drop(open_to_write(&root.join("dir/file"))),
+        told: &[],
     },
     Case {
         name: "replace a file's contents",
         run: |root| std::fs::write(root.join("dir/file"), "x").unwrap(),
+        told: &["write dir/file", "write dir/file"],
     },
     Case {
         name: "set its length",
         run: |root| open_to_write(&root.join("dir/file")).set_len(3).unwrap(),
+        told: &["write dir/file"],
     },
     Case {
         name: "allocate",
@@ -88,6 +108,7 @@ const CASES: &[Case] = &[
             let file = open_to_write(&root.join("dir/file"));
             rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, 100).unwrap();
         },
+        told: &["write dir/file"],
     },
     Case {
         name: "copy a range",
@@ -96,10 +117,12 @@ const CASES: &[Case] = &[
                 (File::open(root.join("other")).unwrap(), open_to_write(&root.join("dir/file")));
             rustix::fs::copy_file_range(&from, Some(&mut 0), &to, Some(&mut 2), 4).unwrap();
         },
+        told: &["write dir/file"],
     },
     Case {
         name: "write to a name of a hard link",
         run: |root| open_to_write(&root.join("dir/link-2")).write_all_at(b"L", 0).unwrap(),
+        told: &["write dir/link-2"],
     },
     Case {
         name: "change a mode",
@@ -107,6 +130,7 @@ const CASES: &[Case] = &[
             let mode = std::fs::Permissions::from_mode(0o640);
             std::fs::set_permissions(root.join("dir/file"), mode).unwrap();
         },
+        told: &["attributes dir/file"],
     },
     Case {
         name: "change times",
@@ -114,6 +138,7 @@ const CASES: &[Case] = &[
             let file = open_to_write(&root.join("dir/file"));
             file.set_modified(std::time::UNIX_EPOCH).unwrap();
         },
+        told: &["attributes dir/file"],
     },
     Case {
         name: "set and remove an attribute",
@@ -122,6 +147,7 @@ const CASES: &[Case] = &[
             rustix::fs::setxattr(&path, "user.one", b"1", XattrFlags::empty()).unwrap();
             rustix::fs::removexattr(&path, "user.one").unwrap();
         },
+        told: &["attributes dir/file", "attributes dir/file"],
     },
     Case {
         name: "change a directory's mode",
@@ -129,12 +155,18 @@ const CASES: &[Case] = &[
             std::fs::set_permissions(root.join("dir/sub"), std::fs::Permissions::from_mode(0o711))
                 .unwrap();
         },
+        told: &["attributes dir/sub"],
     },
     Case {
         name: "link",
         run: |root| std::fs::hard_link(root.join("dir/file"), root.join("new")).unwrap(),
+        told: &["create new"],
     },
-    Case { name: "make a symbolic link", run: |root| symlink("x", root.join("dir/new")).unwrap() },
+    Case {
+        name: "make a symbolic link",
+        run: |root| symlink("x", root.join("dir/new")).unwrap(),
+        told: &["create dir/new"],
+    },
     Case {
         name: "make a pipe",
         run: |root| {
@@ -142,24 +174,44 @@ const CASES: &[Case] = &[
             rustix::fs::mknodat(CWD, path, rustix::fs::FileType::Fifo, Mode::from(0o600), 0)
                 .unwrap();
         },
+        told: &["create dir/new"],
     },
     Case {
         name: "make a directory",
         run: |root| std::fs::create_dir(root.join("dir/new")).unwrap(),
+        told: &["create dir/new"],
     },
     Case {
         name: "remove a directory",
         run: |root| std::fs::remove_dir(root.join("empty")).unwrap(),
+        told: &["remove empty"],
     },
     Case {
         name: "remove a file",
         run: |root| std::fs::remove_file(root.join("dir/file")).unwrap(),
+        told: &["remove dir/file"],
     },
     Case {
         name: "remove a name of a hard link",
         run: |root| std::fs::remove_file(root.join("link-1")).unwrap(),
+        told: &["remove link-1"],
     },
-    Case { name: "remove a tree", run: |root| std::fs::remove_dir_all(root.join("dir")).unwrap() },
+    Case {
+        name: "remove a tree",
+        run: |root| {
+            std::fs::remove_dir_all(root.join("dir/sub")).unwrap();
+            std::fs::remove_file(root.join("dir/file")).unwrap();
+            std::fs::remove_file(root.join("dir/link-2")).unwrap();
+            std::fs::remove_dir(root.join("dir")).unwrap();
+        },
+        told: &[
+            "remove dir/sub/deep",
+            "remove dir/sub",
+            "remove dir/file",
+            "remove dir/link-2",
+            "remove dir",
+        ],
+    },
     Case {
         name: "remove an open file, and write on",
         run: |root| {
@@ -167,18 +219,22 @@ const CASES: &[Case] = &[
             std::fs::remove_file(root.join("dir/file")).unwrap();
             file.write_all_at(b"late", 0).unwrap();
         },
+        told: &["remove dir/file"],
     },
     Case {
         name: "rename a file",
         run: |root| rename(root, "dir/file", "dir/renamed", RenameFlags::empty()),
+        told: &["rename dir/file -> dir/renamed"],
     },
     Case {
         name: "move a file",
         run: |root| rename(root, "dir/file", "moved", RenameFlags::empty()),
+        told: &["rename dir/file -> moved"],
     },
     Case {
         name: "rename over a file",
         run: |root| rename(root, "other", "dir/file", RenameFlags::empty()),
+        told: &["rename other -> dir/file"],
     },
     Case {
         name: "replace as editors do",
@@ -186,14 +242,17 @@ const CASES: &[Case] = &[
             std::fs::write(root.join("dir/.tmp"), "new").unwrap();
             rename(root, "dir/.tmp", "dir/file", RenameFlags::empty());
         },
+        told: &["create dir/.tmp", "write dir/.tmp", "rename dir/.tmp -> dir/file"],
     },
     Case {
         name: "exchange two",
         run: |root| rename(root, "other", "dir/file", RenameFlags::EXCHANGE),
+        told: &["exchange other -> dir/file"],
     },
     Case {
         name: "rename a directory",
         run: |root| rename(root, "dir/sub", "dir/named", RenameFlags::empty()),
+        told: &["rename dir/sub -> dir/named"],
     },
     Case {
         name: "move a directory, and change what is in it",
@@ -202,6 +261,13 @@ const CASES: &[Case] = &[
             std::fs::write(root.join("moved/deep"), "deeper").unwrap();
             std::fs::write(root.join("moved/new"), "new").unwrap();
         },
+        told: &[
+            "rename dir/sub -> moved",
+            "write moved/deep",
+            "write moved/deep",
+            "create moved/new",
+            "write moved/new",
+        ],
     },
     Case {
         name: "write to what was renamed",
@@ -209,6 +275,7 @@ const CASES: &[Case] = &[
             rename(root, "dir/file", "dir/renamed", RenameFlags::empty());
             open_to_write(&root.join("dir/renamed")).write_all_at(b"new", 3).unwrap();
         },
+        told: &["rename dir/file -> dir/renamed", "write dir/renamed"],
     },
     Case {
         name: "a copy-up between two writes",
@@ -218,6 +285,7 @@ const CASES: &[Case] = &[
             open_to_write(&path).write_all_at(b"new", 3).unwrap();
             std::fs::remove_file(path).unwrap();
         },
+        told: &["attributes dir/file", "write dir/file", "remove dir/file"],
     },
 ];
 
@@ -272,7 +340,7 @@ fn inotify_tells_in_a_mount_what_it_tells_of_a_plain_directory() {
             let mountpoint = bench.directory(&format!("{which}-{number}"));
             let mut words = vec!["mount".as_ref(), archive.as_os_str(), mountpoint.as_os_str()];
             if !options.is_empty() {
-                words.extend(["-o".as_ref(), std::ffi::OsStr::new(options)]);
+                words.extend(["-o".as_ref(), OsStr::new(options)]);
             }
             bench.ok(&words);
             let plain = bench.directory(&format!("{which}-{number}-plain"));
@@ -349,5 +417,35 @@ fn fanotify_tells_of_a_mount_all_that_needs_no_number_of_the_file_system() {
     let told = told_by_fanotify(&mountpoint, BY_NAME, on_all, data | names | MaskFlags::FAN_ONDIR);
     assert!(told.starts_with("ENODEV"), "{told}");
     bench.ok(&["unmount".as_ref(), mountpoint.as_os_str()]);
+    bench.assert_nothing_left();
+}
+
+#[test]
+fn the_stream_tells_of_each_operation_what_it_did() {
+    let test = "the_stream_tells_of_each_operation_what_it_did";
+    if !can_mount(test) {
+        return;
+    }
+    let bench = Bench::new();
+    let tree = bench.directory("tree");
+    make_tree(&tree);
+    let archive = bench.archive(&tree, "data.sqsh", &[]);
+    let mut differences = Vec::new();
+    for (options, which) in [("rw", "default"), ("no_passthrough", "cached")] {
+        for (number, case) in CASES.iter().enumerate() {
+            let mountpoint = bench.directory(&format!("{which}-{number}"));
+            let words = ["mount".as_ref(), "-o".as_ref(), OsStr::new(options)];
+            bench.ok(&[&words[..], &[archive.as_os_str(), mountpoint.as_os_str()]].concat());
+            let mut watching = Watching::new(&bench, &mountpoint, &[]);
+            (case.run)(&mountpoint);
+            let told = watching.words(Duration::from_millis(150));
+            watching.stop();
+            bench.ok(&["unmount".as_ref(), mountpoint.as_os_str()]);
+            if told != case.told {
+                differences.push(format!("{which}, {}: {told:#?}", case.name));
+            }
+        }
+    }
+    assert!(differences.is_empty(), "{}", differences.join("\n"));
     bench.assert_nothing_left();
 }

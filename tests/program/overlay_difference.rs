@@ -5,11 +5,12 @@ use std::ffi::OsStr;
 use std::ops::ControlFlow;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use proptest::prelude::*;
 use rustix::fs::RenameFlags;
 use thawfs::overlay::{DifferenceEntry, Options, Overlay, Status, Upper};
-use thawfs::types::{FileKind, Timestamp};
+use thawfs::types::{FileKind, Ino, Timestamp};
 
 use crate::overlay_model::{World, config, op};
 use crate::overlay_support::{
@@ -485,11 +486,6 @@ const CASES: &[Case] = &[
         |case| case.0.remove_xattr(path("a/b"), "user.dir").unwrap(),
         &["T a/b/"],
     ),
-    (
-        "an attribute by the name of a mark is set",
-        |case| case.0.set_xattr(path("c/a"), "trusted.overlay.opaque", b"y").unwrap(),
-        &["T c/a/"],
-    ),
     ("a file is removed", |case| case.remove("c/c/a"), &["D c/c/a"]),
     ("a pipe is removed", |case| case.remove("c/c/c"), &["D c/c/c"]),
     ("a directory is removed with all in it", |case| case.remove("a/b"), &["D a/b/"]),
@@ -761,6 +757,11 @@ const CASES: &[Case] = &[
 
 /// Cases that root alone can do.
 const CASES_OF_ROOT: &[Case] = &[
+    (
+        "an attribute by the name of a mark is set",
+        |case| case.0.set_xattr(path("c/a"), "trusted.overlay.opaque", b"y").unwrap(),
+        &["T c/a/"],
+    ),
     // No user's link has a record of where it is from.
     ("a link is renamed", |case| case.rename("a/b/c", "d"), &["R d < a/b/c"]),
     ("a file gets another owner", |case| case.0.chown(path("a/b/a"), 7, 8).unwrap(), &["T a/b/a"]),
@@ -858,6 +859,58 @@ fn who_has_enough_is_given_no_more() {
         merged.overlay.difference(since, path(""), &mut count).unwrap();
         assert_eq!(seen, wanted);
     }
+}
+
+#[test]
+fn what_stays_is_told_right_while_others_change_the_tree() {
+    let dir = tempfile::tempdir().unwrap();
+    let overlay = open_overlay(dir.path(), &source().archive, Options::default());
+    let mut merged = Merged { overlay, plus: false };
+    let mut case = Do(&mut merged);
+    case.create("kept");
+    case.write("c/c/a", b"other");
+    case.rename("a/b", "moved");
+    let (overlay, is_over) = (&merged.overlay, AtomicBool::new(false));
+    let root = |name: &str| OsStr::new(name).to_owned();
+    std::thread::scope(|scope| {
+        for thread in 0..2 {
+            let (is_over, name) = (&is_over, root(&format!("busy{thread}")));
+            let (other, inside) = (root(&format!("other{thread}")), root("inside"));
+            scope.spawn(move || {
+                let caller = ROOT;
+                while !is_over.load(Ordering::Relaxed) {
+                    let made = overlay.mkdir(&caller, Ino::ROOT, &name, 0o755).unwrap();
+                    let (file, opened) =
+                        overlay.create(&caller, made.ino, &inside, 0o644, CREATE).unwrap();
+                    overlay.release(opened.handle);
+                    let flags = RenameFlags::empty();
+                    overlay.rename(&caller, Ino::ROOT, &name, Ino::ROOT, &other, flags).unwrap();
+                    overlay.unlink(made.ino, &inside).unwrap();
+                    overlay.rmdir(Ino::ROOT, &other).unwrap();
+                    // One of the backup's comes, goes and is written to as well, by another name.
+                    let lower = overlay.lookup(Ino::ROOT, OsStr::new("b")).unwrap();
+                    let link = overlay.link(lower.ino, Ino::ROOT, &name).unwrap();
+                    overlay.unlink(Ino::ROOT, &name).unwrap();
+                    for ino in [made.ino, file.ino, lower.ino, link.ino] {
+                        overlay.forget(ino, 1);
+                    }
+                }
+            });
+        }
+        for round in 0..300 {
+            let since = (round % 2 == 1).then(Timestamp::default);
+            let mut told = in_words(&difference(overlay, since, ""));
+            let is_busy = |line: &String| line.contains("busy") || line.contains("other");
+            told.retain(|line| !is_busy(line));
+            let expected: &[&str] = match since {
+                None => &["M c/c/a", "A kept", "R moved/ < a/b"],
+                Some(_) => continue,
+            };
+            assert_eq!(told, expected, "round {round}");
+        }
+        is_over.store(true, Ordering::Relaxed);
+    });
+    assert_eq!(merged.overlay.node_count(), 1, "nodes are left");
 }
 
 #[test]

@@ -8,4 +8,6 @@ pub(crate) mod place;
 pub(crate) mod presigned;
 pub(crate) mod s3;
 pub(crate) mod surrounding;
+#[allow(dead_code, reason = "the other test program uses none of it")]
+pub(crate) mod watch;
 pub(crate) mod words;

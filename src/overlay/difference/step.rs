@@ -52,11 +52,10 @@ impl<'o> InUpper<'o> {
         if overlay.index.get(ino).is_none() {
             return Ok(None);
         }
-        let inode = overlay.index_address(ino)?;
+        let inode = Address::Pinned(overlay.index_address(ino)?.pin()?);
         let stat = inode.stat()?;
         let state = overlay.read_marks_of_copy(&inode, &stat, entry.lower)?;
-        let (kind, lower) = (state.kind, state.lower);
-        let inode = Some(Address::Pinned(inode.pin()?));
+        let (kind, lower, inode) = (state.kind, state.lower, Some(inode));
         let (redirected, lower_path, _held) = (false, None, None);
         Ok(Some(Self { ino, kind, state, stat, inode, lower, redirected, lower_path, _held }))
     }

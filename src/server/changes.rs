@@ -1,0 +1,399 @@
+//! What changes in a mount, over the control socket, for as long as anybody listens.
+//!
+//! What is asked is one line of JSON, and so is each thing that is told. Who has missed something is told what, and
+//! then the difference from the moment of the last change that it got, which it may catch up with.
+
+use std::io::{self, BufRead, BufWriter, Write};
+use std::ops::ControlFlow;
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use chrono::{DateTime, SecondsFormat};
+use rustix::net::RecvFlags;
+use serde::{Deserialize, Serialize};
+
+use super::control;
+use crate::failure::{Code, Failure};
+use crate::names;
+use crate::overlay::{DifferenceEntry, Overlay};
+use crate::types::Timestamp;
+use crate::watch::{Change, Cursor, Item, Reader, Start, What};
+
+/// Most who listen at a time: each takes a thread.
+const MAX_AT_A_TIME: usize = 256;
+
+/// Changes that are read at a time.
+const BATCH: usize = 512;
+
+/// How often it is looked whether whoever listens is still there, while nothing changes.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// How much earlier than a cursor something may have changed that comes after it in the log: what was stored through a
+/// mapping is seen so much later.
+const SEEN_LATE: i64 = 5;
+
+/// Which changes are asked for.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename = "changes")]
+pub(crate) struct ChangesRequest {
+    /// A path from the root of the mount: changes of what is there, and of what is in it.
+    #[serde(flatten, with = "names::path")]
+    pub(crate) below: PathBuf,
+    /// Whether also of all that is further below.
+    pub(crate) recursive: bool,
+    /// From where on, as [`Cursor`] has it; else from now on.
+    pub(crate) since: Option<String>,
+}
+
+/// A question.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Question {
+    Changes(ChangesRequest),
+}
+
+/// One change, as it is told.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Told {
+    /// As [`Change`] has it.
+    pub(crate) sequence: u64,
+    /// When it was written down, by RFC 3339.
+    pub(crate) time: String,
+    /// What kind of file it is.
+    pub(crate) kind: String,
+    /// Its path from the root of the mount, which is `.`.
+    #[serde(flatten, with = "names::path")]
+    pub(crate) path: PathBuf,
+    /// Its new path, or the path of what it has changed places with.
+    #[serde(flatten, with = "names::to")]
+    pub(crate) to: Option<PathBuf>,
+    /// Its number, the same for all names of a file.
+    pub(crate) ino: u64,
+    /// The place behind it.
+    pub(crate) cursor: String,
+}
+
+/// Something that is told: a line of JSON.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "kebab-case")]
+pub(crate) enum Line {
+    /// All that changes from `cursor` on is told.
+    Start {
+        /// Where it begins.
+        cursor: String,
+    },
+    /// It was made.
+    Create(Told),
+    /// Its data changed.
+    Write(Told),
+    /// It is gone.
+    Remove(Told),
+    /// It has another path.
+    Rename(Told),
+    /// It and another have changed places.
+    Exchange(Told),
+    /// Its attributes changed.
+    Attributes(Told),
+    /// Changes `from` to `to`, both included, are forgotten; what differs follows.
+    Missed {
+        /// The first of them.
+        from: u64,
+        /// The last.
+        to: u64,
+    },
+    /// What changed after the cursor is not written down; what differs follows.
+    Reset {
+        /// The moment of the cursor.
+        since: String,
+    },
+    /// What differs from then.
+    Changed(DifferenceEntry),
+    /// All that differs is told, and changes go on from there.
+    CaughtUp {
+        /// Where they do.
+        cursor: String,
+    },
+    /// The mount is gone.
+    End,
+    /// The question cannot be answered.
+    Failed(Failure),
+}
+
+/// Tells the changes of one tree.
+pub(super) struct Changes {
+    pub(super) tree: Weak<Overlay>,
+    /// Held by each who listens.
+    pub(super) listening: Arc<()>,
+}
+
+impl Changes {
+    /// Answers what was asked on a thread of its own; gives the connection back if that is nothing of ours.
+    pub(super) fn answer(
+        &self,
+        asked: &[u8],
+        mut connection: UnixStream,
+    ) -> io::Result<Option<UnixStream>> {
+        let Ok(Question::Changes(request)) = serde_json::from_slice(asked) else {
+            return Ok(Some(connection));
+        };
+        // One is our own.
+        if Arc::strong_count(&self.listening) > MAX_AT_A_TIME {
+            let message = format!("the server has {MAX_AT_A_TIME} listeners already");
+            write_line(&mut connection, &Line::Failed(Failure::new(Code::Busy, message)))?;
+            return Ok(None);
+        }
+        let (tree, listening) = (Weak::clone(&self.tree), Arc::clone(&self.listening));
+        // Who reads slowly is in nobody's way.
+        connection.set_write_timeout(None)?;
+        std::thread::Builder::new().name("thawfs-changes".into()).spawn(move || {
+            // A client that went away is its own affair.
+            if let Err(error) = tell(&tree, &request, connection) {
+                tracing::debug!("changes are told no longer: {error}");
+            }
+            drop(listening);
+        })?;
+        Ok(None)
+    }
+}
+
+fn write_line(to: &mut impl Write, line: &Line) -> io::Result<()> {
+    serde_json::to_writer(&mut *to, line)?;
+    to.write_all(b"\n")
+}
+
+/// The tree is held only while it is needed: what it has locked is free when the mount is gone.
+fn tell(tree: &Weak<Overlay>, request: &ChangesRequest, connection: UnixStream) -> io::Result<()> {
+    let mut to = BufWriter::with_capacity(64 << 10, connection);
+    let log = tree.upgrade().map(|tree| Arc::clone(tree.change_log()));
+    let since = request.since.as_deref().map(str::parse::<Cursor>).transpose();
+    let (mut reader, start) = match (log, since) {
+        (Some(log), Ok(since)) => log.subscribe(since)?,
+        (None, _) => return write_line(&mut to, &Line::End),
+        (_, Err(error)) => {
+            let failure = Failure::new(Code::Usage, error.to_string());
+            return write_line(&mut to, &Line::Failed(failure));
+        }
+    };
+    let mut telling = Telling { tree, request, to, last: reader.cursor().at };
+    match start {
+        Start::Exact => telling.line(&Line::Start { cursor: reader.cursor().to_string() })?,
+        Start::Reset { since } => {
+            telling.line(&Line::Reset { since: rfc3339(since) })?;
+            telling.catch_up(since, &reader)?;
+        }
+    }
+    loop {
+        telling.to.flush()?;
+        if !reader.wait(LOOK_EVERY) {
+            telling.line(&Line::End)?;
+            return telling.to.flush();
+        }
+        let items = reader.read(BATCH);
+        if items.is_empty() && is_gone(telling.to.get_ref()) {
+            return Ok(());
+        }
+        for item in items {
+            telling.item(&item, &reader)?;
+        }
+    }
+}
+
+struct Telling<'a> {
+    tree: &'a Weak<Overlay>,
+    request: &'a ChangesRequest,
+    to: BufWriter<UnixStream>,
+    /// When the last change that was read was written down.
+    last: Timestamp,
+}
+
+impl Telling<'_> {
+    fn line(&mut self, line: &Line) -> io::Result<()> {
+        write_line(&mut self.to, line)
+    }
+
+    fn item(&mut self, item: &Item, reader: &Reader) -> io::Result<()> {
+        match item {
+            Item::Change(change) => {
+                self.last = change.at;
+                let below = self.request.below.as_os_str().as_bytes();
+                match concerns(change, below, self.request.recursive) {
+                    true => self.line(&told(change, reader.cursor().life)),
+                    false => Ok(()),
+                }
+            }
+            Item::Missed { from, to } => {
+                self.line(&Line::Missed { from: *from, to: *to })?;
+                self.catch_up(self.last, reader)
+            }
+        }
+    }
+
+    /// Tells what differs from moment `since`, and from where changes go on.
+    fn catch_up(&mut self, since: Timestamp, reader: &Reader) -> io::Result<()> {
+        let cursor = reader.cursor().to_string();
+        let since = Timestamp { seconds: since.seconds - SEEN_LATE, ..since };
+        let mut written = Ok(());
+        let told = match self.tree.upgrade() {
+            None => Ok(()),
+            Some(tree) => tree.difference(Some(since), &self.request.below, &mut |entry| {
+                written = write_line(&mut self.to, &Line::Changed(entry));
+                if written.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+            }),
+        };
+        written?;
+        match told {
+            Ok(()) => self.line(&Line::CaughtUp { cursor }),
+            Err(error) => self.line(&Line::Failed(error.into())),
+        }
+    }
+}
+
+/// Whether `change` is one of what is at `below`, in it, or further below if `recursive`; or of a name on the way there.
+fn concerns(change: &Change, below: &[u8], recursive: bool) -> bool {
+    let is_of_names = !matches!(change.what, What::Write | What::Attributes);
+    let is_there = |path: &[u8]| match below_of(path, below) {
+        Some(rest) => recursive || !rest.contains(&b'/'),
+        None => is_of_names && below_of(below, path).is_some(),
+    };
+    is_there(&change.path) || change.other().is_some_and(is_there)
+}
+
+/// The path of `path` from `directory`, which is at or above it.
+fn below_of<'a>(path: &'a [u8], directory: &[u8]) -> Option<&'a [u8]> {
+    if directory.is_empty() {
+        return Some(path);
+    }
+    match path.strip_prefix(directory)? {
+        [] => Some(b""),
+        [b'/', rest @ ..] => Some(rest),
+        _ => None,
+    }
+}
+
+fn told(change: &Change, life: u64) -> Line {
+    let cursor = Cursor { life, sequence: change.sequence, at: change.at };
+    let told = Told {
+        sequence: change.sequence,
+        time: rfc3339(change.at),
+        kind: change.kind.name().to_owned(),
+        path: as_path(if change.path.is_empty() { b"." } else { &change.path }),
+        to: change.other().map(as_path),
+        ino: change.ino,
+        cursor: cursor.to_string(),
+    };
+    match change.what {
+        What::Create => Line::Create(told),
+        What::Write => Line::Write(told),
+        What::Remove => Line::Remove(told),
+        What::Rename { .. } => Line::Rename(told),
+        What::Exchange { .. } => Line::Exchange(told),
+        What::Attributes => Line::Attributes(told),
+    }
+}
+
+fn as_path(bytes: &[u8]) -> PathBuf {
+    std::ffi::OsStr::from_bytes(bytes).into()
+}
+
+fn rfc3339(time: Timestamp) -> String {
+    let time = DateTime::from_timestamp(time.seconds, time.nanos).unwrap_or_default();
+    time.to_rfc3339_opts(SecondsFormat::Nanos, true)
+}
+
+/// Whether the other end is closed.
+fn is_gone(connection: &UnixStream) -> bool {
+    let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+    matches!(rustix::net::recv(connection.as_fd(), &mut [0_u8; 1], flags), Ok((_, 0)))
+}
+
+/// Asks the server whose socket lies at `path`, and gives `sink` what it tells until it breaks, or the mount is gone.
+/// `connected` gets the connection, whose end is the end of it all.
+///
+/// # Errors
+/// Where no server answers there in time, or it is killed meanwhile; and what it fails with.
+pub(crate) fn follow_changes(
+    path: &Path,
+    request: ChangesRequest,
+    connected: impl FnOnce(&UnixStream),
+    sink: &mut dyn FnMut(Line) -> ControlFlow<()>,
+) -> Result<(), Failure> {
+    let silent = |error: io::Error| {
+        Failure::new(Code::Failed, format!("the server does not answer: {error}"))
+            .hint("thawfs status shows what it does")
+    };
+    let mut lines = control::ask(path, &Question::Changes(request)).map_err(silent)?;
+    connected(lines.get_ref());
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        lines.read_until(b'\n', &mut line).map_err(silent)?;
+        if line.last() != Some(&b'\n') {
+            return Err(Failure::new(Code::Failed, "the server was killed, or has let go of us"));
+        }
+        lines.get_ref().set_read_timeout(None).map_err(silent)?;
+        match serde_json::from_slice(&line).map_err(|error| silent(error.into()))? {
+            Line::End => return Ok(()),
+            Line::Failed(failure) => return Err(failure),
+            line => {
+                if sink(line).is_break() {
+                    return Ok(());
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::FileKind;
+
+    fn change(what: What, path: &str) -> Change {
+        let at = Timestamp { seconds: 1, nanos: 5 };
+        let kind = FileKind::Regular;
+        Change { sequence: 7, at, what, kind, ino: 3, path: path.into() }
+    }
+
+    #[test]
+    fn a_change_is_told_to_whom_it_concerns() {
+        let rename = |to: &str| What::Rename { to: to.into() };
+        for (what, path, below, direct, all) in [
+            (What::Create, "a", "", true, true),
+            (What::Create, "a/b", "", false, true),
+            (What::Attributes, "", "", true, true),
+            (What::Write, "a/b", "a/b", true, true),
+            (What::Write, "a/b", "a", true, true),
+            (What::Write, "a/b/c", "a", false, true),
+            (What::Write, "ab", "a", false, false),
+            (What::Write, "a", "a/b", false, false),
+            (What::Remove, "a", "a/b", true, true),
+            (What::Attributes, "a", "a/b", false, false),
+            (rename("x"), "a", "a/b", true, true),
+            (rename("a"), "x", "a/b", true, true),
+            (rename("a/y"), "x", "a", true, true),
+            (rename("a/y/z"), "x", "a", false, true),
+            (rename("y"), "x", "a", false, false),
+            (What::Exchange { with: b"a".into() }, "x", "a/b", true, true),
+        ] {
+            let change = change(what, path);
+            assert_eq!(concerns(&change, below.as_bytes(), false), direct, "{change:?} {below}");
+            assert_eq!(concerns(&change, below.as_bytes(), true), all, "{change:?} {below}");
+        }
+    }
+
+    #[test]
+    fn what_is_told_is_read_as_it_was_written() {
+        let odd = change(What::Exchange { with: b"\xff\n".into() }, "a\u{202e}");
+        let line = told(&odd, 9);
+        let text = serde_json::to_string(&line).unwrap();
+        assert!(!text.contains('\n') && text.starts_with(r#"{"event":"exchange","#), "{text}");
+        assert!(text.contains(r#""time":"1970-01-01T00:00:01.000000005Z""#), "{text}");
+        assert_eq!(serde_json::from_str::<Line>(&text).unwrap(), line);
+        let end = serde_json::to_string(&Line::End).unwrap();
+        assert_eq!(end, r#"{"event":"end"}"#);
+    }
+}
