@@ -1,11 +1,9 @@
 //! `thawfs watch`: what changes in a mount, as it happens.
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, BufWriter, IsTerminal, Write};
 use std::net::Shutdown;
-use std::ops::ControlFlow;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
-use std::os::unix::net::UnixStream;
 use std::path::{Component, Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -20,7 +18,7 @@ use super::inside::find;
 use super::output::{Output, say, stdout_failed};
 use crate::failure::{Code, Failure};
 use crate::names::{self, printable, printable_json};
-use crate::server::{ChangesRequest, Line, Told, follow_changes};
+use crate::server::{ChangesRequest, Following, Line, Told};
 use crate::types::FileKind;
 use crate::watch::Cursor;
 
@@ -110,43 +108,29 @@ pub(super) fn watch(args: &WatchArgs, output: &Output) -> Result<(), Failure> {
         since: args.since.as_ref().map(ToString::to_string),
     };
     let root = args.include_entry.then_some(&*mount.mountpoint);
-    let stopped = Arc::new(AtomicBool::new(false));
-    let mut signals = stopping_signals()?;
-    let connected = |connection: &UnixStream| {
-        if let Ok(connection) = connection.try_clone() {
-            let stopped = Arc::clone(&stopped);
-            std::thread::spawn(move || {
-                if signals.forever().next().is_some() {
-                    stopped.store(true, Ordering::Relaxed);
-                    // The end of the connection is the end of what is told.
-                    let _ = connection.shutdown(Shutdown::Both);
-                }
-            });
-        }
-    };
+    let mut following = Following::begin(&server.control_path(), request)?;
+    let stopped = stop_at_signals(&following)?;
     let mut last = None;
-    let path = server.control_path();
-    let follow = |each: &mut dyn FnMut(&Line) -> Result<(), Failure>| {
-        let mut done = Ok(());
-        let told = follow_changes(&path, request, connected, &mut |line| {
+    let mut follow = |each: &mut dyn FnMut(&Line, bool) -> Result<(), Failure>| {
+        while let Some(line) = following.next()? {
             if let Some(cursor) = cursor(&line) {
                 last = Some(cursor.to_owned());
             }
-            done = each(&line);
-            if done.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
-        });
-        done.and(told)
+            each(&line, following.has_more())?;
+        }
+        Ok(())
     };
     let told = match &args.exec {
         None => {
-            let shown = Shown { output, root, escaped: io::stdout().is_terminal() };
-            follow(&mut |line| shown.show(line))
+            let escaped = io::stdout().is_terminal();
+            let mut shown = Shown { output, root, escaped, out: BufWriter::new(io::stdout()) };
+            follow(&mut |line, more| shown.show(line, more))
         }
         Some(command) => {
             let (changes, waiting) = bounded(BATCH);
             std::thread::scope(|scope| {
-                let runs = scope.spawn(|| run_batches(command, &waiting, output));
-                let followed = follow(&mut |line| {
+                let runs = scope.spawn(|| run_batches(command, waiting, output));
+                let followed = follow(&mut |line, _| {
                     if matches!(line, Line::Start { .. }) {
                         return Ok(());
                     }
@@ -176,10 +160,23 @@ pub(super) fn watch(args: &WatchArgs, output: &Output) -> Result<(), Failure> {
     }
 }
 
-fn stopping_signals() -> Result<signal_hook::iterator::Signals, Failure> {
+/// Has the end of what is told come at SIGINT, SIGTERM or SIGHUP. Says whether one has.
+fn stop_at_signals(following: &Following) -> Result<Arc<AtomicBool>, Failure> {
     use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-    signal_hook::iterator::Signals::new([SIGINT, SIGTERM, SIGHUP])
-        .map_err(|error| Failure::new(Code::Failed, format!("signals cannot be heard: {error}")))
+    let failed =
+        |error: io::Error| Failure::new(Code::Failed, format!("signals cannot be heard: {error}"));
+    let stopped = Arc::new(AtomicBool::new(false));
+    let mut signals =
+        signal_hook::iterator::Signals::new([SIGINT, SIGTERM, SIGHUP]).map_err(failed)?;
+    let (stops, connection) = (Arc::clone(&stopped), following.connection().map_err(failed)?);
+    std::thread::spawn(move || {
+        if signals.forever().next().is_some() {
+            stops.store(true, Ordering::Relaxed);
+            // It fails where the connection has ended.
+            let _ = connection.shutdown(Shutdown::Both);
+        }
+    });
+    Ok(stopped)
 }
 
 /// A path from the root of the mount, of `path` in directory `inside`.
@@ -252,21 +249,24 @@ struct Shown<'a> {
     root: Option<&'a Path>,
     /// Whether a terminal shows them.
     escaped: bool,
+    out: BufWriter<io::Stdout>,
 }
 
 impl Shown<'_> {
-    fn show(&self, line: &Line) -> Result<(), Failure> {
+    /// Shows a line; others may wait for the one behind it if `more` have come.
+    fn show(&mut self, line: &Line, more: bool) -> Result<(), Failure> {
         let mut text = match self.output.json {
             true => json(line, self.root)?.into_bytes(),
             false => match self.line(line) {
                 Some(text) if self.escaped => printable(text).into_bytes(),
                 Some(text) => text,
-                None => return Ok(()),
+                None => return self.out.flush().map_err(|error| stdout_failed(&error)),
             },
         };
         text.push(b'\n');
-        let mut out = io::stdout().lock();
-        out.write_all(&text).and_then(|()| out.flush()).map_err(|error| stdout_failed(&error))
+        let flush = |out: &mut BufWriter<io::Stdout>| if more { Ok(()) } else { out.flush() };
+        let written = self.out.write_all(&text).and_then(|()| flush(&mut self.out));
+        written.map_err(|error| stdout_failed(&error))
     }
 
     fn line(&self, line: &Line) -> Option<Vec<u8>> {
@@ -316,7 +316,7 @@ fn slash(kind: &str) -> &'static [u8] {
 /// Runs `command` for what is waiting, again and again, until there is nothing more to come.
 fn run_batches(
     command: &str,
-    waiting: &Receiver<(String, Option<String>)>,
+    waiting: Receiver<(String, Option<String>)>,
     output: &Output,
 ) -> Result<(), Failure> {
     while let Ok((first, mut cursor)) = waiting.recv() {

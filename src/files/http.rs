@@ -9,8 +9,9 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream, UnixStream};
+use tokio::sync::{Semaphore, mpsc};
 
 use super::body::Body;
 
@@ -20,47 +21,83 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// Bytes of a connection that wait to be read or sent.
 const BUFFER: usize = 64 << 10;
 
-/// Answers what comes to `listener` with `answer`, on `connections` at a time, for ever.
-pub(crate) async fn serve<F>(
-    listener: TcpListener,
-    connections: usize,
-    answer: impl Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
-) where
-    F: Future<Output = Response<Body>> + Send + 'static,
-{
-    let places = Arc::new(Semaphore::new(connections));
-    loop {
-        // It is never closed.
-        let place = Arc::clone(&places).acquire_owned().await;
-        let accepted = listener.accept().await;
-        // Events are small, and wait for nothing.
-        let stream =
+/// Where connections come from.
+pub(crate) enum Connections {
+    /// Who connects to an address.
+    Listener(TcpListener),
+    /// Who connected to somebody else, that hands them over. They end with it.
+    Handed(mpsc::Receiver<UnixStream>),
+}
+
+/// A connection.
+enum Connection {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+impl Connections {
+    /// The next one; `None` if there will be none.
+    async fn next(&mut self) -> Option<Connection> {
+        loop {
+            let accepted = match self {
+                Self::Handed(handed) => return handed.recv().await.map(Connection::Unix),
+                Self::Listener(listener) => listener.accept().await,
+            };
+            // Events are small, and wait for nothing.
             match accepted.and_then(|(stream, _)| stream.set_nodelay(true).map(|()| stream)) {
-                Ok(stream) => stream,
+                Ok(stream) => return Some(Connection::Tcp(stream)),
                 Err(error) => {
                     tracing::warn!("a connection was not accepted: {error}");
                     // Out of descriptors, it would be tried again and again.
                     tokio::time::sleep(Duration::from_millis(100)).await;
-                    continue;
                 }
-            };
+            }
+        }
+    }
+}
+
+/// Answers what comes with `answer`, on as many connections at a time as there are `places`, until there will be no
+/// more of them.
+pub(crate) async fn serve<F>(
+    mut connections: Connections,
+    places: Arc<Semaphore>,
+    answer: impl Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
+) where
+    F: Future<Output = Response<Body>> + Send + 'static,
+{
+    // It is never closed.
+    while let Ok(place) = Arc::clone(&places).acquire_owned().await
+        && let Some(connection) = connections.next().await
+    {
         let answer = answer.clone();
         tokio::spawn(async move {
             let _place = place;
-            let service = service_fn(move |request| {
-                let answered = answer(request);
-                async move { Ok::<_, Infallible>(answered.await) }
-            });
-            let served = http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(PATIENCE)
-                .max_buf_size(BUFFER)
-                .serve_connection(TokioIo::new(stream), service)
-                .await;
-            if let Err(error) = served {
-                // A client that goes away is its own affair.
-                tracing::debug!("a connection ended: {error}");
+            match connection {
+                Connection::Tcp(stream) => serve_one(stream, answer).await,
+                Connection::Unix(stream) => serve_one(stream, answer).await,
             }
         });
+    }
+}
+
+async fn serve_one<F>(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    answer: impl Fn(Request<Incoming>) -> F,
+) where
+    F: Future<Output = Response<Body>> + Send + 'static,
+{
+    let service = service_fn(move |request| {
+        let answered = answer(request);
+        async move { Ok::<_, Infallible>(answered.await) }
+    });
+    let served = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(PATIENCE)
+        .max_buf_size(BUFFER)
+        .serve_connection(TokioIo::new(stream), service)
+        .await;
+    if let Err(error) = served {
+        // A client that goes away is its own affair.
+        tracing::debug!("a connection ended: {error}");
     }
 }

@@ -3,7 +3,7 @@
 //! What is asked is one line of JSON, and so is each thing that is told. Who has missed something is told what, and
 //! then the difference from the moment of the last change that it got, which it may catch up with.
 
-use std::io::{self, BufRead, BufWriter, Write};
+use std::io::{self, BufRead, BufReader, BufWriter, Write};
 use std::ops::ControlFlow;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
@@ -310,41 +310,57 @@ fn is_gone(connection: &UnixStream) -> bool {
     matches!(rustix::net::recv(connection.as_fd(), &mut [0_u8; 1], flags), Ok((_, 0)))
 }
 
-/// Asks the server whose socket lies at `path`, and gives `sink` what it tells until it breaks, or the mount is gone.
-/// `connected` gets the connection, whose end is the end of it all.
-///
-/// # Errors
-/// Where no server answers there in time, or it is killed meanwhile; and what it fails with.
-pub(crate) fn follow_changes(
-    path: &Path,
-    request: ChangesRequest,
-    connected: impl FnOnce(&UnixStream),
-    sink: &mut dyn FnMut(Line) -> ControlFlow<()>,
-) -> Result<(), Failure> {
-    let silent = |error: io::Error| {
-        Failure::new(Code::Failed, format!("the server does not answer: {error}"))
-            .hint("thawfs status shows what it does")
-    };
-    let mut lines = control::ask(path, &Question::Changes(request)).map_err(silent)?;
-    connected(lines.get_ref());
-    let mut line = Vec::new();
-    loop {
-        line.clear();
-        lines.read_until(b'\n', &mut line).map_err(silent)?;
-        if line.last() != Some(&b'\n') {
+/// The changes of a mount, as its server tells them.
+pub(crate) struct Following {
+    lines: BufReader<UnixStream>,
+    line: Vec<u8>,
+}
+
+impl Following {
+    /// Asks the server whose socket lies at `path`.
+    ///
+    /// # Errors
+    /// Where no server answers there.
+    pub(crate) fn begin(path: &Path, request: ChangesRequest) -> Result<Self, Failure> {
+        let lines = control::ask(path, &Question::Changes(request)).map_err(silent)?;
+        Ok(Self { lines, line: Vec::new() })
+    }
+
+    /// The connection. Once it is shut down, nothing comes any more.
+    ///
+    /// # Errors
+    /// Where there are no more descriptors.
+    pub(crate) fn connection(&self) -> io::Result<UnixStream> {
+        self.lines.get_ref().try_clone()
+    }
+
+    /// What is told next, once it is; `None` when the mount is gone.
+    ///
+    /// # Errors
+    /// Where the server does not begin in time, or is killed; and what it fails with.
+    pub(crate) fn next(&mut self) -> Result<Option<Line>, Failure> {
+        self.line.clear();
+        self.lines.read_until(b'\n', &mut self.line).map_err(silent)?;
+        if self.line.last() != Some(&b'\n') {
             return Err(Failure::new(Code::Failed, "the server was killed, or has let go of us"));
         }
-        lines.get_ref().set_read_timeout(None).map_err(silent)?;
-        match serde_json::from_slice(&line).map_err(|error| silent(error.into()))? {
-            Line::End => return Ok(()),
-            Line::Failed(failure) => return Err(failure),
-            line => {
-                if sink(line).is_break() {
-                    return Ok(());
-                }
-            }
+        self.lines.get_ref().set_read_timeout(None).map_err(silent)?;
+        match serde_json::from_slice(&self.line).map_err(|error| silent(error.into()))? {
+            Line::End => Ok(None),
+            Line::Failed(failure) => Err(failure),
+            line => Ok(Some(line)),
         }
     }
+
+    /// Whether more has come already.
+    pub(crate) fn has_more(&self) -> bool {
+        self.lines.buffer().contains(&b'\n')
+    }
+}
+
+fn silent(error: io::Error) -> Failure {
+    Failure::new(Code::Failed, format!("the server does not answer: {error}"))
+        .hint("thawfs status shows what it does")
 }
 
 #[cfg(test)]

@@ -5,8 +5,11 @@ use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use tokio::sync::Semaphore;
+
+use super::mounted_feeds::MountedFeeds;
 use super::serve::raise_file_limit;
-use crate::files::{Inotify, Options, Service, serve};
+use crate::files::{Connections, Options, Service, serve};
 
 /// Connections beside those of watchers.
 const OTHERS: usize = 256;
@@ -39,7 +42,7 @@ pub(crate) fn serve_files<E: From<io::Error>>(
     listener.set_nonblocking(true)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let options = Options { root, is_home: false, token, watchers };
-    let service = Service::new(options, Arc::new(Inotify));
+    let service = Service::new(options, Arc::<MountedFeeds>::default());
     let (ended, end) = tokio::sync::oneshot::channel::<()>();
     std::thread::Builder::new().name("thawfs-signals".into()).spawn(move || {
         signals.forever().next();
@@ -47,10 +50,11 @@ pub(crate) fn serve_files<E: From<io::Error>>(
     })?;
     ready(listener.local_addr()?)?;
     runtime.block_on(async {
-        let listener = tokio::net::TcpListener::from_std(listener)?;
+        let listener = Connections::Listener(tokio::net::TcpListener::from_std(listener)?);
+        let places = Arc::new(Semaphore::new(watchers + OTHERS));
         let answer = move |request| Arc::clone(&service).answer(request);
         tokio::select! {
-            () = serve(listener, watchers + OTHERS, answer) => {}
+            () = serve(listener, places, answer) => {}
             // Dropped: there was one.
             _ = end => {}
         }

@@ -30,6 +30,7 @@ mod inherited;
 pub(crate) mod leftovers;
 mod locks;
 mod mount_dir;
+mod mounted_feeds;
 mod mounted_from;
 pub mod mounts;
 mod owners;
@@ -46,7 +47,7 @@ mod unchosen;
 mod unmount;
 mod write_back;
 
-pub(crate) use changes::{ChangesRequest, Line, Told, follow_changes};
+pub(crate) use changes::{ChangesRequest, Following, Line, Told};
 pub use control::fetch_report;
 pub(crate) use dead::dead_mount;
 pub(crate) use detach::run_detached;

@@ -196,6 +196,11 @@ impl ChangeLog {
         self.wake();
     }
 
+    /// Whether nothing more will come.
+    pub fn is_closed(&self) -> bool {
+        self.state.lock().closed.is_some()
+    }
+
     /// Writes a change down, if anybody reads. Paths are as in [`Change`].
     pub fn write(&self, what: What, kind: FileKind, ino: u64, path: Vec<u8>) {
         if !self.is_watched() {
