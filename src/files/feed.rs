@@ -36,7 +36,10 @@ impl Feeds for Inotify {
     }
 }
 
-/// What happened in a directory, with its name there.
+/// What happened, and the name of what it happened to in the directory.
+pub(super) type Named = (Event, Vec<u8>);
+
+/// What happened in a directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Event {
     Create,
@@ -55,7 +58,7 @@ impl Feed {
         &mut self,
         recursive: bool,
         at_most: usize,
-    ) -> Result<Option<Vec<(Event, Vec<u8>)>>, String> {
+    ) -> Result<Option<Vec<Named>>, String> {
         let items = self.reader.read(at_most);
         if items.is_empty() {
             return match self.reader.closed() {
@@ -77,7 +80,7 @@ impl Feed {
     }
 
     /// What `change` is to who watches the directory. It is followed where it is moved to, as inotify follows it.
-    fn tell(&mut self, change: &Change, recursive: bool, events: &mut Vec<(Event, Vec<u8>)>) {
+    fn tell(&mut self, change: &Change, recursive: bool, events: &mut Vec<Named>) {
         let mut tell = |event: Event, path: &[u8]| {
             events.extend(below(&self.at, path, recursive).map(|name| (event, name.to_vec())));
         };
@@ -97,7 +100,7 @@ impl Feed {
             What::Exchange { with } => {
                 for (old, new) in [(path, with), (with, path)] {
                     tell(Event::Rename, old);
-                    if !is_at_or_above(old, &self.at) {
+                    if ![old, new].iter().any(|path| is_at_or_above(path, &self.at)) {
                         tell(Event::Create, new);
                     }
                 }

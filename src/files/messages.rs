@@ -67,7 +67,7 @@ pub(super) struct EntryAnswer {
 #[serde(rename_all = "camelCase")]
 pub(super) enum WatchAnswer {
     Start(Nothing),
-    Filesystem(FilesystemEvent),
+    Filesystem(Box<FilesystemEvent>),
     Keepalive(Nothing),
 }
 

@@ -239,7 +239,7 @@ impl Service {
                 read.await.map_err(|error| Error::new(Code::Internal, error.to_string()))?;
             watcher = back;
             for event in events?.unwrap_or_default() {
-                sender.push(&WatchAnswer::Filesystem(event)).await.map_err(gone)?;
+                sender.push(&WatchAnswer::Filesystem(Box::new(event))).await.map_err(gone)?;
             }
             sender.flush().await.map_err(gone)?;
         }

@@ -235,7 +235,7 @@ impl ChangeLog {
             (state.ring, state.ring_bytes, state.journal) = (VecDeque::new(), 0, None);
         }
         drop(state);
-        self.came.notify_waiters();
+        self.wake();
     }
 
     /// Makes room in the ring: half of it goes to the journal, if a reader has yet to get some of that.

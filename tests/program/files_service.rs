@@ -472,6 +472,62 @@ fn there_are_so_many_watchers_and_no_more() {
 }
 
 #[test]
+fn a_mount_is_watched_by_its_own_stream() {
+    let test = "a_mount_is_watched_by_its_own_stream";
+    if !can_mount_with(test, &[]) {
+        return;
+    }
+    let bench = Bench::new();
+    assert!(mount(&bench));
+    let mountpoint = bench.path("mnt");
+    std::fs::create_dir_all(mountpoint.join("d/e")).unwrap();
+    let service = Service::start(&bench, &[]);
+    let create = |path: &Path| {
+        let message = json!({ "path": path, "recursive": true });
+        let (status, answer) = service.call("CreateWatcher", &message, &[]);
+        assert_eq!(status, 200, "{answer}");
+        answer["watcherId"].as_str().unwrap().to_owned()
+    };
+    let events = |id: &str| service.call("GetWatcherEvents", &json!({ "watcherId": id }), &[]);
+    let (whole, part) = (create(&mountpoint), create(&mountpoint.join("d")));
+    let is_inotify = |entry: std::io::Result<std::fs::DirEntry>| {
+        std::fs::read_link(entry.unwrap().path()).is_ok_and(|it| it.ends_with("anon_inode:inotify"))
+    };
+    let mut descriptors = std::fs::read_dir(format!("/proc/{}/fd", service.child.id())).unwrap();
+    assert!(!descriptors.any(is_inotify));
+    std::fs::write(mountpoint.join("d/e/x"), "1").unwrap();
+    std::fs::rename(mountpoint.join("d"), mountpoint.join("dd")).unwrap();
+    std::fs::write(mountpoint.join("dd/y"), "").unwrap();
+    let told = |id: &str, last: &str| {
+        let mut lines: Vec<String> = Vec::new();
+        eventually("it is told", || {
+            let answer = events(id).1;
+            for event in answer["events"].as_array().into_iter().flatten() {
+                let what = event["type"].as_str().unwrap().trim_start_matches("EVENT_TYPE_");
+                let line = format!("{what} {}", event["name"].as_str().unwrap());
+                if lines.last() != Some(&line) {
+                    lines.push(line);
+                }
+            }
+            lines.iter().any(|line| line == last)
+        });
+        lines
+    };
+    assert_eq!(
+        told(&whole, "CREATE dd/y"),
+        ["CREATE d/e/x", "WRITE d/e/x", "RENAME d", "CREATE dd", "CREATE dd/y"]
+    );
+    // It is followed.
+    assert_eq!(told(&part, "CREATE y"), ["CREATE e/x", "WRITE e/x", "RENAME .", "CREATE y"]);
+    // Watchers keep no mount, and are told of its end.
+    bench.ok(&["unmount", text(&mountpoint)]);
+    eventually("the end is told", || {
+        let (status, answer) = events(&whole);
+        status == 500 && answer["code"] == "internal"
+    });
+}
+
+#[test]
 fn who_may_be_reached_by_others_needs_a_token() {
     let bench = Bench::new();
     for (arguments, status) in [
