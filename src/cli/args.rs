@@ -105,6 +105,12 @@ pub(crate) enum Command {
     },
     /// Print the manual page (roff; read it with `thawfs man | man -l -`).
     Man,
+    /// Serve the files of a mount over connections that standard input gives. Started by its server.
+    #[command(name = crate::server::FILES_COMMAND, hide = true)]
+    ServeMountFiles {
+        /// Where it is mounted.
+        mountpoint: PathBuf,
+    },
     /// Serve a mount described on standard input. Started by `mount`.
     #[command(name = crate::server::SERVE_COMMAND, hide = true)]
     Serve {

@@ -138,6 +138,7 @@ fn execute(command: Command, output: &Output) -> Result<(), Failure> {
                 .map_err(|error| output::stdout_failed(&error))
         }
         Command::Serve { .. } => crate::server::run_detached(),
+        Command::ServeMountFiles { mountpoint } => crate::server::run_files_worker(&mountpoint),
     }
 }
 

@@ -26,7 +26,7 @@ pub(crate) enum Connections {
     /// Who connects to an address.
     Listener(TcpListener),
     /// Who connected to somebody else, that hands them over. They end with it.
-    Handed(mpsc::Receiver<UnixStream>),
+    Handed(mpsc::Receiver<std::os::unix::net::UnixStream>),
 }
 
 /// A connection.
@@ -40,12 +40,20 @@ impl Connections {
     async fn next(&mut self) -> Option<Connection> {
         loop {
             let accepted = match self {
-                Self::Handed(handed) => return handed.recv().await.map(Connection::Unix),
-                Self::Listener(listener) => listener.accept().await,
+                Self::Handed(handed) => {
+                    let stream = handed.recv().await?;
+                    let ready = stream.set_nonblocking(true);
+                    ready.and_then(|()| UnixStream::from_std(stream)).map(Connection::Unix)
+                }
+                // Events are small, and wait for nothing.
+                Self::Listener(listener) => listener
+                    .accept()
+                    .await
+                    .and_then(|(stream, _)| stream.set_nodelay(true).map(|()| stream))
+                    .map(Connection::Tcp),
             };
-            // Events are small, and wait for nothing.
-            match accepted.and_then(|(stream, _)| stream.set_nodelay(true).map(|()| stream)) {
-                Ok(stream) => return Some(Connection::Tcp(stream)),
+            match accepted {
+                Ok(connection) => return Some(connection),
                 Err(error) => {
                     tracing::warn!("a connection was not accepted: {error}");
                     // Out of descriptors, it would be tried again and again.

@@ -58,6 +58,11 @@ impl Service {
         })
     }
 
+    /// Whether nobody watches anything.
+    pub(crate) fn has_no_watchers(&self) -> bool {
+        self.watchers.are_none()
+    }
+
     /// Answers one request.
     pub(crate) async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Response<Body> {
         let path = request.uri().path().to_owned();

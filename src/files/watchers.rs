@@ -97,6 +97,12 @@ impl Watchers {
         Self { feeds, limit, places: Arc::new(()), leased: Mutex::default() }
     }
 
+    /// Whether there are none.
+    pub(super) fn are_none(&self) -> bool {
+        self.end_leases();
+        Arc::strong_count(&self.places) == 1
+    }
+
     /// Watches the directory at `path` from now on.
     ///
     /// # Errors

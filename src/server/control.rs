@@ -37,14 +37,15 @@ fn short_path(path: &Path) -> io::Result<(rustix::fd::OwnedFd, PathBuf)> {
     Ok((directory, short))
 }
 
-/// Gives `answer` every connection to the socket at `path`, and the line that was asked, which is empty where nothing
-/// was, on a thread that lasts as long as the process.
+/// Gives `hand_over` each connection to the socket at `path` that begins with HTTP, and `answer` every other, with the
+/// line that was asked, which is empty where nothing was. On a thread that lasts as long as the process.
 ///
 /// # Errors
 /// When the socket cannot be made.
 pub(super) fn listen(
     path: &Path,
     answer: impl Fn(&[u8], UnixStream) -> io::Result<()> + Send + 'static,
+    hand_over: impl Fn(&UnixStream) -> io::Result<()> + Send + 'static,
 ) -> io::Result<()> {
     let (_directory, short) = short_path(path)?;
     let listener = UnixListener::bind(&short)?;
@@ -53,6 +54,9 @@ pub(super) fn listen(
         for connection in listener.incoming() {
             // A client that went away is its own affair.
             let answered = connection.and_then(|connection| {
+                if is_http(&connection)? {
+                    return hand_over(&connection);
+                }
                 let asked = read_question(&connection)?;
                 connection.set_write_timeout(Some(PATIENCE))?;
                 answer(&asked, connection)
@@ -63,6 +67,17 @@ pub(super) fn listen(
         }
     })?;
     Ok(())
+}
+
+/// Whether who is at the other end speaks HTTP: a question is JSON, and begins with no letter.
+fn is_http(connection: &UnixStream) -> io::Result<bool> {
+    connection.set_read_timeout(Some(SILENCE))?;
+    let mut first = [0_u8];
+    match rustix::net::recv(connection, &mut first, rustix::net::RecvFlags::PEEK) {
+        Ok((_, count)) => Ok(count > 0 && first.first().is_some_and(u8::is_ascii_uppercase)),
+        Err(rustix::io::Errno::AGAIN) => Ok(false),
+        Err(errno) => Err(errno.into()),
+    }
 }
 
 fn read_question(connection: &UnixStream) -> io::Result<Vec<u8>> {

@@ -13,11 +13,12 @@ use std::process::{Child, ChildStdin, ChildStdout, ExitCode, Stdio};
 
 use serde::{Deserialize, Serialize};
 
+use super::files_worker::run_files_worker;
 use super::group::Groups;
 use super::heap;
 use super::inherited;
 use super::privileges;
-use super::program::{ServerProgram, is_server};
+use super::program::{Role, ServerProgram, role};
 use super::serve::serve_in;
 use super::{Manner, MountRequest, Ready};
 use crate::backup::SourceRequest;
@@ -213,7 +214,11 @@ pub fn start_detached(program: &ServerProgram, request: &MountRequest) -> Result
 /// ```
 #[must_use]
 pub fn serve_if_asked() -> Option<ExitCode> {
-    is_server().then(|| match run_detached() {
+    let ended = match role()? {
+        Role::Server => run_detached(),
+        Role::Files(mountpoint) => run_files_worker(&mountpoint),
+    };
+    Some(match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => ExitCode::from(failure.code.exit_status()),
     })

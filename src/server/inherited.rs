@@ -41,6 +41,17 @@ pub(super) fn leave_directory(server: &mut Command) {
     }
 }
 
+/// Has a process that the server starts know nothing of what the server's environment may tell of keys.
+pub(super) fn leave_secrets(process: &mut Command) {
+    let environment = Environment::of_process();
+    process.env_clear();
+    for name in ["PATH", "HOME", "XDG_STATE_HOME", "THAWFS_STATE_DIR", "THAWFS_LOG"] {
+        if let Some(value) = environment.path(name) {
+            process.env(name, value);
+        }
+    }
+}
+
 /// Leaves the rest of the caller behind, as far as this user may. To be called by a server before it
 /// opens anything or starts a thread.
 pub(super) fn leave_caller() {

@@ -17,6 +17,9 @@ use crate::failure::{Code, Failure};
 /// The hidden subcommand that a server is started with.
 pub(crate) const SERVE_COMMAND: &str = "serve";
 
+/// The one that the process is started with which serves the files of a mount over its control socket.
+pub(crate) const FILES_COMMAND: &str = "serve-mount-files";
+
 /// The name that a server has in process lists, by which it is told what it is started for, too.
 const NAME: &str = "thawfs";
 
@@ -56,6 +59,13 @@ impl ServerProgram {
         Ok(command)
     }
 
+    /// Its command line as the process that serves the files of a mount, but for the mountpoint.
+    pub(super) fn files_command(&self) -> Command {
+        let mut command = Command::new(&self.path);
+        command.arg0(NAME).arg(FILES_COMMAND);
+        command
+    }
+
     fn check(&self) -> Result<(), Failure> {
         if PASSED_THROUGH.load(Ordering::Relaxed) || !is_same(&self.path, Path::new(THIS)) {
             return Ok(());
@@ -71,15 +81,29 @@ fn is_same(left: &Path, right: &Path) -> bool {
     matches!((number(left), number(right)), (Ok(left), Ok(right)) if left == right)
 }
 
-/// Whether this process was started as a server. If it was not, what it does next is its own.
-pub(super) fn is_server() -> bool {
+/// What this process was started for.
+pub(super) enum Role {
+    /// To serve a mount.
+    Server,
+    /// To serve the files of the mount at a mountpoint.
+    Files(PathBuf),
+}
+
+/// What this process was started for; if it was for neither, what it does next is its own.
+pub(super) fn role() -> Option<Role> {
     let arguments: Vec<OsString> = std::env::args_os().collect();
-    let is_asked = matches!(arguments.as_slice(), [name, command, _shown]
-        if (&**name, &**command) == (NAME.as_ref(), SERVE_COMMAND.as_ref()));
-    if !is_asked {
+    let role = match arguments.as_slice() {
+        [name, command, shown] if *name == NAME => match command.to_str() {
+            Some(SERVE_COMMAND) => Some(Role::Server),
+            Some(FILES_COMMAND) => Some(Role::Files(shown.into())),
+            _ => None,
+        },
+        _ => None,
+    };
+    if role.is_none() {
         PASSED_THROUGH.store(true, Ordering::Relaxed);
     }
-    is_asked
+    role
 }
 
 /// Told by the command line: `arguments` would have been a server's, had this process been started as one,

@@ -5,6 +5,7 @@
 
 use std::fs::File;
 use std::io::{self, Write};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -13,6 +14,7 @@ use super::changes::Changes;
 use super::control;
 use super::difference::Differences;
 use super::directories::{Directories, cannot_use, find, open_upper_warning, state_failed};
+use super::files_worker::FilesWorker;
 use super::group::{Group, Groups};
 use super::mounts::{MountInfo, in_words, mounted_inside, read_mount_at, read_mounts};
 use super::report::{
@@ -234,7 +236,7 @@ fn publish(
     let about = record.clone();
     let changes = Changes { tree: Weak::clone(&tree), listening: Arc::default() };
     let differences = Differences { tree: Weak::clone(&tree), running: Arc::default() };
-    control::listen(&mount_dir.control_path(), move |asked, mut connection| {
+    let answer = move |asked: &[u8], mut connection: UnixStream| {
         if !asked.is_empty() {
             return match changes.answer(asked, connection)? {
                 Some(connection) => differences.answer(asked, connection),
@@ -244,6 +246,10 @@ fn publish(
         let groups = groups.clone();
         let report = Report { groups, ..report(&about, &tree, &opened, &faults) };
         connection.write_all(&serde_json::to_vec(&report)?)
+    };
+    let worker = FilesWorker::new(record.mountpoint.clone());
+    control::listen(&mount_dir.control_path(), answer, move |connection| {
+        worker.hand_over(connection)
     })?;
     mount_dir.write_record(record)
 }
