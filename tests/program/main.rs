@@ -29,6 +29,7 @@ mod logging;
 mod messages;
 mod mount_cli;
 mod mount_entries;
+mod mount_files;
 mod mount_handles;
 mod mount_inotify;
 mod mount_model;
