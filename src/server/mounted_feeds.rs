@@ -65,8 +65,7 @@ impl MountedFeeds {
             let (reader, _) = relay.log.subscribe(None)?;
             return Ok((reader, relay));
         }
-        let none: Option<fn() -> io::Result<std::fs::File>> = None;
-        let log = Arc::new(ChangeLog::new(Limits::default(), none));
+        let log = Arc::new(ChangeLog::new(Limits::default(), Some(tempfile::tempfile)));
         // Before the first can come.
         let (reader, _) = log.subscribe(None)?;
         let connection = start(control, &log)?;

@@ -6,16 +6,20 @@
 //! one goes with the kernel doing the upper's I/O by itself, one without.
 
 mod actor;
+mod replay;
 mod tree;
 
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
-use crate::support::mount::{Bench, can_mount};
+use crate::support::mount::{Bench, can_mount, can_mount_with};
 use crate::support::surrounding::{Need, cannot_run, has};
+use crate::support::watch::Watching;
 use actor::{ACTORS, Actor, Random};
+use replay::Replay;
 use tree::{Numbers, Tree, differences, look, write_start};
 
 fn from_environment(name: &str, default: u64) -> u64 {
@@ -203,6 +207,36 @@ fn programs_that_fight_over_names_leave_one_tree() {
     }
     let (left, _) = look(&stage.mountpoint, true);
     stage.check_all(left);
+}
+
+/// The copy is made of nothing but the start tree, what is told, and the contents of files that were told of.
+#[test]
+fn what_is_told_of_a_storm_makes_the_tree_of_a_copy() {
+    if !can_mount_with("what_is_told_of_a_storm_makes_the_tree_of_a_copy", &[Need::Root]) {
+        return;
+    }
+    for (turn, alone) in [(0, false), (1, true)] {
+        let stage = Stage::new(turn);
+        let copy = stage.bench.plain_directory("copy");
+        let mut replay = Replay::new(&stage.mountpoint, &copy);
+        let mut watching = Watching::new(&stage.bench, &stage.mountpoint, &[]);
+        stress(&stage.mountpoint, stage.seed, alone, stage.has_tmpfile());
+        let mut changes = 0;
+        // Longer than anything is told late.
+        while let Some((_, told)) = watching.next(Duration::from_secs(4)) {
+            replay.apply(&told);
+            changes += 1;
+        }
+        assert!(changes > 200, "{changes}");
+        replay.finish();
+        watching.stop();
+        let (expected, _) = look(&stage.mountpoint, true);
+        if let Some(differences) = differences(&expected, &look(&copy, true).0) {
+            panic!("seed {}, turn {turn}, alone {alone}: {differences}", stage.seed);
+        }
+        stage.unmount();
+        stage.bench.assert_nothing_left();
+    }
 }
 
 /// Opens `path` as `>` and `dd` and editors do, over and over.
