@@ -43,6 +43,7 @@ mod mount_stuck;
 mod mount_times;
 mod mount_trust;
 mod mount_watch;
+mod mount_watchers;
 mod overlay_crash;
 mod overlay_difference;
 mod overlay_interop;

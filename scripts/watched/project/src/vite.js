@@ -1,0 +1,2 @@
+import.meta.glob('./lib/**/*.js', { eager: true });
+import.meta.hot.accept();

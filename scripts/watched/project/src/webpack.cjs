@@ -1,0 +1,2 @@
+const context = require.context('./lib', true, /\.js$/);
+context.keys().forEach(context);
