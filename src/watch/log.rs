@@ -393,7 +393,8 @@ impl Reader {
             state.closed.is_some()
                 || state.readers.get(self.id).is_some_and(|next| *next < state.next)
         };
-        self.log.came_to_threads.wait_while_for(&mut state, |state| !has_come(state), patience);
+        let (came, end) = (&self.log.came_to_threads, Instant::now() + patience);
+        while !has_come(&state) && !came.wait_until(&mut state, end).timed_out() {}
         drop(state);
         self.has_more().unwrap_or(true)
     }
