@@ -32,7 +32,7 @@ use crate::types::{Ino, Timestamp};
 /// How often the pages of a mapped file are made clean, and files are looked at whose handles are gone.
 const CLEAN_EVERY: Duration = Duration::from_secs(1);
 
-/// Most files that are looked at although no handle is open. Each takes a descriptor.
+/// Most files that are looked at although no handle is open. Each takes a descriptor, of which they have a quarter at most.
 const MAX_RETAINED: usize = 1024;
 
 /// How much older than the beginning of a watch a change may look: what the kernel's clock lags behind, at most.
@@ -65,6 +65,7 @@ struct Watch {
     marked: HashMap<i32, Ino>,
     /// Without a handle, the oldest first.
     retained: VecDeque<Ino>,
+    max_retained: usize,
     cleaned: Instant,
 }
 
@@ -153,6 +154,7 @@ impl Watch {
             inotify: inotify.ok(),
             marked: HashMap::new(),
             retained: VecDeque::new(),
+            max_retained: MAX_RETAINED.min(quarter_of_descriptors()),
             cleaned: Instant::now(),
         }
     }
@@ -264,7 +266,7 @@ impl KernelWrites {
         } else if last && let Some(file) = files.remove(&ino) {
             watch.unmark(&file);
         }
-        if watch.retained.len() > MAX_RETAINED
+        if watch.retained.len() > watch.max_retained
             && let Some(oldest) = watch.retained.pop_front()
             && let Some(file) = files.remove(&oldest)
         {
@@ -395,6 +397,11 @@ fn absorb(files: &mut HashMap<Ino, File>, watch: &Watch) {
             file.is_due |= !moves_times(&file.fd);
         }
     }
+}
+
+fn quarter_of_descriptors() -> usize {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    limit.and_then(|limit| usize::try_from(limit / 4).ok()).unwrap_or(usize::MAX)
 }
 
 /// Whether a store through a mapping of `fd` moves the file's times.
