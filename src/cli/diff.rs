@@ -1,7 +1,7 @@
 //! `thawfs diff`: what a mount's view has that its backup has not.
 
 use std::collections::HashSet;
-use std::io::{self, BufWriter, IsTerminal, Write};
+use std::io::{self, BufWriter, Write};
 use std::ops::ControlFlow;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -79,7 +79,8 @@ pub(super) fn diff(args: &DiffArgs, output: &Output) -> Result<(), Failure> {
     let shown = mount.mountpoint.display();
     write_back(&args.dir);
     let request = DifferenceRequest { below, since };
-    let escaped = !args.null && io::stdout().is_terminal();
+    // A name shall not end its line, or be taken for another.
+    let escaped = !args.null;
     let mut out = BufWriter::new(io::stdout().lock());
     let mut counts = Counts::default();
     let mut written = Ok(());

@@ -1,5 +1,6 @@
 //! `thawfs serve-files`.
 
+use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 
@@ -58,10 +59,21 @@ pub(super) fn serve_files(args: &ServeFilesArgs, output: &Output) -> Result<(), 
         }
     };
     let root = args.root.canonicalize();
-    let root = root.map_err(|error| Failure::io("serve", &args.root, &error))?;
+    let root = root.map_err(|error| {
+        let code = match error.kind() {
+            io::ErrorKind::NotFound => Code::NotFound,
+            _ => Code::Failed,
+        };
+        Failure { code, ..Failure::io("serve", &args.root, &error) }
+    })?;
     if !root.is_dir() {
         let message = format!("{} is no directory", root.display());
         return Err(Failure::new(Code::Usage, message));
+    }
+    if token.is_none() && rustix::process::geteuid().is_root() {
+        output.warn(
+            "without --token-file every user and program of this machine can move and remove what root can",
+        );
     }
     let asked = FileService { address, root: root.clone(), token, watchers: args.watchers };
     let failed = |error| match error {

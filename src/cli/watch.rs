@@ -1,9 +1,8 @@
 //! `thawfs watch`: what changes in a mount, as it happens.
 
-use std::io::{self, BufWriter, IsTerminal, Write};
+use std::io::{self, BufWriter, Write};
 use std::net::Shutdown;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -12,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use clap::{Args, ValueHint};
 use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
+use rustix::fs::{AtFlags, CWD, StatxFlags};
 use serde::Serialize;
 
 use super::inside::find;
@@ -38,8 +38,13 @@ Paths are from the root of the mount; those of directories end in a slash. Where
 longer known, `missed` or `reset` says so, and `changed` lines follow as thawfs diff --since
 has them, until `caught-up`.
 
-It lasts until SIGINT or SIGTERM (status 0), or until the mount is gone (status 14). In JSON each
-change has a cursor to go on from; else the last one is said at the end.")]
+Behind `caught-up` things may be told once more that were among them.
+
+What happens to a directory on the way to PATH is told, too: look again at what is there then.
+
+It lasts until SIGINT or SIGTERM (status 0), until the mount is gone (14), or until its server is
+killed (1). In JSON each change has a cursor to go on from; else the last one is said at the end. A
+cursor is good for the upper that it is of.")]
 pub(crate) struct WatchArgs {
     /// A mount, or a directory in one.
     #[arg(value_name = "DIR", value_hint = ValueHint::DirPath)]
@@ -84,7 +89,7 @@ struct Entry {
     gid: u32,
     size: u64,
     mtime: i64,
-    nlink: u64,
+    nlink: u32,
     #[serde(flatten)]
     target: Option<Target>,
 }
@@ -122,8 +127,7 @@ pub(super) fn watch(args: &WatchArgs, output: &Output) -> Result<(), Failure> {
     };
     let told = match &args.exec {
         None => {
-            let escaped = io::stdout().is_terminal();
-            let mut shown = Shown { output, root, escaped, out: BufWriter::new(io::stdout()) };
+            let mut shown = Shown { output, root, out: BufWriter::new(io::stdout()) };
             follow(&mut |line, more| shown.show(line, more))
         }
         Some(command) => {
@@ -229,16 +233,20 @@ fn json(line: &Line, root: Option<&Path>) -> Result<String, Failure> {
 
 /// What is at `path`, if it is there still.
 fn entry(path: &Path) -> Option<Entry> {
-    let stat = path.symlink_metadata().ok()?;
-    let target = stat.is_symlink().then(|| std::fs::read_link(path).ok()).flatten();
+    // Who has made the change may have yet to be told that it is done, and until then the kernel remembers what was
+    // before.
+    let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::STATX_FORCE_SYNC;
+    let stat = rustix::fs::statx(CWD, path, flags, StatxFlags::BASIC_STATS).ok()?;
+    let kind = FileKind::from_mode(stat.stx_mode.into());
+    let target = (kind == Some(FileKind::Symlink)).then(|| std::fs::read_link(path).ok());
     Some(Entry {
-        mode: stat.mode() & 0o7777,
-        uid: stat.uid(),
-        gid: stat.gid(),
-        size: stat.size(),
-        mtime: stat.mtime(),
-        nlink: stat.nlink(),
-        target: target.map(|target| Target { target }),
+        mode: u32::from(stat.stx_mode) & 0o7777,
+        uid: stat.stx_uid,
+        gid: stat.stx_gid,
+        size: stat.stx_size,
+        mtime: stat.stx_mtime.tv_sec,
+        nlink: stat.stx_nlink,
+        target: target.flatten().map(|target| Target { target }),
     })
 }
 
@@ -247,8 +255,6 @@ struct Shown<'a> {
     output: &'a Output,
     /// Where the mount is, if files are to be described.
     root: Option<&'a Path>,
-    /// Whether a terminal shows them.
-    escaped: bool,
     out: BufWriter<io::Stdout>,
 }
 
@@ -258,8 +264,8 @@ impl Shown<'_> {
         let mut text = match self.output.json {
             true => json(line, self.root)?.into_bytes(),
             false => match self.line(line) {
-                Some(text) if self.escaped => printable(text).into_bytes(),
-                Some(text) => text,
+                // A name shall not end its line, or be taken for another.
+                Some(text) => printable(text).into_bytes(),
                 None => return self.out.flush().map_err(|error| stdout_failed(&error)),
             },
         };

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use chrono::{DateTime, SecondsFormat};
 use hyper::body::Bytes;
-use rustix::fs::{FileType as Kind, Statx};
+use rustix::fs::{AtFlags, FileType as Kind, Statx, StatxFlags};
 use tokio::sync::mpsc;
 
 use super::connect::Error;
@@ -30,18 +30,24 @@ const DEEPEST: u32 = 512;
 /// `not_found`, and those of [`Tree::place`].
 pub(super) fn stat(tree: &Tree, path: &Path, owners: &mut Owners) -> Result<EntryInfo, Error> {
     let Place { above, name } = tree.place(path)?;
-    describe(&above, &name, path, owners).map_err(|error| failed("look at", path, &error))
+    // Who has just changed it may have yet to be told that this is done, and until then the kernel remembers what was
+    // before.
+    let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::STATX_FORCE_SYNC;
+    let stat = rustix::fs::statx(&above, &name, flags, StatxFlags::BASIC_STATS);
+    let described =
+        stat.map_err(Into::into).and_then(|stat| describe(&above, &name, &stat, path, owners));
+    described.map_err(|error| failed("look at", path, &error))
 }
 
 /// What the entry `name` of directory `above` is, shown as `path`.
 fn describe(
     above: &Arc<OwnedFd>,
     name: &OsStr,
+    stat: &Statx,
     path: &Path,
     owners: &mut Owners,
 ) -> io::Result<EntryInfo> {
     let address = Address::at(above, name);
-    let stat = address.stat().map_err(os)?;
     let kind = Kind::from_raw_mode(stat.stx_mode.into());
     let target = match kind {
         Kind::Symlink => {
@@ -63,7 +69,7 @@ fn describe(
         permissions: permissions(kind, stat.stx_mode),
         owner: owners.user(stat.stx_uid),
         group: owners.group(stat.stx_gid),
-        modified_time: modified(&stat),
+        modified_time: modified(stat),
         is_symlink: target.is_some(),
         symlink_target: target,
         metadata: if matches!(kind, Kind::RegularFile | Kind::Directory) {
@@ -178,7 +184,10 @@ impl Writer<'_> {
         for (name, _, _) in entries {
             let path = path.join(&name);
             // Gone by now, or not to be looked at.
-            let Ok(entry) = describe(dir, &name, &path, &mut self.owners) else { continue };
+            let stat = Address::at(dir, &name).stat().map_err(os);
+            let described =
+                stat.and_then(|stat| describe(dir, &name, &stat, &path, &mut self.owners));
+            let Ok(entry) = described else { continue };
             if !std::mem::take(&mut self.is_first) {
                 self.put(b",")?;
             }

@@ -123,6 +123,12 @@ fn outside(path: &Path) -> Error {
     Error::new(Code::InvalidArgument, message)
 }
 
+/// Whether a call failed because of what was asked for: such as a directory that is to be moved into itself.
+fn is_of_the_paths(error: &io::Error) -> bool {
+    use libc::{EINVAL, EISDIR, ELOOP, ENAMETOOLONG, ENOTEMPTY};
+    matches!(error.raw_os_error(), Some(EINVAL | EISDIR | ELOOP | ENAMETOOLONG | ENOTEMPTY))
+}
+
 /// A failed system call, as clients know it.
 pub(super) fn failed(doing: &str, path: &Path, error: &io::Error) -> Error {
     use io::ErrorKind as Kind;
@@ -131,9 +137,7 @@ pub(super) fn failed(doing: &str, path: &Path, error: &io::Error) -> Error {
         Kind::NotFound => (Code::NotFound, format!("path {path} not found")),
         Kind::NotADirectory => (Code::InvalidArgument, format!("path {path} is not a directory")),
         Kind::AlreadyExists => (Code::AlreadyExists, format!("path {path} already exists")),
-        _ if matches!(error.raw_os_error(), Some(libc::ENAMETOOLONG | libc::ELOOP)) => {
-            (Code::InvalidArgument, format!("path {path}: {error}"))
-        }
+        _ if is_of_the_paths(error) => (Code::InvalidArgument, format!("path {path}: {error}")),
         _ => (Code::Internal, format!("cannot {doing} {path}: {error}")),
     };
     Error::new(code, message)

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use hyper::body::Incoming;
-use hyper::header::HeaderMap;
+use hyper::header::{HOST, HeaderMap, ORIGIN};
 use hyper::{Method, Request, Response, StatusCode};
 use subtle::ConstantTimeEq;
 
@@ -31,6 +31,8 @@ pub(crate) struct Options {
     pub(crate) token: Option<Vec<u8>>,
     /// How many watchers there may be at a time.
     pub(crate) watchers: usize,
+    /// Whether everybody on this machine can connect, and so a browser that was led here by a name of another's.
+    pub(crate) is_on_loopback: bool,
 }
 
 impl Options {
@@ -43,17 +45,19 @@ pub(crate) struct Service {
     tree: Tree,
     token: Option<Vec<u8>>,
     watchers: Watchers,
+    is_on_loopback: bool,
     /// Who is served where a request does not say.
     user: User,
 }
 
 impl Service {
     pub(crate) fn new(options: Options, feeds: Arc<dyn Feeds>) -> Arc<Self> {
-        let Options { root, is_home, token, watchers } = options;
+        let Options { root, is_home, token, watchers, is_on_loopback } = options;
         Arc::new(Self {
             tree: Tree::new(root, is_home),
             token,
             watchers: Watchers::new(feeds, watchers),
+            is_on_loopback,
             user: User::of_process(),
         })
     }
@@ -70,6 +74,11 @@ impl Service {
             let mut response = Response::new(Body::whole(""));
             *response.status_mut() = StatusCode::NO_CONTENT;
             return response;
+        }
+        if self.token.is_none() && self.is_on_loopback && !names_loopback(request.headers()) {
+            let message = "without a token only requests to this machine's own name are answered";
+            let told = serde_json::json!({ "code": 403, "message": message });
+            return json(StatusCode::FORBIDDEN, &told);
         }
         if !self.lets_in(request.headers()) {
             let message = "X-Access-Token is missing or wrong";
@@ -251,6 +260,21 @@ impl Service {
     }
 }
 
+/// Whether a request is to this machine by a name of its own, and from no web page of another.
+fn names_loopback(headers: &HeaderMap) -> bool {
+    let is_loopback = |host: &str| {
+        let host =
+            host.rsplit_once(':').filter(|(_, port)| !port.contains(']')).map_or(host, |it| it.0);
+        let address = host.trim_start_matches('[').trim_end_matches(']');
+        let is_address =
+            address.parse().is_ok_and(|address: std::net::IpAddr| address.is_loopback());
+        is_address || host == "localhost" || host.ends_with(".localhost")
+    };
+    let text = |name| headers.get(name).map(|value| value.to_str().unwrap_or("?"));
+    let origin = |origin: &str| origin.split_once("://").is_some_and(|(_, host)| is_loopback(host));
+    text(HOST).is_none_or(is_loopback) && text(ORIGIN).is_none_or(origin)
+}
+
 /// The token in a file, without white space around it.
 ///
 /// # Errors
@@ -268,5 +292,36 @@ pub(crate) fn read_token(path: &std::path::Path) -> std::io::Result<Vec<u8>> {
             Err(Error::other("it holds no token, which is one word of letters, digits and signs"))
         }
         false => Ok(token.to_vec()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_names_of_this_machine_are_loopback() {
+        for (host, origin, expected) in [
+            (None, None, true),
+            (Some("127.0.0.1:49983"), None, true),
+            (Some("127.9.9.9"), None, true),
+            (Some("[::1]:1"), None, true),
+            (Some("[::1]"), None, true),
+            (Some("localhost:49983"), None, true),
+            (Some("x.localhost"), None, true),
+            (Some("evil.example"), None, false),
+            (Some("localhost.evil.example:80"), None, false),
+            (Some("10.0.0.1"), None, false),
+            (Some(""), None, false),
+            (Some("localhost"), Some("http://localhost:3000"), true),
+            (Some("localhost"), Some("https://evil.example"), false),
+            (Some("localhost"), Some("null"), false),
+        ] {
+            let mut headers = HeaderMap::new();
+            for (name, value) in [(HOST, host), (ORIGIN, origin)] {
+                headers.extend(value.map(|value| (name, value.parse().unwrap())));
+            }
+            assert_eq!(names_loopback(&headers), expected, "{host:?} {origin:?}");
+        }
     }
 }

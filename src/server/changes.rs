@@ -197,7 +197,9 @@ fn tell(tree: &Weak<Overlay>, request: &ChangesRequest, connection: UnixStream) 
             return Ok(());
         }
         for item in items {
-            telling.item(&item, &reader)?;
+            if telling.item(&item, &mut reader)?.is_break() {
+                break;
+            }
         }
     }
 }
@@ -215,19 +217,24 @@ impl Telling<'_> {
         write_line(&mut self.to, line)
     }
 
-    fn item(&mut self, item: &Item, reader: &Reader) -> io::Result<()> {
+    /// Says whether those that were read with it are told still.
+    fn item(&mut self, item: &Item, reader: &mut Reader) -> io::Result<ControlFlow<()>> {
         match item {
             Item::Change(change) => {
                 self.last = change.at;
                 let below = self.request.below.as_os_str().as_bytes();
-                match concerns(change, below, self.request.recursive) {
-                    true => self.line(&told(change, reader.cursor().life)),
-                    false => Ok(()),
+                if concerns(change, below, self.request.recursive) {
+                    self.line(&told(change, reader.cursor().life))?;
                 }
+                Ok(ControlFlow::Continue(()))
             }
-            Item::Missed { from, to } => {
-                self.line(&Line::Missed { from: *from, to: *to })?;
-                self.catch_up(self.last, reader)
+            Item::Missed { from, .. } => {
+                // What comes after those is in the difference, too, and would be told again.
+                reader.skip();
+                let to = reader.cursor().sequence;
+                self.line(&Line::Missed { from: *from, to })?;
+                self.catch_up(self.last, reader)?;
+                Ok(ControlFlow::Break(()))
             }
         }
     }

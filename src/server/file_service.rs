@@ -41,7 +41,8 @@ pub(crate) fn serve_files<E: From<io::Error>>(
     let listener = TcpListener::bind(address)?;
     listener.set_nonblocking(true)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let options = Options { root, is_home: false, token, watchers };
+    let is_on_loopback = address.ip().is_loopback();
+    let options = Options { root, is_home: false, token, watchers, is_on_loopback };
     let service = Service::new(options, Arc::<MountedFeeds>::default());
     let (ended, end) = tokio::sync::oneshot::channel::<()>();
     std::thread::Builder::new().name("thawfs-signals".into()).spawn(move || {

@@ -126,6 +126,8 @@ pub(crate) fn run_files_worker(mountpoint: &Path) -> Result<(), Failure> {
         is_home: true,
         token: None,
         watchers: Options::WATCHERS,
+        // It is connected to by who may.
+        is_on_loopback: false,
     };
     let service = Service::new(options, Arc::<MountedFeeds>::default());
     let places = Arc::new(Semaphore::new(PLACES));

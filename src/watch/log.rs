@@ -363,6 +363,15 @@ impl Reader {
         items
     }
 
+    /// Leaves out what is yet to be read.
+    pub fn skip(&mut self) {
+        let mut state = self.log.state.lock();
+        let next = state.next;
+        if let Some(position) = state.readers.get_mut(self.id) {
+            *position = next;
+        }
+    }
+
     /// Why nothing comes after what has been read, if that is so.
     pub fn closed(&self) -> Option<Arc<str>> {
         let state = self.log.state.lock();

@@ -363,6 +363,68 @@ fn a_command_is_run_for_each_batch_and_never_twice_at_once() {
 }
 
 #[test]
+fn an_entry_is_the_file_after_the_change() {
+    if !can_mount("an_entry_is_the_file_after_the_change") {
+        return;
+    }
+    let mounts = Mounts::new();
+    mount(&mounts, &[]);
+    let mut watching = Watching::new(&mounts.bench, &mounts.mountpoint, &["--include-entry"]);
+    let at = |number: u32| mounts.mountpoint.join(format!("f{number}"));
+    for number in 0..100 {
+        let file = File::create(at(number)).unwrap();
+        file.set_len(u64::from(number)).unwrap();
+        file.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+    }
+    let (mut sized, mut moded) = (0, 0);
+    while let Some((_, told)) = watching.next(QUIET) {
+        let number: u64 = told["path"].as_str().unwrap()[1..].parse().unwrap();
+        if told["event"] == "write" {
+            assert_eq!(told["entry"]["size"], number, "{told}");
+            sized += 1;
+        }
+        if told["event"] == "attributes" {
+            assert_eq!(told["entry"]["mode"], 0o600, "{told}");
+            moded += 1;
+        }
+    }
+    assert_eq!((sized, moded), (100, 100));
+    watching.stop();
+    unmount(&mounts);
+}
+
+#[test]
+fn a_name_is_no_line_of_its_own() {
+    if !can_mount("a_name_is_no_line_of_its_own") {
+        return;
+    }
+    let mounts = Mounts::new();
+    mount(&mounts, &[]);
+    let mut watch = mounts.bench.thawfs();
+    watch.arg("watch").arg(&mounts.mountpoint).stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut child = watch.spawn().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let evil = mounts.mountpoint.join("evil\nremove sub\u{1b}[31m");
+    let (told, telling) = std::sync::mpsc::channel();
+    std::thread::spawn(move || told.send(lines.next().unwrap().unwrap()).unwrap());
+    let mut first = None;
+    eventually("it is told", || {
+        // It may have yet to begin.
+        fs::remove_file(&evil).ok();
+        fs::write(&evil, "").unwrap();
+        first = telling.recv_timeout(Duration::from_millis(100)).ok();
+        first.is_some()
+    });
+    let first = first.unwrap();
+    assert!(first.ends_with("evil\\nremove sub\\u{1b}[31m"), "{first}");
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let difference = mounts.bench.ok(&["diff", text(&mounts.mountpoint)]);
+    assert_eq!(difference, "A evil\\nremove sub\\u{1b}[31m\n");
+    unmount(&mounts);
+}
+
+#[test]
 fn what_cannot_be_watched_is_named() {
     if !can_mount_with("what_cannot_be_watched_is_named", &[]) {
         return;
