@@ -75,7 +75,7 @@ fn a_difference_is_told_in_lines_in_json_with_nuls_and_in_numbers() {
     let output = mounts.bench.run(&["diff", text(&mounts.mountpoint)]);
     let lines =
         b"M hello\nR sub/ -> moved/\nD moved/data\nM moved/hello-too\nA new\nT script\nA sub/\n\
-                  A sub/line\n\nA sub/\xff\n";
+                  A sub/line\\n\nA sub/\\xff\n";
     assert_eq!(output.stdout.escape_ascii().to_string(), lines.escape_ascii().to_string());
     assert!(output.status.success());
 

@@ -83,7 +83,7 @@ fn request(method: &str, kind: &str, body: &str, headers: &[&str]) -> Vec<u8> {
         false => format!("Content-Length: {}\r\n", body.len()),
     };
     format!(
-        "POST /filesystem.Filesystem/{method} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\
+        "POST /filesystem.Filesystem/{method} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\
          Content-Type: {kind}\r\n{length}{more}\r\n{body}"
     )
     .into_bytes()
@@ -352,11 +352,30 @@ fn whoever_asks_wrongly_is_told_so() {
         (request("Stat", unary, r#"{"path":null,"more":1}"#, &[good]), "200"),
         (request("Stat", unary, &" ".repeat(300 << 10), &[good]), "429"),
         (request("Nothing", unary, "{}", &[good]), "404"),
-        (b"GET /filesystem.Filesystem/Stat HTTP/1.1\r\nHost: x\r\nX-Access-Token: let-me-in\r\nConnection: close\r\n\r\n".to_vec(), "405"),
-        (b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".to_vec(), "204"),
+        (b"GET /filesystem.Filesystem/Stat HTTP/1.1\r\nHost: localhost\r\nX-Access-Token: let-me-in\r\nConnection: close\r\n\r\n".to_vec(), "405"),
+        (b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".to_vec(), "204"),
         (b"\x16\x03\x01".repeat(100), "400"),
     ] {
         assert_eq!(status(&request), expected, "{}", String::from_utf8_lossy(&request[..60]));
+    }
+}
+
+#[test]
+fn without_a_token_no_browser_is_led_to_the_service() {
+    let bench = Bench::new();
+    let root = bench.directory("root");
+    let service = Service::start(&bench, &["--root", text(&root)]);
+    let kind = "application/json";
+    for (old, new, expected) in [
+        ("", "", "200"),
+        ("Host: localhost", "Host: 127.0.0.1:1", "200"),
+        ("Host: localhost", "Host: evil.example", "403"),
+        ("Host: localhost", "Host: localhost\r\nOrigin: http://evil.example", "403"),
+        ("Host: localhost", "Host: localhost\r\nOrigin: http://localhost:3000", "200"),
+    ] {
+        let sent = String::from_utf8(request("Stat", kind, "{\"path\":\"\"}", &[])).unwrap();
+        let answer = service.send(sent.replacen(old, new, 1).as_bytes());
+        assert_eq!(answer.split(' ').nth(1), Some(expected), "{new:?}: {answer}");
     }
 }
 
@@ -533,7 +552,7 @@ fn who_may_be_reached_by_others_needs_a_token() {
     for (arguments, status) in [
         (&["--listen", "0.0.0.0:0"][..], 2),
         (&["--listen", "nowhere"], 2),
-        (&["--root", "/none/such"], 1),
+        (&["--root", "/none/such"], 3),
         (&["--token-file", "/none/such"], 1),
         (&["--token-file", "/dev/null"], 1),
     ] {
