@@ -393,8 +393,8 @@ fn absorb(files: &mut HashMap<Ino, File>, watch: &Watch) {
     }
     for ino in closed {
         if let Some(file) = files.get_mut(&ino).filter(|file| file.may_be_mapped) {
-            file.is_due |= file.has_changed(watch.began) || file.is_dirty;
-            file.is_due |= !moves_times(&file.fd);
+            file.look(watch.began);
+            file.is_due |= file.is_dirty || !moves_times(&file.fd);
         }
     }
 }
