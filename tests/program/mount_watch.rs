@@ -388,7 +388,8 @@ fn an_entry_is_the_file_after_the_change() {
             moded += 1;
         }
     }
-    assert_eq!((sized, moded), (100, 100));
+    // A write may be told once more.
+    assert!(sized >= 100 && moded == 100, "{sized} {moded}");
     watching.stop();
     unmount(&mounts);
 }
