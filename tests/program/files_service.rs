@@ -183,7 +183,7 @@ fn run_client(name: &str, service: &Service, dir: &Path, plane: Option<&str>, at
 #[test]
 fn the_published_clients_work_unchanged() {
     // They are installed by root, once, and are the same everywhere.
-    if cannot_run("the_published_clients_work_unchanged", &[Need::Root]) {
+    if cannot_run("the_published_clients_work_unchanged", &[Need::Root, Need::Processes]) {
         return;
     }
     let Some(at) = clients("the_published_clients_work_unchanged") else { return };
@@ -274,7 +274,7 @@ fn the_published_clients_work_unchanged() {
 
 /// Mounts something at `mnt`, if this surrounding can.
 fn mount(bench: &Bench) -> bool {
-    if !can_mount_with("the_published_clients_work_unchanged", &[]) {
+    if !can_mount_with("the_published_clients_work_unchanged", &[Need::Processes]) {
         return false;
     }
     write_tree(&bench.directory("tree"));
@@ -497,7 +497,7 @@ fn there_are_so_many_watchers_and_no_more() {
 #[test]
 fn a_mount_is_watched_by_its_own_stream() {
     let test = "a_mount_is_watched_by_its_own_stream";
-    if !can_mount_with(test, &[]) {
+    if !can_mount_with(test, &[Need::Processes]) {
         return;
     }
     let bench = Bench::new();

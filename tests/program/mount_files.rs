@@ -4,7 +4,8 @@ use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
-use crate::support::mount::{Mounts, can_mount};
+use crate::support::mount::{Mounts, can_mount_with};
+use crate::support::surrounding::Need;
 use crate::support::words::{eventually, text};
 use serde_json::{Value, json};
 
@@ -53,7 +54,10 @@ fn workers(mounts: &Mounts) -> Vec<u32> {
 
 #[test]
 fn the_files_of_a_mount_are_served_over_its_control_socket() {
-    if !can_mount("the_files_of_a_mount_are_served_over_its_control_socket") {
+    if !can_mount_with(
+        "the_files_of_a_mount_are_served_over_its_control_socket",
+        &[Need::Processes],
+    ) {
         return;
     }
     let mounts = Mounts::new();
@@ -114,7 +118,10 @@ fn the_files_of_a_mount_are_served_over_its_control_socket() {
 
 #[test]
 fn a_server_that_is_killed_leaves_no_process_that_serves_its_files() {
-    if !can_mount("a_server_that_is_killed_leaves_no_process_that_serves_its_files") {
+    if !can_mount_with(
+        "a_server_that_is_killed_leaves_no_process_that_serves_its_files",
+        &[Need::Processes],
+    ) {
         return;
     }
     let mounts = Mounts::new();

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::support::mount::{Mounts, can_mount, can_mount_with};
+use crate::support::mount::{Mounts, can_mount_with};
 use crate::support::surrounding::{Need, has};
 use crate::support::watch::{Watching, word};
 use crate::support::words::{eventually, said, text};
@@ -85,7 +85,10 @@ impl Drop for Mapper {
 
 #[test]
 fn each_write_is_told_also_if_the_kernel_makes_it_by_itself() {
-    if !can_mount("each_write_is_told_also_if_the_kernel_makes_it_by_itself") {
+    if !can_mount_with(
+        "each_write_is_told_also_if_the_kernel_makes_it_by_itself",
+        &[Need::Processes],
+    ) {
         return;
     }
     for options in [&["-o", "rw"], &["-o", "no_passthrough"]] {
@@ -139,7 +142,7 @@ fn each_write_is_told_also_if_the_kernel_makes_it_by_itself() {
 #[test]
 fn what_is_stored_through_a_mapping_is_told_while_it_lasts_and_when_it_ends() {
     let test = "what_is_stored_through_a_mapping_is_told_while_it_lasts_and_when_it_ends";
-    if !can_mount(test) {
+    if !can_mount_with(test, &[Need::Processes]) {
         return;
     }
     for options in [&["-o", "rw"], &["-o", "no_passthrough"]] {
@@ -178,7 +181,7 @@ fn what_is_stored_through_a_mapping_is_told_while_it_lasts_and_when_it_ends() {
 #[test]
 fn a_watch_goes_on_where_another_was_also_after_the_server_s_death() {
     let test = "a_watch_goes_on_where_another_was_also_after_the_server_s_death";
-    if !can_mount(test) {
+    if !can_mount_with(test, &[Need::Processes]) {
         return;
     }
     let mounts = Mounts::new();
@@ -228,7 +231,10 @@ fn a_watch_goes_on_where_another_was_also_after_the_server_s_death() {
 
 #[test]
 fn a_watch_ends_with_its_mount_and_is_no_reason_for_it_to_stay() {
-    if !can_mount("a_watch_ends_with_its_mount_and_is_no_reason_for_it_to_stay") {
+    if !can_mount_with(
+        "a_watch_ends_with_its_mount_and_is_no_reason_for_it_to_stay",
+        &[Need::Processes],
+    ) {
         return;
     }
     let mounts = Mounts::new();
@@ -249,7 +255,7 @@ fn a_watch_ends_with_its_mount_and_is_no_reason_for_it_to_stay() {
 
 #[test]
 fn a_path_is_watched_alone_or_with_all_below() {
-    if !can_mount("a_path_is_watched_alone_or_with_all_below") {
+    if !can_mount_with("a_path_is_watched_alone_or_with_all_below", &[Need::Processes]) {
         return;
     }
     let mounts = Mounts::new();
@@ -316,7 +322,10 @@ fn a_path_is_watched_alone_or_with_all_below() {
 
 #[test]
 fn a_command_is_run_for_each_batch_and_never_twice_at_once() {
-    if !can_mount("a_command_is_run_for_each_batch_and_never_twice_at_once") {
+    if !can_mount_with(
+        "a_command_is_run_for_each_batch_and_never_twice_at_once",
+        &[Need::Processes],
+    ) {
         return;
     }
     let mounts = Mounts::new();
@@ -364,7 +373,7 @@ fn a_command_is_run_for_each_batch_and_never_twice_at_once() {
 
 #[test]
 fn an_entry_is_the_file_after_the_change() {
-    if !can_mount("an_entry_is_the_file_after_the_change") {
+    if !can_mount_with("an_entry_is_the_file_after_the_change", &[Need::Processes]) {
         return;
     }
     let mounts = Mounts::new();
@@ -396,7 +405,7 @@ fn an_entry_is_the_file_after_the_change() {
 
 #[test]
 fn a_name_is_no_line_of_its_own() {
-    if !can_mount("a_name_is_no_line_of_its_own") {
+    if !can_mount_with("a_name_is_no_line_of_its_own", &[Need::Processes]) {
         return;
     }
     let mounts = Mounts::new();
@@ -427,7 +436,7 @@ fn a_name_is_no_line_of_its_own() {
 
 #[test]
 fn what_cannot_be_watched_is_named() {
-    if !can_mount_with("what_cannot_be_watched_is_named", &[]) {
+    if !can_mount_with("what_cannot_be_watched_is_named", &[Need::Processes]) {
         return;
     }
     let mounts = Mounts::new();
