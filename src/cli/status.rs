@@ -178,6 +178,12 @@ fn describe(mount: &Mounted) -> Vec<String> {
             human_age(report.since)
         ),
     );
+    let changes = &report.changes;
+    if changes.readers > 0 {
+        let [memory, journal] = [changes.memory_bytes, changes.journal_bytes].map(human_bytes);
+        let held = format!("{memory} in memory, {journal} on disk");
+        line("watched", format!("by {}, {} changes, {held}", changes.readers, changes.written));
+    }
     for group in &report.groups {
         let path = group.path.display();
         line(

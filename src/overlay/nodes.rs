@@ -299,6 +299,10 @@ impl Table {
 
     /// The name that `ino` has now is another than `dentry`, if it goes there without being moved.
     fn note_alias(&mut self, ino: Ino, dentry: &Dentry) {
+        // The name where it goes counts as that, not once more as another.
+        if let Dentry::Name(parent, name) = dentry {
+            self.aliases.gone(ino, *parent, name);
+        }
         if let Some(Dentry::Name(parent, name)) = self.nodes.get(ino).map(|node| &node.dentry)
             && !matches!(dentry, Dentry::Name(dir, own) if (dir, own) == (parent, name))
         {

@@ -117,11 +117,34 @@ impl Overlay {
     /// Tells that what `ino` is in the upper has changed. Called with `names` held. What has no name any
     /// more is in no tree.
     pub(super) fn tell_inode(&self, what: What, ino: Ino, state: &UpperState) {
-        if self.log.is_watched()
-            && let Some(path) = self.nodes.path(ino)
-        {
-            self.log.write(what, state.kind, ino.0, path);
+        if self.log.is_watched() {
+            self.tell_file(what, ino, state.kind);
         }
+    }
+
+    /// Tells of `what` happened to `ino` by one of its names. Where it has some and none is known, all who read miss
+    /// something. Called with `names` held.
+    fn tell_file(&self, what: What, ino: Ino, kind: FileKind) {
+        match self.nodes.path(ino) {
+            Some(path) => self.log.write(what, kind, ino.0, path),
+            None if self.has_names(ino) => self.log.lose(),
+            None => {}
+        }
+    }
+
+    /// Whether `ino`, no name of which is known, is in the tree all the same, as a file may be that has many. Called
+    /// with `names` held.
+    fn has_names(&self, ino: Ino) -> bool {
+        // One that is forgotten was told of before.
+        if self.nodes.get(ino).is_err() {
+            return false;
+        }
+        let links = self.address(ino).and_then(|(inode, state)| {
+            let links = i64::from(inode.stat()?.stx_nlink) + state.extra_links;
+            Ok(if state.kind == FileKind::Directory { 0 } else { links })
+        });
+        // Rather too often than not at all.
+        links.map_or(true, |links| links > 0)
     }
 
     /// Tells that regular file `ino` was written to, now or a moment later. Called without `names`.
@@ -158,9 +181,7 @@ impl Overlay {
 
     /// Called with `names` held.
     pub(super) fn tell_data(&self, ino: Ino) {
-        if let Some(path) = self.nodes.path(ino) {
-            self.log.write(What::Write, FileKind::Regular, ino.0, path);
-        }
+        self.tell_file(What::Write, ino, FileKind::Regular);
     }
 
     /// Tells what is known only by looking for it, the writes that the kernel makes by itself, and the last of

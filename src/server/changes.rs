@@ -17,6 +17,7 @@ use rustix::net::RecvFlags;
 use serde::{Deserialize, Serialize};
 
 use super::control;
+use super::questions::Question;
 use crate::failure::{Code, Failure};
 use crate::names;
 use crate::overlay::{DifferenceEntry, Overlay};
@@ -24,7 +25,7 @@ use crate::types::Timestamp;
 use crate::watch::{Change, Cursor, Item, Reader, Start, What};
 
 /// Most who listen at a time: each takes a thread.
-const MAX_AT_A_TIME: usize = 256;
+pub(super) const MAX_AT_A_TIME: usize = 256;
 
 /// Changes that are read at a time.
 const BATCH: usize = 512;
@@ -51,13 +52,6 @@ pub(crate) struct ChangesRequest {
     pub(crate) recursive: bool,
     /// From where on, as [`Cursor`] has it; else from now on.
     pub(crate) since: Option<String>,
-}
-
-/// A question.
-#[derive(Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum Question {
-    Changes(ChangesRequest),
 }
 
 /// One change, as it is told.
@@ -127,41 +121,9 @@ pub(crate) enum Line {
     Failed(Failure),
 }
 
-/// Tells the changes of one tree.
-pub(super) struct Changes {
-    pub(super) tree: Weak<Overlay>,
-    /// Held by each who listens.
-    pub(super) listening: Arc<()>,
-}
-
-impl Changes {
-    /// Answers what was asked on a thread of its own; gives the connection back if that is nothing of ours.
-    pub(super) fn answer(
-        &self,
-        asked: &[u8],
-        mut connection: UnixStream,
-    ) -> io::Result<Option<UnixStream>> {
-        let Ok(Question::Changes(request)) = serde_json::from_slice(asked) else {
-            return Ok(Some(connection));
-        };
-        // One is our own.
-        if Arc::strong_count(&self.listening) > MAX_AT_A_TIME {
-            let message = format!("the server has {MAX_AT_A_TIME} listeners already");
-            write_line(&mut connection, &Line::Failed(Failure::new(Code::Busy, message)))?;
-            return Ok(None);
-        }
-        let (tree, listening) = (Weak::clone(&self.tree), Arc::clone(&self.listening));
-        // Who reads slowly is in nobody's way.
-        connection.set_write_timeout(None)?;
-        std::thread::Builder::new().name("thawfs-changes".into()).spawn(move || {
-            // A client that went away is its own affair.
-            if let Err(error) = tell(&tree, &request, connection) {
-                tracing::debug!("changes are told no longer: {error}");
-            }
-            drop(listening);
-        })?;
-        Ok(None)
-    }
+/// Says why nothing is told.
+pub(super) fn refuse(mut connection: UnixStream, failure: Failure) -> io::Result<()> {
+    write_line(&mut connection, &Line::Failed(failure))
 }
 
 fn write_line(to: &mut impl Write, line: &Line) -> io::Result<()> {
@@ -169,8 +131,16 @@ fn write_line(to: &mut impl Write, line: &Line) -> io::Result<()> {
     to.write_all(b"\n")
 }
 
-/// The tree is held only while it is needed: what it has locked is free when the mount is gone.
-fn tell(tree: &Weak<Overlay>, request: &ChangesRequest, connection: UnixStream) -> io::Result<()> {
+/// Tells what changes until the mount is gone, or who listens is. The tree is held only while it is needed: what it has
+/// locked is free when the mount is gone.
+///
+/// # Errors
+/// Where who listens went away while something was told.
+pub(super) fn tell(
+    tree: &Weak<Overlay>,
+    request: &ChangesRequest,
+    connection: UnixStream,
+) -> io::Result<()> {
     let mut to = BufWriter::with_capacity(64 << 10, connection);
     let log = tree.upgrade().map(|tree| Arc::clone(tree.change_log()));
     let since = request.since.as_deref().map(str::parse::<Cursor>).transpose();
@@ -182,7 +152,8 @@ fn tell(tree: &Weak<Overlay>, request: &ChangesRequest, connection: UnixStream) 
             return write_line(&mut to, &Line::Failed(failure));
         }
     };
-    let mut telling = Telling { tree, request, to, last: reader.cursor().at };
+    let Cursor { life, at: last, .. } = reader.cursor();
+    let mut telling = Telling { tree, request, to, life, last };
     match start {
         Start::Exact => telling.line(&Line::Start { cursor: reader.cursor().to_string() })?,
         Start::Reset { since } => {
@@ -218,7 +189,9 @@ struct Telling<'a> {
     tree: &'a Weak<Overlay>,
     request: &'a ChangesRequest,
     to: BufWriter<UnixStream>,
-    /// When the last change that was read was written down.
+    /// The log's, which goes on as long as anybody reads.
+    life: u64,
+    /// When the last change that was read was written down, or where it was caught up.
     last: Timestamp,
 }
 
@@ -234,16 +207,17 @@ impl Telling<'_> {
                 self.last = change.at;
                 let below = self.request.below.as_os_str().as_bytes();
                 if concerns(change, below, self.request.recursive) {
-                    self.line(&told(change, reader.cursor().life))?;
+                    self.line(&told(change, self.life))?;
                 }
                 Ok(ControlFlow::Continue(()))
             }
             Item::Missed { from, .. } => {
                 // What comes after those is in the difference, too, and would be told again.
                 reader.skip();
-                let to = reader.cursor().sequence;
+                let Cursor { sequence: to, at, .. } = reader.cursor();
                 self.line(&Line::Missed { from: *from, to })?;
                 self.catch_up(self.last, reader)?;
+                self.last = at;
                 Ok(ControlFlow::Break(()))
             }
         }

@@ -8,18 +8,18 @@ use std::io::{self, BufRead, BufWriter, Write};
 use std::ops::ControlFlow;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Weak};
 
 use serde::{Deserialize, Serialize};
 
 use super::control;
+use super::questions::Question;
 use crate::failure::{Code, Failure};
 use crate::names;
 use crate::overlay::{DifferenceEntry, Overlay};
 use crate::types::Timestamp;
 
 /// Most differences that are told at a time: each takes a thread, and the names of directories.
-const MAX_AT_A_TIME: usize = 8;
+pub(super) const MAX_AT_A_TIME: usize = 8;
 
 /// What of a difference is asked for.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,13 +30,6 @@ pub(crate) struct DifferenceRequest {
     pub(crate) below: PathBuf,
     /// Since when, in seconds and nanoseconds; else from the backup.
     pub(crate) since: Option<(i64, u32)>,
-}
-
-/// A question.
-#[derive(Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum Question {
-    Difference(DifferenceRequest),
 }
 
 /// A line of the answer.
@@ -50,40 +43,8 @@ enum Line {
     Failed(Failure),
 }
 
-/// Tells differences of one tree.
-pub(super) struct Differences {
-    pub(super) tree: Weak<Overlay>,
-    /// Held by each that is being told.
-    pub(super) running: Arc<()>,
-}
-
-impl Differences {
-    /// Answers `asked` on a thread of its own.
-    pub(super) fn answer(&self, asked: &[u8], connection: UnixStream) -> io::Result<()> {
-        let Question::Difference(request) = serde_json::from_slice(asked)?;
-        let Some(tree) = self.tree.upgrade() else {
-            return refuse(connection, Failure::new(Code::NotMounted, "the mount is ending"));
-        };
-        // One is our own.
-        if Arc::strong_count(&self.running) > MAX_AT_A_TIME {
-            let message = format!("the server tells {MAX_AT_A_TIME} differences already");
-            return refuse(connection, Failure::new(Code::Busy, message));
-        }
-        let running = Arc::clone(&self.running);
-        // Who reads slowly is in nobody's way.
-        connection.set_write_timeout(None)?;
-        std::thread::Builder::new().name("thawfs-difference".into()).spawn(move || {
-            // A client that went away is its own affair.
-            if let Err(error) = tell(&tree, &request, connection) {
-                tracing::debug!("a difference was not told to its end: {error}");
-            }
-            drop(running);
-        })?;
-        Ok(())
-    }
-}
-
-fn refuse(mut connection: UnixStream, failure: Failure) -> io::Result<()> {
+/// Says why nothing is told.
+pub(super) fn refuse(mut connection: UnixStream, failure: Failure) -> io::Result<()> {
     write_line(&mut connection, &Line::Failed(failure))
 }
 
@@ -92,7 +53,15 @@ fn write_line(to: &mut impl Write, line: &Line) -> io::Result<()> {
     to.write_all(b"\n")
 }
 
-fn tell(tree: &Overlay, request: &DifferenceRequest, connection: UnixStream) -> io::Result<()> {
+/// Tells the difference.
+///
+/// # Errors
+/// Where who listens went away meanwhile.
+pub(super) fn tell(
+    tree: &Overlay,
+    request: &DifferenceRequest,
+    connection: UnixStream,
+) -> io::Result<()> {
     let mut to = BufWriter::new(connection);
     write_line(&mut to, &Line::Begun)?;
     to.flush()?;
@@ -145,26 +114,6 @@ pub(crate) fn fetch_difference(
             }
             Line::End => return Ok(()),
             Line::Failed(failure) => return Err(failure),
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_question_is_read_as_it_was_written() {
-        use std::os::unix::ffi::OsStringExt;
-        for (below, since) in [
-            (PathBuf::from(""), None),
-            (PathBuf::from(std::ffi::OsString::from_vec(b"a/\xff\n".to_vec())), Some((-1, 5))),
-        ] {
-            let request = DifferenceRequest { below, since };
-            let text = serde_json::to_string(&Question::Difference(request)).unwrap();
-            assert!(!text.contains('\n'), "{text}");
-            let Question::Difference(read) = serde_json::from_str(&text).unwrap();
-            assert_eq!(serde_json::to_string(&Question::Difference(read)).unwrap(), text);
         }
     }
 }

@@ -8,7 +8,7 @@
 //! | `detach`, `program` | starting a server, and which program that is |
 //! | `inherited`, `privileges`, `group`, `heap` | what it leaves behind, gives up, or sets for itself |
 //! | `serve`, `directories`, `traces` | its life: the mount, its directories, what is fetched ahead |
-//! | `control`, [`report`], `difference`, `changes` | what it says when asked |
+//! | `control`, [`report`], `questions`, `difference`, `changes` | what it says when asked |
 //! | `file_service` | files of the machine over HTTP |
 //! | `state`, `mount_dir`, `record`, `locks` | what is written down of it, and locked |
 //! | [`mounts`], `mounted_from` | what is mounted, as the kernel says |
@@ -37,6 +37,7 @@ pub mod mounts;
 mod owners;
 mod privileges;
 mod program;
+mod questions;
 mod record;
 pub mod report;
 mod request;

@@ -36,6 +36,9 @@ pub struct Report {
     pub disk: DiskReport,
     /// The cache of decoded blocks.
     pub blocks: BlockReport,
+    /// The log of what changes; all zero while nobody watches.
+    #[serde(default)]
+    pub changes: ChangesReport,
     /// Files and directories that the kernel remembers.
     #[serde(default)]
     pub nodes: u64,
@@ -126,6 +129,20 @@ pub struct BlockReport {
     pub hits: u64,
     /// Blocks decoded.
     pub decoded: u64,
+}
+
+/// The log of what changes in a mount.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ChangesReport {
+    /// Those who read it: each `watch`, and all watchers of one file service together.
+    pub readers: u64,
+    /// Changes that were written down since somebody watches.
+    pub written: u64,
+    /// Bytes of those that are held in memory.
+    pub memory_bytes: u64,
+    /// Bytes on disk of those that wait for a slow reader.
+    pub journal_bytes: u64,
 }
 
 /// Requests that failed below the overlay.

@@ -10,15 +10,15 @@ use std::path::Path;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use super::changes::Changes;
 use super::control;
-use super::difference::Differences;
 use super::directories::{Directories, cannot_use, find, open_upper_warning, state_failed};
 use super::files_worker::FilesWorker;
 use super::group::{Group, Groups};
 use super::mounts::{MountInfo, in_words, mounted_inside, read_mount_at, read_mounts};
+use super::questions::Questions;
 use super::report::{
-    ArchiveReport, BlockReport, ChunkReport, DiskReport, FaultReport, Report, StoreReport,
+    ArchiveReport, BlockReport, ChangesReport, ChunkReport, DiskReport, FaultReport, Report,
+    StoreReport,
 };
 use super::request::{MountRequest, Ready};
 use super::state::{HostId, MountDir, Record, StateDir, check_outside_state};
@@ -234,14 +234,10 @@ fn publish(
     faults: Arc<Faults>,
 ) -> io::Result<()> {
     let about = record.clone();
-    let changes = Changes { tree: Weak::clone(&tree), listening: Arc::default() };
-    let differences = Differences { tree: Weak::clone(&tree), running: Arc::default() };
+    let questions = Questions::new(Weak::clone(&tree));
     let answer = move |asked: &[u8], mut connection: UnixStream| {
         if !asked.is_empty() {
-            return match changes.answer(asked, connection)? {
-                Some(connection) => differences.answer(asked, connection),
-                None => Ok(()),
-            };
+            return questions.answer(asked, connection);
         }
         let groups = groups.clone();
         let report = Report { groups, ..report(&about, &tree, &opened, &faults) };
@@ -298,6 +294,15 @@ fn report(record: &Record, tree: &Weak<Overlay>, opened: &OpenArchive, faults: &
             dropped: chunks.disk_dropped,
         },
         blocks: BlockReport { hits: blocks.hits, decoded: blocks.decodes },
+        changes: tree.upgrade().map_or_else(ChangesReport::default, |tree| {
+            let kept = tree.change_log().kept();
+            ChangesReport {
+                readers: kept.readers as u64,
+                written: kept.written,
+                memory_bytes: kept.memory_bytes as u64,
+                journal_bytes: kept.journal_bytes,
+            }
+        }),
         nodes: tree.upgrade().map_or(0, |tree| tree.node_count() as u64),
         faults: FaultReport {
             count,

@@ -40,6 +40,11 @@ impl Journal {
         self.segments.front().map(|segment| segment.first)
     }
 
+    /// Bytes of what is there still.
+    pub(super) fn bytes(&self) -> u64 {
+        self.segments.iter().map(|segment| segment.len as u64).sum()
+    }
+
     /// Adds `text`, which is [`encode`]d changes in a row, the first of them being `first`.
     ///
     /// # Errors

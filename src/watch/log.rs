@@ -67,6 +67,19 @@ pub enum Start {
     },
 }
 
+/// What a log holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Kept {
+    /// Those who read it.
+    pub readers: usize,
+    /// Changes that were written down in this life.
+    pub written: u64,
+    /// Bytes of changes in memory.
+    pub memory_bytes: usize,
+    /// Bytes of the journal that are in use.
+    pub journal_bytes: u64,
+}
+
 /// An ordered log of the changes of one tree.
 pub struct ChangeLog {
     /// Whether changes are to be written down.
@@ -236,6 +249,20 @@ impl ChangeLog {
         }
         drop(state);
         self.wake();
+    }
+
+    /// What it holds now; nothing where nobody reads.
+    pub fn kept(&self) -> Kept {
+        let mut state = self.state.lock();
+        if !self.is_watched() || self.end_if_over(&mut state) {
+            return Kept::default();
+        }
+        Kept {
+            readers: state.readers.len(),
+            written: state.next - 1,
+            memory_bytes: state.ring_bytes,
+            journal_bytes: state.journal.as_ref().map_or(0, Journal::bytes),
+        }
     }
 
     /// Makes room in the ring: half of it goes to the journal, if a reader has yet to get some of that.

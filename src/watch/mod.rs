@@ -34,5 +34,5 @@ mod work;
 
 pub use change::{Change, What};
 pub use cursor::{Cursor, NotACursor};
-pub use log::{ChangeLog, Item, LINGER, Limits, Reader, Start};
+pub use log::{ChangeLog, Item, Kept, LINGER, Limits, Reader, Start};
 pub(crate) use tree::watch as watch_directory;

@@ -51,6 +51,7 @@ mod overlay_model;
 mod overlay_places;
 mod overlay_semantics;
 mod overlay_support;
+mod overlay_told;
 mod restore_places;
 mod server_files;
 mod server_groups;

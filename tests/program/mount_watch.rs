@@ -230,6 +230,38 @@ fn a_watch_goes_on_where_another_was_also_after_the_server_s_death() {
 }
 
 #[test]
+fn status_says_who_watches_and_what_is_held_for_them() {
+    if !can_mount_with("status_says_who_watches_and_what_is_held_for_them", &[]) {
+        return;
+    }
+    let mounts = Mounts::new();
+    mount(&mounts, &[]);
+    let changes = || {
+        let words = ["status", "--json", text(&mounts.mountpoint)];
+        let status: serde_json::Value = serde_json::from_str(&mounts.bench.ok(&words)).unwrap();
+        status[0]["changes"].clone()
+    };
+    let none = serde_json::json!({
+        "readers": 0, "written": 0, "memoryBytes": 0, "journalBytes": 0
+    });
+    assert_eq!(changes(), none);
+    fs::write(mounts.mountpoint.join("before"), "").unwrap();
+    assert_eq!(changes(), none, "nothing is written down while nobody watches");
+    let mut one = Watching::new(&mounts.bench, &mounts.mountpoint, &[]);
+    let two = Watching::new(&mounts.bench, &mounts.mountpoint, &[]);
+    fs::create_dir(mounts.mountpoint.join("made")).unwrap();
+    assert_eq!(one.words(QUIET), ["create made"]);
+    let now = changes();
+    assert_eq!((&now["readers"], &now["written"]), (&2.into(), &1.into()), "{now}");
+    assert!(now["memoryBytes"].as_u64().unwrap() > 0 && now["journalBytes"] == 0, "{now}");
+    let shown = mounts.bench.ok(&["status", text(&mounts.mountpoint)]);
+    assert!(shown.contains("  watched   by 2, 1 changes, "), "{shown}");
+    drop((one, two));
+    eventually("nobody watches", || changes()["readers"] == 0);
+    unmount(&mounts);
+}
+
+#[test]
 fn a_watch_ends_with_its_mount_and_is_no_reason_for_it_to_stay() {
     if !can_mount_with(
         "a_watch_ends_with_its_mount_and_is_no_reason_for_it_to_stay",

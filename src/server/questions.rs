@@ -1,0 +1,171 @@
+//! What is asked of a server over its control socket, beside its report, and who answers: each question on a thread of
+//! its own, and only so many at a time.
+
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Weak};
+
+use serde::{Deserialize, Serialize};
+
+use super::changes::{self, ChangesRequest};
+use super::difference::{self, DifferenceRequest};
+use crate::failure::{Code, Failure};
+use crate::overlay::Overlay;
+
+/// A question, as a line of JSON: an object of the one member that is its name.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Question {
+    /// What differs from the backup.
+    Difference(DifferenceRequest),
+    /// What changes.
+    Changes(ChangesRequest),
+}
+
+/// Places for those who are answered at a time.
+struct Places {
+    /// Held by each of them, and by us.
+    taken: Arc<()>,
+    most: usize,
+    /// What they are, in words.
+    of: &'static str,
+}
+
+impl Places {
+    fn new(most: usize, of: &'static str) -> Self {
+        Self { taken: Arc::default(), most, of }
+    }
+
+    fn taken(&self) -> usize {
+        Arc::strong_count(&self.taken) - 1
+    }
+
+    /// A place, as long as it is held. Asked for by one thread at a time.
+    fn take(&self) -> Result<Arc<()>, Failure> {
+        if self.taken() < self.most {
+            return Ok(Arc::clone(&self.taken));
+        }
+        let Self { most, of, .. } = self;
+        Err(Failure::new(Code::Busy, format!("the server has {most} {of} already")))
+    }
+}
+
+/// Answers questions about one tree.
+pub(super) struct Questions {
+    tree: Weak<Overlay>,
+    differences: Places,
+    listeners: Places,
+}
+
+impl Questions {
+    pub(super) fn new(tree: Weak<Overlay>) -> Self {
+        Self {
+            tree,
+            differences: Places::new(difference::MAX_AT_A_TIME, "differences to tell"),
+            listeners: Places::new(changes::MAX_AT_A_TIME, "listeners"),
+        }
+    }
+
+    /// Answers what was `asked`. Called by one thread.
+    ///
+    /// # Errors
+    /// Where it is no question, or who asks is gone, or there are no more threads.
+    pub(super) fn answer(&self, asked: &[u8], connection: UnixStream) -> io::Result<()> {
+        // Who reads slowly is in nobody's way: not here, and not there.
+        match serde_json::from_slice(asked)? {
+            Question::Difference(request) => {
+                let place = match self.differences.take() {
+                    Ok(place) => place,
+                    Err(busy) => return difference::refuse(connection, busy),
+                };
+                let Some(tree) = self.tree.upgrade() else {
+                    let ending = Failure::new(Code::NotMounted, "the mount is ending");
+                    return difference::refuse(connection, ending);
+                };
+                connection.set_write_timeout(None)?;
+                on_a_thread("thawfs-difference", place, move || {
+                    difference::tell(&tree, &request, connection)
+                })
+            }
+            Question::Changes(request) => {
+                let place = match self.listeners.take() {
+                    Ok(place) => place,
+                    Err(busy) => return changes::refuse(connection, busy),
+                };
+                connection.set_write_timeout(None)?;
+                let tree = Weak::clone(&self.tree);
+                on_a_thread("thawfs-changes", place, move || {
+                    changes::tell(&tree, &request, connection)
+                })
+            }
+        }
+    }
+}
+
+fn on_a_thread(
+    name: &str,
+    place: Arc<()>,
+    tell: impl FnOnce() -> io::Result<()> + Send + 'static,
+) -> io::Result<()> {
+    let thread = std::thread::Builder::new().name(name.to_owned());
+    thread.spawn(move || {
+        // A client that went away is its own affair.
+        if let Err(error) = tell() {
+            tracing::debug!("not told to its end: {error}");
+        }
+        drop(place);
+    })?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::OsString;
+    use std::os::unix::ffi::OsStringExt;
+    use std::path::PathBuf;
+
+    use super::*;
+
+    #[test]
+    fn a_question_is_read_as_it_was_written() {
+        let odd = || PathBuf::from(OsString::from_vec(b"a/\xff\n".to_vec()));
+        for (question, begins) in [
+            (
+                Question::Difference(DifferenceRequest { below: PathBuf::new(), since: None }),
+                r#"{"difference":{"#,
+            ),
+            (
+                Question::Difference(DifferenceRequest { below: odd(), since: Some((-1, 5)) }),
+                r#"{"difference":{"#,
+            ),
+            (
+                Question::Changes(ChangesRequest { below: odd(), recursive: true, since: None }),
+                r#"{"changes":{"#,
+            ),
+            (
+                Question::Changes(ChangesRequest {
+                    below: PathBuf::from("a"),
+                    recursive: false,
+                    since: Some("x".into()),
+                }),
+                r#"{"changes":{"#,
+            ),
+        ] {
+            let text = serde_json::to_string(&question).unwrap();
+            assert!(text.starts_with(begins) && !text.contains('\n'), "{text}");
+            assert_eq!(serde_json::from_str::<Question>(&text).unwrap(), question);
+        }
+    }
+
+    #[test]
+    fn only_so_many_places_are_taken_at_a_time() {
+        let places = Places::new(2, "listeners");
+        let one = places.take().unwrap();
+        let _two = places.take().unwrap();
+        let busy = places.take().unwrap_err();
+        assert_eq!((busy.code, &*busy.message), (Code::Busy, "the server has 2 listeners already"));
+        drop(one);
+        assert_eq!(places.taken(), 1);
+        places.take().unwrap();
+    }
+}

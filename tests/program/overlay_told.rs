@@ -1,0 +1,112 @@
+//! What the stream says of files whose names are not all known, as those of one that has very many.
+
+use std::ffi::OsString;
+
+use thawfs::overlay::{Options, SetAttr};
+use thawfs::types::Ino;
+use thawfs::watch::{Item, Reader, What};
+
+use crate::overlay_support::{ROOT, open_overlay, source};
+
+/// Names of a file that are known at a time: the one that it was reached by last, and those before that.
+const KNOWN: usize = 33;
+
+fn name(n: usize) -> OsString {
+    format!("name-{n}").into()
+}
+
+fn read(reader: &mut Reader) -> Vec<Item> {
+    let mut all = Vec::new();
+    loop {
+        let some = reader.read(1000);
+        if some.is_empty() {
+            return all;
+        }
+        all.extend(some);
+    }
+}
+
+/// A file of many `names`, made and linked in order, of which the first that are `left` are not removed again: what
+/// is told when its mode is changed and when it is written to, by who has it open.
+fn told_of(names: usize, left: usize) -> [Vec<Item>; 2] {
+    let dir = tempfile::tempdir().unwrap();
+    let overlay = open_overlay(dir.path(), &source().archive, Options::default());
+    let (mut reader, _) = overlay.change_log().subscribe(None).unwrap();
+    let flags = libc::O_RDWR | libc::O_CREAT;
+    let (file, opened) = overlay.create(&ROOT, Ino::ROOT, &name(0), 0o644, flags).unwrap();
+    for n in 1..names {
+        overlay.link(file.ino, Ino::ROOT, &name(n)).unwrap();
+    }
+    for n in (left..names).rev() {
+        overlay.unlink(Ino::ROOT, &name(n)).unwrap();
+    }
+    read(&mut reader);
+    let mode = SetAttr { mode: Some(0o600), ..SetAttr::default() };
+    overlay.setattr(&ROOT, file.ino, None, &mode).unwrap();
+    let of_mode = read(&mut reader);
+    overlay.write(opened.handle, 0, b"more").unwrap();
+    let of_write = read(&mut reader);
+    overlay.release(opened.handle);
+    [of_mode, of_write]
+}
+
+#[test]
+fn a_file_that_has_names_is_never_changed_in_silence() {
+    for names in [1, 2, KNOWN - 1, KNOWN, KNOWN + 1, KNOWN + 2, 2 * KNOWN] {
+        for left in [1, 2, names.saturating_sub(KNOWN), names - 1, names] {
+            let left = left.clamp(1, names);
+            let [of_mode, of_write] = told_of(names, left);
+            for (told, what) in [(of_mode, What::Attributes), (of_write, What::Write)] {
+                let case = format!("{names} names, {left} left: {told:?}");
+                match &told[..] {
+                    [Item::Change(change)] => {
+                        assert!(names <= KNOWN || names - left < KNOWN, "{case}");
+                        assert_eq!(change.what, what, "{case}");
+                        let path = String::from_utf8(change.path.clone()).unwrap();
+                        let is_left = (0..left).any(|n| name(n) == *path);
+                        assert!(is_left, "the path is one that is there still: {case}");
+                    }
+                    // Whoever reads looks what differs.
+                    [Item::Missed { from, to }] => {
+                        assert!(names > KNOWN && names - left >= KNOWN, "{case}");
+                        assert_eq!(from, to, "{case}");
+                    }
+                    _ => panic!("{case}"),
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn what_has_no_name_any_more_is_told_of_to_nobody() {
+    for names in [1, KNOWN, KNOWN + 5] {
+        assert_eq!(told_of(names, 0), [vec![], vec![]], "{names} names");
+    }
+}
+
+#[test]
+fn a_name_that_is_used_again_and_again_does_not_drive_out_the_others() {
+    for left in 0..KNOWN {
+        let dir = tempfile::tempdir().unwrap();
+        let overlay = open_overlay(dir.path(), &source().archive, Options::default());
+        let (mut reader, _) = overlay.change_log().subscribe(None).unwrap();
+        let file = overlay.mknod(&ROOT, Ino::ROOT, &name(0), libc::S_IFREG | 0o644, 0).unwrap();
+        for n in 1..KNOWN {
+            overlay.link(file.ino, Ino::ROOT, &name(n)).unwrap();
+        }
+        // The file goes to the name that it is looked up by.
+        for n in [0, 1, 0, 1, 0] {
+            overlay.lookup(Ino::ROOT, &name(n)).unwrap();
+        }
+        for n in (0..KNOWN).filter(|n| *n != left) {
+            overlay.unlink(Ino::ROOT, &name(n)).unwrap();
+        }
+        read(&mut reader);
+        let mode = SetAttr { mode: Some(0o600), ..SetAttr::default() };
+        overlay.setattr(&ROOT, file.ino, None, &mode).unwrap();
+        let told = read(&mut reader);
+        let [Item::Change(change)] = &told[..] else { panic!("{left} is left: {told:?}") };
+        assert_eq!(String::from_utf8(change.path.clone()).unwrap(), format!("name-{left}"));
+    }
+}
