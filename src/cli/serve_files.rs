@@ -28,8 +28,9 @@ pub(crate) struct ServeFilesArgs {
     pub(crate) root: PathBuf,
 
     /// How many watchers there may be at a time.
-    #[arg(long, value_name = "N", default_value_t = Options::WATCHERS)]
-    pub(crate) watchers: usize,
+    #[arg(long, value_name = "N", default_value_t = Options::WATCHERS,
+          value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub(crate) watchers: u32,
 }
 
 /// What is said once connections are taken.
@@ -75,7 +76,8 @@ pub(super) fn serve_files(args: &ServeFilesArgs, output: &Output) -> Result<(), 
             "without --token-file every user and program of this machine can move and remove what root can",
         );
     }
-    let asked = FileService { address, root: root.clone(), token, watchers: args.watchers };
+    let asked =
+        FileService { address, root: root.clone(), token, watchers: args.watchers as usize };
     let failed = |error| match error {
         Ended::Told(failure) => failure,
         Ended::Io(error) => {

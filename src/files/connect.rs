@@ -16,8 +16,11 @@ use tokio::sync::mpsc;
 
 use super::body::{Body, Pieces, pieces};
 
-/// The largest request in bytes: two paths and a few numbers.
-const LARGEST_REQUEST: usize = 256 << 10;
+/// The largest message of a request in bytes: two paths and a few numbers.
+const LARGEST_MESSAGE: usize = 256 << 10;
+
+/// The bytes before a message of a stream: its flags and its length.
+const FRAME_HEAD: usize = 5;
 
 /// How long a client may take to send it.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -25,8 +28,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// How long nothing may be sent, unless a client says otherwise.
 const PING_INTERVAL: Duration = Duration::from_secs(90);
 
-/// The flag of a compressed message, and that of the last one.
-const COMPRESSED: u8 = 1;
+/// The flag of the last message of an answer.
 const LAST: u8 = 2;
 
 /// What kind of error a client is told of.
@@ -112,17 +114,17 @@ pub(crate) async fn unary<Q: DeserializeOwned>(
     request: Request<Incoming>,
     call: impl AsyncFnOnce(Q) -> Result<Answer, Error>,
 ) -> Response<Body> {
-    if let Err(refused) = check(&request, UNARY, header::CONTENT_ENCODING.as_str()) {
+    if let Some(refused) = refuse(&request, UNARY) {
         return refused;
     }
-    let deadline = match timeout(request.headers()) {
-        Ok(deadline) => deadline,
-        Err(error) => return error.response(),
+    let deadline = check(request.headers(), header::CONTENT_ENCODING.as_str());
+    let answer = async {
+        let answer = async {
+            let text = read(request.into_body(), 0).await?;
+            call(message(&text)?).await
+        };
+        within(deadline?, answer).await
     };
-    let answer = within(deadline, async {
-        let text = read(request.into_body()).await?;
-        call(message(&text)?).await
-    });
     match answer.await {
         Ok(answer) => {
             let body = match answer {
@@ -191,16 +193,16 @@ where
     Q: DeserializeOwned + Send + 'static,
     F: Future<Output = Result<(), Error>> + Send + 'static,
 {
-    if let Err(refused) = check(&request, STREAM, "connect-content-encoding") {
+    if let Some(refused) = refuse(&request, STREAM) {
         return refused;
     }
     let (frames, body) = pieces(2);
-    let deadline = timeout(request.headers());
+    let deadline = check(request.headers(), "connect-content-encoding");
     let ping_interval = ping_interval(request.headers());
     let sender = Sender { frames: frames.clone(), text: Vec::new(), ping_interval };
     let first = async {
         let deadline = deadline?;
-        let read = async { message::<Q>(unframe(&read(request.into_body()).await?)?) };
+        let read = async { message::<Q>(unframe(&read(request.into_body(), FRAME_HEAD).await?)?) };
         Ok((deadline, within(deadline, read).await?))
     };
     let first = first.await;
@@ -241,44 +243,68 @@ async fn within<T>(
     }
 }
 
-/// Refuses what is no call that can be answered.
-#[expect(clippy::result_large_err, reason = "it is what is answered")]
-fn check(request: &Request<Incoming>, kind: &str, encoding: &str) -> Result<(), Response<Body>> {
+/// What is answered where something is no call of this `kind` at all.
+fn refuse(request: &Request<Incoming>, kind: &str) -> Option<Response<Body>> {
     let plain = |status, name, value: &str| {
         let mut response = Response::new(Body::whole(""));
         *response.status_mut() = status;
         response.headers_mut().extend(HeaderValue::from_str(value).map(|value| (name, value)));
-        response
+        Some(response)
     };
     if request.method() != Method::POST {
-        return Err(plain(StatusCode::METHOD_NOT_ALLOWED, header::ALLOW, "POST"));
+        return plain(StatusCode::METHOD_NOT_ALLOWED, header::ALLOW, "POST");
     }
-    let text = |name: &str| {
-        request.headers().get(name).map(|value| value.to_str().unwrap_or("?").trim().to_owned())
+    let is_of_kind = |asked: &HeaderValue| {
+        let codec = asked.to_str().unwrap_or_default().split(';').next().unwrap_or_default();
+        codec.trim().eq_ignore_ascii_case(kind)
     };
-    let asked = text("content-type").unwrap_or_default();
-    let codec = asked.split(';').next().unwrap_or_default().trim();
-    if !codec.eq_ignore_ascii_case(kind) {
+    let asked = only(request.headers(), header::CONTENT_TYPE.as_str());
+    if !asked.is_ok_and(|asked| asked.is_some_and(is_of_kind)) {
         let accept = header::HeaderName::from_static("accept-post");
-        return Err(plain(StatusCode::UNSUPPORTED_MEDIA_TYPE, accept, kind));
+        return plain(StatusCode::UNSUPPORTED_MEDIA_TYPE, accept, kind);
     }
-    if let Some(version) = text("connect-protocol-version").filter(|version| version != "1") {
+    None
+}
+
+/// Refuses what is not supported of a call, and says how long it may take.
+fn check(headers: &HeaderMap, encoding: &str) -> Result<Option<Duration>, Error> {
+    let text = |name: &str| {
+        let value = only(headers, name)?;
+        Ok::<_, Error>(value.map(|value| value.to_str().unwrap_or("?").trim().to_owned()))
+    };
+    if let Some(version) = text("connect-protocol-version")?.filter(|version| version != "1") {
         let message = format!("protocol version {version} is not 1");
-        return Err(Error::new(Code::InvalidArgument, message).response());
+        return Err(Error::new(Code::InvalidArgument, message));
     }
-    if let Some(encoding) = text(encoding).filter(|encoding| encoding != "identity") {
+    if let Some(encoding) = text(encoding)?.filter(|encoding| encoding != "identity") {
         let message = format!("compression {encoding} is not supported; identity is");
-        return Err(Error::new(Code::Unimplemented, message).response());
+        return Err(Error::new(Code::Unimplemented, message));
     }
-    Ok(())
+    timeout(headers)
+}
+
+/// A header that means one thing, and cannot be given twice.
+///
+/// # Errors
+/// `invalid_argument` where it is.
+pub(super) fn only<'a>(
+    headers: &'a HeaderMap,
+    name: &str,
+) -> Result<Option<&'a HeaderValue>, Error> {
+    let mut values = headers.get_all(name).iter();
+    match (values.next(), values.next()) {
+        (value, None) => Ok(value),
+        _ => Err(Error::new(Code::InvalidArgument, format!("{name} is given more than once"))),
+    }
 }
 
 /// How long the client waits for all of the answer; for ever where it says nothing, or 0.
 fn timeout(headers: &HeaderMap) -> Result<Option<Duration>, Error> {
-    let Some(value) = headers.get("connect-timeout-ms") else { return Ok(None) };
+    let Some(value) = only(headers, "connect-timeout-ms")? else { return Ok(None) };
     let text = value.to_str().unwrap_or_default();
     // No more than ten digits, says the protocol.
-    let parsed = text.parse().ok().filter(|_| text.len() <= 10);
+    let is_number = (1..=10).contains(&text.len()) && text.bytes().all(|it| it.is_ascii_digit());
+    let parsed = text.parse().ok().filter(|_| is_number);
     let wrong = || Error::new(Code::InvalidArgument, "Connect-Timeout-Ms is no number");
     let ms = parsed.ok_or_else(wrong)?;
     Ok(Some(Duration::from_millis(ms)).filter(|timeout| !timeout.is_zero()))
@@ -290,8 +316,9 @@ fn ping_interval(headers: &HeaderMap) -> Duration {
     seconds.map_or(PING_INTERVAL, |seconds: u32| Duration::from_secs(seconds.into()))
 }
 
-/// All of a request. One that says it is too large, in its framing, too, is refused before it has been sent.
-async fn read(mut body: Incoming) -> Result<Vec<u8>, Error> {
+/// All of a request, whose message comes behind a head of so many bytes. One that says it is too large, in its framing,
+/// too, is refused before it has been sent.
+async fn read(mut body: Incoming, head: usize) -> Result<Vec<u8>, Error> {
     let wrong = |message: &str| Error::new(Code::InvalidArgument, message);
     let mut text = Vec::new();
     let read = async {
@@ -300,12 +327,11 @@ async fn read(mut body: Incoming) -> Result<Vec<u8>, Error> {
             let Ok(data) = frame.into_data() else { continue };
             text.extend(data);
             let announced = match text.as_slice() {
-                // No JSON begins like this.
-                [0..=2, a, b, c, d, ..] => u32::from_be_bytes([*a, *b, *c, *d]) as usize,
+                [_, a, b, c, d, ..] if head > 0 => u32::from_be_bytes([*a, *b, *c, *d]) as usize,
                 _ => 0,
             };
-            if text.len().max(announced) > LARGEST_REQUEST {
-                let message = format!("a request has at most {LARGEST_REQUEST} bytes");
+            if text.len() > LARGEST_MESSAGE + head || announced > LARGEST_MESSAGE {
+                let message = format!("a message of a request has at most {LARGEST_MESSAGE} bytes");
                 return Err(Error::new(Code::ResourceExhausted, message));
             }
         }
@@ -318,17 +344,21 @@ async fn read(mut body: Incoming) -> Result<Vec<u8>, Error> {
 
 /// The message in the one frame of a request that is answered by a stream.
 fn unframe(text: &[u8]) -> Result<&[u8], Error> {
-    let wrong = |message: &str| Error::new(Code::InvalidArgument, message);
-    let (head, message) = text.split_at_checked(5).ok_or_else(|| wrong("half a frame"))?;
-    let [flags, len @ ..] = head else { return Err(wrong("half a frame")) };
-    if flags & COMPRESSED != 0 {
-        return Err(Error::new(Code::Internal, "a compressed frame, without a compression"));
+    let wrong = |message: String| Error::new(Code::InvalidArgument, message);
+    let half = || wrong("half a frame".to_owned());
+    let (head, message) = text.split_at_checked(FRAME_HEAD).ok_or_else(half)?;
+    let [flags, len @ ..] = head else { return Err(half()) };
+    // Compressed is none without a compression, and the last are answers' alone.
+    if *flags != 0 {
+        return Err(wrong(format!(
+            "a message of a request has no flags, and this has {flags:#04x}"
+        )));
     }
     let len = <[u8; 4]>::try_from(len).map_or(0, u32::from_be_bytes) as usize;
-    let message = message.get(..len).ok_or_else(|| wrong("half a frame"))?;
-    match text.get(5 + len..).unwrap_or_default() {
-        [] | [LAST, ..] => Ok(message),
-        _ => Err(Error::new(Code::Unimplemented, "more than one message in a request")),
+    let message = message.get(..len).ok_or_else(half)?;
+    match text.len() == FRAME_HEAD + len {
+        true => Ok(message),
+        false => Err(Error::new(Code::Unimplemented, "more than one message in a request")),
     }
 }
 
@@ -355,14 +385,16 @@ mod tests {
         };
         assert_eq!(unframe(&frame(0, 2, "{}")).unwrap(), b"{}");
         assert_eq!(unframe(&frame(0, 0, "")).unwrap(), b"");
-        let with_end = [frame(0, 2, "{}"), frame(2, 2, "{}")].concat();
-        assert_eq!(unframe(&with_end).unwrap(), b"{}");
         for (text, code) in [
             (Vec::new(), Code::InvalidArgument),
             (vec![0; 4], Code::InvalidArgument),
             (frame(0, 3, "{}"), Code::InvalidArgument),
             (frame(0, u32::MAX, "{}"), Code::InvalidArgument),
-            (frame(1, 2, "{}"), Code::Internal),
+            (frame(1, 2, "{}"), Code::InvalidArgument),
+            (frame(2, 2, "{}"), Code::InvalidArgument),
+            (frame(2, 0, ""), Code::InvalidArgument),
+            (frame(0x80, 2, "{}"), Code::InvalidArgument),
+            ([frame(0, 2, "{}"), frame(2, 2, "{}")].concat(), Code::Unimplemented),
             ([frame(0, 2, "{}"), frame(0, 2, "{}")].concat(), Code::Unimplemented),
         ] {
             assert_eq!(unframe(&text).unwrap_err().code, code, "{text:?}");
@@ -379,7 +411,7 @@ mod tests {
         assert_eq!(parsed("1"), Some(Some(Duration::from_millis(1))));
         assert_eq!(parsed("0"), Some(None));
         assert_eq!(parsed("9999999999"), Some(Some(Duration::from_millis(9_999_999_999))));
-        for odd in ["10000000000", "", "-1", "1.5", "x"] {
+        for odd in ["10000000000", "", "-1", "+1", " 1", "1.5", "x"] {
             assert_eq!(parsed(odd), None, "{odd}");
         }
         assert_eq!(timeout(&HeaderMap::new()).unwrap(), None);

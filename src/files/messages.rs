@@ -1,9 +1,11 @@
 //! Messages of the package `filesystem`, as protobuf's JSON has them: camel case, defaults left out, 64 bits as a
-//! string. Requests are read in snake case, too.
+//! string. Requests are read in snake case, too, and their numbers however that may write them.
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Serialize, Serializer};
+use serde::de::Error;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde_json::{Number, Value};
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
@@ -32,6 +34,7 @@ pub(super) struct PathRequest {
 pub(super) struct ListRequest {
     pub(super) path: String,
     /// 0 is 1.
+    #[serde(deserialize_with = "integer")]
     pub(super) depth: u32,
 }
 
@@ -137,6 +140,24 @@ pub(super) struct EntryInfo {
     pub(super) is_symlink: bool,
 }
 
+/// A number of 32 bits, which may be a string, or have an exponent, or a fraction of nothing: `3`, `"3"`, `3.0`, `0.3e1`.
+fn integer<'de, D: Deserializer<'de>>(from: D) -> Result<u32, D::Error> {
+    let value = Value::deserialize(from)?;
+    let number = match &value {
+        Value::Number(number) => Some(number.clone()),
+        Value::String(text) if !text.contains(char::is_whitespace) => {
+            serde_json::from_str::<Number>(text).ok()
+        }
+        _ => None,
+    };
+    // Each number of 32 bits is one of these, too.
+    let number = number.and_then(|number| number.as_f64());
+    let whole = number.filter(|it| it.fract() == 0.0 && (0.0..=f64::from(u32::MAX)).contains(it));
+    whole.map(|whole| whole as u32).ok_or_else(|| {
+        Error::custom(format_args!("{value} is no whole number from 0 to {}", u32::MAX))
+    })
+}
+
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
 }
@@ -148,6 +169,57 @@ fn as_string<S: Serializer>(value: &u64, to: S) -> Result<S::Ok, S::Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_number_may_be_written_as_protobuf_s_json_has_it() {
+        let parsed = |text: &str| {
+            let request: Result<ListRequest, _> =
+                serde_json::from_str(&format!("{{\"depth\":{text}}}"));
+            request.ok().map(|request| request.depth)
+        };
+        for (text, number) in [
+            ("3", 3),
+            ("\"3\"", 3),
+            ("3.0", 3),
+            ("\"3.0\"", 3),
+            ("1e0", 1),
+            ("0.3E+1", 3),
+            ("\"30e-1\"", 3),
+            ("0", 0),
+            ("-0", 0),
+            ("4294967295", u32::MAX),
+            ("\"4294967295\"", u32::MAX),
+            ("4294967295.0", u32::MAX),
+        ] {
+            assert_eq!(parsed(text), Some(number), "{text}");
+        }
+        for odd in [
+            "-1",
+            "\"-1\"",
+            "4294967296",
+            "\"4294967296\"",
+            "1e10",
+            "1e400",
+            "0.5",
+            "\"0.5\"",
+            "\"\"",
+            "\" 3\"",
+            "\"3 \"",
+            "\"3\\n\"",
+            "\"0x3\"",
+            "\"03\"",
+            "\"+3\"",
+            "\"x\"",
+            "\"NaN\"",
+            "\"Infinity\"",
+            "true",
+            "[]",
+            "[3]",
+            "{}",
+        ] {
+            assert_eq!(parsed(odd), None, "{odd}");
+        }
+    }
 
     #[test]
     fn defaults_are_left_out_and_64_bits_are_a_string() {

@@ -37,7 +37,7 @@ pub(crate) struct Options {
 
 impl Options {
     /// As many watchers as there may be, unless one says otherwise.
-    pub(crate) const WATCHERS: usize = 1024;
+    pub(crate) const WATCHERS: u32 = 1024;
 }
 
 /// The file service.
@@ -162,8 +162,10 @@ impl Service {
     /// Whether a request brings the token, which is compared in a time that tells nothing of it.
     fn lets_in(&self, headers: &HeaderMap) -> bool {
         let Some(token) = &self.token else { return true };
-        let brought = headers.get("x-access-token").map_or(&b""[..], |value| value.as_bytes());
-        token.as_slice().ct_eq(brought).into()
+        // Of several each has to be right: whoever stands in between may look at another one than we do.
+        let mut brought = headers.get_all("x-access-token").iter().peekable();
+        brought.peek().is_some()
+            && brought.all(|value| token.as_slice().ct_eq(value.as_bytes()).into())
     }
 
     /// Work that waits for a file system, on a thread for that.
@@ -270,9 +272,11 @@ fn names_loopback(headers: &HeaderMap) -> bool {
             address.parse().is_ok_and(|address: std::net::IpAddr| address.is_loopback());
         is_address || host == "localhost" || host.ends_with(".localhost")
     };
-    let text = |name| headers.get(name).map(|value| value.to_str().unwrap_or("?"));
+    let mut values = [HOST, ORIGIN]
+        .map(|name| headers.get_all(name).into_iter().map(|value| value.to_str().unwrap_or("?")));
+    let [hosts, origins] = &mut values;
     let origin = |origin: &str| origin.split_once("://").is_some_and(|(_, host)| is_loopback(host));
-    text(HOST).is_none_or(is_loopback) && text(ORIGIN).is_none_or(origin)
+    hosts.all(is_loopback) && origins.all(origin)
 }
 
 /// The token in a file, without white space around it.
@@ -298,6 +302,7 @@ pub(crate) fn read_token(path: &std::path::Path) -> std::io::Result<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use hyper::header::HeaderValue;
 
     #[test]
     fn only_names_of_this_machine_are_loopback() {
@@ -323,5 +328,10 @@ mod tests {
             }
             assert_eq!(names_loopback(&headers), expected, "{host:?} {origin:?}");
         }
+        let mut twice = HeaderMap::new();
+        twice.append(HOST, HeaderValue::from_static("localhost"));
+        assert!(names_loopback(&twice));
+        twice.append(HOST, HeaderValue::from_static("evil.example"));
+        assert!(!names_loopback(&twice));
     }
 }

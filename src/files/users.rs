@@ -8,7 +8,7 @@ use base64::prelude::BASE64_STANDARD;
 use hyper::header::{AUTHORIZATION, HeaderMap};
 use nix::unistd::{Gid, Group, Uid};
 
-use super::connect::{Code, Error};
+use super::connect::{Code, Error, only};
 
 /// A user of this machine.
 #[derive(Clone, Debug)]
@@ -49,9 +49,9 @@ impl User {
 /// The user whom a request names, which is `Authorization: Basic` of `NAME:`.
 ///
 /// # Errors
-/// `unauthenticated` where that cannot be read.
+/// `unauthenticated` where that cannot be read, `invalid_argument` where it names two.
 pub(super) fn asked_for(headers: &HeaderMap) -> Result<Option<String>, Error> {
-    let Some(value) = headers.get(AUTHORIZATION) else { return Ok(None) };
+    let Some(value) = only(headers, AUTHORIZATION.as_str())? else { return Ok(None) };
     let parse = || {
         let (scheme, encoded) = value.to_str().ok()?.split_once(' ')?;
         let decoded = BASE64_STANDARD.decode(encoded.trim()).ok()?;

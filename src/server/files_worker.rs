@@ -125,7 +125,7 @@ pub(crate) fn run_files_worker(mountpoint: &Path) -> Result<(), Failure> {
         root: mountpoint.to_owned(),
         is_home: true,
         token: None,
-        watchers: Options::WATCHERS,
+        watchers: Options::WATCHERS as usize,
         // It is connected to by who may.
         is_on_loopback: false,
     };

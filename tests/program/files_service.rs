@@ -1,118 +1,17 @@
 //! Files over HTTP: `thawfs serve-files`, asked by the published clients and by hand.
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::io::{Read, Write};
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use crate::support::files::{Service, frame, read_until, request, watch_request};
 use crate::support::mount::{Bench, can_mount_with, write_tree};
 use crate::support::surrounding::{Need, cannot_run, skip};
-use crate::support::words::{eventually, text};
-
-/// A running service.
-struct Service {
-    child: Child,
-    url: String,
-    address: String,
-}
-
-impl Service {
-    fn start(bench: &Bench, arguments: &[&str]) -> Self {
-        let mut command = bench.thawfs();
-        command.args(["serve-files", "--json", "--listen", "127.0.0.1:0"]).args(arguments);
-        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
-        let mut line = String::new();
-        BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
-        let ready: Value = serde_json::from_str(&line).unwrap();
-        let word = |key: &str| ready[key].as_str().unwrap().to_owned();
-        Self { child, url: word("url"), address: word("address") }
-    }
-
-    /// Sends `request` as it is, and gives all of the answer, or what has come when the service says no more.
-    fn send(&self, request: &[u8]) -> String {
-        let mut stream = self.connect();
-        stream.write_all(request).unwrap();
-        let mut answer = Vec::new();
-        // Until it closes, or is silent.
-        let _ = stream.read_to_end(&mut answer);
-        String::from_utf8_lossy(&answer).into_owned()
-    }
-
-    fn connect(&self) -> TcpStream {
-        let stream = TcpStream::connect(&self.address).unwrap();
-        stream.set_read_timeout(Some(Duration::from_secs(3))).unwrap();
-        stream
-    }
-
-    /// The status of the answer to `call`, and its JSON.
-    fn call(&self, method: &str, message: &Value, headers: &[&str]) -> (u16, Value) {
-        let answer = self.send(&request(method, "application/json", &message.to_string(), headers));
-        let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_else(|| panic!("{answer:?}"));
-        let status = head.split(' ').nth(1).unwrap().parse().unwrap();
-        let body = match head.to_ascii_lowercase().contains("transfer-encoding: chunked") {
-            true => unchunked(body),
-            false => body.to_owned(),
-        };
-        (status, serde_json::from_str(&body).unwrap_or(Value::Null))
-    }
-
-    /// Watchers, events and files that the process has open.
-    fn descriptors(&self) -> usize {
-        std::fs::read_dir(format!("/proc/{}/fd", self.child.id())).unwrap().count()
-    }
-}
-
-impl Drop for Service {
-    fn drop(&mut self) {
-        let pid = rustix::process::Pid::from_child(&self.child);
-        let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
-        let ended = self.child.wait().unwrap();
-        if !std::thread::panicking() {
-            assert!(ended.success(), "{ended}");
-        }
-    }
-}
-
-fn request(method: &str, kind: &str, body: &str, headers: &[&str]) -> Vec<u8> {
-    let more: String = headers.iter().map(|header| format!("{header}\r\n")).collect();
-    let length = match headers.iter().any(|header| header.starts_with("Content-Length")) {
-        true => String::new(),
-        false => format!("Content-Length: {}\r\n", body.len()),
-    };
-    format!(
-        "POST /filesystem.Filesystem/{method} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\
-         Content-Type: {kind}\r\n{length}{more}\r\n{body}"
-    )
-    .into_bytes()
-}
-
-fn unchunked(mut text: &str) -> String {
-    let mut whole = String::new();
-    while let Some((size, rest)) = text.split_once("\r\n") {
-        let size = usize::from_str_radix(size, 16).unwrap();
-        whole.push_str(&rest[..size]);
-        text = rest[size..].trim_start_matches("\r\n");
-    }
-    whole
-}
-
-fn frame(flags: u8, message: &str) -> Vec<u8> {
-    let mut frame = vec![flags];
-    frame.extend((message.len() as u32).to_be_bytes());
-    frame.extend(message.as_bytes());
-    frame
-}
-
-/// A request for a stream, of one frame.
-fn watch_request(message: &Value, headers: &[&str]) -> Vec<u8> {
-    let frame = frame(0, &message.to_string());
-    let length = format!("Content-Length: {}", frame.len());
-    let headers = [headers, &[&length]].concat();
-    [request("WatchDir", "application/connect+json", "", &headers), frame].concat()
-}
+use crate::support::words::{eventually, said, text};
 
 /// Where the published clients are, which are installed once; `None` where they cannot be had.
 fn clients(test: &str) -> Option<PathBuf> {
@@ -389,6 +288,8 @@ fn a_broken_stream_is_told_so_and_let_go_of() {
     let root = bench.directory("root");
     std::fs::write(root.join("file"), "").unwrap();
     let service = Service::start(&bench, &["--root", text(&root)]);
+    // What it asks inotify with stays.
+    let before = service.descriptors() + 1;
     let kind = "application/connect+json";
     let with_length = |frame: &[u8], length: usize| {
         let length = format!("Content-Length: {length}");
@@ -401,7 +302,13 @@ fn a_broken_stream_is_told_so_and_let_go_of() {
         (with_length(&[0, 0x40, 0, 0, 0, b'{'], 6), "resource_exhausted"),
         (with_length(&good[..4], 4), "half a frame"),
         (with_length(&good[..6], 6), "half a frame"),
-        (with_length(&frame(1, "{}"), 7), "internal"),
+        (with_length(&frame(1, "{}"), 7), "invalid_argument"),
+        (with_length(&frame(2, "{}"), 7), "invalid_argument"),
+        (with_length(&frame(2, ""), 5), "invalid_argument"),
+        (with_length(&frame(3, "{}"), 7), "invalid_argument"),
+        (with_length(&frame(0x80, "{}"), 7), "invalid_argument"),
+        (with_length(&[good.clone(), frame(2, "{}")].concat(), 14), "unimplemented"),
+        (with_length(&[good.clone(), good.clone()].concat(), 14), "unimplemented"),
         (with_length(&frame(0, "x"), 6), "invalid_argument"),
         (watch_request(&json!({ "path": "none" }), &[]), "not_found"),
         (watch_request(&json!({ "path": "file" }), &[]), "invalid_argument"),
@@ -414,7 +321,7 @@ fn a_broken_stream_is_told_so_and_let_go_of() {
         assert!(answer.contains(expected), "{expected}: {answer:?}");
     }
     // Clients that go in mid-stream leave nothing.
-    let before = service.descriptors();
+    eventually("those before are closed", || service.descriptors() <= before);
     let mut streams: Vec<_> = (0..20)
         .map(|_| {
             let mut stream = service.connect();
@@ -430,23 +337,6 @@ fn a_broken_stream_is_told_so_and_let_go_of() {
     }
     drop(streams);
     eventually("their connections are closed", || service.descriptors() <= before);
-}
-
-/// Reads until `wanted` has come.
-fn read_until(stream: &mut TcpStream, wanted: &str) -> String {
-    let mut answer = Vec::new();
-    let mut some = [0; 4096];
-    loop {
-        let len = stream.read(&mut some).unwrap_or_else(|error| {
-            panic!("{error}, for {wanted} after {:?}", String::from_utf8_lossy(&answer))
-        });
-        assert!(len > 0, "{wanted}: {:?}", String::from_utf8_lossy(&answer));
-        answer.extend_from_slice(&some[..len]);
-        let text = String::from_utf8_lossy(&answer);
-        if text.contains(wanted) {
-            return text.into_owned();
-        }
-    }
 }
 
 #[test]
@@ -559,8 +449,12 @@ fn who_may_be_reached_by_others_needs_a_token() {
         (&["--root", "/none/such"], 3),
         (&["--token-file", "/none/such"], 1),
         (&["--token-file", "/dev/null"], 1),
+        (&["--watchers", "0"], 2),
+        (&["--watchers", "1000001"], 2),
+        (&["--watchers", "18446744073709551615"], 2),
     ] {
         let output = bench.run(&[&["serve-files"], arguments].concat());
         assert_eq!(output.status.code(), Some(status), "{arguments:?}");
+        assert!(!said(&output).contains("panicked"), "{arguments:?}: {}", said(&output));
     }
 }

@@ -3,6 +3,8 @@
 pub(crate) mod again;
 #[allow(dead_code, reason = "the other test program uses the rest")]
 pub(crate) mod corpus;
+#[allow(dead_code, reason = "the other test program uses none of it")]
+pub(crate) mod files;
 pub(crate) mod mount;
 pub(crate) mod place;
 pub(crate) mod presigned;
