@@ -5,7 +5,8 @@ use std::fs::File;
 use std::io::Write;
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 use std::time::Duration;
 
@@ -13,7 +14,9 @@ use crate::support::mount::{Bench, can_mount, can_mount_with};
 use crate::support::surrounding::Need;
 use crate::support::watch::Watching;
 use nix::sys::fanotify::{EventFFlags, Fanotify, InitFlags, MarkFlags, MaskFlags};
-use rustix::fs::{CWD, FallocateFlags, Mode, RenameFlags, XattrFlags, inotify};
+use rustix::fs::{
+    AtFlags, CWD, FallocateFlags, Mode, RenameFlags, Timespec, Timestamps, XattrFlags, inotify,
+};
 
 /// What is watched, before anything is done: directories and files of the archive.
 const WATCHED: [&str; 6] = ["", "dir", "dir/sub", "dir/file", "link-1", "other"];
@@ -281,6 +284,98 @@ const CASES: &[Case] = &[
         told: &["rename dir/file -> dir/renamed", "write dir/renamed"],
     },
     Case {
+        name: "write nothing",
+        run: |root| {
+            let file = open_to_write(&root.join("dir/file"));
+            assert_eq!(rustix::io::pwrite(&file, &[], 3).unwrap(), 0);
+        },
+        told: &[],
+    },
+    Case {
+        name: "set a length by path, to a larger one",
+        run: |root| {
+            let path = CString::new(root.join("dir/file").as_os_str().as_bytes()).unwrap();
+            nix::unistd::truncate(&*path, 5000).unwrap();
+        },
+        told: &["write dir/file"],
+    },
+    Case {
+        name: "punch a hole",
+        run: |root| {
+            let file = open_to_write(&root.join("dir/file"));
+            let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+            rustix::fs::fallocate(&file, flags, 0, 5).unwrap();
+        },
+        told: &["write dir/file"],
+    },
+    Case {
+        name: "send from another file",
+        run: |root| {
+            let from = File::open(root.join("other")).unwrap();
+            let to = open_to_write(&root.join("dir/file"));
+            assert_eq!(rustix::fs::sendfile(&to, &from, None, 5).unwrap(), 5);
+        },
+        told: &["write dir/file"],
+    },
+    Case {
+        name: "change an owner to what it is",
+        run: |root| {
+            let path = root.join("dir/file");
+            let owner = std::fs::metadata(&path).unwrap();
+            std::os::unix::fs::chown(path, Some(owner.uid()), Some(owner.gid())).unwrap();
+        },
+        told: &["attributes dir/file"],
+    },
+    Case {
+        name: "change times of a symbolic link",
+        run: |root| {
+            let then = Timespec { tv_sec: 5, tv_nsec: 0 };
+            let times = Timestamps { last_access: then, last_modification: then };
+            let flags = AtFlags::SYMLINK_NOFOLLOW;
+            rustix::fs::utimensat(CWD, root.join("symlink"), &times, flags).unwrap();
+        },
+        told: &["attributes symlink"],
+    },
+    Case {
+        name: "remove a symbolic link",
+        run: |root| std::fs::remove_file(root.join("symlink")).unwrap(),
+        told: &["remove symlink"],
+    },
+    Case {
+        name: "rename a directory over an empty one",
+        run: |root| rename(root, "dir/sub", "empty", RenameFlags::empty()),
+        told: &["rename dir/sub -> empty"],
+    },
+    Case {
+        name: "rename a file to what it is called",
+        run: |root| rename(root, "dir/file", "dir/file", RenameFlags::empty()),
+        told: &[],
+    },
+    Case {
+        name: "rename a name over another of the same file",
+        run: |root| rename(root, "link-1", "dir/link-2", RenameFlags::empty()),
+        told: &[],
+    },
+    Case {
+        name: "exchange a file and a directory",
+        run: |root| rename(root, "other", "dir/sub", RenameFlags::EXCHANGE),
+        told: &["exchange other -> dir/sub"],
+    },
+    Case {
+        name: "fail in all manners",
+        run: |root| {
+            std::fs::create_dir(root.join("dir")).unwrap_err();
+            std::fs::remove_dir(root.join("dir")).unwrap_err();
+            std::fs::remove_file(root.join("dir/none")).unwrap_err();
+            std::fs::rename(root.join("dir"), root.join("dir/sub/in")).unwrap_err();
+            std::fs::rename(root.join("empty"), root.join("dir")).unwrap_err();
+            std::fs::hard_link(root.join("other"), root.join("dir/file")).unwrap_err();
+            rustix::fs::removexattr(root.join("other"), "user.none").unwrap_err();
+            File::options().write(true).create_new(true).open(root.join("other")).unwrap_err();
+        },
+        told: &[],
+    },
+    Case {
         name: "a copy-up between two writes",
         run: |root| {
             let path = root.join("dir/file");
@@ -327,9 +422,8 @@ fn read(queue: &OwnedFd, watches: &[(i32, &str)]) -> Vec<String> {
     lines
 }
 
-#[test]
-fn inotify_tells_in_a_mount_what_it_tells_of_a_plain_directory() {
-    let test = "inotify_tells_in_a_mount_what_it_tells_of_a_plain_directory";
+/// Does each case in a mount of its own, with passthrough and without. `look` gives what is wrong with it, if anything.
+fn try_each(test: &str, look: impl Fn(&Bench, &Path, &Case) -> Option<String>) {
     if !can_mount(test) {
         return;
     }
@@ -337,28 +431,31 @@ fn inotify_tells_in_a_mount_what_it_tells_of_a_plain_directory() {
     let tree = bench.directory("tree");
     make_tree(&tree);
     let archive = bench.archive(&tree, "data.sqsh", &[]);
-    let mut differences = Vec::new();
-    for (options, which) in [("", "default"), ("no_passthrough", "cached")] {
+    let mut wrong = Vec::new();
+    for options in ["rw", "no_passthrough"] {
         for (number, case) in CASES.iter().enumerate() {
-            let mountpoint = bench.directory(&format!("{which}-{number}"));
-            let mut words = vec!["mount".as_ref(), archive.as_os_str(), mountpoint.as_os_str()];
-            if !options.is_empty() {
-                words.extend(["-o".as_ref(), OsStr::new(options)]);
-            }
-            bench.ok(&words);
-            let plain = bench.directory(&format!("{which}-{number}-plain"));
-            make_tree(&plain);
-            let (here, there) = (told(&mountpoint, case), told(&plain, case));
-            assert!(!there.is_empty(), "{}", case.name);
+            let mountpoint = bench.directory(&format!("{options}-{number}"));
+            let words = ["mount".as_ref(), "-o".as_ref(), OsStr::new(options)];
+            bench.ok(&[&words[..], &[archive.as_os_str(), mountpoint.as_os_str()]].concat());
+            let found = look(&bench, &mountpoint, case);
             bench.ok(&["unmount".as_ref(), mountpoint.as_os_str()]);
-            if here != there {
-                differences
-                    .push(format!("{which}: {}\n  mount {here:#?}\n  plain {there:#?}", case.name));
-            }
+            wrong.extend(found.map(|found| format!("{options}, {}: {found}", case.name)));
         }
     }
-    assert!(differences.is_empty(), "{}", differences.join("\n"));
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     bench.assert_nothing_left();
+}
+
+#[test]
+fn inotify_tells_in_a_mount_what_it_tells_of_a_plain_directory() {
+    let test = "inotify_tells_in_a_mount_what_it_tells_of_a_plain_directory";
+    try_each(test, |_, mountpoint, case| {
+        let plain = tempfile::tempdir().unwrap();
+        make_tree(plain.path());
+        let (here, there) = (told(mountpoint, case), told(plain.path(), case));
+        assert!(!there.is_empty() || case.told.is_empty(), "{}", case.name);
+        (here != there).then(|| format!("\n  mount {here:#?}\n  plain {there:#?}"))
+    });
 }
 
 /// `FAN_REPORT_DFID_NAME`: events name files and directories.
@@ -425,30 +522,11 @@ fn fanotify_tells_of_a_mount_all_that_needs_no_number_of_the_file_system() {
 
 #[test]
 fn the_stream_tells_of_each_operation_what_it_did() {
-    let test = "the_stream_tells_of_each_operation_what_it_did";
-    if !can_mount(test) {
-        return;
-    }
-    let bench = Bench::new();
-    let tree = bench.directory("tree");
-    make_tree(&tree);
-    let archive = bench.archive(&tree, "data.sqsh", &[]);
-    let mut differences = Vec::new();
-    for (options, which) in [("rw", "default"), ("no_passthrough", "cached")] {
-        for (number, case) in CASES.iter().enumerate() {
-            let mountpoint = bench.directory(&format!("{which}-{number}"));
-            let words = ["mount".as_ref(), "-o".as_ref(), OsStr::new(options)];
-            bench.ok(&[&words[..], &[archive.as_os_str(), mountpoint.as_os_str()]].concat());
-            let mut watching = Watching::new(&bench, &mountpoint, &[]);
-            (case.run)(&mountpoint);
-            let told = watching.words(Duration::from_millis(150));
-            watching.stop();
-            bench.ok(&["unmount".as_ref(), mountpoint.as_os_str()]);
-            if told != case.told {
-                differences.push(format!("{which}, {}: {told:#?}", case.name));
-            }
-        }
-    }
-    assert!(differences.is_empty(), "{}", differences.join("\n"));
-    bench.assert_nothing_left();
+    try_each("the_stream_tells_of_each_operation_what_it_did", |bench, mountpoint, case| {
+        let mut watching = Watching::new(bench, mountpoint, &[]);
+        (case.run)(mountpoint);
+        let told = watching.words(Duration::from_millis(150));
+        watching.stop();
+        (told != case.told).then(|| format!("{told:#?}"))
+    });
 }
