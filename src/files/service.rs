@@ -210,17 +210,14 @@ impl Service {
         WatchRequest { path, recursive, include_entry }: WatchRequest,
     ) -> Result<Answer, Error> {
         let it = Arc::clone(&self);
-        let id = self.as_user(user, move |it, user| {
+        let kept = self.as_user(user, move |it, user| {
             let path = it.tree.absolute(&path, user)?;
             it.watchers.keep(it.watchers.watch(&it.tree, &path, recursive, include_entry)?)
         });
-        let watcher_id = id.await?;
-        // The first has somebody come round when leases end, until there are none.
-        tokio::spawn(async move {
-            while let Some(until) = it.watchers.end_leases() {
-                tokio::time::sleep_until(until.into()).await;
-            }
-        });
+        let (watcher_id, is_first) = kept.await?;
+        if is_first {
+            tokio::spawn(async move { it.watchers.see_to_leases().await });
+        }
         Answer::of(&WatcherAnswer { watcher_id })
     }
 

@@ -3,9 +3,10 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use parking_lot::Mutex;
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::connect::{Code, Error};
@@ -84,7 +85,14 @@ pub(super) struct Watchers {
     limit: usize,
     /// Has a clone in every watcher.
     places: Arc<()>,
-    leased: Mutex<HashMap<Uuid, Leased>>,
+    leases: Mutex<Leases>,
+}
+
+#[derive(Default)]
+struct Leases {
+    leased: HashMap<Uuid, Leased>,
+    /// Whether somebody comes round when they end.
+    are_seen_to: bool,
 }
 
 struct Leased {
@@ -94,7 +102,7 @@ struct Leased {
 
 impl Watchers {
     pub(super) fn new(feeds: Arc<dyn Feeds>, limit: usize) -> Self {
-        Self { feeds, limit, places: Arc::new(()), leased: Mutex::default() }
+        Self { feeds, limit, places: Arc::new(()), leases: Mutex::default() }
     }
 
     /// Whether there are none.
@@ -127,18 +135,21 @@ impl Watchers {
         Ok(Watcher { feed, tree, dir, recursive, include_entry, _place: place })
     }
 
-    /// Keeps a watcher for who will ask for its events. Gives the id to ask with.
+    /// Keeps a watcher for who will ask for its events. Gives the id to ask with, and says whether nobody sees to the
+    /// ends of leases yet, as from now on the caller does with [`Watchers::see_to_leases`].
     ///
     /// # Errors
     /// `internal` without random numbers.
-    pub(super) fn keep(&self, watcher: Watcher) -> Result<String, Error> {
+    pub(super) fn keep(&self, watcher: Watcher) -> Result<(String, bool), Error> {
         let mut random = [0; 16];
         getrandom::fill(&mut random)
             .map_err(|error| Error::new(Code::Internal, error.to_string()))?;
         let id = uuid::Builder::from_random_bytes(random).into_uuid();
         let watcher = Arc::new(Mutex::new(watcher));
-        self.leased.lock().insert(id, Leased { watcher, until: Instant::now() + LEASE });
-        Ok(id.to_string())
+        let mut leases = self.leases.lock();
+        leases.leased.insert(id, Leased { watcher, until: Instant::now() + LEASE });
+        let is_first = !std::mem::replace(&mut leases.are_seen_to, true);
+        Ok((id.to_string(), is_first))
     }
 
     /// The events that came since the last call.
@@ -147,9 +158,10 @@ impl Watchers {
     /// `not_found`, and those of [`Watcher::read`].
     pub(super) fn events(&self, id: &str) -> Result<Vec<FilesystemEvent>, Error> {
         let watcher = {
-            let mut leased = self.leased.lock();
+            let mut leases = self.leases.lock();
             let parsed = Uuid::parse_str(id).ok();
-            let found = parsed.and_then(|id| leased.get_mut(&id)).ok_or_else(|| unknown(id))?;
+            let found = parsed.and_then(|id| leases.leased.get_mut(&id));
+            let found = found.ok_or_else(|| unknown(id))?;
             found.until = Instant::now() + LEASE;
             Arc::clone(&found.watcher)
         };
@@ -173,19 +185,41 @@ impl Watchers {
     /// `not_found`.
     pub(super) fn remove(&self, id: &str) -> Result<(), Error> {
         let parsed = Uuid::parse_str(id).ok();
-        let removed = parsed.and_then(|id| self.leased.lock().remove(&id));
+        let removed = parsed.and_then(|id| self.leases.lock().leased.remove(&id));
         removed.map(drop).ok_or_else(|| unknown(id))
     }
 
-    /// Forgets those that nobody has asked for an hour. Says when to look again, if any are left.
-    pub(super) fn end_leases(&self) -> Option<Instant> {
+    /// Forgets those that nobody has asked for an hour.
+    fn end_leases(&self) {
+        self.leases.lock().end();
+    }
+
+    /// Forgets each that nobody has asked for an hour when that is over, until there are none.
+    pub(super) async fn see_to_leases(&self) {
+        let end = || {
+            let mut leases = self.leases.lock();
+            let next = leases.end();
+            leases.are_seen_to = next.is_some();
+            next
+        };
+        while let Some(until) = end() {
+            tokio::time::sleep_until(until).await;
+        }
+    }
+}
+
+impl Leases {
+    /// Forgets those that are over. Says when the next one is.
+    fn end(&mut self) -> Option<Instant> {
         let now = Instant::now();
-        let mut leased = self.leased.lock();
-        leased.retain(|_, leased| leased.until > now);
-        leased.values().map(|leased| leased.until).min()
+        self.leased.retain(|_, leased| leased.until > now);
+        self.leased.values().map(|leased| leased.until).min()
     }
 }
 
 fn unknown(id: &str) -> Error {
     Error::new(Code::NotFound, format!("watcher {id} not found"))
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,158 @@
+//! Leases of watchers, by a clock that stands still but for what a test moves it, over the connections that there are.
+
+use std::any::Any;
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::sync::Weak;
+
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::{Semaphore, mpsc};
+use tokio::time::advance;
+
+use super::*;
+use crate::files::{Connections, Inotify, Options, Service, serve};
+
+/// Every directory by inotify; knows which are watched still.
+#[derive(Default)]
+struct Observed(Mutex<Vec<(PathBuf, Weak<dyn Any + Send + Sync>)>>);
+
+impl Feeds for Observed {
+    fn feed(&self, dir: &Path, recursive: bool) -> io::Result<Feed> {
+        let feed = Inotify.feed(dir, recursive)?;
+        self.0.lock().push((dir.to_owned(), Arc::downgrade(&feed._source)));
+        Ok(feed)
+    }
+}
+
+impl Observed {
+    /// The names of directories that are watched.
+    fn watched(&self) -> Vec<String> {
+        let feeds = self.0.lock();
+        let alive = feeds.iter().filter(|(_, source)| source.strong_count() > 0);
+        alive.map(|(dir, _)| dir.file_name().unwrap().to_str().unwrap().to_owned()).collect()
+    }
+}
+
+struct Served {
+    root: tempfile::TempDir,
+    observed: Arc<Observed>,
+    hand: mpsc::Sender<UnixStream>,
+}
+
+impl Served {
+    /// Serves a directory with `a`, `b` and `c` in it.
+    fn start() -> Self {
+        let root = tempfile::tempdir().unwrap();
+        for name in ["a", "b", "c"] {
+            std::fs::create_dir(root.path().join(name)).unwrap();
+        }
+        let options = Options {
+            root: root.path().canonicalize().unwrap(),
+            is_home: true,
+            token: None,
+            watchers: 3,
+            is_on_loopback: false,
+        };
+        let observed = Arc::<Observed>::default();
+        let service = Service::new(options, Arc::clone(&observed) as Arc<dyn Feeds>);
+        let (hand, handed) = mpsc::channel(1);
+        tokio::spawn(serve(Connections::Handed(handed), Arc::new(Semaphore::new(9)), move |it| {
+            Arc::clone(&service).answer(it)
+        }));
+        Self { root, observed, hand }
+    }
+
+    async fn call(&self, method: &str, message: &Value) -> (u16, Value) {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        self.hand.send(theirs).await.unwrap();
+        ours.set_nonblocking(true).unwrap();
+        let mut connection = tokio::net::UnixStream::from_std(ours).unwrap();
+        let body = message.to_string();
+        let head = format!(
+            "POST /filesystem.Filesystem/{method} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\
+             Content-Type: application/json\r\nContent-Length: {}\r\n\r\n",
+            body.len()
+        );
+        connection.write_all((head + &body).as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        connection.read_to_string(&mut answer).await.unwrap();
+        let status = answer.split(' ').nth(1).unwrap().parse().unwrap();
+        let (_, body) = answer.split_once("\r\n\r\n").unwrap();
+        (status, serde_json::from_str(body).unwrap())
+    }
+
+    /// Watches a directory; gives what to ask with.
+    async fn create(&self, dir: &str) -> Value {
+        let (status, watcher) = self.call("CreateWatcher", &json!({ "path": dir })).await;
+        assert_eq!(status, 200, "{watcher}");
+        watcher
+    }
+
+    async fn ask(&self, watcher: &Value) -> u16 {
+        self.call("GetWatcherEvents", watcher).await.0
+    }
+}
+
+/// The tasks that there are, once those that have something to do have done it.
+async fn tasks() -> usize {
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+    tokio::runtime::Handle::current().metrics().num_alive_tasks()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_watcher_lives_for_an_hour_after_it_was_last_asked() {
+    let served = Served::start();
+    let before = tasks().await;
+    let (a, b) = (served.create("a").await, served.create("b").await);
+    advance(LEASE - Duration::from_secs(1)).await;
+    assert_eq!((served.ask(&a).await, tasks().await), (200, before + 1));
+    let c = served.create("c").await;
+    assert_eq!(served.observed.watched(), ["a", "b", "c"]);
+    let (status, refused) = served.call("CreateWatcher", &json!({ "path": "a" })).await;
+    assert_eq!((status, &refused["code"]), (500, &json!("internal")));
+    // Nobody has to come for it to end.
+    advance(Duration::from_secs(1)).await;
+    assert_eq!(tasks().await, before + 1);
+    assert_eq!(served.observed.watched(), ["a", "c"]);
+    assert_eq!((served.ask(&a).await, served.ask(&b).await), (200, 404));
+    assert_eq!(served.call("RemoveWatcher", &b).await.0, 404);
+    // What has been asked is as good as new, and misses nothing of what comes in the second hour.
+    advance(LEASE - Duration::from_secs(1)).await;
+    std::fs::write(served.root.path().join("a/x"), "").unwrap();
+    let mut told = json!([]);
+    while told.as_array().is_none_or(Vec::is_empty) {
+        let (status, answer) = served.call("GetWatcherEvents", &a).await;
+        assert_eq!(status, 200, "{answer}");
+        told = answer["events"].clone();
+    }
+    assert_eq!(told[0], json!({ "name": "x", "type": "EVENT_TYPE_CREATE" }));
+    assert_eq!(served.observed.watched(), ["a"], "nobody has asked the third");
+    assert_eq!(served.ask(&c).await, 404);
+    advance(LEASE).await;
+    assert_eq!(tasks().await, before, "nothing is left to be seen to");
+    assert_eq!(served.observed.watched(), [""; 0]);
+    assert_eq!(served.ask(&a).await, 404);
+    // And again.
+    let a = served.create("a").await;
+    assert_eq!((served.ask(&a).await, tasks().await), (200, before + 1));
+    advance(LEASE).await;
+    assert_eq!((tasks().await, served.ask(&a).await), (before, 404));
+}
+
+#[tokio::test(start_paused = true)]
+async fn leases_are_seen_to_by_one_task_however_many_come_and_go() {
+    let served = Served::start();
+    let before = tasks().await;
+    let stays = served.create("a").await;
+    for _ in 0..50 {
+        let goes = served.create("b").await;
+        assert_eq!(served.call("RemoveWatcher", &goes).await.0, 200);
+        advance(Duration::from_secs(600)).await;
+        assert_eq!(served.ask(&stays).await, 200);
+    }
+    assert_eq!(tasks().await, before + 1);
+    assert_eq!(served.observed.watched(), ["a"]);
+}
