@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 use uuid::Uuid;
 
@@ -34,7 +35,7 @@ pub(super) struct Watcher {
     recursive: bool,
     include_entry: bool,
     /// Counts among the watchers that there may be.
-    _place: Arc<()>,
+    _place: OwnedSemaphorePermit,
 }
 
 impl Watcher {
@@ -83,8 +84,8 @@ impl Watcher {
 pub(super) struct Watchers {
     feeds: Arc<dyn Feeds>,
     limit: usize,
-    /// Has a clone in every watcher.
-    places: Arc<()>,
+    /// Each watcher has one.
+    places: Arc<Semaphore>,
     leases: Mutex<Leases>,
 }
 
@@ -102,13 +103,14 @@ struct Leased {
 
 impl Watchers {
     pub(super) fn new(feeds: Arc<dyn Feeds>, limit: usize) -> Self {
-        Self { feeds, limit, places: Arc::new(()), leases: Mutex::default() }
+        let places = Arc::new(Semaphore::new(limit));
+        Self { feeds, limit, places, leases: Mutex::default() }
     }
 
     /// Whether there are none.
     pub(super) fn are_none(&self) -> bool {
         self.end_leases();
-        Arc::strong_count(&self.places) == 1
+        self.places.available_permits() == self.limit
     }
 
     /// Watches the directory at `path` from now on.
@@ -124,11 +126,10 @@ impl Watchers {
     ) -> Result<Watcher, Error> {
         self.end_leases();
         let (_, dir) = tree.directory(path)?;
-        let place = Arc::clone(&self.places);
-        if Arc::strong_count(&self.places) - 1 > self.limit {
+        let place = Arc::clone(&self.places).try_acquire_owned().map_err(|_| {
             let message = format!("{} watchers are as many as there may be", self.limit);
-            return Err(Error::new(Code::Internal, message));
-        }
+            Error::new(Code::Internal, message)
+        })?;
         let feed = self.feeds.feed(&dir, recursive);
         let feed = feed.map_err(|error| failed("watch", path, &error))?;
         let tree = tree.clone();
