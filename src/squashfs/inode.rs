@@ -328,7 +328,7 @@ impl InodeParser<'_> {
                     .ok_or_else(|| corrupt(format!("fragment {index}")))?;
                 let block = StoredBlock::new(at, word)
                     .ok_or_else(|| corrupt(format!("fragment {index} of size word {word:#x}")))?;
-                Some(Fragment { block, offset })
+                Some(Fragment { index, block, offset })
             }
         };
         let list = reader.position();

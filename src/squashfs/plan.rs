@@ -28,6 +28,8 @@ pub(super) struct FileLayout {
 
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Fragment {
+    /// Its number among all fragments.
+    pub(super) index: u32,
     pub(super) block: StoredBlock,
     /// Where the tail starts in the decoded fragment block.
     pub(super) offset: u32,
@@ -170,7 +172,7 @@ mod tests {
             size,
             list: MetaPosition { block: ArchiveOffset(0), offset: 0 },
             first: None,
-            fragment: fragment.map(|offset| Fragment { block: block(7), offset }),
+            fragment: fragment.map(|offset| Fragment { index: 7, block: block(7), offset }),
         }
     }
 

@@ -16,6 +16,7 @@ mod reader_hostile;
 mod reader_oracles;
 mod writer_costs;
 mod writer_faults;
+mod writer_onto;
 mod writer_oracles;
 mod writer_support;
 mod writer_trees;

@@ -8,7 +8,7 @@ use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes};
 use super::error::Error;
 use super::spool::{Spool, SpoolReader};
 use super::stat::{Stat, Version};
-use crate::types::{FileKind, Timestamp};
+use crate::types::{FileKind, InodeRef, Timestamp};
 
 /// The superblock counts owners in 16 bits.
 const MAX_IDS: usize = u16::MAX as usize;
@@ -27,8 +27,10 @@ pub(super) struct NoteAt(pub(super) u64);
 /// Where the data of a file went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Data {
-    /// The first of its blocks, counted over all blocks of the archive.
+    /// The first of its blocks, counted over all blocks that were written.
     pub(super) first_block: u64,
+    /// The inode of the base whose blocks it has instead.
+    pub(super) kept: Option<InodeRef>,
     /// How many bytes of it are holes.
     pub(super) sparse: u64,
     /// The fragment that holds its end, and where in it.
@@ -36,7 +38,7 @@ pub(super) struct Data {
 }
 
 impl Data {
-    pub(super) const NONE: Self = Self { first_block: 0, sparse: 0, fragment: None };
+    pub(super) const NONE: Self = Self { first_block: 0, kept: None, sparse: 0, fragment: None };
 }
 
 /// An inode as it is noted.
@@ -86,7 +88,8 @@ struct RawNote {
     gid_index: u16,
     name_len: u16,
     target_len: u16,
-    unused: u32,
+    /// Whether `first_block` is an inode of the base.
+    is_kept: u32,
 }
 
 /// All notes of one tree.
@@ -247,7 +250,7 @@ impl Catalog {
             parent: self.directory.last().map_or(NO_PARENT, |parent| parent.0),
             size: node.version.size,
             rdev: node.rdev,
-            first_block: node.data.first_block,
+            first_block: node.data.kept.map_or(node.data.first_block, InodeRef::packed),
             sparse: node.data.sparse,
             mtime_seconds: node.version.mtime.seconds,
             ctime_seconds: node.version.ctime.seconds,
@@ -264,7 +267,7 @@ impl Catalog {
             // Linux bounds names by 255 bytes and targets by 4095.
             name_len: name.len() as u16,
             target_len: node.target.len() as u16,
-            unused: 0,
+            is_kept: node.data.kept.is_some().into(),
         };
         self.notes.append(raw.as_bytes())?;
         self.notes.append(name)?;
@@ -321,7 +324,11 @@ impl RawNote {
 
     fn data(&self) -> Data {
         let fragment = (self.fragment != u32::MAX).then_some((self.fragment, self.fragment_offset));
-        Data { first_block: self.first_block, sparse: self.sparse, fragment }
+        let data = Data { sparse: self.sparse, fragment, ..Data::NONE };
+        match self.is_kept {
+            0 => Data { first_block: self.first_block, ..data },
+            _ => Data { kept: Some(InodeRef::from_packed(self.first_block)), ..data },
+        }
     }
 }
 

@@ -17,7 +17,8 @@ const REMEMBERED: usize = (1 << 21) / 8 * 7;
 
 /// The files seen so far.
 pub(super) struct Duplicates {
-    root: OwnedFd,
+    /// Without it none are looked for.
+    root: Option<OwnedFd>,
     block_size: u32,
     by_hash: HashMap<u64, NoteAt>,
     /// Sizes of files of more than a block. One of another size need not be read to know that it
@@ -26,13 +27,14 @@ pub(super) struct Duplicates {
 }
 
 impl Duplicates {
-    pub(super) fn new(root: OwnedFd, block_size: u32) -> Self {
+    /// Of files below `root`.
+    pub(super) fn new(root: Option<OwnedFd>, block_size: u32) -> Self {
         Self { root, block_size, by_hash: HashMap::new(), large_sizes: HashSet::new() }
     }
 
     /// Notes a file whose data is in the archive.
     pub(super) fn remember(&mut self, hash: u64, size: u64, at: NoteAt) {
-        if self.by_hash.len() < REMEMBERED {
+        if self.root.is_some() && self.by_hash.len() < REMEMBERED {
             self.by_hash.entry(hash).or_insert(at);
             if size > self.block_size.into() {
                 self.large_sizes.insert(size);
@@ -96,7 +98,8 @@ impl Duplicates {
         }
         let path = catalog.path(at)?;
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let fd = openat(&self.root, path.as_slice(), flags, Mode::empty()).ok();
+        let Some(root) = &self.root else { return Ok(None) };
+        let fd = openat(root, path.as_slice(), flags, Mode::empty()).ok();
         let earlier = fd.map(|fd| Earlier { fd, version, data });
         Ok(earlier.filter(Earlier::is_unchanged))
     }
@@ -141,10 +144,10 @@ mod tests {
         let directory = File::open(root).unwrap();
         let above = catalog.node(&Stat::of(directory.as_fd()).unwrap(), 0).unwrap();
         catalog.enter(b"", &above).unwrap();
-        let data = Data { first_block: 5, sparse: 0, fragment: Some((3, 17)) };
+        let data = Data { first_block: 5, fragment: Some((3, 17)), ..Data::NONE };
         let node = Node { data, ..catalog.node(&stat, 0).unwrap() };
         let at = catalog.leaf(name.as_bytes(), &node).unwrap();
-        let mut duplicates = Duplicates::new(directory.into(), BLOCK as u32);
+        let mut duplicates = Duplicates::new(Some(directory.into()), BLOCK as u32);
         duplicates.remember(HASH, stat.version.size, at);
         (catalog, duplicates, data)
     }

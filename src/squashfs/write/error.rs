@@ -34,6 +34,12 @@ pub enum Error {
         /// What there is too much of, and how much fits.
         what: String,
     },
+    /// The archive that this one begins with cannot be read.
+    #[error("reading the archive that it is made from: {0}")]
+    Base(#[from] super::super::Error),
+    /// Whoever tells what a tree holds has failed.
+    #[error("{0}")]
+    Told(Box<dyn std::error::Error + Send + Sync>),
     /// The options contradict the format.
     #[error("{0}")]
     Options(String),

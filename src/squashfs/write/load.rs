@@ -1,9 +1,9 @@
 //! Reads what a directory's entries are, ahead of their turn and on several threads.
 
 use std::ffi::OsStr;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -11,12 +11,33 @@ use rustix::fs::{Mode, OFlags, openat, readlinkat};
 use rustix::io::{Errno, pread};
 use twox_hash::XxHash3_64;
 
+use super::base::Kept;
 use super::error::Error;
-use super::stat::{Directory, Failure, Stat, Xattrs, fd_xattrs, name_stored_owner, name_xattrs};
+use super::stat::{
+    Directory, Failure, Stat, Xattrs, failed, fd_xattrs, name_stored_owner, name_xattrs,
+};
 use crate::types::FileKind;
 
 /// How often a file is read that changes meanwhile.
 pub(super) const ATTEMPTS: usize = 5;
+
+/// What is to be read.
+pub(super) enum Job {
+    /// What a directory has by a name.
+    Name(Entry),
+    /// A file that is open.
+    Open(OpenFile),
+}
+
+/// A file to read, of which all is known but its bytes.
+pub(super) struct OpenFile {
+    pub(super) fd: OwnedFd,
+    /// As errors name it.
+    pub(super) path: PathBuf,
+    /// Its size and times are those that the descriptor has when it is read.
+    pub(super) stat: Stat,
+    pub(super) xattrs: Xattrs,
+}
 
 /// An entry to read; anything but a directory.
 pub(super) struct Entry {
@@ -40,6 +61,8 @@ pub(super) enum Content {
     Large(OwnedFd),
     /// Where a symbolic link leads.
     Target(Vec<u8>),
+    /// The data of a file of the base.
+    Kept(Kept),
     /// Nothing: it is a special file, or only its being readable was asked for.
     Nothing,
 }
@@ -53,9 +76,28 @@ pub(super) struct Loader {
 }
 
 impl Loader {
+    pub(super) fn load(&self, job: Job) -> Result<Leaf, Failure> {
+        match job {
+            Job::Name(entry) => self.load_entry(&entry),
+            Job::Open(file) => self.load_told(file),
+        }
+    }
+
+    fn load_told(&self, file: OpenFile) -> Result<Leaf, Failure> {
+        let OpenFile { fd, path, stat, xattrs } = file;
+        let failed = |call| failed(path.clone(), call);
+        match self.load_open(fd, failed, |_| Ok(Xattrs::default()))? {
+            Some(leaf) => {
+                let version = leaf.stat.version;
+                Ok(Leaf { stat: Stat { version, ..stat }, xattrs, content: leaf.content })
+            }
+            None => Err(Failure::Fatal(Error::Changed { path })),
+        }
+    }
+
     /// Reads an entry, of whatever kind it is by now: a file may have given way to a link since its
     /// directory was listed. Only a directory comes too late, for its place in the order.
-    pub(super) fn load(&self, entry: &Entry) -> Result<Leaf, Failure> {
+    fn load_entry(&self, entry: &Entry) -> Result<Leaf, Failure> {
         let mut kind = entry.kind;
         for _ in 0..ATTEMPTS {
             let leaf = match kind {
@@ -85,12 +127,22 @@ impl Loader {
             Err(Errno::LOOP | Errno::NXIO) => return Ok(None),
             opened => opened.map_err(failed("open"))?,
         };
+        self.load_open(fd, failed, fd_xattrs)
+    }
+
+    /// `None` where it is no regular file, or changes too often while it is read.
+    fn load_open<F: FnOnce(Errno) -> Failure>(
+        &self,
+        fd: OwnedFd,
+        failed: impl Fn(&'static str) -> F,
+        xattrs_of: impl Fn(BorrowedFd<'_>) -> Result<Xattrs, Errno>,
+    ) -> Result<Option<Leaf>, Failure> {
         for attempt in 1..=ATTEMPTS {
             let stat = Stat::of(fd.as_fd()).map_err(failed("fstat"))?;
             if stat.kind != FileKind::Regular {
                 return Ok(None);
             }
-            let xattrs = fd_xattrs(fd.as_fd()).map_err(failed("fgetxattr"))?;
+            let xattrs = xattrs_of(fd.as_fd()).map_err(failed("fgetxattr"))?;
             if self.check_only.load(Ordering::Relaxed) {
                 return Ok(Some(Leaf { stat, xattrs, content: Content::Nothing }));
             }

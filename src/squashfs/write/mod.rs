@@ -14,9 +14,13 @@
 //! memory does not grow with the tree, but for eight bytes an inode, one table of hashes of
 //! bounded size, the inodes with several names, and the largest directory's names.
 //!
+//! [`onto`] packs what it is told instead of what a walk finds (`told`), and what an archive holds already stays there
+//! (`base`).
+//!
 //! The same tree makes the same bytes, however many threads there are. Archives are read by the
 //! kernel, squashfuse, unsquashfs, and ours.
 
+mod base;
 mod catalog;
 mod compress;
 mod duplicates;
@@ -34,6 +38,7 @@ mod spool;
 mod stat;
 mod tables;
 mod tail;
+mod told;
 mod walk;
 mod xattrs;
 
@@ -45,12 +50,14 @@ use std::sync::atomic::AtomicBool;
 use std::thread::{self, Scope};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use crossbeam_channel::bounded;
+use crossbeam_channel::{Sender, bounded};
 
+pub use base::Base;
 pub use compress::Compression;
 pub use error::Error;
 pub use options::{Exclude, Options, Progress, Sink};
 pub use pack::DroppedXattrs;
+pub use told::{Attributes, Body, Entries};
 
 use super::format::{METADATA_STORED, SUPERBLOCK_LEN};
 use catalog::Catalog;
@@ -61,7 +68,7 @@ use output::Placement;
 use pack::{Fragment, Packed, Packer, Stop};
 use pool::Pool;
 use tail::Tail;
-use walk::Walk;
+use walk::{Event, LoadPool, Walk};
 use xattrs::XattrTable;
 
 /// Bytes of files read ahead, at most: so many blocks are.
@@ -147,22 +154,66 @@ pub fn archive(
         let header = bytes.len() as u16 | METADATA_STORED;
         tail.write([&header.to_le_bytes(), bytes.as_slice()].concat())?;
     }
-    let (packed, placement) = write_data(root, options, exclude, &mut tail, progress)?;
+    let root_fd = Walk::open_root(root)?;
+    let walk_fd: OwnedFd = root_fd.try_clone().map_err(|source| Error::Io {
+        path: root.to_owned(),
+        call: "fcntl",
+        source,
+    })?;
+    let walk = move |loads, events| Walk { root, exclude, loads, events }.run(walk_fd);
+    let data = write_data(options, (Some(root_fd), None), &mut tail, progress, walk)?;
+    finish(data, (options, None), mkfs_time, &mut tail)
+}
+
+/// Packs a tree that `tell` tells, onto the data of `base`: the new archive begins with what is before
+/// [`Base::data_end`], but for the superblock, and the sink is given all behind that. The options are those of
+/// [`Base::options`]. Fails as [`archive`] does, and as `tell`.
+///
+/// The files of the tree that are no files of the base are not compared with each other.
+pub fn onto(
+    base: &Base<'_>,
+    options: &Options,
+    sink: &mut dyn Sink,
+    progress: &Progress,
+    tell: impl FnOnce(&mut Entries<'_>) -> Result<(), Error> + Send,
+) -> Result<Summary, Error> {
+    options.check()?;
+    let mkfs_time = options.mkfs_time.unwrap_or_else(now);
+    let mut tail = Tail::new(sink, options.data_start, progress);
+    let told = move |loads, events| {
+        let mut entries = Entries { base, loads, events, within: Vec::new() };
+        let told = tell(&mut entries);
+        while told.is_ok() && !entries.within.is_empty() && entries.leave().is_ok() {}
+        if let Err(error) = told {
+            entries.fail(error);
+        }
+    };
+    let data = write_data(options, (None, Some(base)), &mut tail, progress, told)?;
+    finish(data, (options, Some(base)), mkfs_time, &mut tail)
+}
+
+fn finish(
+    (packed, placement): (Packed, Placement),
+    how: (&Options, Option<&Base<'_>>),
+    mkfs_time: u32,
+    tail: &mut Tail<'_>,
+) -> Result<Summary, Error> {
     let Packed { catalog, xattrs, dropped: dropped_xattrs } = packed;
     let inodes = catalog.inodes();
-    let superblock = tables::write(&catalog, xattrs, &placement, options, mkfs_time, &mut tail)?;
+    let superblock = tables::write(&catalog, xattrs, &placement, how, mkfs_time, tail)?;
     let size = tail.position();
     let bytes_used = tables::bytes_used(&superblock);
     Ok(Summary { superblock, bytes_used, size, inodes, dropped_xattrs })
 }
 
-/// Writes all data, and returns what the tables are made of.
+/// Writes all data of what `tell` sends, and returns what the tables are made of. Files below `root` are compared
+/// with each other.
 fn write_data(
-    root: &Path,
     options: &Options,
-    exclude: &Exclude<'_>,
+    (root, base): (Option<OwnedFd>, Option<&Base<'_>>),
     tail: &mut Tail<'_>,
     progress: &Progress,
+    tell: impl FnOnce(LoadPool, Sender<Event>) + Send,
 ) -> Result<(Packed, Placement), Error> {
     let block_size = options.block_size;
     let threads = match options.threads {
@@ -170,12 +221,6 @@ fn write_data(
         None => thread::available_parallelism().map_or(1, NonZeroUsize::get),
     };
     let compressor = || Compressor::new(options.compression, block_size);
-    let root_fd = Walk::open_root(root)?;
-    let walk_fd: OwnedFd = root_fd.try_clone().map_err(|source| Error::Io {
-        path: root.to_owned(),
-        call: "fcntl",
-        source,
-    })?;
     let ahead = (READ_AHEAD / block_size as usize).clamp(4, 128);
     let (loads, load_jobs) = Pool::new(ahead);
     let (events_in, events) = bounded(ahead);
@@ -188,17 +233,16 @@ fn write_data(
         pack_tails: options.pack_tails,
         catalog: Catalog::new(),
         xattrs: XattrTable::new(compressor()?),
-        duplicates: Duplicates::new(root_fd, block_size),
+        duplicates: Duplicates::new(root, block_size),
         blocks,
         output,
         progress,
         check_only,
-        fragment: Fragment::default(),
+        fragment: Fragment::behind(base.map_or(0, Base::fragment_count)),
         next_block: 0,
         denied: Vec::new(),
         dropped: None,
     };
-    let walk = Walk { root, exclude, loads, events: events_in };
     thread::scope(|scope| {
         for _ in 0..threads {
             let (jobs, compressor) = (block_jobs.clone(), compressor()?);
@@ -207,10 +251,10 @@ fn write_data(
         drop(block_jobs);
         for _ in 0..LOADERS {
             let (jobs, loader) = (load_jobs.clone(), loader.clone());
-            start(scope, "load", move || jobs.work(|entry| loader.load(&entry)))?;
+            start(scope, "load", move || jobs.work(|job| loader.load(job)))?;
         }
         drop(load_jobs);
-        start(scope, "walk", move || walk.run(walk_fd))?;
+        start(scope, "walk", move || tell(loads, events_in))?;
         let packing = start(scope, "pack", move || packer.run(events))?;
         // What failed here made the packer stop: it is the reason to tell.
         let placement = output::write(next, tail)?;

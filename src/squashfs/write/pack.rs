@@ -17,7 +17,7 @@ use super::load::{ATTEMPTS, Content, Leaf};
 use super::options::Progress;
 use super::output::{BlockPool, Next};
 use super::pool::Gone;
-use super::stat::{Directory, Failure, Stat, Xattrs};
+use super::stat::{Failure, Stat, Xattrs, child};
 use super::walk::Event;
 use super::xattrs::XattrTable;
 
@@ -80,10 +80,16 @@ pub(super) struct Packed {
 }
 
 /// The fragment that is being filled.
-#[derive(Default)]
 pub(super) struct Fragment {
     bytes: Vec<u8>,
     number: u32,
+}
+
+impl Fragment {
+    /// The first behind so many that are there.
+    pub(super) fn behind(number: u32) -> Self {
+        Self { bytes: Vec::new(), number }
+    }
 }
 
 impl Packer<'_> {
@@ -92,7 +98,7 @@ impl Packer<'_> {
         for event in events {
             match event {
                 Event::Enter { name, path, stat, xattrs } => {
-                    self.note_dropped(&xattrs, || path);
+                    self.note_dropped(&xattrs, || path.to_path_buf());
                     let xattrs = self.xattrs.add(xattrs.kept)?;
                     let node = self.catalog.node(&stat, xattrs)?;
                     self.catalog.enter(&name, &node)?;
@@ -137,7 +143,7 @@ impl Packer<'_> {
         Ok(())
     }
 
-    fn leaf(&mut self, directory: &Directory, name: &[u8], leaf: Leaf) -> Result<(), Stop> {
+    fn leaf(&mut self, directory: &Path, name: &[u8], leaf: Leaf) -> Result<(), Stop> {
         self.progress.entry();
         if !self.denied.is_empty() {
             return Ok(());
@@ -146,7 +152,7 @@ impl Packer<'_> {
             Again::Yes => return Ok(()),
             Again::No(link) => link,
         };
-        self.note_dropped(&leaf.xattrs, || directory.child(name));
+        self.note_dropped(&leaf.xattrs, || child(directory, name));
         let xattrs = self.xattrs.add(leaf.xattrs.kept)?;
         let mut node = self.catalog.node(&leaf.stat, xattrs)?;
         node.link = link;
@@ -155,6 +161,11 @@ impl Packer<'_> {
             Content::Target(target) => {
                 node.version.size = target.len() as u64;
                 node.target = target;
+                None
+            }
+            Content::Kept(kept) => {
+                node.version.size = kept.size;
+                node.data = kept.data();
                 None
             }
             Content::Small(bytes, _) if bytes.is_empty() => None,
@@ -168,7 +179,7 @@ impl Packer<'_> {
                 found.is_none().then_some(hash)
             }
             Content::Large(fd) => {
-                let large = self.large(&fd, &directory.child(name))?;
+                let large = self.large(&fd, &child(directory, name))?;
                 node.version = large.stat.version;
                 node.data = large.data;
                 large.new_hash
@@ -192,7 +203,7 @@ impl Packer<'_> {
         } else {
             (self.block(bytes)?, 0)
         };
-        Ok(Data { first_block, sparse, fragment: None })
+        Ok(Data { first_block, sparse, ..Data::NONE })
     }
 
     /// Packs a file of more than a block. If it changes meanwhile it is packed again; what was
@@ -245,7 +256,7 @@ impl Packer<'_> {
     ) -> Result<Option<(Data, u64)>, Stop> {
         let mut reader = BlockReader::new(fd, size, self.block_size);
         let mut hash = BlockHash::new();
-        let mut data = Data { first_block: self.next_block, sparse: 0, fragment: None };
+        let mut data = Data { first_block: self.next_block, ..Data::NONE };
         let mut holes = 0;
         let next = |reader: &mut BlockReader<'_>,
                     take: &mut dyn FnMut(Block<'_>) -> Result<(), Stop>| {

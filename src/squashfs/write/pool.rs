@@ -49,6 +49,14 @@ impl<Job, Outcome> Jobs<Job, Outcome> {
 }
 
 impl<Outcome> Pending<Outcome> {
+    /// One that is there already.
+    pub(super) fn ready(outcome: Outcome) -> Self {
+        let (reply, pending) = bounded(1);
+        // There is room, and we have the other side.
+        let _ = reply.send(outcome);
+        Self(pending)
+    }
+
     pub(super) fn wait(self) -> Result<Outcome, Gone> {
         self.0.recv().map_err(|_| Gone)
     }

@@ -3,7 +3,8 @@
 use std::ffi::OsStr;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rustix::buffer::spare_capacity;
 use rustix::fs::{AtFlags, fgetxattr, flistxattr, fstat, lgetxattr, llistxattr, statat};
@@ -22,7 +23,7 @@ pub(super) struct Directory {
     /// Below the root of the tree: empty for the root.
     pub(super) relative: PathBuf,
     /// As errors name it.
-    pub(super) path: PathBuf,
+    pub(super) path: Arc<Path>,
     /// Whether it lies in a mount that shows other owners than it stores, and says those when asked.
     pub(super) has_stored_owners: bool,
 }
@@ -30,25 +31,17 @@ pub(super) struct Directory {
 impl Directory {
     /// One that is not known to have other owners than it shows.
     pub(super) fn new(fd: OwnedFd, relative: PathBuf, path: PathBuf) -> Self {
-        Self { fd, relative, path, has_stored_owners: false }
+        Self { fd, relative, path: path.into(), has_stored_owners: false }
     }
 
-    /// The path of an entry, as errors name it; without a name its own.
+    /// As [`child`] of its path.
     pub(super) fn child(&self, name: &[u8]) -> PathBuf {
-        if name.is_empty() {
-            return self.path.clone();
-        }
-        self.path.join(OsStr::from_bytes(name))
+        child(&self.path, name)
     }
 
     /// Puts the path and the call to what the system said.
     pub(super) fn error(&self, name: &[u8], call: &'static str) -> impl FnOnce(Errno) -> Failure {
-        let path = self.child(name);
-        move |errno| match errno {
-            Errno::ACCESS | Errno::PERM => Failure::Denied(path),
-            Errno::NOENT => Failure::Vanished,
-            _ => Failure::Fatal(Error::io(&path, call, errno)),
-        }
+        failed(self.child(name), call)
     }
 
     /// A path to something in it that the calls without an `at` variant take. Leads nowhere where
@@ -57,6 +50,23 @@ impl Directory {
         let mut path = format!("/proc/self/fd/{}/", self.fd.as_raw_fd()).into_bytes();
         path.extend(name);
         path
+    }
+}
+
+/// The path of an entry of `directory`, as errors name it; without a name its own.
+pub(super) fn child(directory: &Path, name: &[u8]) -> PathBuf {
+    if name.is_empty() {
+        return directory.to_owned();
+    }
+    directory.join(OsStr::from_bytes(name))
+}
+
+/// Puts a path and a call to what the system said.
+pub(super) fn failed(path: PathBuf, call: &'static str) -> impl FnOnce(Errno) -> Failure {
+    move |errno| match errno {
+        Errno::ACCESS | Errno::PERM => Failure::Denied(path),
+        Errno::NOENT => Failure::Vanished,
+        _ => Failure::Fatal(Error::io(&path, call, errno)),
     }
 }
 

@@ -8,6 +8,7 @@ use super::super::format::{
     FLAG_DUPLICATES, FLAG_EXPORT, FLAG_OPTIONS, MAGIC, NO_TABLE, RawFragment, RawSuperblock,
     SUPERBLOCK_LEN,
 };
+use super::base::Base;
 use super::catalog::{Catalog, Node, Note};
 use super::compress::Compressor;
 use super::error::Error;
@@ -19,7 +20,7 @@ use super::output::Placement;
 use super::spool::SpoolReader;
 use super::tail::Tail;
 use super::xattrs::XattrTable;
-use crate::types::FileKind;
+use crate::types::{FileKind, InodeRef};
 
 /// Archives end on a multiple of this, so that they can be mounted from a block device.
 const PAGE: u64 = 4096;
@@ -29,14 +30,14 @@ pub(super) fn write(
     catalog: &Catalog,
     xattrs: XattrTable,
     placement: &Placement,
-    options: &Options,
+    (options, base): (&Options, Option<&Base<'_>>),
     mkfs_time: u32,
     tail: &mut Tail<'_>,
 ) -> Result<[u8; SUPERBLOCK_LEN as usize], Error> {
     let compressor = || Compressor::new(options.compression, options.block_size);
     let table = || compressor().map(TableWriter::new);
-    let tree =
-        Tree::new(catalog, placement, options.block_size, compressor()?, compressor()?).build()?;
+    let sources = Sources { catalog, placement, base, block_size: options.block_size };
+    let tree = Tree::new(sources, compressor()?, compressor()?).build()?;
 
     let inode_table = tail.position();
     tail.write_spool(tree.inodes.finish()?)?;
@@ -44,6 +45,12 @@ pub(super) fn write(
     tail.write_spool(tree.listings.finish()?)?;
 
     let mut fragments = table()?;
+    let kept_fragments = base.map_or(0, Base::fragment_count);
+    for index in 0..kept_fragments {
+        if let Some(fragment) = base.map(|base| base.fragment(index)).transpose()?.flatten() {
+            fragments.push(&fragment)?;
+        }
+    }
     let mut reader = SpoolReader::new(placement.fragments());
     while !reader.is_at_end() {
         fragments.push(&reader.read::<RawFragment>()?)?;
@@ -74,7 +81,7 @@ pub(super) fn write(
     raw.mkfs_time = mkfs_time.into();
     raw.block_size = options.block_size.into();
     raw.block_log = (options.block_size.trailing_zeros() as u16).into();
-    raw.fragments = placement.fragment_count.into();
+    raw.fragments = (kept_fragments + placement.fragment_count).into();
     raw.compressor = options.compression.id().into();
     raw.flags = (FLAG_DUPLICATES | FLAG_EXPORT | if has_options { FLAG_OPTIONS } else { 0 }).into();
     raw.major = 4.into();
@@ -95,12 +102,19 @@ pub(super) fn bytes_used(superblock: &[u8; SUPERBLOCK_LEN as usize]) -> u64 {
     raw.bytes_used.get()
 }
 
+/// What the tables are made of.
+#[derive(Clone, Copy)]
+struct Sources<'a> {
+    catalog: &'a Catalog,
+    placement: &'a Placement,
+    base: Option<&'a Base<'a>>,
+    block_size: u32,
+}
+
 /// Inodes and listings in the making. A listing is written once all its inodes are, and the
 /// directory's own inode follows.
 struct Tree<'a> {
-    catalog: &'a Catalog,
-    placement: &'a Placement,
-    block_size: u32,
+    sources: Sources<'a>,
     inodes: MetaWriter,
     listings: MetaWriter,
     /// Where each inode is, by its number less one.
@@ -121,17 +135,10 @@ struct Level {
 }
 
 impl<'a> Tree<'a> {
-    fn new(
-        catalog: &'a Catalog,
-        placement: &'a Placement,
-        block_size: u32,
-        inodes: Compressor,
-        listings: Compressor,
-    ) -> Self {
+    fn new(sources: Sources<'a>, inodes: Compressor, listings: Compressor) -> Self {
+        let Sources { catalog, .. } = sources;
         Self {
-            catalog,
-            placement,
-            block_size,
+            sources,
             inodes: MetaWriter::new(inodes),
             listings: MetaWriter::new(listings),
             exports: Vec::with_capacity(catalog.inodes() as usize),
@@ -142,7 +149,7 @@ impl<'a> Tree<'a> {
     }
 
     fn build(mut self) -> Result<Self, Error> {
-        let mut notes = self.catalog.read();
+        let mut notes = self.sources.catalog.read();
         while let Some(note) = notes.next()? {
             match note {
                 Note::Enter { name, node } => {
@@ -185,7 +192,7 @@ impl<'a> Tree<'a> {
     }
 
     fn leaf(&mut self, node: &Node, number: u32) -> Result<Inode, Error> {
-        let nlink = node.link.map_or(1, |link| self.catalog.names_of(link));
+        let nlink = node.link.map_or(1, |link| self.sources.catalog.names_of(link));
         let bytes = InodeBytes::new(node, number);
         let bytes = match node.kind {
             FileKind::Regular => return self.file(node, bytes, nlink, number),
@@ -202,19 +209,40 @@ impl<'a> Tree<'a> {
         nlink: u32,
         number: u32,
     ) -> Result<Inode, Error> {
+        let Sources { placement, base, .. } = self.sources;
+        if let (Some(kept), Some(base)) = (node.data.kept, base) {
+            return self.kept(node, bytes, nlink, number, (base, kept));
+        }
         let first = node.data.first_block;
         let count = self.block_count(node);
-        let start = if count == 0 { 0 } else { self.placement.block(first)?.start };
+        let start = if count == 0 { 0 } else { placement.block(first)?.start };
         let inode = self.inode(&bytes.file(nlink, start), number, node.kind)?;
         for block in first..first + count {
-            self.inodes.write(&self.placement.block(block)?.word.to_le_bytes())?;
+            self.inodes.write(&placement.block(block)?.word.to_le_bytes())?;
+        }
+        Ok(inode)
+    }
+
+    /// A regular file with the blocks that an inode of the base has.
+    fn kept(
+        &mut self,
+        node: &Node,
+        bytes: InodeBytes<'_>,
+        nlink: u32,
+        number: u32,
+        (base, kept): (&Base<'_>, InodeRef),
+    ) -> Result<Inode, Error> {
+        let mut list = base.blocks(kept)?;
+        let inode = self.inode(&bytes.file(nlink, list.start()), number, node.kind)?;
+        while let Some(word) = list.next()? {
+            self.inodes.write(&word.to_le_bytes())?;
         }
         Ok(inode)
     }
 
     /// How many blocks a file has beside what is in a fragment.
     fn block_count(&self, node: &Node) -> u64 {
-        let (size, block_size) = (node.version.size, u64::from(self.block_size));
+        let (size, block_size) = (node.version.size, u64::from(self.sources.block_size));
         match node.data.fragment {
             Some(_) => size / block_size,
             None => size.div_ceil(block_size),
@@ -225,7 +253,8 @@ impl<'a> Tree<'a> {
         let Some(level) = self.stack.pop() else { return Ok(()) };
         let listing = level.entries.write(&mut self.listings)?;
         // The root's is one that no inode has.
-        let parent = self.stack.last().map_or(self.catalog.inodes() + 1, |above| above.number);
+        let root = self.sources.catalog.inodes() + 1;
+        let parent = self.stack.last().map_or(root, |above| above.number);
         let nlink = level.subdirectories.saturating_add(2);
         let bytes =
             InodeBytes::new(&level.node, level.number).directory(&listing, nlink, parent)?;

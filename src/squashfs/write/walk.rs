@@ -13,7 +13,7 @@ use rustix::io::Errno;
 
 use super::super::format::NAME_LEN;
 use super::error::Error;
-use super::load::{Entry, Leaf};
+use super::load::{Entry, Job, Leaf};
 use super::options::Exclude;
 use super::pool::{Gone, Pending, Pool};
 use super::stat::{Directory, Failure, Stat, Xattrs, fd_stored_owner, fd_xattrs};
@@ -26,16 +26,16 @@ const OPEN: usize = 64;
 /// What the walk comes by, in order.
 pub(super) enum Event {
     /// A directory, whose entries come next. The root has no name.
-    Enter { name: Vec<u8>, path: PathBuf, stat: Stat, xattrs: Xattrs },
+    Enter { name: Vec<u8>, path: Arc<Path>, stat: Stat, xattrs: Xattrs },
     /// The end of the directory entered last.
     Leave,
-    /// An entry that is no directory.
-    Leaf { directory: Arc<Directory>, name: Vec<u8>, leaf: Pending<Result<Leaf, Failure>> },
+    /// An entry that is no directory, of the directory with a path.
+    Leaf { directory: Arc<Path>, name: Vec<u8>, leaf: Pending<Result<Leaf, Failure>> },
     /// A directory that could not be read.
     Failed(Failure),
 }
 
-pub(super) type LoadPool = Pool<Entry, Result<Leaf, Failure>>;
+pub(super) type LoadPool = Pool<Job, Result<Leaf, Failure>>;
 
 /// A walk of one tree.
 pub(super) struct Walk<'a> {
@@ -51,7 +51,7 @@ struct Frame {
     directory: Option<Arc<Directory>>,
     identity: (u64, u64),
     /// The path below the root, and the one errors have.
-    paths: (PathBuf, PathBuf),
+    paths: (PathBuf, Arc<Path>),
     has_stored_owners: bool,
     children: Names,
     next: usize,
@@ -139,8 +139,8 @@ impl Walk<'_> {
         for (name, kind) in files.iter() {
             let name = name.to_vec();
             let entry = Entry { directory: directory.clone(), name: name.clone(), kind };
-            let leaf = self.loads.submit(entry)?;
-            self.send(Event::Leaf { directory: directory.clone(), name, leaf })?;
+            let leaf = self.loads.submit(Job::Name(entry))?;
+            self.send(Event::Leaf { directory: directory.path.clone(), name, leaf })?;
         }
         Ok(directory)
     }
@@ -205,7 +205,7 @@ fn reopen(above: &mut Frame, done: &Frame) -> Result<(), Error> {
         .map_err(|errno| Error::io(&path, "open", errno))?;
     let stat = Stat::of(fd.as_fd()).map_err(|errno| Error::io(&path, "fstat", errno))?;
     if stat.identity != above.identity {
-        return Err(Error::Changed { path });
+        return Err(Error::Changed { path: path.to_path_buf() });
     }
     let has_stored_owners = above.has_stored_owners;
     above.directory = Some(Arc::new(Directory { fd, relative, path, has_stored_owners }));
