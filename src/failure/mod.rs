@@ -167,9 +167,11 @@ impl From<&StoreError> for Failure {
                 Code::Usage
             }
             E::UnsupportedFormat { .. } => Code::Unsupported,
-            E::TooLarge { .. } | E::ReadOnly { .. } | E::Io { .. } | E::ShutDown { .. } => {
-                Code::Failed
-            }
+            E::TooLarge { .. }
+            | E::ReadOnly { .. }
+            | E::CannotCopy { .. }
+            | E::Io { .. }
+            | E::ShutDown { .. } => Code::Failed,
         };
         Self { hint: advice(error), ..Self::new(code, error.to_string()) }
     }

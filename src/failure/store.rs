@@ -70,6 +70,7 @@ fn fixed(error: &Error) -> Option<&'static str> {
         | Error::BadRedirect { .. }
         | Error::UnsupportedProfile { .. }
         | Error::OutOfRange { .. }
+        | Error::CannotCopy { .. }
         | Error::TooLarge { .. }
         | Error::Truncated { .. }
         | Error::Stalled { .. }

@@ -4,6 +4,7 @@
 //! [`Bucket`] can also be read, listed and cleaned. An [`Object`] of it is read as any other is.
 
 use std::fmt;
+use std::ops::Range;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -36,6 +37,17 @@ pub trait WriteObjects: fmt::Debug + Send + Sync {
     /// # Errors
     /// [`Error::BadOption`] if the body is empty or larger than the upload's part size.
     async fn put_part(&self, upload: &Upload, index: u32, body: Bytes) -> Result<Part>;
+
+    /// Has the store fill one part with bytes of an object that it has already: nothing of them passes here.
+    ///
+    /// # Errors
+    /// [`Error::Changed`] where the object is no longer the version that is asked for, [`Error::BadOption`] if the
+    /// range is empty or larger than the upload's part size, [`Error::CannotCopy`] where the place does no such
+    /// thing, and [`Error::Refused`] where the server says so.
+    async fn copy_part(&self, upload: &Upload, index: u32, from: &Copied) -> Result<Part> {
+        let _ = (index, from);
+        Err(Error::CannotCopy { place: self.name(&upload.key) })
+    }
 
     /// Makes the object out of its parts. Where an answer was lost and the request repeated, it
     /// can only be guessed that the upload is complete: verify the object's size afterwards.
@@ -218,9 +230,8 @@ impl Upload {
         Error::BadOption { what: self.key.clone(), reason }
     }
 
-    /// Checks the body of one part against the rules of the upload.
-    pub(super) fn check_part(&self, index: u32, body: &Bytes) -> Result<()> {
-        let size = body.len() as u64;
+    /// Checks the size of one part against the rules of the upload.
+    pub(super) fn check_part(&self, index: u32, size: u64) -> Result<()> {
         if size == 0 || size > self.part_size || index >= MAX_PARTS {
             let due = self.part_size;
             return Err(self.bad(format!("part {index} of {size} bytes where {due} are due")));
@@ -276,6 +287,17 @@ impl UnfinishedPage {
         let first = first.map(|upload| (upload.key.as_str(), upload.id.as_str()));
         pages.turn_uploads(object, first, self.next.clone())
     }
+}
+
+/// What is copied to a part of an upload.
+#[derive(Clone, Debug)]
+pub struct Copied {
+    /// The key of the object in the same bucket.
+    pub key: String,
+    /// Which of its bytes.
+    pub range: Range<u64>,
+    /// The version that it has to be.
+    pub version: Option<ETag>,
 }
 
 /// A part that was uploaded.

@@ -192,6 +192,12 @@ pub enum Error {
         /// The place.
         place: String,
     },
+    /// The place does not copy what it has.
+    #[error("{place} cannot be made of what is there already")]
+    CannotCopy {
+        /// The object that was to be.
+        place: String,
+    },
     /// The string does not name a place we can open.
     #[error("cannot use {source_text} as a source: {reason}")]
     UnsupportedSource {

@@ -13,12 +13,13 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
+use rustix::io::Errno;
 use tempfile::NamedTempFile;
 
 use super::counters::{Tally, add};
 use super::{
-    Bucket, Counters, Depth, ETag, Error, GetRange, Listed, Page, Part, Ranged, Result, Unfinished,
-    UnfinishedPage, Upload, WriteObjects,
+    Bucket, Copied, Counters, Depth, ETag, Error, GetRange, Listed, Page, Part, Ranged, Result,
+    Unfinished, UnfinishedPage, Upload, WriteObjects,
 };
 
 /// What names of files still being written start with. Listings leave them out.
@@ -101,7 +102,7 @@ impl WriteObjects for LocalBucket {
     }
 
     async fn put_part(&self, upload: &Upload, index: u32, body: Bytes) -> Result<Part> {
-        upload.check_part(index, &body)?;
+        upload.check_part(index, body.len() as u64)?;
         let path = self.path(&upload.key)?.with_file_name(&upload.id);
         let at = u64::from(index) * upload.part_size;
         self.blocking(self.name(&upload.key), move |tally| {
@@ -110,6 +111,31 @@ impl WriteObjects for LocalBucket {
             let file = OpenOptions::new().write(true).open(&path).map_err(failed("open", &path))?;
             file.write_all_at(&body, at).map_err(failed("pwrite", &path))?;
             Ok(Part { index, size: body.len() as u64, tag: String::new() })
+        })
+        .await
+    }
+
+    /// By reflink where the file system has that, else within the kernel.
+    async fn copy_part(&self, upload: &Upload, index: u32, from: &Copied) -> Result<Part> {
+        let size = from.range.end.saturating_sub(from.range.start);
+        upload.check_part(index, size)?;
+        let path = self.path(&upload.key)?.with_file_name(&upload.id);
+        let (source, from, object) = (self.path(&from.key)?, from.clone(), self.name(&from.key));
+        let at = u64::from(index) * upload.part_size;
+        self.blocking(self.name(&upload.key), move |tally| {
+            add(&tally.writes, 1);
+            let file = File::open(&source).map_err(not_found("open", &source))?;
+            let meta = file.metadata().map_err(failed("fstat", &source))?;
+            if from.version.is_some_and(|version| version != etag(&meta)) {
+                return Err(Error::Changed { object });
+            }
+            if from.range.end > meta.len() {
+                let range = format!("{:?}", from.range);
+                return Err(Error::OutOfRange { object, range });
+            }
+            let to = OpenOptions::new().write(true).open(&path).map_err(failed("open", &path))?;
+            copy_range(&file, from.range.start, &to, at, size).map_err(failed("copy", &path))?;
+            Ok(Part { index, size, tag: String::new() })
         })
         .await
     }
@@ -335,6 +361,30 @@ fn etag(meta: &fs::Metadata) -> ETag {
         meta.mtime(),
         meta.mtime_nsec()
     ))
+}
+
+/// Copies `left` bytes between two files.
+fn copy_range(from: &File, mut at: u64, to: &File, mut onto: u64, mut left: u64) -> io::Result<()> {
+    let mut buffer = Vec::new();
+    while left > 0 {
+        // It moves both places on.
+        let len = usize::try_from(left.min(1 << 30)).unwrap_or(1 << 30);
+        match rustix::fs::copy_file_range(from, Some(&mut at), to, Some(&mut onto), len) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(copied) => left -= copied as u64,
+            Err(Errno::INTR) => {}
+            // Not between these two.
+            Err(Errno::XDEV | Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL | Errno::PERM) => {
+                buffer.resize(len.min(1 << 20), 0);
+                from.read_exact_at(&mut buffer, at)?;
+                to.write_all_at(&buffer, onto)?;
+                let copied = buffer.len() as u64;
+                (at, onto, left) = (at + copied, onto + copied, left - copied);
+            }
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+    Ok(())
 }
 
 fn create_parent(path: &Path) -> Result<()> {

@@ -68,8 +68,8 @@ mod tls;
 
 pub use access::{Access, AccessDefaults};
 pub use bucket::{
-    Bucket, Depth, Folder, Listed, MAX_PART_SIZE, MAX_PARTS, MIN_PART_SIZE, Object, Page, Part,
-    Unfinished, UnfinishedPage, Upload, WriteObjects,
+    Bucket, Copied, Depth, Folder, Listed, MAX_PART_SIZE, MAX_PARTS, MIN_PART_SIZE, Object, Page,
+    Part, Unfinished, UnfinishedPage, Upload, WriteObjects,
 };
 pub use counters::Counters;
 pub(crate) use credentials::has_credential_process;

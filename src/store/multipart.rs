@@ -29,6 +29,36 @@ pub(super) async fn put_part(
     Ok(Part { index, size, tag })
 }
 
+/// Has the store fill a part of `size` bytes with what `call` names.
+pub(super) async fn copy_part(
+    exchange: &Exchange,
+    call: Call,
+    index: u32,
+    size: u64,
+) -> Result<Part> {
+    // The store copies before it answers, and takes its time for as many bytes.
+    let mut attempts = exchange.attempts(&call.object, size);
+    loop {
+        let attempt = async {
+            let limits = attempts.limits();
+            let (_, body) = exchange.once(&call, limits).await?;
+            let body = exchange.small_body(&call, body, 64 << 10, limits).await?;
+            // As above: an error may come behind headers of success.
+            match s3_wire::is_error(&body) {
+                false => s3_wire::parse_copied(&call.object, &body),
+                true => {
+                    let (status, headers) = (StatusCode::OK, HeaderMap::new());
+                    Err(classify(exchange.asked(&call, true), status, &headers, &body))
+                }
+            }
+        };
+        match attempt.instrument(attempts.span(&call.method, None)).await {
+            Ok(tag) => return Ok(Part { index, size, tag }),
+            Err(error) => attempts.failed(error).await?,
+        }
+    }
+}
+
 /// Makes the object out of its parts. `call` is the request without its body.
 pub(super) async fn complete(
     exchange: &Exchange,

@@ -170,7 +170,7 @@ impl WriteObjects for PresignedUpload {
     }
 
     async fn put_part(&self, upload: &Upload, index: u32, body: Bytes) -> Result<Part> {
-        upload.check_part(index, &body)?;
+        upload.check_part(index, body.len() as u64)?;
         let Some(url) = self.urls.parts.get(index as usize) else {
             let (count, size) = (self.urls.parts.len(), self.urls.part_size);
             let reason = format!("the archive is larger than its {count} parts of {size} bytes");

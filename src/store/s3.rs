@@ -4,7 +4,7 @@ use std::fmt;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::Method;
+use http::{HeaderValue, Method};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use url::Url;
 
@@ -13,8 +13,8 @@ use super::exchange::{Auth, Call, Exchange};
 use super::profile::Profile;
 use super::shown::host_of;
 use super::{
-    Access, Bucket, Counters, Depth, ETag, Error, GetRange, Pace, Page, Part, Ranged, Result,
-    UnfinishedPage, Upload, WriteObjects, multipart, r2, ranged, s3_wire, tls,
+    Access, Bucket, Copied, Counters, Depth, ETag, Error, GetRange, Pace, Page, Part, Ranged,
+    Result, UnfinishedPage, Upload, WriteObjects, multipart, r2, ranged, s3_wire, tls,
 };
 
 /// What a signed path must not leave as it is: everything but AWS's unreserved characters and `/`.
@@ -108,11 +108,35 @@ impl WriteObjects for S3Bucket {
     }
 
     async fn put_part(&self, upload: &Upload, index: u32, body: Bytes) -> Result<Part> {
-        upload.check_part(index, &body)?;
+        upload.check_part(index, body.len() as u64)?;
         let number = (index + 1).to_string();
         let query = [("partNumber", number.as_str()), ("uploadId", upload.id.as_str())];
         let call = self.call(Method::PUT, &upload.key, &query)?;
         multipart::put_part(&self.exchange, call, index, body).await
+    }
+
+    async fn copy_part(&self, upload: &Upload, index: u32, from: &Copied) -> Result<Part> {
+        let size = from.range.end.saturating_sub(from.range.start);
+        upload.check_part(index, size)?;
+        let number = (index + 1).to_string();
+        let query = [("partNumber", number.as_str()), ("uploadId", upload.id.as_str())];
+        let mut call = self.call(Method::PUT, &upload.key, &query)?;
+        let source = format!("/{}/{}", self.bucket, utf8_percent_encode(&from.key, KEY));
+        let range = format!("bytes={}-{}", from.range.start, from.range.end.saturating_sub(1));
+        let version = from.version.as_ref().map(|version| version.0.clone());
+        for (name, value) in [
+            ("x-amz-copy-source", Some(source)),
+            ("x-amz-copy-source-range", Some(range)),
+            ("x-amz-copy-source-if-match", version),
+        ] {
+            let Some(value) = value else { continue };
+            let value = HeaderValue::from_str(&value).map_err(|_| Error::BadOption {
+                what: self.name(&from.key),
+                reason: format!("{name} cannot be {value:?}"),
+            })?;
+            call.headers.insert(name, value);
+        }
+        multipart::copy_part(&self.exchange, call, index, size).await
     }
 
     async fn complete_upload(&self, upload: &Upload, parts: &[Part]) -> Result<()> {

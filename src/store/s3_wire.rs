@@ -58,6 +58,12 @@ struct InitiateMultipartUploadResult {
     upload_id: String,
 }
 
+#[derive(Deserialize)]
+struct CopyPartResult {
+    #[serde(rename = "ETag")]
+    etag: String,
+}
+
 #[derive(Serialize)]
 #[serde(rename_all = "PascalCase")]
 struct CompleteMultipartUpload<'a> {
@@ -172,6 +178,11 @@ fn parse_time(text: &str) -> Option<DateTime<Utc>> {
 pub(super) fn parse_upload_id(object: &str, body: &[u8]) -> Result<String> {
     let root = "InitiateMultipartUploadResult";
     Ok(parse::<InitiateMultipartUploadResult>(object, body, root)?.upload_id)
+}
+
+/// The answer to the copy of a part: its tag.
+pub(super) fn parse_copied(object: &str, body: &[u8]) -> Result<String> {
+    Ok(parse::<CopyPartResult>(object, body, "CopyPartResult")?.etag)
 }
 
 /// The request that completes an upload. Numbers start at 1 on the wire.

@@ -3,7 +3,7 @@
 use crate::support::s3::{ACCESS_KEY, Config, Fault, S3Server, SECRET_KEY};
 use tempfile::TempDir;
 use thawfs::store::{
-    Access, Depth, Error, Folder, GetRange, MIN_PART_SIZE, Page, Source, Unfinished,
+    Access, Copied, Depth, ETag, Error, Folder, GetRange, MIN_PART_SIZE, Page, Source, Unfinished,
 };
 
 struct Backend {
@@ -216,4 +216,96 @@ async fn a_directory_lists_linked_files_and_no_linked_directories() {
     let page = store.list("", Depth::All, None).await.unwrap();
     let keys: Vec<_> = page.objects.iter().map(|found| (found.key.as_str(), found.size)).collect();
     assert_eq!(keys, [("d/file", 5), ("d/link", 5)]);
+}
+
+#[tokio::test]
+async fn a_part_may_be_copied_of_what_is_there_already() {
+    let part = MIN_PART_SIZE;
+    for backend in backends().await {
+        let (store, name) = (&backend.folder.bucket, backend.name);
+        let (from, key) = (backend.key("old (1) é+/data.sqsh"), backend.key("new/data.sqsh"));
+        let old: Vec<u8> = (0..2 * part + 99).map(|n| (n / 7 + n) as u8).collect();
+        store.put(&from, old.clone().into()).await.unwrap();
+        let version = store.get_range(&from, GetRange::Last(1), None, 1).await.unwrap().etag;
+        assert!(version.is_some(), "{name}");
+        let upload = store.start_upload(&key, part).await.unwrap();
+        let copied = |range, version: &Option<ETag>| Copied {
+            key: from.clone(),
+            range,
+            version: version.clone(),
+        };
+        if let Some(server) = &backend.server {
+            server.clear_log();
+        }
+        // Out of order, from any place, and the last one short.
+        let middle = store.copy_part(&upload, 1, &copied(17..17 + part, &version)).await.unwrap();
+        let last = store.copy_part(&upload, 2, &copied(2 * part + 98..2 * part + 99, &None)).await;
+        let first = store.put_part(&upload, 0, vec![7; part as usize].into()).await.unwrap();
+        if let Some(server) = &backend.server {
+            let bodies = |seen: &crate::support::s3::Seen| {
+                seen.headers
+                    .get("content-length")
+                    .map_or(0, |len| len.to_str().unwrap().parse().unwrap())
+            };
+            let sent: u64 = server.log().iter().map(bodies).sum();
+            assert_eq!((server.get_bytes(), sent), (0, part), "only what was put passes here");
+        }
+        for (range, version, what) in [
+            (0..part + 1, &version, "too much"),
+            (5..5, &version, "nothing"),
+            (part + 100..2 * part + 100, &version, "past the end"),
+            (0..part, &Some(ETag("\"another\"".into())), "another version"),
+        ] {
+            let error = store.copy_part(&upload, 3, &copied(range, version)).await.unwrap_err();
+            let as_due = match what {
+                "another version" => matches!(error, Error::Changed { .. }),
+                "past the end" => {
+                    matches!(error, Error::OutOfRange { .. } | Error::Refused { .. })
+                }
+                _ => matches!(error, Error::BadOption { .. }),
+            };
+            assert!(as_due, "{name}, {what}: {error:?}");
+        }
+        let missing = Copied { key: backend.key("none"), ..copied(0..part, &None) };
+        let error = store.copy_part(&upload, 3, &missing).await.unwrap_err();
+        assert!(matches!(error, Error::NotFound { .. }), "{name}: {error:?}");
+        store.complete_upload(&upload, &[first, middle, last.unwrap()]).await.unwrap();
+        let made = store.get_whole(&key, 3 * part).await.unwrap();
+        let mut due = vec![7; part as usize];
+        due.extend(&old[17..17 + part as usize]);
+        due.push(old[2 * part as usize + 98]);
+        assert!(made == due, "{name}: {} bytes", made.len());
+        // What was copied from may go.
+        store.delete(&from).await.unwrap();
+        assert_eq!(store.get_whole(&key, 3 * part).await.unwrap().len(), due.len(), "{name}");
+    }
+}
+
+#[tokio::test]
+async fn a_copy_that_fails_behind_headers_of_success_is_tried_again_or_told() {
+    let backend = backends().await.remove(0);
+    let store = &backend.folder.bucket;
+    let server = backend.server.as_ref().unwrap();
+    let (from, key) = (backend.key("old"), backend.key("new"));
+    store.put(&from, vec![1; 1000].into()).await.unwrap();
+    let upload = store.start_upload(&key, MIN_PART_SIZE).await.unwrap();
+    let copied = Copied { key: from, range: 0..1000, version: None };
+    let answer = |code: &str| {
+        Fault::Answer(format!("<Error><Code>{code}</Code><Message>so</Message></Error>"))
+    };
+    server.inject(answer("InternalError"), 2);
+    store.copy_part(&upload, 0, &copied).await.unwrap();
+    server.inject(answer("InvalidRequest"), 1);
+    let refused = store.copy_part(&upload, 0, &copied).await.unwrap_err();
+    assert!(matches!(refused, Error::Refused { .. }), "{refused:?}");
+    // A store that knows no copies says so once, and is asked once.
+    server.clear_log();
+    server.inject(Fault::Refuse(501, "NotImplemented"), 1);
+    let refused = store.copy_part(&upload, 0, &copied).await.unwrap_err();
+    assert!(matches!(refused, Error::Refused { .. }), "{refused:?}");
+    assert_eq!(server.log().len(), 1);
+    server.inject(Fault::Answer("<html>no</html>".into()), 1);
+    let odd = store.copy_part(&upload, 0, &copied).await.unwrap_err();
+    assert!(matches!(odd, Error::BadAnswer { .. }), "{odd:?}");
+    store.abort_upload(&upload).await.unwrap();
 }

@@ -268,6 +268,37 @@ impl S3 for Buckets {
         Ok(S3Response::new(UploadPartOutput { e_tag: Some(tag), ..Default::default() }))
     }
 
+    async fn upload_part_copy(
+        &self,
+        request: S3Request<UploadPartCopyInput>,
+    ) -> S3Result<S3Response<UploadPartCopyOutput>> {
+        let input = request.input;
+        let directory = self.upload(&input.upload_id)?;
+        let CopySource::Bucket { bucket, key, .. } = &input.copy_source else {
+            return Err(s3_error!(NotImplemented));
+        };
+        let (from, meta) = open(&self.path(bucket, key)?)?;
+        let is = |tag: &ETag| *tag == etag(&meta);
+        if !input.copy_source_if_match.iter().all(|tag| tag.as_etag().is_some_and(is)) {
+            return Err(s3_error!(PreconditionFailed));
+        }
+        let range = input.copy_source_range.as_deref().and_then(|range| {
+            let (first, last) = range.strip_prefix("bytes=")?.split_once('-')?;
+            Some(first.parse().ok()?..last.parse::<u64>().ok()? + 1)
+        });
+        let range = range.unwrap_or(0..meta.len());
+        if range.is_empty() || range.end > meta.len() {
+            return Err(s3_error!(InvalidRange));
+        }
+        let path = directory.join(format!("{:05}", input.part_number));
+        let tag = write(&path, Some(stream(from, range))).await?;
+        let result = CopyPartResult { e_tag: Some(tag), ..Default::default() };
+        Ok(S3Response::new(UploadPartCopyOutput {
+            copy_part_result: Some(result),
+            ..Default::default()
+        }))
+    }
+
     async fn complete_multipart_upload(
         &self,
         request: S3Request<CompleteMultipartUploadInput>,
