@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use super::name::Name;
 use crate::types::Ino;
 
-/// Most names that are known of one file; the latest count.
+/// Most names that are known of one file beside the one used last; the latest count.
 const MAX_NAMES: usize = 32;
 
 /// Names by the number of the file, each in its directory, the last used behind the others.

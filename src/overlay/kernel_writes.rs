@@ -299,6 +299,13 @@ impl KernelWrites {
         }
     }
 
+    /// That the times of `ino` had moved when it was looked at was our doing, and nobody's who stored something.
+    pub(super) fn is_explained(&self, ino: Ino) {
+        if let Some(file) = self.state.lock().files.get_mut(&ino) {
+            file.is_unexplained = false;
+        }
+    }
+
     /// Begins to watch, if that has not begun: `began` is the moment from which on writes are to be told.
     pub(super) fn begin(&self, began: Timestamp) {
         let mut state = self.state.lock();

@@ -159,16 +159,15 @@ impl Nodes {
         self.0.lock().aliases.gone(ino, parent, name.as_bytes());
     }
 
-    /// The path of `ino` from the root, without a slash before it; `None` where it has no name that is known.
-    pub(super) fn path(&self, ino: Ino) -> Option<Vec<u8>> {
+    /// The paths of `ino` from the root, without a slash before them, as far as its names are known: the one used last
+    /// is first.
+    pub(super) fn paths(&self, ino: Ino) -> Vec<Vec<u8>> {
         let table = self.0.lock();
-        table.path(ino).or_else(|| {
-            let mut names = table.aliases.of(ino);
-            names.find_map(|(parent, name)| table.path_in(parent, name))
-        })
+        let others = table.aliases.of(ino).filter_map(|(parent, name)| table.path_in(parent, name));
+        table.path(ino).into_iter().chain(others).collect()
     }
 
-    /// The path of `name` in directory `parent`, as [`Self::path`].
+    /// The path of `name` in directory `parent`, as [`Self::paths`].
     pub(super) fn path_in(&self, parent: Ino, name: &OsStr) -> Option<Vec<u8>> {
         self.0.lock().path_in(parent, name.as_bytes())
     }

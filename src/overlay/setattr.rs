@@ -64,7 +64,10 @@ impl Overlay {
         self.tell_write_before(ino);
         let (inode, mut state) = self.address(ino)?;
         let done = self.change_attributes(who, ino, &inode, &mut state, change);
-        if self.kernel_writes.check(ino) && change.mtime.is_none() {
+        let unseen = self.kernel_writes.check(ino);
+        if change.mtime.is_some() {
+            self.kernel_writes.is_explained(ino);
+        } else if unseen {
             self.tell_data(ino);
         }
         if change.is_of_attributes() {

@@ -118,17 +118,19 @@ impl Overlay {
     /// more is in no tree.
     pub(super) fn tell_inode(&self, what: What, ino: Ino, state: &UpperState) {
         if self.log.is_watched() {
-            self.tell_file(what, ino, state.kind);
+            self.tell_file(&what, ino, state.kind);
         }
     }
 
-    /// Tells of `what` happened to `ino` by one of its names. Where it has some and none is known, all who read miss
-    /// something. Called with `names` held.
-    fn tell_file(&self, what: What, ino: Ino, kind: FileKind) {
-        match self.nodes.path(ino) {
-            Some(path) => self.log.write(what, kind, ino.0, path),
-            None if self.has_names(ino) => self.log.lose(),
-            None => {}
+    /// Tells of `what` happened to `ino` by each of its names that is known: who watches one directory hears of no
+    /// others. Where it has some and none is known, all who read miss something. Called with `names` held.
+    fn tell_file(&self, what: &What, ino: Ino, kind: FileKind) {
+        let paths = self.nodes.paths(ino);
+        if paths.is_empty() && self.has_names(ino) {
+            self.log.lose();
+        }
+        for path in paths {
+            self.log.write(what.clone(), kind, ino.0, path);
         }
     }
 
@@ -181,7 +183,7 @@ impl Overlay {
 
     /// Called with `names` held.
     pub(super) fn tell_data(&self, ino: Ino) {
-        self.tell_file(What::Write, ino, FileKind::Regular);
+        self.tell_file(&What::Write, ino, FileKind::Regular);
     }
 
     /// Tells what is known only by looking for it, the writes that the kernel makes by itself, and the last of

@@ -423,7 +423,7 @@ impl Work<'_> {
         }
         let log = &self.scope.log;
         let tell = |what| log.write(what, FileKind::Directory, self.scope.id.1, Vec::new());
-        if mask.contains(ReadFlags::ATTRIB) {
+        if mask.intersects(ReadFlags::ATTRIB | ReadFlags::MODIFY) {
             tell(What::Attributes);
         }
         if mask.contains(ReadFlags::DELETE_SELF) {
@@ -456,7 +456,8 @@ impl Work<'_> {
                 self.tell(What::Remove, kind, 0, path);
             }
         } else if self.nodes.is_told(node, name) {
-            let what = match mask.contains(ReadFlags::MODIFY) {
+            // A directory is modified where its time is set and no other.
+            let what = match mask.contains(ReadFlags::MODIFY) && !is_dir {
                 true => What::Write,
                 false => What::Attributes,
             };

@@ -26,6 +26,7 @@ mod docs;
 mod environment;
 mod files_requests;
 mod files_service;
+mod files_table;
 mod logging;
 mod messages;
 mod mount_cli;

@@ -118,6 +118,14 @@ pub(crate) fn watch_request(message: &Value, headers: &[&str]) -> Vec<u8> {
     [request("WatchDir", "application/connect+json", "", &headers), frame].concat()
 }
 
+/// Reads some more; says whether any has come in the time that there is.
+pub(crate) fn read_some(stream: &mut TcpStream, text: &mut Vec<u8>) -> bool {
+    let mut some = [0; 4096];
+    let len = stream.read(&mut some).unwrap_or(0);
+    text.extend_from_slice(&some[..len]);
+    len > 0
+}
+
 /// Reads until `wanted` has come.
 pub(crate) fn read_until(stream: &mut TcpStream, wanted: &str) -> String {
     let mut answer = Vec::new();
