@@ -83,6 +83,13 @@ pub(super) struct FilesystemEvent {
     pub(super) entry: Option<EntryInfo>,
 }
 
+impl FilesystemEvent {
+    /// The bytes of the names in it, some of which stand in it twice.
+    pub(super) fn bytes(&self) -> usize {
+        self.name.len() + self.entry.as_ref().map_or(0, |entry| entry.path.len() + entry.name.len())
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub(super) enum EventType {
     #[serde(rename = "EVENT_TYPE_CREATE")]

@@ -23,12 +23,17 @@ const LEASE: Duration = Duration::from_secs(3600);
 /// How many changes are looked at at a time.
 const BATCH: usize = 512;
 
-/// How many events one answer has. Who asks again gets the next.
+/// How many events one answer has, and how many bytes of names, some more at most. Who asks again gets the next.
 const MOST_EVENTS: usize = 1 << 16;
+const MOST_BYTES: usize = 8 << 20;
+
+/// How many batches are looked at for one answer: all may be of other directories, and more come meanwhile.
+const MOST_BATCHES: usize = 1 << 10;
 
 /// One directory that is watched.
 pub(super) struct Watcher {
-    feed: Feed,
+    /// Why it has ended, once it has.
+    feed: Result<Feed, Error>,
     tree: Tree,
     /// The directory, without symlinks.
     dir: PathBuf,
@@ -42,11 +47,17 @@ impl Watcher {
     /// What came since the last call; `None` if there is no more yet.
     ///
     /// # Errors
-    /// `internal` once something has been missed, or nothing can come any more.
+    /// `internal` once something has been missed, or nothing can come any more: from then on each time.
     pub(super) fn read(&mut self) -> Result<Option<Vec<FilesystemEvent>>, Error> {
-        let events = self.feed.read(self.recursive, BATCH);
-        let Some(events) = events.map_err(|why| Error::new(Code::Internal, why))? else {
-            return Ok(None);
+        let feed = self.feed.as_mut().map_err(|ended| ended.clone())?;
+        let events = match feed.read(self.recursive, BATCH) {
+            Ok(Some(events)) => events,
+            Ok(None) => return Ok(None),
+            Err(why) => {
+                let ended = Error::new(Code::Internal, why);
+                self.feed = Err(ended.clone());
+                return Err(ended);
+            }
         };
         let mut owners = Owners::default();
         let told = events.into_iter().map(|(event, name)| self.event(event, &name, &mut owners));
@@ -76,7 +87,9 @@ impl Watcher {
 
     /// Waits until there is something to read.
     pub(super) async fn changed(&self) {
-        self.feed.reader.changed().await;
+        if let Ok(feed) = &self.feed {
+            feed.reader.changed().await;
+        }
     }
 }
 
@@ -131,7 +144,7 @@ impl Watchers {
             Error::new(Code::Internal, message)
         })?;
         let feed = self.feeds.feed(&dir, recursive);
-        let feed = feed.map_err(|error| failed("watch", path, &error))?;
+        let feed = Ok(feed.map_err(|error| failed("watch", path, &error))?);
         let tree = tree.clone();
         Ok(Watcher { feed, tree, dir, recursive, include_entry, _place: place })
     }
@@ -167,12 +180,18 @@ impl Watchers {
             Arc::clone(&found.watcher)
         };
         let mut watcher = watcher.lock();
-        let mut events = Vec::new();
-        while events.len() < MOST_EVENTS {
+        let (mut events, mut bytes) = (Vec::new(), 0);
+        for _ in 0..MOST_BATCHES {
+            if events.len() >= MOST_EVENTS || bytes >= MOST_BYTES {
+                break;
+            }
             match watcher.read() {
-                Ok(Some(more)) => events.extend(more),
+                Ok(Some(more)) => {
+                    bytes += more.iter().map(FilesystemEvent::bytes).sum::<usize>();
+                    events.extend(more);
+                }
                 Ok(None) => break,
-                // First what there was before.
+                // First what there was before. It says so again.
                 Err(_) if !events.is_empty() => break,
                 Err(error) => return Err(error),
             }

@@ -40,6 +40,7 @@ mod mount_owners;
 mod mount_paths;
 mod mount_posix;
 mod mount_s3;
+mod mount_slow;
 mod mount_stress;
 mod mount_stuck;
 mod mount_times;

@@ -262,6 +262,61 @@ fn status_says_who_watches_and_what_is_held_for_them() {
 }
 
 #[test]
+fn changes_that_come_one_by_one_or_all_at_once_are_told_whole_and_in_order() {
+    let test = "changes_that_come_one_by_one_or_all_at_once_are_told_whole_and_in_order";
+    if !can_mount_with(test, &[Need::Processes]) {
+        return;
+    }
+    let mounts = Mounts::new();
+    mount(&mounts, &[]);
+    let at = |name: String| mounts.mountpoint.join(name);
+    let mut watching = Watching::new(&mounts.bench, &mounts.mountpoint, &[]);
+    let mut sequences = Vec::new();
+    // Each when the one before is told: what is gathered then must not keep it, nor lose it.
+    for number in 0..300 {
+        File::create(at(format!("one-{number}"))).unwrap();
+        let (_, told) = watching.next(Duration::from_secs(30)).expect("it is told");
+        assert_eq!(word(&told), format!("create one-{number}"));
+        sequences.push(told["sequence"].as_u64().unwrap());
+    }
+    // More at once than are read at a time, with silences in between.
+    const THREADS: usize = 4;
+    const RENAMES: usize = 400;
+    std::thread::scope(|scope| {
+        for thread in 0..THREADS {
+            scope.spawn(move || {
+                for number in 0..RENAMES {
+                    let [from, to] = [number, number + 1].map(|number| match number {
+                        0 => at(format!("one-{thread}")),
+                        number => at(format!("thread-{thread}-{number}")),
+                    });
+                    fs::rename(from, to).unwrap();
+                    if number % 100 == thread {
+                        std::thread::sleep(Duration::from_millis(number as u64 % 7));
+                    }
+                }
+            });
+        }
+    });
+    let mut next = [0; THREADS];
+    for _ in 0..THREADS * RENAMES {
+        let (_, told) = watching.next(Duration::from_secs(30)).expect("it is told");
+        sequences.push(told["sequence"].as_u64().unwrap());
+        let to = told["to"].as_str().unwrap();
+        let thread: usize = to.split('-').nth(1).unwrap().parse().unwrap();
+        next[thread] += 1;
+        assert_eq!(to, format!("thread-{thread}-{}", next[thread]));
+        assert_eq!(told["event"], "rename");
+    }
+    assert_eq!(next, [RENAMES; THREADS]);
+    assert!(sequences.is_sorted_by(|one, next| next - one == 1), "{sequences:?}");
+    assert_eq!(watching.words(QUIET), [""; 0]);
+    watching.stop();
+    unmount(&mounts);
+    mounts.bench.assert_nothing_left();
+}
+
+#[test]
 fn a_watch_ends_with_its_mount_and_is_no_reason_for_it_to_stay() {
     if !can_mount_with(
         "a_watch_ends_with_its_mount_and_is_no_reason_for_it_to_stay",

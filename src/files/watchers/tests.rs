@@ -12,6 +12,8 @@ use tokio::time::advance;
 
 use super::*;
 use crate::files::{Connections, Inotify, Options, Service, serve};
+use crate::types::FileKind;
+use crate::watch::{ChangeLog, Limits, What};
 
 /// Every directory by inotify; knows which are watched still.
 #[derive(Default)]
@@ -91,6 +93,81 @@ impl Served {
 
     async fn ask(&self, watcher: &Value) -> u16 {
         self.call("GetWatcherEvents", watcher).await.0
+    }
+}
+
+/// Every directory by one log.
+struct Logged(Arc<ChangeLog>);
+
+impl Feeds for Logged {
+    fn feed(&self, _: &Path, _: bool) -> io::Result<Feed> {
+        let (reader, _) = self.0.subscribe(None)?;
+        Ok(Feed { reader, at: Vec::new(), _source: Arc::new(()) })
+    }
+}
+
+#[test]
+fn a_watcher_that_has_missed_something_ends_and_says_so_each_time() {
+    let (journal, root) = (tempfile::tempfile().unwrap(), tempfile::tempdir().unwrap());
+    let file = journal.try_clone().unwrap();
+    let limits = Limits { memory: 4000, segment: 1000, segments: 100 };
+    let log = Arc::new(ChangeLog::new(limits, Some(move || file.try_clone())));
+    let watchers = Watchers::new(Arc::new(Logged(Arc::clone(&log))), 9);
+    let tree = Tree::new(root.path().canonicalize().unwrap(), true);
+    let watch = || watchers.watch(&tree, root.path(), true, false).unwrap();
+    let (asked, mut stream) = (watchers.keep(watch()).unwrap().0, watch());
+    for number in 0..200 {
+        let path = format!("{number:050}").into_bytes();
+        log.write(What::Create, FileKind::Regular, number, path);
+    }
+    // Its first part is there still.
+    journal.set_len(1500).unwrap();
+    let before = watchers.events(&asked).unwrap();
+    assert!((2..50).contains(&before.len()), "{}", before.len());
+    assert_eq!(before[1].name, format!("{:050}", 1));
+    for _ in 0..3 {
+        let error = watchers.events(&asked).unwrap_err();
+        assert!(error.code == Code::Internal && error.message.contains("overflow"), "{error:?}");
+        log.write(What::Create, FileKind::Regular, 0, b"later".to_vec());
+    }
+    let mut told = Vec::new();
+    while let Ok(events) = stream.read() {
+        told.extend(events.unwrap());
+    }
+    assert_eq!(told, before);
+    assert!(stream.read().is_err());
+    watchers.remove(&asked).unwrap();
+}
+
+#[test]
+fn an_answer_has_so_many_events_and_bytes_and_the_next_has_the_rest() {
+    let root = tempfile::tempdir().unwrap();
+    let limits = Limits { memory: usize::MAX, ..Limits::default() };
+    let log = Arc::new(ChangeLog::new(limits, Some(tempfile::tempfile)));
+    let watchers = Watchers::new(Arc::new(Logged(Arc::clone(&log))), 9);
+    let tree = Tree::new(root.path().canonicalize().unwrap(), true);
+    for (len, count, most) in [
+        (10, MOST_EVENTS - 1, MOST_EVENTS),
+        (10, MOST_EVENTS, MOST_EVENTS),
+        (10, MOST_EVENTS + 1, MOST_EVENTS),
+        (4000, MOST_BYTES / 4000 + 2000, MOST_BYTES.div_ceil(4000 * BATCH) * BATCH),
+    ] {
+        let watcher = watchers.watch(&tree, root.path(), true, false).unwrap();
+        let id = watchers.keep(watcher).unwrap().0;
+        for number in 0..count {
+            log.write(What::Create, FileKind::Regular, 0, format!("{number:0len$}").into_bytes());
+        }
+        let mut told = Vec::new();
+        loop {
+            let events = watchers.events(&id).unwrap();
+            assert_eq!(events.len(), most.min(count - told.len()), "{len} {count}");
+            if events.is_empty() {
+                break;
+            }
+            told.extend(events.into_iter().map(|event| event.name.parse::<usize>().unwrap()));
+        }
+        assert!(told.into_iter().eq(0..count), "{len} {count}");
+        watchers.remove(&id).unwrap();
     }
 }
 
