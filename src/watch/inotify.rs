@@ -3,15 +3,14 @@
 //! Instances are few (`fs.inotify.max_user_instances`, 128), so all trees share one. An inode has one watch in it,
 //! whoever watches it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use parking_lot::Mutex;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::fs::inotify::{CreateFlags, ReadFlags, WatchFlags, add_watch, init, remove_watch};
 use rustix::io::Errno;
 
@@ -32,6 +31,9 @@ const MASK: WatchFlags = WatchFlags::CREATE
 /// Bytes of events that are read at a time.
 const BUFFER: usize = 64 << 10;
 
+/// Watches that are removed at a time. Each leaves an event behind, and the kernel has room for some 16,000 of all.
+const REMOVED_AT_ONCE: usize = 1024;
+
 /// One event of the kernel's.
 #[derive(Clone, Debug)]
 pub(super) struct Event {
@@ -46,32 +48,47 @@ pub(super) struct Event {
     pub(super) read_at: Instant,
 }
 
+impl Event {
+    /// That which says that there was no room for more.
+    pub(super) fn overflow(self) -> Self {
+        Self { watch: None, mask: ReadFlags::QUEUE_OVERFLOW, name: Vec::new(), ..self }
+    }
+}
+
 /// Who gets events.
 pub(super) trait Receiver: Send + Sync {
     /// Takes one, to be looked at by [`Receiver::pump`].
     fn push(&self, event: Event);
 
-    /// Looks at those that have come, unless another thread is at it, which will then.
-    fn pump(self: Arc<Self>, hub: &Hub) -> Pumped;
-}
-
-/// What a receiver has to do later.
-pub(super) struct Pumped {
-    pub(super) is_waiting: bool,
-    /// At this time; else once more events have come.
-    pub(super) again_at: Option<Instant>,
+    /// Looks at those that have come. Says when to be called again, though no more have come.
+    fn pump(self: Arc<Self>, hub: &Hub) -> Option<Instant>;
 }
 
 /// The instance.
 pub(super) struct Hub {
     inotify: OwnedFd,
-    /// How many bytes of events have been read; held while they are.
-    read: Mutex<u64>,
-    /// How many of these are with the trees.
-    delivered: AtomicU64,
-    watches: Mutex<HashMap<i32, Vec<Weak<dyn Receiver>>>>,
+    /// Interrupts the wait for events.
+    wake: OwnedFd,
+    reading: Mutex<Reading>,
+    watches: Mutex<Watches>,
     /// Everybody, for what concerns all.
     receivers: Mutex<Vec<Weak<dyn Receiver>>>,
+    /// Those that have something to do, and when.
+    due: Mutex<Vec<(Instant, Weak<dyn Receiver>)>>,
+}
+
+/// Held from when events are read until they are with who gets them, so that they come in order.
+struct Reading {
+    /// How many bytes of events there have been.
+    bytes: u64,
+    buffer: Vec<u8>,
+}
+
+#[derive(Default)]
+struct Watches {
+    receivers: HashMap<i32, Vec<Weak<dyn Receiver>>>,
+    /// Those that nobody has a use for any more, and that are yet to be removed.
+    unused: HashSet<i32>,
 }
 
 impl Hub {
@@ -90,10 +107,11 @@ impl Hub {
         })?;
         let hub = Arc::new(Self {
             inotify,
-            read: Mutex::new(0),
-            delivered: AtomicU64::new(0),
+            wake: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
+            reading: Mutex::new(Reading { bytes: 0, buffer: vec![0; BUFFER] }),
             watches: Mutex::default(),
             receivers: Mutex::default(),
+            due: Mutex::default(),
         });
         let runs = Arc::clone(&hub);
         std::thread::Builder::new().name("thawfs-inotify".into()).spawn(move || runs.run())?;
@@ -107,15 +125,23 @@ impl Hub {
         receivers.push(receiver);
     }
 
-    /// Watches a directory for `receiver`.
+    /// Watches a directory for `receiver`. One that is watched already has the same watch.
     pub(super) fn add(&self, receiver: &Weak<dyn Receiver>, dir: &OwnedFd) -> io::Result<i32> {
         let mut watches = self.watches.lock();
-        let watch =
-            add_watch(&self.inotify, proc_path(dir), MASK).map_err(|errno| match errno {
-                Errno::NOSPC => too_few("watches", "fs.inotify.max_user_watches"),
-                errno => errno.into(),
-            })?;
-        let receivers = watches.entry(watch).or_default();
+        let add = || add_watch(&self.inotify, proc_path(dir), MASK);
+        let watch = match add() {
+            Err(Errno::NOSPC) if !watches.unused.is_empty() => {
+                self.remove_unused(&mut watches, usize::MAX);
+                add()
+            }
+            added => added,
+        };
+        let watch = watch.map_err(|errno| match errno {
+            Errno::NOSPC => too_few("watches", "fs.inotify.max_user_watches"),
+            errno => errno.into(),
+        })?;
+        watches.unused.remove(&watch);
+        let receivers = watches.receivers.entry(watch).or_default();
         if !receivers.iter().any(|other| other.ptr_eq(receiver)) {
             receivers.push(receiver.clone());
         }
@@ -125,10 +151,21 @@ impl Hub {
     /// `receiver` has no use for a watch any more, nor has any that is gone.
     pub(super) fn remove(&self, receiver: &Weak<dyn Receiver>, watch: i32) {
         let mut watches = self.watches.lock();
-        let Some(receivers) = watches.get_mut(&watch) else { return };
+        let Some(receivers) = watches.receivers.get_mut(&watch) else { return };
         receivers.retain(|other| other.strong_count() > 0 && !other.ptr_eq(receiver));
         if receivers.is_empty() {
-            watches.remove(&watch);
+            watches.receivers.remove(&watch);
+            watches.unused.insert(watch);
+            if watches.unused.len() == 1 {
+                self.wake();
+            }
+        }
+    }
+
+    fn remove_unused(&self, watches: &mut Watches, at_most: usize) {
+        let some: Vec<_> = watches.unused.iter().copied().take(at_most).collect();
+        for watch in some {
+            watches.unused.remove(&watch);
             // It may have gone with its directory.
             let _ = remove_watch(&self.inotify, watch);
         }
@@ -136,43 +173,78 @@ impl Hub {
 
     /// A place behind all events of what has happened by now, in bytes.
     pub(super) fn now(&self) -> u64 {
-        // In this order, as what is read meanwhile counts twice rather than not at all.
-        let read = self.read.lock();
-        *read + rustix::io::ioctl_fionread(&self.inotify).unwrap_or(0)
+        let reading = self.reading.lock();
+        reading.bytes + rustix::io::ioctl_fionread(&self.inotify).unwrap_or(0)
     }
 
-    /// The place up to which trees have the events.
+    /// The place up to which events are with who gets them.
     pub(super) fn delivered(&self) -> u64 {
-        self.delivered.load(Ordering::Acquire)
+        self.reading.lock().bytes
+    }
+
+    /// Has `receiver` called by the thread that reads events.
+    pub(super) fn call(&self, receiver: Weak<dyn Receiver>) {
+        self.due_at(Instant::now(), receiver);
+        self.wake();
+    }
+
+    fn due_at(&self, when: Instant, receiver: Weak<dyn Receiver>) {
+        let mut due = self.due.lock();
+        match due.iter_mut().find(|(_, other)| other.ptr_eq(&receiver)) {
+            Some((before, _)) => *before = when.min(*before),
+            None => due.push((when, receiver)),
+        }
+    }
+
+    fn wake(&self) {
+        // It cannot but fit, unless it is to be woken already.
+        let _ = rustix::io::write(&self.wake, &1_u64.to_ne_bytes());
     }
 
     fn run(&self) {
-        let mut buffer = vec![0; BUFFER];
-        // Those that have something to do later, or once more has come.
-        let mut later: Vec<(Option<Instant>, Weak<dyn Receiver>)> = Vec::new();
         loop {
-            self.wait(later.iter().filter_map(|(when, _)| *when).min());
-            let (read, events) = self.read(&mut buffer);
-            let mut busy: Vec<Arc<dyn Receiver>> =
-                later.drain(..).filter_map(|(_, receiver)| receiver.upgrade()).collect();
-            for event in events {
-                for receiver in self.receivers_of(&event) {
-                    receiver.push(event.clone());
-                    if !busy.iter().any(|other| Arc::ptr_eq(other, &receiver)) {
-                        busy.push(receiver);
-                    }
-                }
-                if let (Some(watch), true) = (event.watch, event.mask.contains(ReadFlags::IGNORED))
-                {
-                    self.watches.lock().remove(&watch);
+            self.wait();
+            self.read();
+            self.remove_unused(&mut self.watches.lock(), REMOVED_AT_ONCE);
+            let now = Instant::now();
+            let (called, later) = std::mem::take(&mut *self.due.lock())
+                .into_iter()
+                .partition(|(when, _)| *when <= now);
+            let called: Vec<(Instant, Weak<dyn Receiver>)> = called;
+            let later: Vec<(Instant, Weak<dyn Receiver>)> = later;
+            later.into_iter().for_each(|(when, receiver)| self.due_at(when, receiver));
+            for receiver in called.into_iter().filter_map(|(_, receiver)| receiver.upgrade()) {
+                let weak = Arc::downgrade(&receiver);
+                if let Some(when) = receiver.pump(self) {
+                    self.due_at(when, weak);
                 }
             }
-            self.delivered.store(read, Ordering::Release);
-            for receiver in busy {
-                let pumped = Arc::clone(&receiver).pump(self);
-                if pumped.is_waiting {
-                    later.push((pumped.again_at, Arc::downgrade(&receiver)));
-                }
+        }
+    }
+
+    /// Takes events from the kernel, which has no room for many. Whoever is long at something does so now and then.
+    pub(super) fn deliver(&self) {
+        self.read();
+        self.wake();
+    }
+
+    /// Reads events, and hands them to who gets them.
+    fn read(&self) {
+        let mut reading = self.reading.lock();
+        let Reading { bytes, buffer } = &mut *reading;
+        let len = rustix::io::read(&self.inotify, &mut *buffer).unwrap_or(0);
+        *bytes += len as u64;
+        let now = Instant::now();
+        let mut rest = buffer.get(..len).unwrap_or_default();
+        while let Some(event) = parse(&mut rest, now) {
+            for receiver in self.receivers_of(&event) {
+                receiver.push(event.clone());
+                self.due_at(now, Arc::downgrade(&receiver));
+            }
+            if let (Some(watch), true) = (event.watch, event.mask.contains(ReadFlags::IGNORED)) {
+                let mut watches = self.watches.lock();
+                watches.receivers.remove(&watch);
+                watches.unused.remove(&watch);
             }
         }
     }
@@ -181,32 +253,33 @@ impl Hub {
         match event.watch {
             Some(watch) => {
                 let watches = self.watches.lock();
-                let receivers = watches.get(&watch).into_iter().flatten();
+                let receivers = watches.receivers.get(&watch).into_iter().flatten();
                 receivers.filter_map(Weak::upgrade).collect()
             }
             None => self.receivers.lock().iter().filter_map(Weak::upgrade).collect(),
         }
     }
 
-    fn wait(&self, until: Option<Instant>) {
+    /// Waits until there is something to do.
+    fn wait(&self) {
+        let until = match self.watches.lock().unused.is_empty() {
+            true => self.due.lock().iter().map(|(when, _)| *when).min(),
+            false => Some(Instant::now()),
+        };
         let patience = until.map(|until| {
-            let left = until.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
+            let left = until.saturating_duration_since(Instant::now());
             Timespec { tv_sec: left.as_secs().cast_signed(), tv_nsec: left.subsec_nanos().into() }
         });
-        let mut fds = [PollFd::new(&self.inotify, PollFlags::IN)];
-        // Interrupted, it reads nothing, and waits again.
+        let mut fds = [&self.inotify, &self.wake].map(|fd| PollFd::new(fd, PollFlags::IN));
+        // Interrupted, it finds nothing, and waits again.
         let _ = poll(&mut fds, patience.as_ref());
+        let _ = rustix::io::read(&self.wake, &mut [0; 8]);
     }
 
-    /// What there is to read, and how many bytes have been read with that.
-    fn read(&self, buffer: &mut [u8]) -> (u64, Vec<Event>) {
-        let mut read = self.read.lock();
-        let len = rustix::io::read(&self.inotify, &mut *buffer).unwrap_or(0);
-        *read += len as u64;
-        let read_at = Instant::now();
-        let mut rest = buffer.get(..len).unwrap_or_default();
-        let events = std::iter::from_fn(|| parse(&mut rest, read_at));
-        (*read, events.collect())
+    /// Has nothing read for as long as what it gives is held.
+    #[cfg(test)]
+    pub(super) fn stop_reading(&self) -> parking_lot::MutexGuard<'_, impl Sized> {
+        self.reading.lock()
     }
 }
 

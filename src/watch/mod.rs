@@ -17,7 +17,8 @@
 //! | `cursor` | a place in the log, as text |
 //! | `log` | the log and its readers |
 //! | `journal` | the part of it on disk |
-//! | `inotify`, `tree`, `nodes`, `work` | a log of what changes in a directory anywhere, as the kernel tells it |
+//! | `inotify` | what the kernel tells of directories, and whom |
+//! | `tree` | a log of what changes in a directory anywhere, made of that |
 //!
 //! A log lives from its first reader until [`LINGER`] after its last has gone, and what changes after that is nowhere
 //! written down. So a cursor names the life that it is of, and one of another life is answered by
@@ -28,9 +29,7 @@ mod cursor;
 mod inotify;
 mod journal;
 mod log;
-mod nodes;
 mod tree;
-mod work;
 
 pub use change::{Change, What};
 pub use cursor::{Cursor, NotACursor};

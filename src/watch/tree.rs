@@ -3,18 +3,29 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Instant;
 
 use parking_lot::{Mutex, MutexGuard};
 
-use super::inotify::{Event, Hub, Pumped, Receiver};
+use self::nodes::Nodes;
+use self::work::{Scope, Work};
+use super::inotify::{Event, Hub, Receiver};
 use super::log::{ChangeLog, Limits, Reader};
-use super::nodes::Nodes;
-use super::work::{Scope, Work};
+
+mod events;
+mod nodes;
+mod reading;
+mod renames;
+mod settle;
+mod work;
 
 /// Many trees may be watched, so each keeps less than a mount does.
 const LIMITS: Limits = Limits { memory: 256 << 10, segment: 128 << 10, segments: 512 };
+
+/// How many events may wait, some 100 bytes each, before it is as if the kernel had no room for more.
+const MOST_WAITING: usize = 1 << 18;
 
 /// Watches `dir`, with all that is in it if it is `recursive`, for as long as the first of what it gives is held.
 ///
@@ -53,6 +64,7 @@ impl Tree {
                 id: identity(dir)?,
                 recursive,
                 log: Arc::new(ChangeLog::new(LIMITS, Some(tempfile::tempfile))),
+                is_over: AtomicBool::new(false),
             },
             hub: Arc::downgrade(hub),
             inbox: Mutex::default(),
@@ -65,9 +77,8 @@ impl Tree {
             work.begin()?;
             tree.subscribe()?
         };
-        while let Some(when) = Arc::clone(&tree).pump(hub).again_at {
-            std::thread::sleep(when.saturating_duration_since(Instant::now()));
-        }
+        // What has come meanwhile waits for this.
+        hub.call(tree.receiver());
         Ok((tree, reader))
     }
 
@@ -91,33 +102,31 @@ impl Tree {
 
     /// Whether it is still a tree of what is at `dir`, and is watched.
     fn is_at(&self, dir: &Path) -> bool {
-        self.nodes.lock().root.is_some() && identity(dir).is_ok_and(|id| id == self.scope.id)
+        !self.scope.is_over.load(Ordering::Acquire)
+            && identity(dir).is_ok_and(|id| id == self.scope.id)
     }
 }
 
 impl Receiver for Tree {
     fn push(&self, event: Event) {
-        self.inbox.lock().push_back(event);
+        let mut inbox = self.inbox.lock();
+        if inbox.len() < MOST_WAITING {
+            inbox.push_back(event);
+        } else {
+            inbox.clear();
+            inbox.push_back(event.overflow());
+        }
     }
 
-    fn pump(self: Arc<Self>, hub: &Hub) -> Pumped {
-        loop {
-            let Some(nodes) = self.nodes.try_lock() else {
-                return Pumped { is_waiting: false, again_at: None };
-            };
-            let delivered = hub.delivered();
-            let receiver = self.receiver();
-            let mut work = self.work(hub, &receiver, nodes);
-            let again_at = work.run();
-            if again_at.is_none() {
-                work.forget_seen(delivered);
-            }
-            let is_waiting = again_at.is_some() || !work.nodes.seen.is_empty();
-            drop(work);
-            if again_at.is_some() || self.inbox.lock().is_empty() {
-                return Pumped { is_waiting, again_at };
-            }
-        }
+    fn pump(self: Arc<Self>, hub: &Hub) -> Option<Instant> {
+        // Whoever is at it since the tree began has this called again.
+        let nodes = self.nodes.try_lock()?;
+        let delivered = hub.delivered();
+        let receiver = self.receiver();
+        let mut work = self.work(hub, &receiver, nodes);
+        let pair = work.run();
+        let doubts = work.settle(pair.is_none().then_some(delivered));
+        [pair, doubts].into_iter().flatten().min()
     }
 }
 
