@@ -24,6 +24,7 @@ mod cache_warm;
 mod diff_cli;
 mod docs;
 mod environment;
+mod files_limits;
 mod files_requests;
 mod files_service;
 mod files_table;

@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use serde_json::Value;
@@ -18,7 +18,11 @@ pub(crate) struct Service {
 
 impl Service {
     pub(crate) fn start(bench: &Bench, arguments: &[&str]) -> Self {
-        let mut command = bench.thawfs();
+        Self::spawn(bench.thawfs(), arguments)
+    }
+
+    /// The same by a command that runs thawfs with the arguments that it is given.
+    pub(crate) fn spawn(mut command: Command, arguments: &[&str]) -> Self {
         command.args(["serve-files", "--json", "--listen", "127.0.0.1:0"]).args(arguments);
         let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
         let mut line = String::new();
