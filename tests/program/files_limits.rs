@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::net::TcpStream;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 
@@ -44,6 +45,25 @@ impl Both {
     }
 }
 
+/// Runs thawfs by unshare(1); none where that cannot be.
+fn within(bench: &Bench, arguments: &[&str]) -> Option<Command> {
+    let mut command = Command::new("unshare");
+    command.args(arguments);
+    if !command.arg("true").output().is_ok_and(|it| it.status.success()) {
+        return None;
+    }
+    let program = bench.thawfs();
+    let mut command = Command::new("unshare");
+    command.args(arguments).arg(program.get_program());
+    for (name, value) in program.get_envs() {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
+    Some(command)
+}
+
 #[test]
 fn events_that_the_kernel_has_no_room_for_end_watchers_with_internal() {
     let test = "events_that_the_kernel_has_no_room_for_end_watchers_with_internal";
@@ -78,32 +98,18 @@ fn watches_that_the_kernel_does_not_grant_are_an_error_or_end_a_watcher() {
     if cannot_run(test, &[Need::Processes]) {
         return;
     }
+    let bench = Bench::new();
     // The limit is that of a user namespace, and nobody else's.
     let set = format!("echo {LIMIT} > /proc/sys/user/max_inotify_watches && exec \"$0\" \"$@\"");
-    let namespace = || {
-        let mut command = Command::new("unshare");
-        command.args(["--user", "--map-root-user", "sh", "-c", &set]);
-        command
-    };
-    if !namespace().arg("true").output().is_ok_and(|it| it.status.success()) {
+    let Some(command) = within(&bench, &["--user", "--map-root-user", "sh", "-c", &set]) else {
         return skip(test, "there are no user namespaces");
-    }
-    let bench = Bench::new();
+    };
     let root = bench.directory("root");
     let make = |dir: &str| {
         (0..LIMIT).for_each(|at| fs::create_dir_all(root.join(format!("{dir}/{at}"))).unwrap());
     };
     make("large");
     fs::create_dir(root.join("small")).unwrap();
-    let program = bench.thawfs();
-    let mut command = namespace();
-    command.arg(program.get_program());
-    for (name, value) in program.get_envs() {
-        match value {
-            Some(value) => command.env(name, value),
-            None => command.env_remove(name),
-        };
-    }
     let service = Service::spawn(command, &[]);
     // Too many from the start.
     let large = json!({ "path": text(&root.join("large")), "recursive": true });
@@ -120,4 +126,30 @@ fn watches_that_the_kernel_does_not_grant_are_an_error_or_end_a_watcher() {
     let mut both = Both::new(&service, &root.join("other"));
     fs::write(root.join("other/x"), "").unwrap();
     read_until(&mut both.stream, r#""name":"x""#);
+}
+
+#[test]
+fn a_directory_that_may_not_be_read_is_watched_once_it_may() {
+    let test = "a_directory_that_may_not_be_read_is_watched_once_it_may";
+    if cannot_run(test, &[Need::Processes]) {
+        return;
+    }
+    let bench = Bench::new();
+    // Whoever has no number in a namespace is as before, but may not read what is shut.
+    let Some(command) = within(&bench, &["--user"]) else {
+        return skip(test, "there are no user namespaces");
+    };
+    let root = bench.directory("root");
+    let shut = root.join("shut");
+    fs::create_dir(&shut).unwrap();
+    fs::write(shut.join("before"), "").unwrap();
+    let allow = |mode| fs::set_permissions(&shut, fs::Permissions::from_mode(mode)).unwrap();
+    allow(0);
+    let service = Service::spawn(command, &[]);
+    let mut both = Both::new(&service, &root);
+    allow(0o700);
+    let told = read_until(&mut both.stream, r#""name":"shut/before""#);
+    assert!(told.contains(r#"{"name":"shut","type":"EVENT_TYPE_CHMOD"}"#), "{told}");
+    fs::write(shut.join("after"), "").unwrap();
+    read_until(&mut both.stream, r#""name":"shut/after""#);
 }
