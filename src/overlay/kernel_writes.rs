@@ -306,11 +306,13 @@ impl KernelWrites {
         }
     }
 
-    /// Begins to watch, if that has not begun: `began` is the moment from which on writes are to be told.
-    pub(super) fn begin(&self, began: Timestamp) {
+    /// Begins to watch, if that has not begun and is to: `began` says the moment from which on writes are to be told.
+    pub(super) fn begin(&self, began: impl FnOnce() -> Option<Timestamp>) {
         let mut state = self.state.lock();
         let State { files, watch } = &mut *state;
-        if watch.is_none() {
+        if watch.is_none()
+            && let Some(began) = began()
+        {
             let watch = watch.insert(Watch::begin(began));
             for (ino, file) in files {
                 watch.mark(*ino, file);
@@ -414,4 +416,81 @@ fn quarter_of_descriptors() -> usize {
 /// Whether a store through a mapping of `fd` moves the file's times.
 fn moves_times(fd: &OwnedFd) -> bool {
     rustix::fs::fstatfs(fd).is_ok_and(|stat| stat.f_type as u32 != TMPFS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::fs::OFlags;
+
+    const FIRST: Ino = Ino(100);
+
+    fn open(path: &std::path::Path) -> Arc<OwnedFd> {
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC;
+        Arc::new(rustix::fs::open(path, flags, rustix::fs::Mode::RWXU).unwrap())
+    }
+
+    /// Files that may be mapped, opened and closed one after the other while so many are looked at that are closed.
+    fn open_and_close(dir: &std::path::Path, most: usize, count: u64) -> KernelWrites {
+        let writes = KernelWrites::default();
+        writes.begin(|| Some(Timestamp::default()));
+        writes.state.lock().watch.as_mut().unwrap().max_retained = most;
+        for number in 0..count {
+            let (ino, handle) = (Ino(FIRST.0 + number), Handle(number));
+            writes.opened(ino, handle, open(&dir.join(number.to_string())), true);
+            assert!(!writes.closed(ino, handle), "it was not written to");
+        }
+        writes
+    }
+
+    #[test]
+    fn so_many_files_are_looked_at_without_a_handle_and_then_the_oldest_is_not() {
+        const MOST: usize = 8;
+        for count in [MOST as u64 - 1, MOST as u64, MOST as u64 + 1] {
+            let dir = tempfile::tempdir().unwrap();
+            let writes = open_and_close(dir.path(), MOST, count);
+            let first = count.saturating_sub(MOST as u64);
+            {
+                let state = writes.state.lock();
+                let watch = state.watch.as_ref().unwrap();
+                let expected: Vec<_> = (first..count).map(|number| Ino(FIRST.0 + number)).collect();
+                assert_eq!(Vec::from_iter(watch.retained.iter().copied()), expected, "{count}");
+                // With a descriptor and a mark each, and no more.
+                assert_eq!(
+                    (state.files.len(), watch.marked.len()),
+                    (expected.len(), expected.len())
+                );
+            }
+            // What is written to them is seen, as through a mapping that has outlived the handle.
+            for number in 0..count {
+                std::fs::write(dir.path().join(number.to_string()), "data").unwrap();
+            }
+            let mut due = writes.look();
+            due.sort_unstable_by_key(|ino| ino.0);
+            assert_eq!(due, Vec::from_iter((first..count).map(|number| Ino(FIRST.0 + number))));
+        }
+    }
+
+    #[test]
+    fn a_file_that_is_opened_again_counts_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        let writes = open_and_close(dir.path(), 3, 3);
+        let again = Handle(9);
+        writes.opened(FIRST, again, open(&dir.path().join("0")), true);
+        writes.closed(FIRST, again);
+        let (ino, handle) = (Ino(FIRST.0 + 7), Handle(7));
+        writes.opened(ino, handle, open(&dir.path().join("7")), true);
+        writes.closed(ino, handle);
+        let retained = writes.state.lock().watch.as_ref().unwrap().retained.clone();
+        assert_eq!(retained, [Ino(FIRST.0 + 2), FIRST, ino]);
+    }
+
+    #[test]
+    fn there_are_a_thousand_or_a_quarter_of_the_descriptors() {
+        let writes = KernelWrites::default();
+        writes.begin(|| Some(Timestamp::default()));
+        let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+        let expected = limit.map_or(1024, |limit| 1024.min(limit as usize / 4));
+        assert_eq!(writes.state.lock().watch.as_ref().unwrap().max_retained, expected);
+    }
 }

@@ -111,11 +111,23 @@ pub struct Options {
     pub no_atime: bool,
     /// Whether listing a directory leaves its `st_atime` as it is.
     pub no_dir_atime: bool,
+    /// Of how many files of the backup that have other names a difference knows what they were called, beside
+    /// directories. Of more it is told that one file was removed and another added.
+    pub renames: usize,
+    /// How many bytes of these former paths it knows.
+    pub former_paths: usize,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { directory_fds: 256, metacopy: true, no_atime: false, no_dir_atime: false }
+        Self {
+            directory_fds: 256,
+            metacopy: true,
+            no_atime: false,
+            no_dir_atime: false,
+            renames: 1 << 17,
+            former_paths: 8 << 20,
+        }
     }
 }
 

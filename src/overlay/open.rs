@@ -119,6 +119,7 @@ impl Overlay {
     pub fn release(&self, handle: Handle) {
         let Some(open) = self.handles.remove(handle) else { return };
         let ino = open.ino();
+        self.begin_to_look();
         let unseen = matches!(*open, Open::Upper { .. }) && self.kernel_writes.closed(ino, handle);
         self.tell_writes_of(ino, unseen);
     }

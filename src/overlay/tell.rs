@@ -164,6 +164,7 @@ impl Overlay {
     /// Tells of writes to `ino` that are yet to be told, before something else is. Called with `names` held.
     pub(super) fn tell_write_before(&self, ino: Ino) {
         if self.log.is_watched() {
+            self.begin_to_look();
             let unseen = self.kernel_writes.check(ino);
             if self.writes.take(ino) || unseen {
                 self.tell_data(ino);
@@ -186,11 +187,19 @@ impl Overlay {
         self.tell_file(&What::Write, ino, FileKind::Regular);
     }
 
+    /// Begins to look for writes that the kernel makes by itself, if somebody has just begun to watch and the thread that
+    /// looks has yet to wake.
+    pub(super) fn begin_to_look(&self) {
+        if self.log.is_watched() {
+            self.kernel_writes.begin(|| self.log.began());
+        }
+    }
+
     /// Tells what is known only by looking for it, the writes that the kernel makes by itself, and the last of
     /// several writes. For a thread of its own: lasts until the log is closed. `meanwhile` is called each time.
     pub fn look_for_writes(&self, mut meanwhile: impl FnMut()) {
         while let Some(began) = self.log.wait_for_reader() {
-            self.kernel_writes.begin(began);
+            self.kernel_writes.begin(|| Some(began));
             while self.log.is_alive() {
                 self.look_once();
                 meanwhile();

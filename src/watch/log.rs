@@ -202,6 +202,12 @@ impl ChangeLog {
         (state.closed.is_none()).then_some(state.began)
     }
 
+    /// When changes began to be written down, if they are.
+    pub fn began(&self) -> Option<Timestamp> {
+        let state = self.state.lock();
+        (self.is_watched() && state.closed.is_none()).then_some(state.began)
+    }
+
     /// Says that nothing more will come, and why: the tree is gone, or nobody can tell any more what changes in it.
     pub fn close(&self, why: impl Into<Arc<str>>) {
         self.state.lock().closed.get_or_insert(why.into());

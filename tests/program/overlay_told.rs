@@ -113,3 +113,42 @@ fn a_name_that_is_used_again_and_again_does_not_drive_out_the_others() {
         assert_eq!(String::from_utf8(change.path.clone()).unwrap(), format!("name-{left}"));
     }
 }
+
+#[test]
+fn what_the_kernel_writes_as_soon_as_somebody_watches_is_told() {
+    for renamed in [false, true] {
+        for opened_before in [false, true] {
+            let dir = tempfile::tempdir().unwrap();
+            let overlay = open_overlay(dir.path(), &source().archive, Options::default());
+            let flags = libc::O_RDWR | libc::O_CREAT;
+            let (file, made) = overlay.create(&ROOT, Ino::ROOT, &name(0), 0o644, flags).unwrap();
+            let open = || {
+                let handle = overlay.open(file.ino, libc::O_RDWR).unwrap().handle;
+                overlay.written_by_kernel(handle, true);
+                handle
+            };
+            let before = opened_before.then(open);
+            overlay.release(made.handle);
+            // The thread that looks for such writes is not there: as if it had yet to wake.
+            std::thread::sleep(std::time::Duration::from_millis(50));
+            let (mut reader, _) = overlay.change_log().subscribe(None).unwrap();
+            let handle = before.unwrap_or_else(open);
+            let by_kernel =
+                std::fs::File::from(overlay.upper_fd(handle).unwrap().try_clone().unwrap());
+            std::os::unix::fs::FileExt::write_all_at(&by_kernel, b"data", 0).unwrap();
+            let mut expected = vec![What::Write];
+            if renamed {
+                let flags = rustix::fs::RenameFlags::empty();
+                overlay.rename(&ROOT, Ino::ROOT, &name(0), Ino::ROOT, &name(1), flags).unwrap();
+                expected.push(What::Rename { to: b"name-1".to_vec() });
+            }
+            overlay.release(handle);
+            let told = read(&mut reader).into_iter().map(|told| match told {
+                Item::Change(change) => change.what.clone(),
+                missed => panic!("{missed:?}"),
+            });
+            let told: Vec<_> = told.collect();
+            assert_eq!(told, expected, "renamed {renamed}, opened before {opened_before}");
+        }
+    }
+}

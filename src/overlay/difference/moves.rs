@@ -21,11 +21,6 @@ use super::walk::Walk;
 use crate::squashfs::DirCursor;
 use crate::types::{FileKind, InodeRef};
 
-/// Most files of the backup that are known to have other names, and how many bytes of the paths they had. Of more
-/// it is told that one file was removed and another added.
-const MAX_MOVED: usize = 1 << 17;
-const MAX_PATHS: usize = 8 << 20;
-
 impl Guide {
     /// Walks the upper. `is_wanted` says of a file with several names whether the others are to be found, too.
     pub(super) fn of(
@@ -36,12 +31,20 @@ impl Guide {
             overlay.index.all().into_iter().map(|entry| (entry.lower, entry)).collect();
         let mut guide = Self::default();
         let mut moved: HashMap<InodeRef, Moved> = HashMap::new();
+        let mut files = 0;
         guide.walk(overlay, &mut |step| {
-            if let Some(inode) = step.arrived()
-                && (moved.len() < MAX_MOVED || moved.contains_key(&inode))
-            {
-                moved.entry(inode).or_default().arrived += 1;
+            let Some(inode) = step.arrived() else { return Ok(()) };
+            // A directory that has moved must not be told as removed: what is in it is not told of its own. There are
+            // no more of them than have been renamed one by one.
+            let is_directory =
+                matches!(&step.here, Here::Upper(upper) if upper.kind == FileKind::Directory);
+            if !is_directory && !moved.contains_key(&inode) {
+                if files >= overlay.options.renames {
+                    return Ok(());
+                }
+                files += 1;
             }
+            moved.entry(inode).or_default().arrived += 1;
             Ok(())
         })?;
         guide.moved = moved;
@@ -83,8 +86,9 @@ impl Guide {
         overlay: &Overlay,
         visited: &mut HashMap<InodeRef, u32>,
     ) -> Result<()> {
-        let (mut found, mut own) = (Found::default(), HashMap::<InodeRef, usize>::new());
-        let mut gone = Found::default();
+        let most = overlay.options.former_paths;
+        let (mut found, mut own) = (Found::new(most), HashMap::<InodeRef, usize>::new());
+        let mut gone = Found::new(most);
         self.walk(overlay, &mut |step| {
             if let Some(visited) = step.child.and_then(|child| visited.get_mut(&child.inode)) {
                 *visited += 1;
@@ -171,16 +175,20 @@ impl Guide {
 }
 
 /// Paths that were found, with the inodes that they led to.
-#[derive(Default)]
 struct Found {
     paths: Vec<(InodeRef, Box<[u8]>)>,
-    bytes: usize,
+    /// How many bytes more they may have.
+    room: usize,
 }
 
 impl Found {
+    fn new(room: usize) -> Self {
+        Self { paths: Vec::new(), room }
+    }
+
     fn add(&mut self, inode: InodeRef, path: &[u8]) {
-        if self.bytes + path.len() <= MAX_PATHS {
-            self.bytes += path.len();
+        if let Some(room) = self.room.checked_sub(path.len()) {
+            self.room = room;
             self.paths.push((inode, path.into()));
         }
     }
