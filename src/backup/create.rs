@@ -3,9 +3,7 @@
 //! The archive comes first, its size is checked, and the metadata makes it a backup. Until then there
 //! is nothing that a restore would find, and if anything fails, what was sent is removed again.
 
-use std::collections::HashSet;
 use std::num::NonZeroUsize;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -14,12 +12,14 @@ use chrono::Utc;
 use tokio::runtime::Handle as Runtime;
 use tokio::task::spawn_blocking;
 
+use super::base::BaseBackup;
 use super::bucket::Backups;
 use super::destination::Destination;
+use super::id::BackupId;
 use super::layout;
 use super::meta::Metadata;
 use super::select::Selection;
-use super::upload::{Expected, Uploader};
+use super::send::{Sending, Sent};
 use crate::failure::{Code, Failure};
 use crate::squashfs::write::{self, Compression};
 
@@ -49,8 +49,11 @@ pub struct CreateRequest {
     pub exclude: Vec<String>,
     /// Leave out what git ignores.
     pub gitignore: bool,
-    /// How to compress.
-    pub compression: Compression,
+    /// How to compress. `None`: as [`Self::DEFAULT_COMPRESSION`] has it, or as in the archive that this one begins
+    /// with.
+    pub compression: Option<Compression>,
+    /// Pack everything, also what is in the archive of the mount that `dir` is in.
+    pub whole: bool,
     /// How many threads compress. `None`: one for each core.
     pub threads: Option<NonZeroUsize>,
     /// The archive's own time of creation in seconds since 1970, where two archives of one tree must
@@ -71,7 +74,8 @@ impl CreateRequest {
             ttl: Metadata::DEFAULT_TTL,
             exclude: Vec::new(),
             gitignore: false,
-            compression: Self::DEFAULT_COMPRESSION,
+            compression: None,
+            whole: false,
             threads: None,
             mkfs_time: None,
         }
@@ -81,9 +85,9 @@ impl CreateRequest {
 /// How far the making of a backup is; look at it from elsewhere while it goes on.
 #[derive(Debug, Default)]
 pub struct CreateProgress {
-    total: AtomicU64,
-    packed: write::Progress,
-    sent: Arc<AtomicU64>,
+    pub(super) total: AtomicU64,
+    pub(super) packed: write::Progress,
+    pub(super) sent: Arc<AtomicU64>,
     cancel: Arc<AtomicBool>,
 }
 
@@ -118,19 +122,20 @@ pub struct Created {
     pub inodes: u32,
     /// Bytes of their contents.
     pub bytes: u64,
+    /// The backup whose archive this one begins with.
+    pub base: Option<BackupId>,
+    /// Of the contents, the bytes that are in that.
+    pub bytes_kept: u64,
+    /// Why there is none, although the directory is in a mount.
+    pub whole_because: Option<String>,
     /// What its maker should know, one line each.
     pub warnings: Vec<String>,
 }
 
-/// An archive that has been sent.
-struct Sent {
-    summary: write::Summary,
-    bytes: u64,
-    warnings: Vec<String>,
-}
-
 impl Backups {
-    /// Backs a directory up to a new [`Destination`] in this bucket.
+    /// Backs a directory up to a new [`Destination`] in this bucket. Where it is in a mount of a backup of this bucket,
+    /// the new archive begins with the data of that one, which the store copies, and only what was changed in the
+    /// mount is packed and sent; see [`CreateRequest::whole`].
     ///
     /// # Errors
     /// As [`Destination::create`].
@@ -139,7 +144,11 @@ impl Backups {
         request: &CreateRequest,
         progress: Arc<CreateProgress>,
     ) -> Result<Created, Failure> {
-        self.destination()?.create(request, progress).await
+        let base = match request.whole {
+            true => None,
+            false => self.base_of(&request.dir).await,
+        };
+        self.destination()?.create_onto(base, request, progress).await
     }
 }
 
@@ -154,6 +163,16 @@ impl Destination {
     /// goes wrong later. Nothing of the backup is left in the bucket, or the hint says what may be.
     pub async fn create(
         self,
+        request: &CreateRequest,
+        progress: Arc<CreateProgress>,
+    ) -> Result<Created, Failure> {
+        self.create_onto(None, request, progress).await
+    }
+
+    /// As [`Self::create`], onto the archive of another backup, or all of it for a reason.
+    async fn create_onto(
+        self,
+        base: Option<Result<BaseBackup, String>>,
         request: &CreateRequest,
         progress: Arc<CreateProgress>,
     ) -> Result<Created, Failure> {
@@ -174,7 +193,7 @@ impl Destination {
         };
         let selection = selection.map_err(|error| ended(&error))??;
         let made = async {
-            let sent = self.send(root.clone(), selection, request, progress).await?;
+            let sent = self.send(root.clone(), selection, request, base, progress).await?;
             self.check_size(sent.summary.size).await?;
             let metadata = describe(sent.summary.size)?;
             self.describe(metadata.to_json()?).await?;
@@ -182,6 +201,9 @@ impl Destination {
                 metadata,
                 inodes: sent.summary.inodes,
                 bytes: sent.bytes,
+                base: sent.base,
+                bytes_kept: sent.bytes_kept,
+                whole_because: sent.whole_because,
                 warnings: sent.warnings,
             })
         };
@@ -199,93 +221,37 @@ impl Destination {
         }
     }
 
-    /// Packs and sends the archive, on a thread of its own.
+    /// Packs and sends the archive, on a thread of its own; onto `base` if there is one that will do.
     async fn send(
         &self,
         root: PathBuf,
         selection: Selection,
         request: &CreateRequest,
+        base: Option<Result<BaseBackup, String>>,
         progress: Arc<CreateProgress>,
     ) -> Result<Sent, Failure> {
-        let options = write::Options {
+        let mut sending = Sending {
+            target: (Arc::clone(&self.store), self.archive_key.clone()),
+            part_size: self.part_size,
+            // Of a bucket within the tree, which would grow while it is packed.
+            own: self.local_root.as_ref().and_then(|bucket| {
+                let inside = bucket.strip_prefix(&root).ok()?;
+                Some(inside.join(layout::ALL))
+            }),
+            runtime: Runtime::current(),
+            root,
+            selection,
             compression: request.compression,
             threads: request.threads,
             mkfs_time: request.mkfs_time,
-            ..write::Options::default()
+            progress,
         };
-        let (store, key) = (Arc::clone(&self.store), self.archive_key.clone());
-        // Of a bucket within the tree, which would grow while it is packed.
-        let own = self.local_root.as_ref().and_then(|bucket| {
-            let inside = bucket.strip_prefix(&root).ok()?;
-            Some(inside.join(layout::ALL))
-        });
-        let runtime = Runtime::current();
-        let part_size = self.part_size;
-        let cancel = Arc::clone(&progress.cancel);
-        let work = move || {
-            let mut warnings = selection.warnings().to_vec();
-            warnings.extend(own.iter().map(|own| {
-                format!("{} is the bucket itself, and left out", root.join(own).display())
-            }));
-            let cancelled = || cancel.load(Ordering::Relaxed);
-            // Called off, it need not go through the rest: the next write to the store fails.
-            let exclude = |path: &Path, is_dir: bool| {
-                cancelled()
-                    || own.as_deref().is_some_and(|own| own == path)
-                    || selection.excludes(path, is_dir)
-            };
-            let sent = Arc::clone(&progress.sent);
-            let (expect, expected) = crossbeam_channel::bounded(1);
-            let parts = (expected, options.data_start);
-            let mut upload = Uploader::new((store, key), runtime, parts, &progress.cancel, sent);
-            let done = AtomicBool::new(false);
-            let packed = std::thread::scope(|scope| {
-                // Meanwhile, since the first part has to be full before this needs to be known.
-                scope.spawn(|| {
-                    let over = || done.load(Ordering::Relaxed) || cancelled();
-                    let tree = measure(&root, &exclude, over);
-                    progress.total.store(tree.bytes, Ordering::Relaxed);
-                    let expected = match part_size {
-                        Some(part_size) => Expected { bytes: tree.estimate, part_size },
-                        None => Expected::new(tree.estimate),
-                    };
-                    // Nobody waits for it if the archive is small.
-                    let _ = expect.send(expected);
-                });
-                let (exclude, packed) = (&exclude, &progress.packed);
-                let packed = write::archive(&root, &options, exclude, &mut upload, packed);
-                done.store(packed.is_err(), Ordering::Relaxed);
-                packed
-            });
-            let finished = match packed {
-                Ok(summary) => upload.finish(&summary.superblock).map(|_| summary),
-                Err(error) => Err(upload.take_failure().unwrap_or_else(|| error.into())),
-            };
-            let summary = match finished {
-                Ok(summary) => summary,
-                Err(failure) => {
-                    return Err(match upload.abort() {
-                        Ok(()) => failure,
-                        Err(error) => left_behind(failure, &error),
-                    });
-                }
-            };
-            warnings.extend(summary.dropped_xattrs.as_ref().map(|dropped| {
-                format!(
-                    "{} files have attributes that squashfs does not keep, such as {} of {}",
-                    dropped.inodes,
-                    dropped.name,
-                    dropped.path.display()
-                )
-            }));
-            Ok(Sent { summary, bytes: progress.packed.bytes_read(), warnings })
-        };
-        spawn_blocking(work).await.map_err(|error| ended(&error))?
+        spawn_blocking(move || sending.send(base)).await.map_err(|error| ended(&error))?
     }
 }
 
 /// Adds to `failure` that cleaning up failed, too.
-fn left_behind(failure: Failure, error: &Failure) -> Failure {
+pub(super) fn left_behind(failure: Failure, error: &Failure) -> Failure {
     const HINT: &str =
         "parts of it may be left in the bucket: thawfs prune --orphans --uploads removes them";
     tracing::warn!("cleaning up: {error}");
@@ -315,43 +281,4 @@ fn find_root(dir: &Path) -> Result<PathBuf, Failure> {
         (true, root) => Ok(root),
         (false, _) => Err(unusable("it is not a directory".into())),
     }
-}
-
-/// What there is to pack.
-#[derive(Default)]
-struct Tree {
-    /// Bytes of files, each inode once.
-    bytes: u64,
-    /// The same without most of the holes, about: no archive of them is much larger.
-    estimate: u64,
-}
-
-/// Adds up the files below `root`, until it is `over`. What cannot be read is for the packing to
-/// report.
-fn measure(root: &Path, exclude: &write::Exclude<'_>, over: impl Fn() -> bool) -> Tree {
-    let mut tree = Tree::default();
-    let mut several_names = HashSet::new();
-    let mut left = vec![PathBuf::new()];
-    while let Some(dir) = left.pop()
-        && !over()
-    {
-        let Ok(entries) = std::fs::read_dir(root.join(&dir)) else { continue };
-        for entry in entries.flatten() {
-            let path = dir.join(entry.file_name());
-            let Ok(meta) = entry.metadata() else { continue };
-            if exclude(&path, meta.is_dir()) {
-                continue;
-            }
-            if meta.is_dir() {
-                left.push(path);
-            } else if meta.is_file()
-                && (meta.nlink() == 1 || several_names.insert((meta.dev(), meta.ino())))
-            {
-                tree.bytes += meta.len();
-                // A file system may compress, but hardly better than fourfold.
-                tree.estimate += meta.len().min(meta.blocks() * 4 * 512 + (1 << 20));
-            }
-        }
-    }
-    tree
 }

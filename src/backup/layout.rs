@@ -38,6 +38,11 @@ pub(super) fn trace_beside(archive: &str) -> Option<String> {
     id.parse::<BackupId>().is_ok().then(|| format!("{folder}{TRACE}"))
 }
 
+/// The backup whose archive has this name, which ends as its key does.
+pub(super) fn id_of_archive(name: &str) -> Option<BackupId> {
+    name.strip_suffix(ARCHIVE)?.strip_suffix('/')?.rsplit('/').next()?.parse().ok()
+}
+
 /// The backup that a key within the folder belongs to, and what is behind its id: `/` and a name, or
 /// `.tar.zst` for a backup of the SDK's newer kind.
 pub(super) fn split(key: &str) -> Option<(BackupId, &str)> {

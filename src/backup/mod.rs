@@ -12,13 +12,15 @@
 //! | --- | --- |
 //! | `bucket`, `config`, [`layout`] | the place of backups, its name in a file, what lies where in it |
 //! | `id`, `meta`, `fields` | what names a backup, and what is known of it |
-//! | `create`, `select/`, `destination`, `upload` | making one: what is left out, where it goes, sent while it is read |
+//! | `create`, `select/`, `destination` | making one: what is left out, where it goes |
+//! | `send`, `upload`, `base` | packed and sent at once, onto an archive that the store has already |
 //! | `list`, `contents` | what there is, and in what state |
 //! | `restore`, `open`, `memory` | whether one may be restored; from a source to an open archive |
 //! | `extract`, `staging` | ordinary files, complete or not at all |
 //! | `verify/`, `warm` | reading all of an archive: to check it, or into the disk cache |
 //! | `delete`, `prune` | deleting one, or by rule |
 
+mod base;
 mod bucket;
 mod config;
 mod contents;
@@ -36,6 +38,7 @@ mod open;
 mod prune;
 mod restore;
 mod select;
+mod send;
 mod staging;
 mod upload;
 mod verify;

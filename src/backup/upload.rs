@@ -3,14 +3,20 @@
 //! Stores take parts in any order. So the first part is held back while the others go: it has the superblock, which
 //! is known last. An archive of one part is sent as one object once it is whole. Where a large one was expected,
 //! a multipart upload has begun by then, and goes on with one part.
+//!
+//! An archive may begin as another does that the store has already ([`Beginning`]). The store copies the parts that
+//! are the same in both. Two it cannot: the first, for the superblock in it, and that in which the new bytes begin.
+//! What these have of the other archive is fetched.
 
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 use crossbeam_channel::Receiver;
+use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use tokio::task::{JoinError, JoinHandle, JoinSet};
@@ -18,7 +24,10 @@ use tokio::time::timeout;
 
 use crate::failure::{Code, Failure};
 use crate::squashfs::write::Sink;
-use crate::store::{self, MAX_PARTS, MIN_PART_SIZE, Part, Upload, WriteObjects};
+use crate::store::{
+    self, Copied, ETag, GetRange, MAX_PARTS, MIN_PART_SIZE, Object, Part, ReadRanges, Upload,
+    WriteObjects,
+};
 
 /// Smallest size of parts, in bytes: at 100 MB/s, the time to the first byte of an answer is about a tenth of
 /// what sending a part takes.
@@ -30,6 +39,9 @@ const IN_FLIGHT: u64 = 48 << 20;
 
 /// Of the parts that an upload may have, how many are kept for what the estimate of its size missed.
 const SPARE_PARTS: u64 = 500;
+
+/// Parts that the store is asked to copy at a time: each takes a round trip and the store's own time.
+const COPIES: usize = 16;
 
 /// How often whoever waits looks whether the upload was cancelled.
 const LOOK: Duration = Duration::from_millis(100);
@@ -59,6 +71,29 @@ impl Expected {
     }
 }
 
+/// What an archive begins with: the first `len` bytes of an object in the same store, but for the superblock.
+#[derive(Clone, Debug)]
+pub(super) struct Beginning {
+    pub(super) object: Object,
+    pub(super) version: Option<ETag>,
+    pub(super) len: u64,
+}
+
+impl Beginning {
+    async fn fetch(self, range: Range<u64>) -> store::Result<Vec<u8>> {
+        if range.is_empty() {
+            return Ok(Vec::new());
+        }
+        let piece = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);
+        let range = GetRange::Between(range);
+        let fetched = self.object.get_range(range, self.version.as_ref(), piece).await?;
+        Ok(fetched.pieces.concat())
+    }
+}
+
+/// Bytes on their way from the store.
+type Fetching = JoinHandle<store::Result<Vec<u8>>>;
+
 /// An archive on its way to a store. For one thread that may block, outside the runtime.
 pub(super) struct Uploader<'a> {
     store: Arc<dyn WriteObjects>,
@@ -76,6 +111,12 @@ pub(super) struct Uploader<'a> {
     sent: Arc<AtomicU64>,
     /// The first part; the superblock's place is empty.
     first: Vec<u8>,
+    /// All of the first part, where it is of another archive.
+    fetching_first: Option<Fetching>,
+    /// What the first new byte follows in its part.
+    fetching_seam: Option<Fetching>,
+    /// Why the store did not copy a part, if that was so.
+    not_copied: Arc<Mutex<Option<String>>>,
     /// The part after those that were sent, once the first is full.
     current: Vec<u8>,
     index: u32,
@@ -109,6 +150,9 @@ impl<'a> Uploader<'a> {
             cancel,
             sent,
             first: vec![0; usize::try_from(held_back).unwrap_or(0)],
+            fetching_first: None,
+            fetching_seam: None,
+            not_copied: Arc::default(),
             current: Vec::new(),
             index: 1,
             upload: None,
@@ -119,9 +163,87 @@ impl<'a> Uploader<'a> {
         }
     }
 
+    /// For an archive that begins with `beginning`, in parts of `part_size` bytes. What is written comes behind that.
+    ///
+    /// # Errors
+    /// Where the upload cannot be started.
+    pub(super) fn onto(
+        (store, key): (Arc<dyn WriteObjects>, String),
+        runtime: Handle,
+        (beginning, part_size): (Beginning, u64),
+        cancel: &'a AtomicBool,
+        sent: Arc<AtomicU64>,
+    ) -> Result<Self, Failure> {
+        let (tell, expected) = crossbeam_channel::bounded(1);
+        // There is room.
+        let _ = tell.send(Expected { bytes: beginning.len, part_size });
+        let mut uploader = Self::new((store, key), runtime, (expected, 0), cancel, sent);
+        uploader.least = 0;
+        uploader.room();
+        let fetch = |range| uploader.runtime.spawn(beginning.clone().fetch(range));
+        let whole = beginning.len / part_size;
+        let seam = fetch(whole * part_size..beginning.len);
+        let first = (whole > 0).then(|| fetch(0..part_size));
+        (uploader.fetching_seam, uploader.fetching_first) = (Some(seam), first);
+        if whole > 0 {
+            // Parts that are filled follow those that are copied.
+            uploader.index = u32::try_from(whole).unwrap_or(u32::MAX);
+            uploader.copy(&beginning, part_size)?;
+        }
+        Ok(uploader)
+    }
+
+    /// Has the store copy all parts but the first that are the same in what the archive begins with.
+    fn copy(&mut self, beginning: &Beginning, part_size: u64) -> Result<(), Failure> {
+        let runtime = self.runtime.clone();
+        let upload = runtime.block_on(self.upload())?;
+        let places = Arc::new(Semaphore::new(COPIES));
+        for index in 1..self.index {
+            let start = u64::from(index) * part_size;
+            let Beginning { object, version, .. } = beginning.clone();
+            let from = Copied { key: object.key, range: start..start + part_size, version };
+            let (store, upload) = (Arc::clone(&self.store), Arc::clone(&upload));
+            let (places, not_copied) = (Arc::clone(&places), Arc::clone(&self.not_copied));
+            let copy = async move {
+                // It is never closed.
+                let _place = places.acquire().await;
+                let copied = store.copy_part(&upload, index, &from).await;
+                if let Err(error) = &copied {
+                    *not_copied.lock() = Some(error.to_string());
+                }
+                copied
+            };
+            self.sending.spawn_on(copy, &runtime);
+        }
+        Ok(())
+    }
+
+    /// Why the store did not copy what it has, if it did not.
+    pub(super) fn not_copied(&self) -> Option<String> {
+        self.not_copied.lock().clone()
+    }
+
+    /// Waits for what comes before the first new byte in its part.
+    fn begin(&mut self) -> Result<(), Failure> {
+        let Some(seam) = self.fetching_seam.take() else { return Ok(()) };
+        let runtime = self.runtime.clone();
+        let fetched = runtime.block_on(cancellable(self.cancel, seam))?;
+        let fetched = fetched.map_err(|error| ended(&error))??;
+        match self.fetching_first {
+            Some(_) => self.current = fetched,
+            None => self.first = fetched,
+        }
+        Ok(())
+    }
+
     /// Sends what is left, the first part with `start` in the place that was held back, and makes the
     /// object of the parts. Returns its size in bytes.
     pub(super) fn finish(&mut self, start: &[u8]) -> Result<u64, Failure> {
+        self.begin()?;
+        if let Some(first) = self.fetching_first.take() {
+            let first = self.runtime.block_on(cancellable(self.cancel, first))?;
+            self.first = first.map_err(|error| ended(&error))??;
+        }
         for (to, from) in self.first.iter_mut().zip(start) {
             *to = *from;
         }
@@ -193,9 +315,10 @@ impl<'a> Uploader<'a> {
     }
 
     fn take(&mut self, mut bytes: &[u8]) -> Result<(), Failure> {
+        self.begin()?;
         while !bytes.is_empty() {
             let room = self.room();
-            let part = match self.first.len() < room {
+            let part = match self.fetching_first.is_none() && self.first.len() < room {
                 true => &mut self.first,
                 false => &mut self.current,
             };
@@ -375,10 +498,14 @@ mod tests {
 
     impl Places {
         fn new() -> Self {
+            Self::with(|config| config)
+        }
+
+        fn with(change: impl FnOnce(Config) -> Config) -> Self {
             let dir = tempfile::tempdir().unwrap();
             std::fs::create_dir_all(dir.path().join("buckets/box")).unwrap();
             let config = Config { min_part: 1, ..Config::new(dir.path().join("buckets")) };
-            let server = S3Server::start(config).unwrap();
+            let server = S3Server::start(change(config)).unwrap();
             let runtime = tokio::runtime::Runtime::new().unwrap();
             let open = |url: &str| {
                 let source: Source = url.parse().unwrap();
@@ -433,7 +560,7 @@ mod tests {
                 entries.filter(|entry| keep(&entry.file_name().to_string_lossy())).count()
             };
             count(&self.dir.path().join(UPLOADS), |_| true)
-                + count(&self.dir.path().join("local"), |name| name != "file")
+                + count(&self.dir.path().join("local"), |name| !matches!(name, "file" | "earlier"))
         }
 
         /// Sends `content` as an archive that comes in `pieces`.
@@ -499,5 +626,95 @@ mod tests {
         proptest!(config, |(size in sizes(), pieces in 1..3 * PART as usize)| {
             check(size, pieces);
         });
+    }
+
+    /// What each byte of an object is that another begins as.
+    fn earlier(len: u64) -> Vec<u8> {
+        (0..len as usize).map(|n| (n / 5 + 3 * n) as u8 | 1).collect()
+    }
+
+    impl Places {
+        /// Sends `new` behind the first `len` bytes of what is there already, with `start` instead of as many of
+        /// them. Gives the bytes that were sent.
+        fn send_onto(
+            &self,
+            place: &str,
+            (start, len): (&[u8], u64),
+            new: &[u8],
+        ) -> (Result<u64, Failure>, u64, Option<String>) {
+            let folder = if place == "file" { &self.local } else { &self.bucket };
+            let object = folder.object("earlier");
+            let earlier = earlier(len + 10);
+            self.runtime.block_on(object.put(earlier.into())).unwrap();
+            let last = self.runtime.block_on(object.get_range(GetRange::Last(1), None, 1)).unwrap();
+            let beginning = Beginning { object, version: last.etag, len };
+            let (cancel, sent) = (AtomicBool::new(false), Arc::new(AtomicU64::new(0)));
+            let (store, _) = self.object(place);
+            let (target, runtime) = ((store, place.to_owned()), self.runtime.handle().clone());
+            let from = (beginning, PART);
+            let onto = Uploader::onto(target, runtime, from, &cancel, Arc::clone(&sent));
+            let mut uploader = onto.unwrap();
+            let written =
+                new.chunks(700).try_for_each(|piece| uploader.write(Bytes::copy_from_slice(piece)));
+            let finished = match written {
+                Ok(()) => uploader.finish(start),
+                Err(error) => Err(uploader.take_failure().unwrap_or_else(|| panic!("{error}"))),
+            };
+            let not_copied = uploader.not_copied();
+            if finished.is_err() {
+                uploader.abort().unwrap();
+            }
+            (finished, sent.load(Ordering::Relaxed), not_copied)
+        }
+    }
+
+    #[test]
+    fn what_the_store_has_already_is_not_sent_again() {
+        let places = Places::new();
+        let start = [b's'; HELD_BACK as usize];
+        let seams = |parts: u64| [-1, 0, 1].map(|off| (parts * PART).saturating_add_signed(off));
+        let lens = (1..4).flat_map(seams).chain([HELD_BACK, HELD_BACK + 1, 5 * PART / 2]);
+        for len in lens {
+            let to_seam = len.next_multiple_of(PART) - len;
+            for more in [1, to_seam.max(2) - 1, to_seam.max(1), to_seam + 1, 2 * PART + 3] {
+                let new: Vec<u8> = (0..more as usize).map(|n| (n % 251) as u8).collect();
+                for place in ["file", "s3"] {
+                    let case = format!("{place}: {more} bytes onto {len}");
+                    places.server.clear_log();
+                    let (size, sent, _) = places.send_onto(place, (&start, len), &new);
+                    assert_eq!(size.unwrap(), len + more, "{case}");
+                    let (_, path) = places.object(place);
+                    let made = std::fs::read(&path).unwrap();
+                    let mut due = earlier(len);
+                    due[..start.len()].copy_from_slice(&start);
+                    due.extend(&new);
+                    assert!(made == due, "{case}");
+                    assert_eq!(places.unfinished(), 0, "{case}");
+                    let copied = (len / PART).saturating_sub(1);
+                    assert_eq!(sent, len + more - copied * PART, "{case}");
+                    let copies = places.server.log();
+                    let copies =
+                        copies.iter().filter(|it| it.headers.contains_key("x-amz-copy-source"));
+                    if place == "s3" {
+                        assert_eq!(copies.count() as u64, copied, "{case}");
+                    }
+                    std::fs::remove_file(path).unwrap();
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_store_that_copies_nothing_is_told_apart_and_has_nothing_left() {
+        let places = Places::with(|config| Config { copies: false, ..config });
+        let start = [b's'; HELD_BACK as usize];
+        let (failed, _, reason) = places.send_onto("s3", (&start, 3 * PART), &[7; 100]);
+        assert!(failed.is_err());
+        let reason = reason.unwrap();
+        assert!(reason.contains("NotImplemented"), "{reason}");
+        assert_eq!(places.unfinished(), 0);
+        // With nothing to copy it does as well as any.
+        let (size, _, reason) = places.send_onto("s3", (&start, 2 * PART - 1), &[7; 100]);
+        assert_eq!((size.unwrap(), reason), (2 * PART + 99, None));
     }
 }

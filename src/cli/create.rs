@@ -13,7 +13,10 @@ use super::mount::lock;
 use super::output::{Output, human_bytes, say};
 use super::progress::At;
 use super::values::{parse_compression, parse_seconds};
-use crate::backup::{CreateProgress, CreateRequest, Created, Metadata, Presigned, start_runtime};
+use crate::backup::{
+    Backups, CreateProgress, CreateRequest, Created, Destination, Metadata, Presigned,
+    start_runtime,
+};
 use crate::environment::Environment;
 use crate::failure::{Code, Failure};
 use crate::squashfs::write::Compression;
@@ -44,9 +47,14 @@ pub(crate) struct CreateArgs {
     pub(crate) gitignore: bool,
 
     /// lz4, zstd[:1-22], gzip[:1-9] or xz.
-    #[arg(long, value_name = "NAME[:LEVEL]", help_heading = "Archive", default_value = "zstd:3",
+    /// [default: zstd:3, or as the archive of the mount that DIR is in].
+    #[arg(long, value_name = "NAME[:LEVEL]", help_heading = "Archive",
           value_parser = parse_compression)]
-    pub(crate) compression: Compression,
+    pub(crate) compression: Option<Compression>,
+
+    /// Pack everything anew, also what a mount that DIR is in has unchanged from its archive.
+    #[arg(long, help_heading = "Archive")]
+    pub(crate) full: bool,
 
     /// How many threads compress [default: one for each core].
     #[arg(long, value_name = "N", help_heading = "Archive")]
@@ -64,20 +72,27 @@ pub(crate) struct CreateArgs {
 /// Most bytes of a file of presigned URLs: 10,000 of them of a few hundred bytes each, and room.
 const MAX_PRESIGNED: u64 = 64 << 20;
 
+/// Where a backup goes.
+enum Place {
+    Bucket(Box<Backups>),
+    Presigned(Destination),
+}
+
 pub(super) fn create(args: CreateArgs, output: &Output) -> Result<(), Failure> {
     if args.dir.to_string_lossy().contains("://") {
         let message = "what is backed up is a directory, and no URL";
         return Err(Failure::new(Code::InvalidBackupConfig, message)
             .hint("where the backup goes is said by --bucket: thawfs create DIR --bucket URL"));
     }
-    let (runtime, destination) = match &args.presigned {
+    let (runtime, place) = match &args.presigned {
         Some(file) => {
             let access = args.bucket.store.access();
-            (start_runtime()?, read_presigned(file)?.destination(&access)?)
+            let destination = read_presigned(file)?.destination(&access)?;
+            (start_runtime()?, Place::Presigned(destination))
         }
         None => {
             let OpenBucket { runtime, backups } = OpenBucket::open(&args.bucket)?;
-            (runtime, backups.destination()?)
+            (runtime, Place::Bucket(Box::new(backups)))
         }
     };
     let request = CreateRequest {
@@ -87,6 +102,7 @@ pub(super) fn create(args: CreateArgs, output: &Output) -> Result<(), Failure> {
         exclude: args.exclude,
         gitignore: args.gitignore,
         compression: args.compression,
+        whole: args.full,
         threads: args.threads,
         mkfs_time: source_date_epoch()?,
     };
@@ -107,7 +123,12 @@ pub(super) fn create(args: CreateArgs, output: &Output) -> Result<(), Failure> {
             At::bytes(if done < total || total == 0 { "packing" } else { "sending" }, done, total)
         }
     });
-    let created = runtime.block_on(destination.create(&request, Arc::clone(&progress)));
+    let created = runtime.block_on(async {
+        match place {
+            Place::Bucket(backups) => backups.create(&request, progress).await,
+            Place::Presigned(destination) => destination.create(&request, progress).await,
+        }
+    });
     drop(shown);
     let created = created?;
     for warning in &created.warnings {
@@ -122,7 +143,7 @@ pub(super) fn create(args: CreateArgs, output: &Output) -> Result<(), Failure> {
 
 /// The handle goes to standard output, for `restore`; what people like to know to standard error.
 fn show(created: &Created, took: Duration, output: &Output) -> Result<(), Failure> {
-    let Created { metadata, inodes, bytes, .. } = created;
+    let Created { metadata, inodes, bytes, base, bytes_kept, whole_because, .. } = created;
     if output.json {
         return output.print_json_line(&serde_json::json!({
             "id": metadata.id,
@@ -132,6 +153,9 @@ fn show(created: &Created, took: Duration, output: &Output) -> Result<(), Failur
             "ttl": metadata.ttl,
             "files": inodes,
             "bytes": bytes,
+            "base": base,
+            "bytesKept": bytes_kept,
+            "wholeBecause": whole_because,
             "seconds": took.as_secs_f64(),
         }));
     }
@@ -142,6 +166,13 @@ fn show(created: &Created, took: Duration, output: &Output) -> Result<(), Failur
             human_bytes(metadata.size_bytes),
             took.as_secs_f64()
         ));
+        if let Some(base) = base {
+            let (kept, new) = (human_bytes(*bytes_kept), human_bytes(bytes - bytes_kept));
+            say(&format!("{new} packed; {kept} unchanged since {base}, copied within the bucket"));
+        }
+        if let Some(reason) = whole_because {
+            say(&format!("all was packed: {reason}"));
+        }
     }
     output.print_json_line(&metadata.handle())
 }

@@ -137,6 +137,13 @@ impl Handles {
         self.lowers.lock().get(&ino).is_some_and(|weak| weak.strong_count() > 0)
     }
 
+    /// Whether somebody may write to `ino`, which is open on the archive.
+    pub(super) fn has_lower_writer(&self, ino: Ino) -> bool {
+        let writes = |open: &Arc<Open>| matches!(&**open, Open::Lower { file, writes: true } if file.ino == ino);
+        // Few are open at all, of those that are asked about.
+        self.has_lower(ino) && self.open.read().values().any(writes)
+    }
+
     /// Leads the handles of lower file `ino` to its copy, open for reading and writing. Called with
     /// `names` held exclusively.
     pub(super) fn moved(&self, ino: Ino, copy: Arc<OwnedFd>) {

@@ -156,6 +156,8 @@ impl Default for Options {
 /// ```
 pub struct Overlay {
     lower: Lower,
+    /// Where the archive is, as it may be shown.
+    source: Option<String>,
     upper: Option<Upper>,
     options: Options,
     identity: Identity,
@@ -200,6 +202,7 @@ impl Overlay {
         let journal = upper.as_ref().map(Upper::scratch_files);
         let overlay = Self {
             lower,
+            source: None,
             upper,
             options,
             identity: Identity::default(),

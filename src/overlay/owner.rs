@@ -20,6 +20,12 @@ impl Overlay {
         Self { identity, ..self }
     }
 
+    /// Tells who asks where the archive is: see [`crate::squashfs::mounted`].
+    #[must_use]
+    pub fn named(self, source: String) -> Self {
+        Self { source: Some(source), ..self }
+    }
+
     /// Puts the owner that is shown in the place of the one that is stored.
     pub(super) fn show_owner(&self, attr: &mut Attr) {
         let shown = self.identity.shown(Owner { uid: attr.uid, gid: attr.gid });

@@ -15,10 +15,11 @@ use rustix::io::Errno;
 use super::Overlay;
 use super::attr::Caller;
 use super::error::{Error, Result, not_copied};
-use super::node::{UpperState, Want};
+use super::node::{Data, UpperState, Want};
 use super::upper::Namespace;
 use crate::inode_ops::Address;
-use crate::types::{Ino, Owner};
+use crate::squashfs::mounted::{self, MountedArchive};
+use crate::types::{FileKind, Ino, InodeRef, Owner};
 use crate::watch::What;
 
 /// What stands between the marks' prefix and the rest of a name that is not a mark.
@@ -84,6 +85,15 @@ impl Overlay {
     /// `ENODATA` where it has none, also for ACLs on a file system without them; or what reading
     /// either half says.
     pub fn getxattr(&self, ino: Ino, name: &OsStr) -> Result<Vec<u8>> {
+        if name == mounted::DATA_XATTR {
+            return Ok(mounted::data_to_text(self.data_in_archive(ino)?));
+        }
+        if name == mounted::ARCHIVE_XATTR {
+            let superblock = self.lower.archive().superblock();
+            let name = self.source.clone().ok_or(Errno::NODATA)?;
+            let fingerprint = mounted::fingerprint(superblock);
+            return Ok(MountedArchive { fingerprint, name }.to_text());
+        }
         if name == Owner::STORED {
             return match self.identity.is_plain() {
                 true => Err(Errno::NODATA.into()),
@@ -104,6 +114,24 @@ impl Overlay {
             // The usual answer, to a question asked of every file: no message is made for it.
             Err(Errno::NODATA) => Err(Errno::NODATA.into()),
             Err(errno) => Err(Error::sys("getxattr", inode.label())(errno)),
+        }
+    }
+
+    /// The inode of the archive that has all data of regular file `ino`. `ENODATA` also while somebody may write to it:
+    /// the kernel may hold back what was written already.
+    fn data_in_archive(&self, ino: Ino) -> Result<InodeRef> {
+        if self.handles.has_lower_writer(ino) {
+            return Err(Errno::NODATA.into());
+        }
+        let node = self.nodes.get(ino)?;
+        let inode = match node.upper {
+            None => self.lower.place_of(ino)?,
+            Some(UpperState { data: Data::Lower(inode), .. }) => return Ok(inode),
+            Some(_) => return Err(Errno::NODATA.into()),
+        };
+        match self.lower.inode(inode)?.kind {
+            FileKind::Regular => Ok(inode),
+            _ => Err(Errno::NODATA.into()),
         }
     }
 

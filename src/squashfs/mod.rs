@@ -34,6 +34,7 @@ mod error;
 mod format;
 mod inode;
 mod metadata;
+pub mod mounted;
 mod pieces;
 mod plan;
 mod superblock;

@@ -718,7 +718,7 @@ fn the_library_has_the_same_verbs() {
         let backups = Backups::open(&BucketRequest::new(&place.url)).await.unwrap();
         let request = CreateRequest {
             name: Some("from Rust".into()),
-            compression: Compression::Lz4,
+            compression: Some(Compression::Lz4),
             exclude: vec!["script".into()],
             ..CreateRequest::new(&tree)
         };

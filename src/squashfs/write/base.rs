@@ -2,12 +2,14 @@
 //! inodes and tables are written anew.
 
 use std::collections::HashMap;
+use std::os::fd::BorrowedFd;
 
 use parking_lot::Mutex;
 use zerocopy::little_endian::U32;
 
 use super::super::format::{RawFragment, SUPERBLOCK_LEN};
 use super::super::metadata::MetaReader;
+use super::super::mounted::{self, parse_data};
 use super::super::plan::{FileLayout, StoredBlock, stored_len};
 use super::super::superblock::Compressor;
 use super::super::{Archive, Inode};
@@ -15,7 +17,8 @@ use super::catalog::Data;
 use super::compress::Compression;
 use super::error::Error;
 use super::options::Options;
-use crate::types::{ArchiveOffset, InodeRef};
+use super::stat::{self, Stat};
+use crate::types::{ArchiveOffset, FileKind, InodeRef};
 
 /// The data of a file that stays where it is.
 pub(super) struct Kept {
@@ -35,6 +38,7 @@ impl Kept {
 /// An archive that a new one begins with.
 pub struct Base<'a> {
     archive: &'a Archive,
+    device: Option<u64>,
     used: Mutex<Used>,
 }
 
@@ -50,7 +54,7 @@ impl<'a> Base<'a> {
     /// `archive` as a base.
     pub fn new(archive: &'a Archive) -> Self {
         let fragments = vec![false; archive.superblock().fragments as usize];
-        Self { archive, used: Mutex::new(Used { fragments, ..Used::default() }) }
+        Self { archive, device: None, used: Mutex::new(Used { fragments, ..Used::default() }) }
     }
 
     /// How an archive is written onto this one: in its block size, by its compressor. `None` where there is none that
@@ -69,6 +73,27 @@ impl<'a> Base<'a> {
         };
         let (block_size, data_start) = (superblock.block_size, self.data_end());
         Some(Options { block_size, compression, data_start, ..Options::default() })
+    }
+
+    /// Of files on device `device`, which is that of a mount of the archive: see [`Self::find`].
+    #[must_use]
+    pub fn mounted_as(self, device: u64) -> Self {
+        Self { device: Some(device), ..self }
+    }
+
+    /// The data of an open file, whose attributes are `stat`, if it is a file of a mount of the archive, and nothing
+    /// was written to it.
+    pub(super) fn find(&self, fd: BorrowedFd<'_>, stat: &Stat) -> Result<Option<Kept>, Error> {
+        if self.device != Some(stat.identity.0) {
+            return Ok(None);
+        }
+        let told = stat::fd_xattr(fd, mounted::DATA_XATTR).and_then(|text| parse_data(&text));
+        let Some(reference) = told else { return Ok(None) };
+        let inode = self.archive.inode(reference)?;
+        if inode.kind != FileKind::Regular || inode.size != stat.version.size {
+            return Ok(None);
+        }
+        self.keep(&inode)
     }
 
     /// Where its data ends. All before that, but for the superblock, is the new archive's, too.

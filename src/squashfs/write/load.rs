@@ -11,7 +11,7 @@ use rustix::fs::{Mode, OFlags, openat, readlinkat};
 use rustix::io::{Errno, pread};
 use twox_hash::XxHash3_64;
 
-use super::base::Kept;
+use super::base::{Base, Kept};
 use super::error::Error;
 use super::stat::{
     Directory, Failure, Stat, Xattrs, failed, fd_xattrs, name_stored_owner, name_xattrs,
@@ -69,13 +69,15 @@ pub(super) enum Content {
 
 /// Reads entries.
 #[derive(Clone)]
-pub(super) struct Loader {
+pub(super) struct Loader<'a> {
     pub(super) block_size: u32,
+    /// The archive of which files may be.
+    pub(super) base: Option<&'a Base<'a>>,
     /// Set once something proved unreadable: from then on only the likes of it are looked for.
     pub(super) check_only: Arc<AtomicBool>,
 }
 
-impl Loader {
+impl Loader<'_> {
     pub(super) fn load(&self, job: Job) -> Result<Leaf, Failure> {
         match job {
             Job::Name(entry) => self.load_entry(&entry),
@@ -145,6 +147,12 @@ impl Loader {
             let xattrs = xattrs_of(fd.as_fd()).map_err(failed("fgetxattr"))?;
             if self.check_only.load(Ordering::Relaxed) {
                 return Ok(Some(Leaf { stat, xattrs, content: Content::Nothing }));
+            }
+            if let Some(base) = self.base
+                && let Some(kept) = base.find(fd.as_fd(), &stat).map_err(Failure::Fatal)?
+                && Stat::of(fd.as_fd()).map_err(failed("fstat"))?.version == stat.version
+            {
+                return Ok(Some(Leaf { stat, xattrs, content: Content::Kept(kept) }));
             }
             if stat.version.size > self.block_size.into() {
                 return Ok(Some(Leaf { stat, xattrs, content: Content::Large(fd) }));

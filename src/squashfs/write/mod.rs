@@ -145,6 +145,30 @@ pub fn archive(
     sink: &mut dyn Sink,
     progress: &Progress,
 ) -> Result<Summary, Error> {
+    walk(root, (options, None), exclude, sink, progress)
+}
+
+/// As [`archive`], of a directory in a mount of the archive `base`, onto its data: see [`Base::mounted_as`]. The new
+/// archive begins with what is before [`Base::data_end`], but for the superblock, and the sink is given all behind that.
+/// The options are those of [`Base::options`].
+pub fn archive_onto(
+    base: &Base<'_>,
+    root: &Path,
+    options: &Options,
+    exclude: &Exclude<'_>,
+    sink: &mut dyn Sink,
+    progress: &Progress,
+) -> Result<Summary, Error> {
+    walk(root, (options, Some(base)), exclude, sink, progress)
+}
+
+fn walk(
+    root: &Path,
+    (options, base): (&Options, Option<&Base<'_>>),
+    exclude: &Exclude<'_>,
+    sink: &mut dyn Sink,
+    progress: &Progress,
+) -> Result<Summary, Error> {
     options.check()?;
     let mkfs_time = options.mkfs_time.unwrap_or_else(now);
     let mut tail = Tail::new(sink, options.data_start, progress);
@@ -161,13 +185,11 @@ pub fn archive(
         source,
     })?;
     let walk = move |loads, events| Walk { root, exclude, loads, events }.run(walk_fd);
-    let data = write_data(options, (Some(root_fd), None), &mut tail, progress, walk)?;
-    finish(data, (options, None), mkfs_time, &mut tail)
+    let data = write_data(options, (Some(root_fd), base), &mut tail, progress, walk)?;
+    finish(data, (options, base), mkfs_time, &mut tail)
 }
 
-/// Packs a tree that `tell` tells, onto the data of `base`: the new archive begins with what is before
-/// [`Base::data_end`], but for the superblock, and the sink is given all behind that. The options are those of
-/// [`Base::options`]. Fails as [`archive`] does, and as `tell`.
+/// As [`archive_onto`], of a tree that `tell` tells. Fails as [`archive`] does, and as `tell`.
 ///
 /// The files of the tree that are no files of the base are not compared with each other.
 pub fn onto(
@@ -227,7 +249,7 @@ fn write_data(
     let (blocks, block_jobs) = Pool::new(threads);
     let (output, next) = bounded(threads * 2);
     let check_only = Arc::new(AtomicBool::new(false));
-    let loader = Loader { block_size, check_only: check_only.clone() };
+    let loader = Loader { block_size, base, check_only: check_only.clone() };
     let packer = Packer {
         block_size,
         pack_tails: options.pack_tails,

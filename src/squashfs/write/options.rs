@@ -79,6 +79,7 @@ pub trait Sink {
 pub struct Progress {
     entries: AtomicU64,
     bytes_read: AtomicU64,
+    bytes_kept: AtomicU64,
     bytes_written: AtomicU64,
 }
 
@@ -93,9 +94,21 @@ impl Progress {
         self.bytes_read.load(Ordering::Relaxed)
     }
 
+    /// Those of them that are where they were in the archive that comes first.
+    pub fn bytes_kept(&self) -> u64 {
+        self.bytes_kept.load(Ordering::Relaxed)
+    }
+
     /// Bytes that the sink was given so far.
     pub fn bytes_written(&self) -> u64 {
         self.bytes_written.load(Ordering::Relaxed)
+    }
+
+    /// Forgets what was packed, as it is packed once more.
+    pub(crate) fn begin_again(&self) {
+        for count in [&self.entries, &self.bytes_read, &self.bytes_kept, &self.bytes_written] {
+            count.store(0, Ordering::Relaxed);
+        }
     }
 
     pub(super) fn entry(&self) {
@@ -104,6 +117,11 @@ impl Progress {
 
     pub(super) fn read(&self, bytes: u64) {
         self.bytes_read.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    pub(super) fn kept(&self, bytes: u64) {
+        self.read(bytes);
+        self.bytes_kept.fetch_add(bytes, Ordering::Relaxed);
     }
 
     pub(super) fn written(&self, bytes: u64) {

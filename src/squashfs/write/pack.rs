@@ -164,6 +164,7 @@ impl Packer<'_> {
                 None
             }
             Content::Kept(kept) => {
+                self.progress.kept(kept.size);
                 node.version.size = kept.size;
                 node.data = kept.data();
                 None

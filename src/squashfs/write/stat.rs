@@ -173,10 +173,14 @@ pub(super) fn fd_xattrs(fd: BorrowedFd<'_>) -> Result<Xattrs, Errno> {
     )
 }
 
+/// One attribute of an open file; `None` where it has none by that name, or none can be had.
+pub(super) fn fd_xattr(fd: BorrowedFd<'_>, name: &str) -> Option<Vec<u8>> {
+    fitting(|out| fgetxattr(fd, name, spare_capacity(out))).ok()
+}
+
 /// The stored owner of a directory in a mount that shows another.
 pub(super) fn fd_stored_owner(fd: BorrowedFd<'_>) -> Option<Owner> {
-    let owner = fitting(|out| fgetxattr(fd, Owner::STORED, spare_capacity(out))).ok()?;
-    Owner::parse(&owner)
+    Owner::parse(&fd_xattr(fd, Owner::STORED)?)
 }
 
 /// The stored owner of what `directory` has as `name`, where it has been found to have such.

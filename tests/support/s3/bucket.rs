@@ -44,14 +44,15 @@ pub(super) struct Buckets {
     page: usize,
     tags: Tags,
     forgets_pages: bool,
+    copies: bool,
     serial: AtomicU64,
 }
 
 impl Buckets {
     pub(super) fn new(config: &Config) -> Self {
         let serial = AtomicU64::new(0);
-        let Config { root, min_part, page, tags, forgets_pages, .. } = config.clone();
-        Self { root, min_part, page, tags, forgets_pages, serial }
+        let Config { root, min_part, page, tags, forgets_pages, copies, .. } = config.clone();
+        Self { root, min_part, page, tags, forgets_pages, copies, serial }
     }
 
     fn bucket(&self, bucket: &str) -> S3Result<PathBuf> {
@@ -272,6 +273,9 @@ impl S3 for Buckets {
         &self,
         request: S3Request<UploadPartCopyInput>,
     ) -> S3Result<S3Response<UploadPartCopyOutput>> {
+        if !self.copies {
+            return Err(s3_error!(NotImplemented, "no part is copied here"));
+        }
         let input = request.input;
         let directory = self.upload(&input.upload_id)?;
         let CopySource::Bucket { bucket, key, .. } = &input.copy_source else {

@@ -49,6 +49,8 @@ pub(crate) struct Config {
     pub(crate) tags: Tags,
     /// Listings start at their first page whatever page is asked for.
     pub(crate) forgets_pages: bool,
+    /// Parts of uploads are copied of objects that are there.
+    pub(crate) copies: bool,
 }
 
 /// The ETags of objects that are read.
@@ -78,6 +80,7 @@ impl Config {
             page: 1000,
             tags: Tags::Strong,
             forgets_pages: false,
+            copies: true,
         }
     }
 }

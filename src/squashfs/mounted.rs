@@ -1,0 +1,80 @@
+//! What a mount of an archive says of itself, by attributes that are listed nowhere and found in no other mount: which
+//! archive it is, and what of a file is in it still.
+
+use std::hash::{Hash, Hasher};
+
+use twox_hash::XxHash3_64;
+
+use super::superblock::Superblock;
+use crate::types::InodeRef;
+
+/// The attribute by which each file of a mount tells the archive: see [`MountedArchive`].
+pub const ARCHIVE_XATTR: &str = "system.thawfs.archive";
+
+/// The attribute by which a regular file of a mount tells the inode of the archive that has its data, as long as nothing
+/// was written to it and nobody has it open for that: [`InodeRef::packed`] in hexadecimal.
+pub const DATA_XATTR: &str = "system.thawfs.data";
+
+/// The archive of a mount.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MountedArchive {
+    /// [`fingerprint`] of its superblock.
+    pub fingerprint: u64,
+    /// Where it is, as it may be shown.
+    pub name: String,
+}
+
+impl MountedArchive {
+    /// As the attribute holds it.
+    pub fn to_text(&self) -> Vec<u8> {
+        format!("{:016x} {}", self.fingerprint, self.name).into_bytes()
+    }
+
+    /// What [`Self::to_text`] has written.
+    pub fn parse(text: &[u8]) -> Option<Self> {
+        let (fingerprint, name) = std::str::from_utf8(text).ok()?.split_once(' ')?;
+        let fingerprint = u64::from_str_radix(fingerprint, 16).ok()?;
+        Some(Self { fingerprint, name: name.to_owned() })
+    }
+}
+
+/// A number that two superblocks have in common only if they are the same.
+pub fn fingerprint(superblock: &Superblock) -> u64 {
+    let mut hash = XxHash3_64::new();
+    superblock.hash(&mut hash);
+    hash.finish()
+}
+
+/// An inode as [`DATA_XATTR`] holds it.
+pub fn data_to_text(inode: InodeRef) -> Vec<u8> {
+    format!("{:x}", inode.packed()).into_bytes()
+}
+
+/// What [`data_to_text`] has written.
+pub fn parse_data(text: &[u8]) -> Option<InodeRef> {
+    let packed = u64::from_str_radix(std::str::from_utf8(text).ok()?, 16).ok()?;
+    Some(InodeRef::from_packed(packed))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn attributes_are_read_as_they_were_written() {
+        for name in ["s3://b/backups/x/data.sqsh", "", "a path/with spaces"] {
+            let archive = MountedArchive { fingerprint: 0xfe, name: name.into() };
+            assert_eq!(MountedArchive::parse(&archive.to_text()), Some(archive));
+        }
+        for packed in [0, 1 << 16 | 5, 0xffff_ffff_ffff] {
+            let inode = InodeRef::from_packed(packed);
+            assert_eq!(parse_data(&data_to_text(inode)), Some(inode));
+        }
+        for text in ["", "x", "12 ", "-1"] {
+            assert_eq!(parse_data(text.as_bytes()), None, "{text}");
+        }
+        for text in ["", "12", "x y"] {
+            assert_eq!(MountedArchive::parse(text.as_bytes()), None, "{text}");
+        }
+    }
+}
