@@ -20,8 +20,8 @@ use crate::watch::change::What;
 /// Directories that are held open until they are read. Others are looked for again.
 const MOST_OPEN: usize = 64;
 
-/// After so many directories events are taken from the kernel, which has no room for many.
-const BETWEEN_DELIVERIES: usize = 64;
+/// After so many directories or names events are taken from the kernel, which has no room for many.
+pub(super) const BETWEEN_DELIVERIES: usize = 64;
 
 /// Directories that are watched, and yet to be read.
 type Unread = Vec<(usize, Option<OwnedFd>)>;

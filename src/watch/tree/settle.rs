@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::{AtFlags, FileType, statat};
 
 use super::nodes::{Doubt, Looked, Told, Watch};
-use super::reading::open_in;
+use super::reading::{BETWEEN_DELIVERIES, open_in};
 use super::work::{Opened, Work, is_gone, is_shut};
 use crate::inode_ops::list;
 use crate::types::FileKind;
@@ -62,6 +62,7 @@ impl Work<'_> {
     fn settle_all(&mut self, done: Option<u64>) -> io::Result<()> {
         self.read_again(done)?;
         let nodes: Vec<_> = self.nodes.doubts.keys().copied().collect();
+        let mut count = 0_usize;
         for node in nodes {
             let Some(names) = self.nodes.doubts.remove(&node) else { continue };
             let (dir, is_shut) = match self.open(node)? {
@@ -90,6 +91,10 @@ impl Work<'_> {
                 }
                 if let Some(doubt) = self.settle_one(node, &dir, &name, doubt, done)? {
                     self.nodes.doubt(node, &name, doubt);
+                }
+                count += 1;
+                if count.is_multiple_of(BETWEEN_DELIVERIES) {
+                    self.hub.deliver();
                 }
             }
         }
