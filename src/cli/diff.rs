@@ -5,13 +5,12 @@ use std::io::{self, BufWriter, Write};
 use std::ops::ControlFlow;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use clap::{Args, ValueHint};
 use rustix::fs::{Mode, OFlags};
 use serde::Serialize;
 
-use super::inside::find;
+use super::inside::{check_cursor, find};
 use super::output::{Output, human_bytes, stdout_failed};
 use crate::failure::{Code, Failure};
 use crate::names::{printable, printable_json};
@@ -19,9 +18,6 @@ use crate::overlay::{DifferenceEntry, Status};
 use crate::server::{DifferenceRequest, fetch_difference};
 use crate::types::FileKind;
 use crate::watch::Cursor;
-
-/// How far ahead of this machine's clock a cursor may be.
-const CLOCK_SECONDS: u64 = 2;
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -68,13 +64,7 @@ struct Counts {
 
 pub(super) fn diff(args: &DiffArgs, output: &Output) -> Result<(), Failure> {
     let since = args.since.map(|cursor| (cursor.at.seconds, cursor.at.nanos));
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
-    if let Some((seconds, _)) = since
-        && u64::try_from(seconds).is_ok_and(|seconds| seconds > now + CLOCK_SECONDS)
-    {
-        return Err(Failure::new(Code::Usage, "the cursor is of a moment that is yet to come")
-            .hint("take one that was printed on this machine"));
-    }
+    check_cursor(args.since.as_ref())?;
     let (mount, server, below) = find(&args.dir)?;
     let shown = mount.mountpoint.display();
     write_back(&args.dir);

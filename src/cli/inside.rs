@@ -1,7 +1,8 @@
-//! Which mount of ours a path is in, for commands that ask its server.
+//! Which mount of ours a path is in, and since when, for commands that ask its server.
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{AtFlags, CWD, StatxFlags};
 
@@ -9,6 +10,23 @@ use crate::failure::{Code, Failure};
 use crate::server::fetch_report;
 use crate::server::mounts::{MountInfo, read_mounts};
 use crate::server::state::{MountDir, StateDir};
+use crate::watch::Cursor;
+
+/// How far ahead of this machine's clock a cursor may be.
+const CLOCK_SECONDS: u64 = 2;
+
+/// Checks that a cursor is of a moment that has been.
+pub(super) fn check_cursor(cursor: Option<&Cursor>) -> Result<(), Failure> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
+    let is_ahead = |cursor: &Cursor| {
+        u64::try_from(cursor.at.seconds).is_ok_and(|seconds| seconds > now + CLOCK_SECONDS)
+    };
+    match cursor.is_some_and(is_ahead) {
+        false => Ok(()),
+        true => Err(Failure::new(Code::Usage, "the cursor is of a moment that is yet to come")
+            .hint("take one that was printed on this machine")),
+    }
+}
 
 /// The mount of ours that `dir` is in, its server, and where in it that is.
 pub(super) fn find(dir: &Path) -> Result<(MountInfo, MountDir, PathBuf), Failure> {
@@ -41,7 +59,8 @@ pub(super) fn find(dir: &Path) -> Result<(MountInfo, MountDir, PathBuf), Failure
     let inside = path.strip_prefix(&mount.mountpoint).unwrap_or(Path::new(""));
     // Of a bind mount, that is not the root of the tree.
     let root = mount.root.strip_prefix("/").unwrap_or(&mount.root);
-    let below = root.join(inside);
+    // Without a slash at its end, where nothing is joined.
+    let below = root.join(inside).components().collect();
     Ok((mount, server, below))
 }
 

@@ -14,7 +14,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
 use rustix::fs::{AtFlags, CWD, StatxFlags};
 use serde::Serialize;
 
-use super::inside::find;
+use super::inside::{check_cursor, find};
 use super::output::{Output, say, stdout_failed};
 use crate::failure::{Code, Failure};
 use crate::names::{self, printable, printable_json};
@@ -102,6 +102,7 @@ struct Target {
 }
 
 pub(super) fn watch(args: &WatchArgs, output: &Output) -> Result<(), Failure> {
+    check_cursor(args.since.as_ref())?;
     let (mount, server, inside) = find(&args.dir)?;
     let below = match &args.path {
         Some(path) => join(&inside, path)?,

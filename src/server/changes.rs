@@ -54,6 +54,19 @@ pub(crate) struct ChangesRequest {
     pub(crate) since: Option<String>,
 }
 
+impl ChangesRequest {
+    /// Whether what differs is of what is at or in the path, or further below if that is asked for.
+    fn reaches(&self, entry: &DifferenceEntry) -> bool {
+        let below = self.below.as_os_str().as_bytes();
+        let is_there = |path: &Path| {
+            let path = path.as_os_str().as_bytes();
+            let path = if path == b"." { b"" } else { path };
+            below_of(path, below).is_none_or(|rest| !rest.contains(&b'/'))
+        };
+        self.recursive || is_there(&entry.path) || entry.from.as_deref().is_some_and(is_there)
+    }
+}
+
 /// One change, as it is told.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Told {
@@ -231,6 +244,9 @@ impl Telling<'_> {
         let told = match self.tree.upgrade() {
             None => Ok(()),
             Some(tree) => tree.difference(Some(since), &self.request.below, &mut |entry| {
+                if !self.request.reaches(&entry) {
+                    return ControlFlow::Continue(());
+                }
                 written = write_line(&mut self.to, &Line::Changed(entry));
                 if written.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
             }),

@@ -62,7 +62,7 @@ impl Questions {
         Self {
             tree,
             differences: Places::new(difference::MAX_AT_A_TIME, "differences to tell"),
-            listeners: Places::new(changes::MAX_AT_A_TIME, "listeners"),
+            listeners: Places::new(listeners(), "listeners"),
         }
     }
 
@@ -100,6 +100,13 @@ impl Questions {
             }
         }
     }
+}
+
+/// How many may listen: each takes a descriptor, and most of them are for files that are open.
+fn listeners() -> usize {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    let quarter = limit.and_then(|limit| usize::try_from(limit / 4).ok());
+    changes::MAX_AT_A_TIME.min(quarter.unwrap_or(usize::MAX))
 }
 
 fn on_a_thread(

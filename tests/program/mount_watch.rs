@@ -535,10 +535,111 @@ fn what_cannot_be_watched_is_named() {
         (&["watch", mountpoint, "../x"], 2, "no path within"),
         (&["watch", mountpoint, "/x"], 2, "no path within"),
         (&["watch", mountpoint, "--since", "x"], 2, "not a cursor"),
+        (
+            &["watch", mountpoint, "--since", "0123456789abcdef-2-4102444800.000000000"],
+            2,
+            "a moment that is yet to come",
+        ),
     ] {
         let output = mounts.bench.run(words);
         assert_eq!(output.status.code(), Some(code), "{words:?}: {}", said(&output));
         assert!(said(&output).contains(message), "{words:?}: {}", said(&output));
+    }
+    unmount(&mounts);
+}
+
+#[test]
+fn a_part_of_a_mount_that_is_bound_elsewhere_is_watched_there() {
+    let test = "a_part_of_a_mount_that_is_bound_elsewhere_is_watched_there";
+    if !can_mount_with(test, &[Need::Root]) {
+        return;
+    }
+    let mounts = Mounts::new();
+    mount(&mounts, &[]);
+    for (part, told) in
+        [("", "create new"), ("sub", "create sub/new"), ("sub/deeper", "create sub/deeper/new")]
+    {
+        let bound = mounts.bench.directory("bound");
+        let source = mounts.mountpoint.join(part);
+        let bind = Command::new("mount").arg("--bind").args([&source, &bound]).status().unwrap();
+        assert!(bind.success());
+        let mut watching = Watching::new(&mounts.bench, &bound, &[]);
+        fs::create_dir(source.join("new")).unwrap();
+        assert_eq!(watching.words(QUIET), [told]);
+        fs::remove_dir(bound.join("new")).unwrap();
+        assert_eq!(watching.words(QUIET), [told.replace("create", "remove")]);
+        drop(watching);
+        assert!(Command::new("umount").arg(&bound).status().unwrap().success());
+    }
+    unmount(&mounts);
+}
+
+#[test]
+fn what_differs_is_told_of_what_is_watched_alone() {
+    let test = "what_differs_is_told_of_what_is_watched_alone";
+    if !can_mount_with(test, &[Need::Processes]) {
+        return;
+    }
+    let mounts = Mounts::new();
+    mount(&mounts, &[]);
+    let mut first = Watching::new(&mounts.bench, &mounts.mountpoint, &[]);
+    fs::write(mounts.mountpoint.join("one"), "").unwrap();
+    first.words(QUIET);
+    let cursor = first.cursor.clone();
+    first.stop();
+    unmount(&mounts);
+    mount(&mounts, &[]);
+    for path in ["sub/here", "sub/deeper/there", "elsewhere"] {
+        fs::write(mounts.mountpoint.join(path), "").unwrap();
+    }
+    let mut child = mounts.bench.thawfs();
+    child.args(["watch", text(&mounts.mountpoint), "sub", "--since", &cursor]);
+    let mut child = child.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
+    let lines: Vec<String> = lines.take_while(|line| line != "caught-up").collect();
+    assert!(lines.contains(&"changed added sub/here".to_owned()), "{lines:?}");
+    let beyond = |line: &&String| line.contains("there") || line.contains("elsewhere");
+    assert_eq!(lines.iter().find(beyond), None, "{lines:?}");
+    child.kill().unwrap();
+    child.wait().unwrap();
+    unmount(&mounts);
+}
+
+#[test]
+fn who_watches_leaves_descriptors_to_who_uses_the_mount() {
+    let test = "who_watches_leaves_descriptors_to_who_uses_the_mount";
+    if !can_mount_with(test, &[Need::Processes]) {
+        return;
+    }
+    let mounts = Mounts::new();
+    let words = [text(&mounts.archive), text(&mounts.mountpoint)].map(str::to_owned);
+    let mut limited = Command::new("prlimit");
+    limited.arg("--nofile=100").arg(mounts.bench.thawfs().get_program());
+    for (name, value) in mounts.bench.thawfs().get_envs() {
+        match value {
+            Some(value) => limited.env(name, value),
+            None => limited.env_remove(name),
+        };
+    }
+    assert!(limited.arg("mount").args(words).stdin(Stdio::null()).status().unwrap().success());
+    let watch = || {
+        let mut child = mounts.bench.thawfs();
+        child.arg("watch").arg(&mounts.mountpoint).stdout(Stdio::null()).stderr(Stdio::null());
+        child.spawn().unwrap()
+    };
+    let mut watches: Vec<_> = std::iter::repeat_with(watch).take(40).collect();
+    let codes = |watches: &mut Vec<std::process::Child>| {
+        let ended = watches.iter_mut().filter_map(|child| child.try_wait().unwrap());
+        ended.map(|status| status.code()).collect::<Vec<_>>()
+    };
+    eventually("a quarter of them listen", || codes(&mut watches).len() == 15);
+    assert!(codes(&mut watches).iter().all(|code| *code == Some(13)), "{:?}", codes(&mut watches));
+    fs::write(mounts.mountpoint.join("new"), "data").unwrap();
+    assert!(fs::read_dir(&mounts.mountpoint).unwrap().count() > 3);
+    mounts.bench.ok(&["status", text(&mounts.mountpoint)]);
+    for child in &mut watches {
+        child.kill().unwrap();
+        child.wait().unwrap();
     }
     unmount(&mounts);
 }
