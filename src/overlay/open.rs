@@ -111,6 +111,8 @@ impl Overlay {
         if let Ok(open) = self.handles.get(handle)
             && let Open::Upper { ino, fd } = &*open
         {
+            // Else what it is like when it is opened would look like a write later on.
+            self.begin_to_look();
             self.kernel_writes.opened(*ino, handle, Arc::clone(fd), may_be_mapped);
         }
     }

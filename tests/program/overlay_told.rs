@@ -115,6 +115,20 @@ fn a_name_that_is_used_again_and_again_does_not_drive_out_the_others() {
 }
 
 #[test]
+fn what_is_made_as_soon_as_somebody_watches_is_not_told_as_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let overlay = open_overlay(dir.path(), &source().archive, Options::default());
+    let (mut reader, _) = overlay.change_log().subscribe(None).unwrap();
+    let flags = libc::O_RDWR | libc::O_CREAT;
+    let (_, made) = overlay.create(&ROOT, Ino::ROOT, &name(0), 0o644, flags).unwrap();
+    overlay.written_by_kernel(made.handle, true);
+    overlay.release(made.handle);
+    let told = read(&mut reader);
+    let [Item::Change(change)] = &told[..] else { panic!("{told:?}") };
+    assert_eq!(change.what, What::Create);
+}
+
+#[test]
 fn what_the_kernel_writes_as_soon_as_somebody_watches_is_told() {
     for renamed in [false, true] {
         for opened_before in [false, true] {
