@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use super::inside::{check_cursor, find};
 use super::output::{Output, human_bytes, stdout_failed};
-use crate::failure::{Code, Failure};
+use crate::failure::Failure;
 use crate::names::{printable, printable_json};
 use crate::overlay::{DifferenceEntry, Status};
 use crate::server::{DifferenceRequest, fetch_difference};
