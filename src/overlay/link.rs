@@ -53,6 +53,7 @@ impl Overlay {
             }
             self.changed();
             let kind = state.kind;
+            self.tell_write_before(ino);
             self.tell_name(What::Create, (ino, kind), parent, name);
             std::mem::forget(self.enter(parent, name, Found { ino, kind, upper: Some(state) })?);
         }

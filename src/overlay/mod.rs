@@ -23,9 +23,10 @@
 //! **Locks.** `names` is held shared while a name in the upper is resolved and used, and exclusively while one is
 //! changed. Only short system calls on the upper are made under it: no request to the store, and no copy of
 //! data. So what an operation needs from the lower is found out before. It still holds then, as the lower never
-//! changes, and neither does which lower directory a directory merges with. Below `names` are the locks of the
-//! node table, the index, the descriptor cache, the listings and the handles, which are leaves. Above it is that
-//! of `again`: whoever walks a half of the tree holds it for the whole walk.
+//! changes, and neither does which lower directory a directory merges with. Below `names` is the lock of
+//! who tells of writes, and below that are those of the node table, the index, the descriptor cache, the listings and
+//! the handles, which are leaves. Above it is that of `again`: whoever walks a half of the tree holds it for the whole
+//! walk.
 //!
 //! **Crashes.** Everything is built in the work directory and put in place by one rename. The upper is
 //! correct at any moment; what is left in the work directory is removed at the next mount.

@@ -35,7 +35,7 @@ impl Overlay {
     pub fn open(&self, ino: Ino, flags: i32) -> Result<Opened> {
         let opened = self.open_file(ino, flags)?;
         if kept_flags(flags).contains(OFlags::TRUNC) {
-            self.tell_writes_of(ino, true);
+            self.tell_writes_of(ino);
         }
         Ok(opened)
     }
@@ -122,7 +122,9 @@ impl Overlay {
         let Some(open) = self.handles.remove(handle) else { return };
         let ino = open.ino();
         self.begin_to_look();
-        let unseen = matches!(*open, Open::Upper { .. }) && self.kernel_writes.closed(ino, handle);
-        self.tell_writes_of(ino, unseen);
+        let is_upper = matches!(*open, Open::Upper { .. });
+        // Taken before it is found out that something is to be told: then nobody renames it in between.
+        let _names = self.names.read();
+        self.tell_found(ino, || is_upper && self.kernel_writes.closed(ino, handle));
     }
 }

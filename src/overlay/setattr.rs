@@ -56,7 +56,7 @@ impl Overlay {
         };
         if let Some(size) = change.size {
             self.truncate(ino, handle, size)?;
-            self.tell_writes_of(ino, true);
+            self.tell_writes_of(ino);
             self.drop_setid(ino, who)?;
         }
         let _names = self.names.read();
@@ -64,11 +64,11 @@ impl Overlay {
         self.tell_write_before(ino);
         let (inode, mut state) = self.address(ino)?;
         let done = self.change_attributes(who, ino, &inode, &mut state, change);
-        let unseen = self.kernel_writes.check(ino);
-        if change.mtime.is_some() {
+        // That the time has moved is no write if it was set.
+        let was_set = change.mtime.is_some();
+        self.tell_found(ino, || self.kernel_writes.check(ino) && !was_set);
+        if was_set {
             self.kernel_writes.is_explained(ino);
-        } else if unseen {
-            self.tell_data(ino);
         }
         if change.is_of_attributes() {
             // One of several may have been changed before another failed.

@@ -5,7 +5,8 @@
 //! true.
 //!
 //! Data is told at the first write, and after that once for all writes of the next [`WINDOW`]: the log then has a
-//! change that comes after the last of them. A rename, a removal and the end of an open file do not wait for that.
+//! change that comes after the last of them. What is done to a name or to attributes next, and the end of an open file,
+//! do not wait for that.
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -27,7 +28,12 @@ const LOOK_EVERY: Duration = Duration::from_millis(10);
 
 /// Files that were written to just now.
 #[derive(Debug, Default)]
-pub(super) struct Writes(Mutex<HashMap<Ino, Written>>);
+pub(super) struct Writes {
+    files: Mutex<HashMap<Ino, Written>>,
+    /// Held from when it is found out that a write is yet to be told until it is: else whoever finds that there is
+    /// none may tell what came behind it before.
+    telling: Mutex<()>,
+}
 
 #[derive(Debug)]
 struct Written {
@@ -46,7 +52,7 @@ impl Written {
 impl Writes {
     /// Notes a write to `ino`. Its number, if it is to be told now rather than with those that follow.
     fn note(&self, ino: Ino) -> Option<u64> {
-        let mut all = self.0.lock();
+        let mut all = self.files.lock();
         let fresh = || Written { since: Instant::now(), noted: 0, told: 0 };
         let written = all.entry(ino).or_insert_with(fresh);
         written.noted += 1;
@@ -59,36 +65,46 @@ impl Writes {
 
     /// Write `number` of `ino`, and those before it, are told.
     fn told(&self, ino: Ino, number: u64) {
-        if let Some(written) = self.0.lock().get_mut(&ino) {
+        if let Some(written) = self.files.lock().get_mut(&ino) {
             written.told = written.told.max(number);
         }
     }
 
     /// Takes what is noted of `ino`, and says whether a write is yet to be told.
     fn take(&self, ino: Ino) -> bool {
-        self.0.lock().remove(&ino).is_some_and(|written| !written.is_told())
+        self.files.lock().remove(&ino).is_some_and(|written| !written.is_told())
     }
 
     fn clear(&self) {
-        self.0.lock().clear();
+        self.files.lock().clear();
     }
 
-    /// The files of which a write is yet to be told, that was noted [`WINDOW`] ago or earlier, each with the last
-    /// such write. Forgets those of which all is told.
-    fn due(&self) -> Vec<(Ino, u64)> {
+    /// The files of which a write is yet to be told, that was noted [`WINDOW`] ago or earlier. Forgets those of which
+    /// all is told.
+    fn due(&self) -> Vec<Ino> {
         let mut due = Vec::new();
-        self.0.lock().retain(|ino, written| {
+        self.files.lock().retain(|ino, written| {
             if written.since.elapsed() < WINDOW {
                 return true;
             }
             if !written.is_told() {
-                due.push((*ino, written.noted));
+                due.push(*ino);
                 written.since = Instant::now();
                 return true;
             }
             false
         });
         due
+    }
+
+    /// Whether a write to `ino` is yet to be told; whoever asks tells it.
+    fn take_due(&self, ino: Ino) -> bool {
+        let mut files = self.files.lock();
+        let Some(written) = files.get_mut(&ino).filter(|written| !written.is_told()) else {
+            return false;
+        };
+        written.told = written.noted;
+        true
     }
 }
 
@@ -154,8 +170,9 @@ impl Overlay {
         if self.log.is_watched()
             && let Some(number) = self.writes.note(ino)
         {
-            self.kernel_writes.is_ours(ino);
             let _names = self.names.read();
+            let _telling = self.writes.telling.lock();
+            self.kernel_writes.is_ours(ino);
             self.tell_data(ino);
             self.writes.told(ino, number);
         }
@@ -165,6 +182,7 @@ impl Overlay {
     pub(super) fn tell_write_before(&self, ino: Ino) {
         if self.log.is_watched() {
             self.begin_to_look();
+            let _telling = self.writes.telling.lock();
             let unseen = self.kernel_writes.check(ino);
             if self.writes.take(ino) || unseen {
                 self.tell_data(ino);
@@ -172,12 +190,23 @@ impl Overlay {
         }
     }
 
-    /// Tells of writes to `ino` that are yet to be told, and of one that is not noted, if there was one. Called without
-    /// `names`.
-    pub(super) fn tell_writes_of(&self, ino: Ino, another: bool) {
-        if self.log.is_watched() && (self.writes.take(ino) || another) {
-            self.kernel_writes.is_ours(ino);
+    /// Tells that `ino` was written to, and with that of writes that are yet to be told. Called without `names`.
+    pub(super) fn tell_writes_of(&self, ino: Ino) {
+        if self.log.is_watched() {
             let _names = self.names.read();
+            let _telling = self.writes.telling.lock();
+            self.kernel_writes.is_ours(ino);
+            self.writes.take(ino);
+            self.tell_data(ino);
+        }
+    }
+
+    /// Tells of writes to `ino` that are yet to be told, those that `find` has found among them. Called with `names`
+    /// held.
+    pub(super) fn tell_found(&self, ino: Ino, find: impl FnOnce() -> bool) {
+        let _telling = self.writes.telling.lock();
+        let unseen = find();
+        if self.log.is_watched() && (self.writes.take(ino) || unseen) {
             self.tell_data(ino);
         }
     }
@@ -213,14 +242,17 @@ impl Overlay {
     fn look_once(&self) {
         for ino in self.kernel_writes.look() {
             let _names = self.names.read();
+            let _telling = self.writes.telling.lock();
             if self.kernel_writes.check(ino) {
                 self.tell_data(ino);
             }
         }
-        for (ino, number) in self.writes.due() {
+        for ino in self.writes.due() {
             let _names = self.names.read();
-            self.tell_data(ino);
-            self.writes.told(ino, number);
+            let _telling = self.writes.telling.lock();
+            if self.writes.take_due(ino) {
+                self.tell_data(ino);
+            }
         }
     }
 }

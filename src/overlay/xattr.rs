@@ -188,6 +188,7 @@ impl Overlay {
         };
         self.let_ctime_move(ino, &inode, &mut state.kept_ctime)?;
         inode.set_xattr(&stored, &value, flags).map_err(Error::sys("setxattr", inode.label()))?;
+        self.tell_write_before(ino);
         self.tell_inode(What::Attributes, ino, &state);
         Ok(())
     }
@@ -209,6 +210,7 @@ impl Overlay {
         inode
             .remove_xattr(&c_name(name, marks)?)
             .map_err(Error::sys("removexattr", inode.label()))?;
+        self.tell_write_before(ino);
         self.tell_inode(What::Attributes, ino, &state);
         Ok(())
     }

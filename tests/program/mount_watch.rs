@@ -1,8 +1,9 @@
 //! What `thawfs watch` tells: of writes that the kernel makes by itself, of what was missed, and until when.
 
+use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -137,6 +138,60 @@ fn each_write_is_told_also_if_the_kernel_makes_it_by_itself() {
         unmount(&mounts);
         mounts.bench.assert_nothing_left();
     }
+}
+
+#[test]
+fn what_is_done_to_a_file_that_was_written_and_closed_is_told_behind_the_write() {
+    let test = "what_is_done_to_a_file_that_was_written_and_closed_is_told_behind_the_write";
+    if !can_mount_with(test, &[Need::Processes]) {
+        return;
+    }
+    const THREADS: usize = 6;
+    const ROUNDS: usize = 400;
+    let mounts = Mounts::new();
+    mount(&mounts, &[]);
+    let mut watching = Watching::new(&mounts.bench, &mounts.mountpoint, &[]);
+    std::thread::scope(|scope| {
+        for thread in 0..THREADS {
+            let at = |name: String| mounts.mountpoint.join(name);
+            scope.spawn(move || {
+                for number in 0..ROUNDS {
+                    let [from, to] = ["a", "b"].map(|name| at(format!("{name}{thread}-{number}")));
+                    // The kernel tells us of the end of an open file when it has told the program.
+                    fs::write(&from, "data").unwrap();
+                    match number % 4 {
+                        0 | 1 => fs::rename(from, to).unwrap(),
+                        2 => fs::hard_link(from, to).unwrap(),
+                        _ => fs::set_permissions(from, fs::Permissions::from_mode(0o600)).unwrap(),
+                    }
+                }
+            });
+        }
+    });
+    let mut told = HashMap::<String, Vec<String>>::new();
+    while let Some((_, line)) = watching.next(QUIET) {
+        let path = line["path"].as_str().unwrap();
+        told.entry(path[1..].to_owned()).or_default().push(word(&line));
+    }
+    let mut wrong = Vec::new();
+    for (thread, number) in (0..THREADS * ROUNDS).map(|count| (count / ROUNDS, count % ROUNDS)) {
+        let key = format!("{thread}-{number}");
+        let [from, to] = ["a", "b"].map(|name| format!("{name}{key}"));
+        let next = match number % 4 {
+            0 | 1 => format!("rename {from} -> {to}"),
+            2 => format!("create {to}"),
+            _ => format!("attributes {from}"),
+        };
+        let expected = [format!("create {from}"), format!("write {from}"), next];
+        let told = &told[&key];
+        if *told != expected {
+            wrong.push(told);
+        }
+    }
+    assert!(wrong.is_empty(), "{} of {}: {wrong:?}", wrong.len(), THREADS * ROUNDS);
+    watching.stop();
+    unmount(&mounts);
+    mounts.bench.assert_nothing_left();
 }
 
 #[test]
