@@ -33,6 +33,13 @@ pub(crate) struct ServeFilesArgs {
     pub(crate) watchers: u32,
 }
 
+fn code_of(error: &io::Error) -> Code {
+    match error.kind() {
+        io::ErrorKind::NotFound => Code::NotFound,
+        _ => Code::Failed,
+    }
+}
+
 /// What is said once connections are taken.
 #[derive(Serialize)]
 struct Ready {
@@ -56,15 +63,16 @@ pub(super) fn serve_files(args: &ServeFilesArgs, output: &Output) -> Result<(), 
         None => None,
         Some(file) => {
             let token = read_token(file);
-            Some(token.map_err(|error| Failure::io("read the token in", file, &error))?)
+            let failed = |error: io::Error| Failure {
+                code: code_of(&error),
+                ..Failure::io("read the token in", file, &error)
+            };
+            Some(token.map_err(failed)?)
         }
     };
     let root = args.root.canonicalize();
     let root = root.map_err(|error| {
-        let code = match error.kind() {
-            io::ErrorKind::NotFound => Code::NotFound,
-            _ => Code::Failed,
-        };
+        let code = code_of(&error);
         Failure { code, ..Failure::io("serve", &args.root, &error) }
     })?;
     if !root.is_dir() {

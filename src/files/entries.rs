@@ -156,6 +156,39 @@ impl Listing {
     }
 }
 
+/// The paths of all that is below the directory at `path`, from there; none where it is no directory, or gone. `None`
+/// where there are more than `most`.
+pub(super) fn names_below(tree: &Tree, path: &Path, most: usize) -> Option<Vec<PathBuf>> {
+    let mut names = Vec::new();
+    let Ok(place) = tree.place(path) else { return Some(names) };
+    wait_for_rename(&place.above);
+    let mut left = vec![(place.above, place.name, PathBuf::new())];
+    while let Some((above, name, path)) = left.pop() {
+        // Gone by now, or not to be read.
+        let Ok(dir) = open_directory(&above, &name).map(Arc::new) else { continue };
+        for (name, _, kind) in list(&dir).unwrap_or_default() {
+            if names.len() == most {
+                return None;
+            }
+            let path = path.join(&name);
+            if kind == Kind::Directory {
+                left.push((Arc::clone(&dir), name, path.clone()));
+            }
+            names.push(path);
+        }
+    }
+    Some(names)
+}
+
+/// Waits until a rename to `dir` that is told of already is done. By then the kernel may know the new name as one that is
+/// not there; but who reads the directory waits for who renames in it.
+fn wait_for_rename(dir: &OwnedFd) {
+    let Ok(opened) = open_directory(dir, ".".as_ref()) else { return };
+    let mut buffer = [std::mem::MaybeUninit::uninit(); 4096];
+    // Whatever it says: it has waited.
+    let _ = rustix::fs::RawDir::new(opened, &mut buffer).next();
+}
+
 struct Writer<'a> {
     to: &'a mpsc::Sender<io::Result<Bytes>>,
     text: Vec<u8>,

@@ -2,7 +2,7 @@
 
 use std::any::Any;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::watch::{Change, Item, Reader, What, watch_directory};
@@ -22,6 +22,8 @@ pub(crate) struct Feed {
     pub(crate) reader: Reader,
     /// The directory's path in the tree that the log is of; empty for its root.
     pub(crate) at: Vec<u8>,
+    /// Where that tree is mounted, which a directory that is followed does not leave.
+    pub(crate) within: Option<PathBuf>,
     /// What has to live as long, for the log to be written.
     pub(crate) _source: Arc<dyn Any + Send + Sync>,
 }
@@ -32,7 +34,7 @@ pub(crate) struct Inotify;
 impl Feeds for Inotify {
     fn feed(&self, dir: &Path, recursive: bool) -> io::Result<Feed> {
         let (source, reader) = watch_directory(dir, recursive)?;
-        Ok(Feed { reader, at: Vec::new(), _source: source })
+        Ok(Feed { reader, at: Vec::new(), within: None, _source: source })
     }
 }
 
@@ -43,6 +45,8 @@ pub(super) type Named = (Event, Vec<u8>);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Event {
     Create,
+    /// It was moved here from elsewhere. A directory has come with all in it.
+    Arrival,
     Write,
     Remove,
     Rename,
@@ -93,20 +97,28 @@ impl Feed {
             What::Rename { to } => {
                 tell(Event::Rename, path);
                 if !is_at_or_above(path, &self.at) {
-                    tell(Event::Create, to);
+                    tell(self.coming(path), to);
                 }
             }
-            // As the two renames that inotify makes of it.
+            // As two renames, with no name taken before it is free.
             What::Exchange { with } => {
-                for (old, new) in [(path, with), (with, path)] {
-                    tell(Event::Rename, old);
-                    if ![old, new].iter().any(|path| is_at_or_above(path, &self.at)) {
-                        tell(Event::Create, new);
-                    }
+                tell(Event::Rename, path);
+                tell(Event::Rename, with);
+                if ![path, with].iter().any(|path| is_at_or_above(path, &self.at)) {
+                    tell(self.coming(path), with);
+                    tell(self.coming(with), path);
                 }
             }
         }
         self.follow(change);
+    }
+
+    /// What it is to come from `path`.
+    fn coming(&self, path: &[u8]) -> Event {
+        match below(&self.at, path, true) {
+            Some(_) => Event::Create,
+            None => Event::Arrival,
+        }
     }
 
     fn follow(&mut self, change: &Change) {
@@ -151,7 +163,8 @@ mod tests {
     fn told(at: &str, recursive: bool, changes: &[(What, &str)]) -> (String, String) {
         let log = Arc::new(ChangeLog::new(Limits::default(), Some(tempfile::tempfile)));
         let (reader, _) = log.subscribe(None).unwrap();
-        let mut feed = Feed { reader, at: at.as_bytes().to_vec(), _source: Arc::new(()) };
+        let at = at.as_bytes().to_vec();
+        let mut feed = Feed { reader, at, within: None, _source: Arc::new(()) };
         for (what, path) in changes {
             log.write(what.clone(), FileKind::Regular, 0, path.as_bytes().to_vec());
         }
@@ -177,13 +190,17 @@ mod tests {
             ("d", true, What::Remove, "", "", "d"),
             ("d", false, rename("d/y"), "d/x", "Rename x, Create y", "d"),
             ("d", false, rename("e/y"), "d/x", "Rename x", "d"),
-            ("d", false, rename("d/y"), "e/x", "Create y", "d"),
+            ("d", false, rename("d/y"), "e/x", "Arrival y", "d"),
+            ("d", true, rename("d/y"), "d/e/x", "Rename e/x, Create y", "d"),
+            ("d", true, rename("d/y"), "dd/x", "Arrival y", "d"),
             ("d", false, rename("d/e/y"), "d/x", "Rename x", "d"),
             ("d", true, rename("e"), "d", "Rename .", "e"),
             ("d/e", true, rename("x/y"), "d", "", "x/y/e"),
             ("d/e", true, rename("x"), "dd", "", "d/e"),
             ("", true, rename(""), "", "Rename .", ""),
-            ("d", true, exchange("d/y"), "d/x", "Rename x, Create y, Rename y, Create x", "d"),
+            ("d", true, exchange("d/y"), "d/x", "Rename x, Rename y, Create y, Create x", "d"),
+            ("d", true, exchange("d/y"), "x", "Rename y, Arrival y", "d"),
+            ("d", true, exchange("x"), "d/y", "Rename y, Arrival y", "d"),
             ("d", true, exchange("d"), "e", "Rename .", "e"),
         ] {
             let found = told(at, recursive, &[(what.clone(), path)]);

@@ -44,6 +44,11 @@ impl Tree {
         self.root == Path::new("/")
     }
 
+    /// Whether all of `directory` is served.
+    pub(super) fn holds(&self, directory: &Path) -> bool {
+        directory.starts_with(&self.root)
+    }
+
     /// What a path of a request means: absolute, without `.` and `..`, which go by names, as everybody's who calls.
     ///
     /// # Errors

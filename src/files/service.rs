@@ -267,6 +267,8 @@ fn names_loopback(headers: &HeaderMap) -> bool {
         let address = host.trim_start_matches('[').trim_end_matches(']');
         let is_address =
             address.parse().is_ok_and(|address: std::net::IpAddr| address.is_loopback());
+        // Of any case, and with the dot that ends a whole name.
+        let host = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
         is_address || host == "localhost" || host.ends_with(".localhost")
     };
     let mut values = [HOST, ORIGIN]
@@ -311,6 +313,8 @@ mod tests {
             (Some("[::1]"), None, true),
             (Some("localhost:49983"), None, true),
             (Some("x.localhost"), None, true),
+            (Some("LocalHost.:80"), None, true),
+            (Some("."), None, false),
             (Some("evil.example"), None, false),
             (Some("localhost.evil.example:80"), None, false),
             (Some("10.0.0.1"), None, false),

@@ -1,6 +1,8 @@
 //! Watchers: those that are asked for events again and again, and those that are streams.
 
 use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,8 +13,8 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::connect::{Code, Error};
-use super::entries::stat;
-use super::feed::{Event, Feed, Feeds};
+use super::entries::{names_below, stat};
+use super::feed::{Event, Feed, Feeds, Named};
 use super::messages::{EventType, FilesystemEvent};
 use super::places::{Tree, failed};
 use super::users::Owners;
@@ -39,6 +41,8 @@ pub(super) struct Watcher {
     dir: PathBuf,
     recursive: bool,
     include_entry: bool,
+    /// Whether it is watched where it is moved to, too: that is where its tree is, and all of that is served.
+    follows: bool,
     /// Counts among the watchers that there may be.
     _place: OwnedSemaphorePermit,
 }
@@ -50,24 +54,54 @@ impl Watcher {
     /// `internal` once something has been missed, or nothing can come any more: from then on each time.
     pub(super) fn read(&mut self) -> Result<Option<Vec<FilesystemEvent>>, Error> {
         let feed = self.feed.as_mut().map_err(|ended| ended.clone())?;
-        let events = match feed.read(self.recursive, BATCH) {
-            Ok(Some(events)) => events,
+        let was_at = feed.at.clone();
+        let read = feed.read(self.recursive, BATCH);
+        let is_moved = feed.at != was_at;
+        let told = match read {
+            Ok(Some(events)) => self.told(events),
             Ok(None) => return Ok(None),
-            Err(why) => {
-                let ended = Error::new(Code::Internal, why);
-                self.feed = Err(ended.clone());
-                return Err(ended);
-            }
+            Err(why) => Err(Error::new(Code::Internal, why)),
         };
+        match told {
+            Ok(told) => {
+                // It may have left what is served. What was told of by then was within.
+                if is_moved && !self.follows {
+                    let why = format!("{} was moved", self.dir.display());
+                    self.feed = Err(Error::new(Code::Internal, why));
+                }
+                Ok(Some(told))
+            }
+            Err(ended) => {
+                self.feed = Err(ended.clone());
+                Err(ended)
+            }
+        }
+    }
+
+    fn told(&self, events: Vec<Named>) -> Result<Vec<FilesystemEvent>, Error> {
         let mut owners = Owners::default();
-        let told = events.into_iter().map(|(event, name)| self.event(event, &name, &mut owners));
-        Ok(Some(told.collect()))
+        let mut told = Vec::new();
+        for (event, name) in events {
+            told.push(self.event(event, &name, &mut owners));
+            if event != Event::Arrival || !self.recursive {
+                continue;
+            }
+            let path = self.dir.join(OsStr::from_bytes(&name));
+            let below = names_below(&self.tree, &path, MOST_EVENTS).ok_or_else(|| {
+                let why = format!("overflow: more than {MOST_EVENTS} files were moved in at once");
+                Error::new(Code::Internal, why)
+            })?;
+            for below in below {
+                let name = [&name, &b"/"[..], below.as_os_str().as_bytes()].concat();
+                told.push(self.event(Event::Create, &name, &mut owners));
+            }
+        }
+        Ok(told)
     }
 
     fn event(&self, event: Event, name: &[u8], owners: &mut Owners) -> FilesystemEvent {
-        use std::os::unix::ffi::OsStrExt;
         let (what, shows_entry) = match event {
-            Event::Create => (EventType::Create, true),
+            Event::Create | Event::Arrival => (EventType::Create, true),
             Event::Write => (EventType::Write, true),
             Event::Remove => (EventType::Remove, false),
             Event::Rename => (EventType::Rename, false),
@@ -77,7 +111,7 @@ impl Watcher {
         let entry = (self.include_entry && shows_entry).then(|| {
             let path = match name {
                 b"." => self.dir.clone(),
-                name => self.dir.join(std::ffi::OsStr::from_bytes(name)),
+                name => self.dir.join(OsStr::from_bytes(name)),
             };
             stat(&self.tree, &path, owners).ok()
         });
@@ -144,9 +178,10 @@ impl Watchers {
             Error::new(Code::Internal, message)
         })?;
         let feed = self.feeds.feed(&dir, recursive);
-        let feed = Ok(feed.map_err(|error| failed("watch", path, &error))?);
-        let tree = tree.clone();
-        Ok(Watcher { feed, tree, dir, recursive, include_entry, _place: place })
+        let feed = feed.map_err(|error| failed("watch", path, &error))?;
+        let follows = feed.within.as_deref().is_none_or(|within| tree.holds(within));
+        let (feed, tree) = (Ok(feed), tree.clone());
+        Ok(Watcher { feed, tree, dir, recursive, include_entry, follows, _place: place })
     }
 
     /// Keeps a watcher for who will ask for its events. Gives the id to ask with, and says whether nobody sees to the

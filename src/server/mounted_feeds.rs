@@ -52,7 +52,8 @@ impl Feeds for MountedFeeds {
             return Inotify.feed(dir, recursive);
         };
         let (reader, relay) = self.relay(&server.control_path())?;
-        Ok(Feed { reader, at: below.as_os_str().as_bytes().to_vec(), _source: relay })
+        let at = below.as_os_str().as_bytes().to_vec();
+        Ok(Feed { reader, at, within: Some(mount.mountpoint), _source: relay })
     }
 }
 

@@ -488,7 +488,7 @@ fn who_may_be_reached_by_others_needs_a_token() {
         (&["--listen", "0.0.0.0:0"][..], 2),
         (&["--listen", "nowhere"], 2),
         (&["--root", "/none/such"], 3),
-        (&["--token-file", "/none/such"], 1),
+        (&["--token-file", "/none/such"], 3),
         (&["--token-file", "/dev/null"], 1),
         (&["--watchers", "0"], 2),
         (&["--watchers", "1000001"], 2),

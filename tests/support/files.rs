@@ -44,7 +44,7 @@ impl Service {
 
     pub(crate) fn connect(&self) -> TcpStream {
         let stream = TcpStream::connect(&self.address).unwrap();
-        stream.set_read_timeout(Some(Duration::from_secs(3))).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
         stream
     }
 
@@ -130,15 +130,21 @@ pub(crate) fn read_some(stream: &mut TcpStream, text: &mut Vec<u8>) -> bool {
     len > 0
 }
 
+/// As much of an answer as one reads.
+fn last_of(answer: &[u8]) -> String {
+    let last = &answer[answer.len().saturating_sub(500)..];
+    format!("{} bytes that end in {:?}", answer.len(), String::from_utf8_lossy(last))
+}
+
 /// Reads until `wanted` has come.
 pub(crate) fn read_until(stream: &mut TcpStream, wanted: &str) -> String {
     let mut answer = Vec::new();
     let mut some = [0; 4096];
     loop {
-        let len = stream.read(&mut some).unwrap_or_else(|error| {
-            panic!("{error}, for {wanted} after {:?}", String::from_utf8_lossy(&answer))
-        });
-        assert!(len > 0, "{wanted}: {:?}", String::from_utf8_lossy(&answer));
+        let len = stream
+            .read(&mut some)
+            .unwrap_or_else(|error| panic!("{error}, for {wanted} after {}", last_of(&answer)));
+        assert!(len > 0, "{wanted}: {}", last_of(&answer));
         answer.extend_from_slice(&some[..len]);
         let text = String::from_utf8_lossy(&answer);
         if text.contains(wanted) {
