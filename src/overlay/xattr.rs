@@ -18,8 +18,8 @@ use super::error::{Error, Result, not_copied};
 use super::node::{Data, UpperState, Want};
 use super::upper::Namespace;
 use crate::inode_ops::Address;
-use crate::squashfs::mounted::{self, MountedArchive};
-use crate::types::{FileKind, Ino, InodeRef, Owner};
+use crate::squashfs::mounted::{self, DataInArchive, MountedArchive};
+use crate::types::{FileKind, Ino, Owner};
 use crate::watch::What;
 
 /// What stands between the marks' prefix and the rest of a name that is not a mark.
@@ -86,7 +86,7 @@ impl Overlay {
     /// either half says.
     pub fn getxattr(&self, ino: Ino, name: &OsStr) -> Result<Vec<u8>> {
         if name == mounted::DATA_XATTR {
-            return Ok(mounted::data_to_text(self.data_in_archive(ino)?));
+            return Ok(self.data_in_archive(ino)?.to_text());
         }
         if name == mounted::ARCHIVE_XATTR {
             let superblock = self.lower.archive().superblock();
@@ -119,18 +119,20 @@ impl Overlay {
 
     /// The inode of the archive that has all data of regular file `ino`. `ENODATA` also while somebody may write to it:
     /// the kernel may hold back what was written already.
-    fn data_in_archive(&self, ino: Ino) -> Result<InodeRef> {
+    fn data_in_archive(&self, ino: Ino) -> Result<DataInArchive> {
         if self.handles.has_lower_writer(ino) {
             return Err(Errno::NODATA.into());
         }
         let node = self.nodes.get(ino)?;
         let inode = match node.upper {
             None => self.lower.place_of(ino)?,
-            Some(UpperState { data: Data::Lower(inode), .. }) => return Ok(inode),
+            Some(UpperState { data: Data::Lower(inode), .. }) => {
+                return Ok(DataInArchive { inode, has_xattrs: false });
+            }
             Some(_) => return Err(Errno::NODATA.into()),
         };
         match self.lower.inode(inode)?.kind {
-            FileKind::Regular => Ok(inode),
+            FileKind::Regular => Ok(DataInArchive { inode, has_xattrs: true }),
             _ => Err(Errno::NODATA.into()),
         }
     }

@@ -12,7 +12,7 @@ use crate::types::InodeRef;
 pub const ARCHIVE_XATTR: &str = "system.thawfs.archive";
 
 /// The attribute by which a regular file of a mount tells the inode of the archive that has its data, as long as nothing
-/// was written to it and nobody has it open for that: [`InodeRef::packed`] in hexadecimal.
+/// was written to it and nobody has it open for that: see [`DataInArchive`].
 pub const DATA_XATTR: &str = "system.thawfs.data";
 
 /// The archive of a mount.
@@ -45,15 +45,35 @@ pub fn fingerprint(superblock: &Superblock) -> u64 {
     hash.finish()
 }
 
-/// An inode as [`DATA_XATTR`] holds it.
-pub fn data_to_text(inode: InodeRef) -> Vec<u8> {
-    format!("{:x}", inode.packed()).into_bytes()
+/// The inode of the archive that has the data of a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DataInArchive {
+    /// The inode.
+    pub inode: InodeRef,
+    /// Whether its extended attributes are the file's, too.
+    pub has_xattrs: bool,
 }
 
-/// What [`data_to_text`] has written.
-pub fn parse_data(text: &[u8]) -> Option<InodeRef> {
-    let packed = u64::from_str_radix(std::str::from_utf8(text).ok()?, 16).ok()?;
-    Some(InodeRef::from_packed(packed))
+impl DataInArchive {
+    /// What follows the number where the attributes are the file's.
+    const XATTRS: &str = " xattrs";
+
+    /// As the attribute holds it: [`InodeRef::packed`] in hexadecimal, and a word.
+    pub fn to_text(self) -> Vec<u8> {
+        let word = if self.has_xattrs { Self::XATTRS } else { "" };
+        format!("{:x}{word}", self.inode.packed()).into_bytes()
+    }
+
+    /// What [`Self::to_text`] has written.
+    pub fn parse(text: &[u8]) -> Option<Self> {
+        let text = std::str::from_utf8(text).ok()?;
+        let (number, has_xattrs) = match text.strip_suffix(Self::XATTRS) {
+            Some(number) => (number, true),
+            None => (text, false),
+        };
+        let inode = InodeRef::from_packed(u64::from_str_radix(number, 16).ok()?);
+        Some(Self { inode, has_xattrs })
+    }
 }
 
 #[cfg(test)]
@@ -67,11 +87,13 @@ mod tests {
             assert_eq!(MountedArchive::parse(&archive.to_text()), Some(archive));
         }
         for packed in [0, 1 << 16 | 5, 0xffff_ffff_ffff] {
-            let inode = InodeRef::from_packed(packed);
-            assert_eq!(parse_data(&data_to_text(inode)), Some(inode));
+            for has_xattrs in [false, true] {
+                let data = DataInArchive { inode: InodeRef::from_packed(packed), has_xattrs };
+                assert_eq!(DataInArchive::parse(&data.to_text()), Some(data));
+            }
         }
-        for text in ["", "x", "12 ", "-1"] {
-            assert_eq!(parse_data(text.as_bytes()), None, "{text}");
+        for text in ["", "x", "12 ", "-1", " xattrs", "12 other"] {
+            assert_eq!(DataInArchive::parse(text.as_bytes()), None, "{text}");
         }
         for text in ["", "12", "x y"] {
             assert_eq!(MountedArchive::parse(text.as_bytes()), None, "{text}");

@@ -499,3 +499,38 @@ fn who_may_be_reached_by_others_needs_a_token() {
         assert!(!said(&output).contains("panicked"), "{arguments:?}: {}", said(&output));
     }
 }
+
+#[test]
+fn a_watched_directory_that_leaves_the_root_is_told_of_no_longer() {
+    let test = "a_watched_directory_that_leaves_the_root_is_told_of_no_longer";
+    if !can_mount_with(test, &[Need::Processes]) {
+        return;
+    }
+    let bench = Bench::new();
+    let mountpoint = bench.directory("mnt");
+    let tree = bench.directory("tree");
+    for dir in ["served/sub", "beside"] {
+        std::fs::create_dir_all(tree.join(dir)).unwrap();
+    }
+    let archive = bench.archive(&tree, "data.sqsh", &[]);
+    bench.ok(&["mount", text(&archive), text(&mountpoint)]);
+    let served = mountpoint.join("served");
+    let service = Service::start(&bench, &["--root", text(&served)]);
+    let message = json!({ "path": served.join("sub"), "recursive": true });
+    let watcher = service.call("CreateWatcher", &message, &[]).1;
+    let mut stream = service.connect();
+    stream.write_all(&watch_request(&message, &[])).unwrap();
+    read_until(&mut stream, "start");
+    std::fs::rename(served.join("sub"), mountpoint.join("beside/sub")).unwrap();
+    std::fs::write(mountpoint.join("beside/sub/secret"), "data").unwrap();
+    let told = read_until(&mut stream, "was moved");
+    assert!(told.contains("RENAME") && told.contains("internal"), "{told}");
+    assert!(!told.contains("secret"), "{told}");
+    eventually("the other is told so", || {
+        let (status, answer) = service.call("GetWatcherEvents", &watcher, &[]);
+        assert!(!answer.to_string().contains("secret"), "{answer}");
+        status == 500 && answer["code"] == "internal"
+    });
+    drop((stream, service));
+    bench.ok(&["unmount", text(&mountpoint)]);
+}

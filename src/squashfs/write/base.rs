@@ -2,14 +2,13 @@
 //! inodes and tables are written anew.
 
 use std::collections::HashMap;
-use std::os::fd::BorrowedFd;
 
 use parking_lot::Mutex;
 use zerocopy::little_endian::U32;
 
 use super::super::format::{RawFragment, SUPERBLOCK_LEN};
 use super::super::metadata::MetaReader;
-use super::super::mounted::{self, parse_data};
+use super::super::mounted::{self, DataInArchive};
 use super::super::plan::{FileLayout, StoredBlock, stored_len};
 use super::super::superblock::Compressor;
 use super::super::{Archive, Inode};
@@ -17,7 +16,7 @@ use super::catalog::Data;
 use super::compress::Compression;
 use super::error::Error;
 use super::options::Options;
-use super::stat::{self, Stat};
+use super::stat::{Directory, Failure, Stat, Xattrs, name_xattr, name_xattrs};
 use crate::types::{ArchiveOffset, FileKind, InodeRef};
 
 /// The data of a file that stays where it is.
@@ -39,6 +38,8 @@ impl Kept {
 pub struct Base<'a> {
     archive: &'a Archive,
     device: Option<u64>,
+    /// Whether we are shown all attributes.
+    is_root: bool,
     used: Mutex<Used>,
 }
 
@@ -54,7 +55,13 @@ impl<'a> Base<'a> {
     /// `archive` as a base.
     pub fn new(archive: &'a Archive) -> Self {
         let fragments = vec![false; archive.superblock().fragments as usize];
-        Self { archive, device: None, used: Mutex::new(Used { fragments, ..Used::default() }) }
+        let is_root = rustix::process::geteuid().is_root();
+        Self {
+            archive,
+            device: None,
+            is_root,
+            used: Mutex::new(Used { fragments, ..Used::default() }),
+        }
     }
 
     /// How an archive is written onto this one: in its block size, by its compressor. `None` where there is none that
@@ -81,19 +88,43 @@ impl<'a> Base<'a> {
         Self { device: Some(device), ..self }
     }
 
-    /// The data of an open file, whose attributes are `stat`, if it is a file of a mount of the archive, and nothing
-    /// was written to it.
-    pub(super) fn find(&self, fd: BorrowedFd<'_>, stat: &Stat) -> Result<Option<Kept>, Error> {
-        if self.device != Some(stat.identity.0) {
+    /// The data of an entry, whose attributes are `stat`, and its extended attributes, if it is a file of a mount of the
+    /// archive and nothing was written to it.
+    pub(super) fn find(
+        &self,
+        directory: &Directory,
+        name: &[u8],
+        stat: &Stat,
+    ) -> Result<Option<(Kept, Xattrs)>, Failure> {
+        if self.device != Some(stat.identity.0) || stat.kind != FileKind::Regular {
             return Ok(None);
         }
-        let told = stat::fd_xattr(fd, mounted::DATA_XATTR).and_then(|text| parse_data(&text));
-        let Some(reference) = told else { return Ok(None) };
-        let inode = self.archive.inode(reference)?;
+        let told = name_xattr(directory, name, mounted::DATA_XATTR);
+        let Some(told) = told.and_then(|text| DataInArchive::parse(&text)) else { return Ok(None) };
+        let failed = |error: super::super::Error| Failure::Fatal(error.into());
+        let inode = self.archive.inode(told.inode).map_err(failed)?;
         if inode.kind != FileKind::Regular || inode.size != stat.version.size {
             return Ok(None);
         }
-        self.keep(&inode)
+        let xattrs = match told.has_xattrs {
+            true => self.xattrs(&inode).map_err(failed)?,
+            false => {
+                let failed = directory.error(name, "lgetxattr");
+                name_xattrs(directory, name).map_err(failed)?
+            }
+        };
+        let kept = self.keep(&inode).map_err(Failure::Fatal)?;
+        Ok(kept.map(|kept| (kept, xattrs)))
+    }
+
+    /// The extended attributes of a file, as the mount shows them.
+    fn xattrs(&self, inode: &Inode) -> Result<Xattrs, super::super::Error> {
+        if !inode.has_xattrs() {
+            return Ok(Xattrs::default());
+        }
+        let is_shown = |name: &[u8]| self.is_root || !name.starts_with(b"trusted.");
+        let xattrs = self.archive.xattrs(inode)?.into_iter().map(|it| (it.name, it.value));
+        Ok(Xattrs::of(xattrs.filter(|(name, _)| is_shown(name)).collect()))
     }
 
     /// Where its data ends. All before that, but for the superblock, is the new archive's, too.

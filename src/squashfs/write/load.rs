@@ -104,7 +104,10 @@ impl Loader<'_> {
         for _ in 0..ATTEMPTS {
             let leaf = match kind {
                 FileKind::Directory => break,
-                FileKind::Regular => self.load_file(entry)?,
+                FileKind::Regular => match self.load_kept(entry)? {
+                    Some(leaf) => Some(leaf),
+                    None => self.load_file(entry)?,
+                },
                 kind => load_other(entry, kind)?,
             };
             if let Some(mut leaf) = leaf {
@@ -117,6 +120,24 @@ impl Loader<'_> {
             kind = stat.map_err(entry.directory.error(&entry.name, "stat"))?.kind;
         }
         Err(Failure::Fatal(Error::Changed { path: entry.directory.child(&entry.name) }))
+    }
+
+    /// `None` where it is to be read, as its data is not known to be in the base.
+    fn load_kept(&self, entry: &Entry) -> Result<Option<Leaf>, Failure> {
+        let Some(base) = self.base.filter(|_| !self.check_only.load(Ordering::Relaxed)) else {
+            return Ok(None);
+        };
+        let look = || {
+            let stat = Stat::at(&entry.directory, &entry.name);
+            stat.map_err(entry.directory.error(&entry.name, "stat"))
+        };
+        let stat = look()?;
+        let Some((kept, xattrs)) = base.find(&entry.directory, &entry.name, &stat)? else {
+            return Ok(None);
+        };
+        let after = look()?;
+        let is_same = (after.identity, after.version) == (stat.identity, stat.version);
+        Ok(is_same.then_some(Leaf { stat, xattrs, content: Content::Kept(kept) }))
     }
 
     /// `None` where it is no regular file, or changes too often while it is read.
@@ -147,12 +168,6 @@ impl Loader<'_> {
             let xattrs = xattrs_of(fd.as_fd()).map_err(failed("fgetxattr"))?;
             if self.check_only.load(Ordering::Relaxed) {
                 return Ok(Some(Leaf { stat, xattrs, content: Content::Nothing }));
-            }
-            if let Some(base) = self.base
-                && let Some(kept) = base.find(fd.as_fd(), &stat).map_err(Failure::Fatal)?
-                && Stat::of(fd.as_fd()).map_err(failed("fstat"))?.version == stat.version
-            {
-                return Ok(Some(Leaf { stat, xattrs, content: Content::Kept(kept) }));
             }
             if stat.version.size > self.block_size.into() {
                 return Ok(Some(Leaf { stat, xattrs, content: Content::Large(fd) }));

@@ -173,14 +173,32 @@ pub(super) fn fd_xattrs(fd: BorrowedFd<'_>) -> Result<Xattrs, Errno> {
     )
 }
 
-/// One attribute of an open file; `None` where it has none by that name, or none can be had.
-pub(super) fn fd_xattr(fd: BorrowedFd<'_>, name: &str) -> Option<Vec<u8>> {
-    fitting(|out| fgetxattr(fd, name, spare_capacity(out))).ok()
+impl Xattrs {
+    /// Those with these names and values.
+    pub(super) fn of(xattrs: Vec<(Vec<u8>, Vec<u8>)>) -> Self {
+        let mut found = Self::default();
+        for (name, value) in xattrs {
+            match Xattr::new(&name, value) {
+                Some(xattr) => found.kept.push(xattr),
+                None => {
+                    found.dropped.get_or_insert(name);
+                }
+            }
+        }
+        found
+    }
 }
 
 /// The stored owner of a directory in a mount that shows another.
 pub(super) fn fd_stored_owner(fd: BorrowedFd<'_>) -> Option<Owner> {
-    Owner::parse(&fd_xattr(fd, Owner::STORED)?)
+    let owner = fitting(|out| fgetxattr(fd, Owner::STORED, spare_capacity(out))).ok()?;
+    Owner::parse(&owner)
+}
+
+/// One attribute of what `directory` has as `name`; `None` where there is none that can be had.
+pub(super) fn name_xattr(directory: &Directory, name: &[u8], xattr: &str) -> Option<Vec<u8>> {
+    let path = directory.proc_path(name);
+    fitting(|out| lgetxattr(path.as_slice(), xattr, spare_capacity(out))).ok()
 }
 
 /// The stored owner of what `directory` has as `name`, where it has been found to have such.

@@ -16,7 +16,6 @@ use super::load::{Content, Job, Leaf, OpenFile};
 use super::pool::{Gone, Pending};
 use super::stat::{Failure, Stat, Version, Xattrs};
 use super::walk::{Event, LoadPool};
-use super::xattrs::Xattr;
 use crate::types::{FileKind, Timestamp};
 
 /// What an archive says of an entry.
@@ -80,7 +79,7 @@ impl Entries<'_> {
             None => Path::new(OsStr::from_bytes(name)).into(),
         };
         let name = above.map_or_else(Vec::new, |_| name.to_vec());
-        let (stat, xattrs) = (stat(attributes), storable(xattrs));
+        let (stat, xattrs) = (stat(attributes), Xattrs::of(xattrs));
         self.within.push(Arc::clone(&path));
         self.send(Event::Enter { name, path, stat, xattrs })
     }
@@ -109,7 +108,7 @@ impl Entries<'_> {
     ) -> Result<bool, Error> {
         let Some(directory) = self.within.last().cloned() else { return Ok(false) };
         let path = self.check(&directory, name)?;
-        let (mut stat, xattrs) = (stat(attributes), storable(xattrs));
+        let (mut stat, xattrs) = (stat(attributes), Xattrs::of(xattrs));
         let content = match body {
             Body::File(fd) => {
                 let job = Job::Open(OpenFile { fd, path, stat, xattrs });
@@ -165,17 +164,4 @@ fn stat(attributes: &Attributes) -> Stat {
     let version = Version { size: 0, mtime, ctime: mtime };
     let (nlink, identity) = (nlink.into(), (0, number));
     Stat { kind, permissions, uid, gid, nlink, identity, rdev, version }
-}
-
-fn storable(xattrs: Vec<(Vec<u8>, Vec<u8>)>) -> Xattrs {
-    let mut found = Xattrs::default();
-    for (name, value) in xattrs {
-        match Xattr::new(&name, value) {
-            Some(xattr) => found.kept.push(xattr),
-            None => {
-                found.dropped.get_or_insert(name);
-            }
-        }
-    }
-    found
 }
