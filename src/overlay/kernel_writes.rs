@@ -8,24 +8,33 @@
 //! are, it is told, too, as there may have been stores before. A thread of its own waits for the disk. (It does not do
 //! to begin that and not to wait: a page that is on its way to a busy disk already is left out.)
 //!
-//! A mapping outlives the handle. So the last [`MAX_RETAINED`] such files are looked at for longer, each
+//! A mapping outlives the handle. So the last [`MAX_CLOSED`] such files are looked at for longer, each
 //! [`CLEAN_EVERY`]. The end of a mapping is told by the mark. On tmpfs a store moves no time: there each end of an open
 //! file that may have been mapped is taken for a write.
+//!
+//! What is dirty when a watch begins would hide what is stored from then on. So what may be is made clean at once, also
+//! of the last [`MAX_CLOSED`] files that were closed before, of which nothing was kept but the number; and once more
+//! when the watch ends, so that what is stored later shows in the times that a difference goes by. Of what was stored
+//! to a dirty page all the same, it is kept by when that had an end.
 //!
 //! Tried instead: looking at the times of all files, where two writes within a tick of the kernel's clock look the
 //! same before Linux 6.13; leases, which tell whether anybody has a file open for writing, but make others wait.
 
-use std::collections::{HashMap, VecDeque};
-use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, OwnedFd};
+mod file;
+mod latest;
+mod watch;
+
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use parking_lot::Mutex;
-use rustix::fs::inotify;
-use rustix::io::Errno;
 
+use self::file::{File, moves_times};
+use self::latest::Latest;
+use self::watch::Watch;
 use super::handles::Handle;
 use crate::types::{Ino, Timestamp};
 
@@ -33,13 +42,11 @@ use crate::types::{Ino, Timestamp};
 const CLEAN_EVERY: Duration = Duration::from_secs(1);
 
 /// Most files that are looked at although no handle is open. Each takes a descriptor, of which they have a quarter at most.
-const MAX_RETAINED: usize = 1024;
+const MAX_CLOSED: usize = 1024;
 
-/// How much older than the beginning of a watch a change may look: what the kernel's clock lags behind, at most.
-const CLOCK_LAG: Duration = Duration::from_millis(20);
-
-/// The kernel's number of tmpfs.
-const TMPFS: u32 = 0x0102_1994;
+/// How much later than the times say something may have been stored, while somebody watches: so long a page is dirty at
+/// most, on a disk that keeps up.
+const DIRTY_SECONDS: i64 = 5;
 
 /// Files that the kernel writes to by itself, or may.
 #[derive(Debug, Default)]
@@ -53,179 +60,31 @@ pub(super) struct KernelWrites {
 struct State {
     files: HashMap<Ino, File>,
     watch: Option<Watch>,
+    /// Files that were closed while nobody watched and may still be mapped, and in which order.
+    closed: Latest<u64>,
+    closings: u64,
+    /// By when nothing more was stored to files that did not move their times. In the future of those that are being
+    /// made clean.
+    hidden: Latest<Timestamp>,
 }
 
-/// What there is while somebody watches.
-#[derive(Debug)]
-struct Watch {
-    /// Changes from then on are to be told.
-    began: Timestamp,
-    /// None where the kernel gives none.
-    inotify: Option<OwnedFd>,
-    marked: HashMap<i32, Ino>,
-    /// Without a handle, the oldest first.
-    retained: VecDeque<Ino>,
-    max_retained: usize,
-    cleaned: Instant,
-}
-
-#[derive(Debug)]
-struct File {
-    fd: Arc<OwnedFd>,
-    handles: Vec<Handle>,
-    /// Whether one of the handles was for reading, too.
-    may_be_mapped: bool,
-    /// Whether something was stored through a mapping.
-    is_mapped: bool,
-    /// Whether it was, and it has not been seen to since that its pages are clean.
-    is_dirty: bool,
-    /// `st_mtime` and size when it was last looked at.
-    seen: Option<(Timestamp, u64)>,
-    /// Whether it is known to be written to, and that is yet to be told.
-    is_due: bool,
-    /// Whether its times have moved, and no mark has told why yet.
-    is_unexplained: bool,
-    /// Whether what the mark will tell next is known already.
-    is_expected: bool,
-    mark: Option<i32>,
-}
-
-impl File {
-    /// Whether it looks otherwise than when it was last looked at, or at the beginning of the watch.
-    fn has_changed(&mut self, began: Timestamp) -> bool {
-        let Ok(stat) = rustix::fs::fstat(&self.fd) else { return false };
-        let mtime = Timestamp {
-            seconds: stat.st_mtime,
-            nanos: u32::try_from(stat.st_mtime_nsec).unwrap_or(0),
-        };
-        let now = (mtime, stat.st_size.cast_unsigned());
-        match self.seen.replace(now) {
-            Some(before) => before != now,
-            None => mtime >= began,
-        }
-    }
-
-    /// Looks at it. What has changed and no mark tells of until the next look was stored through a mapping: a
-    /// write(2) moves the time first, and is told of when it is done.
-    fn look(&mut self, began: Timestamp) {
-        let is_unexplained = std::mem::take(&mut self.is_unexplained);
-        self.is_mapped |= self.may_be_mapped && is_unexplained;
-        self.is_dirty |= self.is_mapped && is_unexplained;
-        if self.has_changed(began) {
-            self.is_unexplained = true;
-            self.is_dirty |= self.is_mapped;
-            self.is_due = true;
-        }
-    }
-
-    /// The mark has told of a write(2).
-    fn wrote(&mut self, began: Timestamp) {
-        let has_changed = self.has_changed(began);
-        self.is_due |= has_changed || !self.is_expected;
-        self.is_dirty |= has_changed && self.is_mapped;
-        (self.is_expected, self.is_unexplained) = (false, false);
-    }
-
-    /// Whether there is something to be told, which is taken for told then.
-    fn take_due(&mut self) -> bool {
-        std::mem::take(&mut self.is_due)
-    }
-
-    fn is_removed(&self) -> bool {
-        rustix::fs::fstat(&self.fd).is_ok_and(|stat| stat.st_nlink == 0)
+impl State {
+    fn note_closed(&mut self, ino: Ino) {
+        self.closings += 1;
+        self.closed.note(ino, self.closings);
     }
 }
 
-impl Watch {
-    fn begin(began: Timestamp) -> Self {
-        let flags = inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK;
-        let inotify = inotify::init(flags);
-        if let Err(errno) = &inotify {
-            tracing::info!("writes are told a moment later, as there is no inotify: {errno}");
-        }
-        let lag = i64::from(CLOCK_LAG.subsec_nanos());
-        let nanos = i64::from(began.nanos) - lag;
-        let began = Timestamp {
-            seconds: began.seconds + nanos.div_euclid(1_000_000_000),
-            nanos: u32::try_from(nanos.rem_euclid(1_000_000_000)).unwrap_or(0),
-        };
-        Self {
-            began,
-            inotify: inotify.ok(),
-            marked: HashMap::new(),
-            retained: VecDeque::new(),
-            max_retained: MAX_RETAINED.min(quarter_of_descriptors()),
-            cleaned: Instant::now(),
-        }
-    }
-
-    fn mark(&mut self, ino: Ino, file: &mut File) {
-        let Some(inotify) = &self.inotify else { return };
-        let path = format!("/proc/self/fd/{}", file.fd.as_raw_fd());
-        let flags = inotify::WatchFlags::MODIFY | inotify::WatchFlags::CLOSE_WRITE;
-        match inotify::add_watch(inotify, path, flags) {
-            Ok(mark) => {
-                self.marked.insert(mark, ino);
-                file.mark = Some(mark);
-            }
-            Err(errno) => tracing::debug!("writes to inode {ino} are told a moment later: {errno}"),
-        }
-    }
-
-    fn unmark(&mut self, file: &File) {
-        if let (Some(inotify), Some(mark)) = (&self.inotify, file.mark) {
-            self.marked.remove(&mark);
-            // It goes by itself with the inode.
-            let _ = inotify::remove_watch(inotify, mark);
-        }
-    }
-
-    /// What the marks have told since it was last asked: files that were written to, and those that somebody who
-    /// could write has closed.
-    fn told(&self) -> (Vec<Ino>, Vec<Ino>) {
-        let (mut written, mut closed) = (Vec::new(), Vec::new());
-        let Some(inotify) = &self.inotify else { return (written, closed) };
-        let mut buffer = [MaybeUninit::uninit(); 4096];
-        let mut reader = inotify::Reader::new(inotify, &mut buffer);
-        loop {
-            let event = match reader.next() {
-                Ok(event) => event,
-                Err(Errno::INTR) => continue,
-                Err(_) => return (written, closed),
-            };
-            if event.events().contains(inotify::ReadFlags::QUEUE_OVERFLOW) {
-                // Any of them may have been.
-                written.extend(self.marked.values());
-            }
-            let Some(ino) = self.marked.get(&event.wd()) else { continue };
-            if event.events().contains(inotify::ReadFlags::MODIFY) {
-                written.push(*ino);
-            }
-            if event.events().contains(inotify::ReadFlags::CLOSE_WRITE) {
-                closed.push(*ino);
-            }
-        }
-    }
-}
+/// A time that does not come.
+const NEVER: Timestamp = Timestamp { seconds: i64::MAX, nanos: 0 };
 
 impl KernelWrites {
     /// The kernel is about to be given `fd`, that of `handle`, to write to `ino` by itself.
     pub(super) fn opened(&self, ino: Ino, handle: Handle, fd: Arc<OwnedFd>, may_be_mapped: bool) {
         let mut state = self.state.lock();
-        let State { files, watch } = &mut *state;
+        let State { files, watch, .. } = &mut *state;
         let file = files.entry(ino).or_insert_with(|| {
-            let mut file = File {
-                fd,
-                handles: Vec::new(),
-                may_be_mapped: false,
-                is_mapped: false,
-                is_dirty: false,
-                seen: None,
-                is_due: false,
-                is_unexplained: false,
-                is_expected: false,
-                mark: None,
-            };
+            let mut file = File::new(fd);
             if let Some(watch) = watch {
                 watch.mark(ino, &mut file);
                 // As it is now. Of what was written before it was requested of us, or by another handle.
@@ -243,7 +102,7 @@ impl KernelWrites {
     /// `handle` of `ino` is closed. Says whether there are writes that were not told.
     pub(super) fn closed(&self, ino: Ino, handle: Handle) -> bool {
         let mut state = self.state.lock();
-        let State { files, watch } = &mut *state;
+        let State { files, watch, .. } = &mut *state;
         if !files.contains_key(&ino) {
             return false;
         }
@@ -254,8 +113,8 @@ impl KernelWrites {
         file.handles.retain(|open| *open != handle);
         let last = file.handles.is_empty();
         let Some(watch) = watch else {
-            if last {
-                files.remove(&ino);
+            if last && files.remove(&ino).is_some_and(|file| file.may_be_mapped) {
+                state.note_closed(ino);
             }
             return false;
         };
@@ -278,7 +137,7 @@ impl KernelWrites {
     /// Whether a write to `ino` is yet to be told; whoever asks tells it.
     pub(super) fn check(&self, ino: Ino) -> bool {
         let mut state = self.state.lock();
-        let State { files, watch: Some(watch) } = &mut *state else { return false };
+        let State { files, watch: Some(watch), .. } = &mut *state else { return false };
         if !files.contains_key(&ino) {
             return false;
         }
@@ -292,7 +151,7 @@ impl KernelWrites {
     /// We have changed the data or the times of `ino`, and tell of it.
     pub(super) fn is_ours(&self, ino: Ino) {
         let mut state = self.state.lock();
-        let State { files, watch: Some(watch) } = &mut *state else { return };
+        let State { files, watch: Some(watch), .. } = &mut *state else { return };
         if let Some(file) = files.get_mut(&ino) {
             file.is_expected |= file.has_changed(watch.began);
             file.take_due();
@@ -309,36 +168,90 @@ impl KernelWrites {
     /// Begins to watch, if that has not begun and is to: `began` says the moment from which on writes are to be told.
     pub(super) fn begin(&self, began: impl FnOnce() -> Option<Timestamp>) {
         let mut state = self.state.lock();
-        let State { files, watch } = &mut *state;
+        let State { files, watch, .. } = &mut *state;
         if watch.is_none()
             && let Some(began) = began()
         {
             let watch = watch.insert(Watch::begin(began));
             for (ino, file) in files {
                 watch.mark(*ino, file);
+                file.is_dirty = file.may_be_dirty();
             }
         }
     }
 
-    /// Ends that.
-    pub(super) fn end(&self) {
+    /// Looks at files, too, that were closed before the watch began and may still be mapped. `open` opens one, if it is
+    /// still there.
+    pub(super) fn open_closed(&self, open: impl Fn(Ino) -> Option<OwnedFd>) {
+        let closed = {
+            let mut state = self.state.lock();
+            let State { watch: Some(watch), closed, .. } = &mut *state else { return };
+            let room = watch.max_retained.saturating_sub(watch.retained.len());
+            let mut closed = closed.take();
+            closed.truncate(room);
+            closed
+        };
+        for ino in closed {
+            let Some(fd) = open(ino) else { continue };
+            let mut state = self.state.lock();
+            let State { files, watch: Some(watch), .. } = &mut *state else { return };
+            if !files.contains_key(&ino) && watch.retained.len() < watch.max_retained {
+                let mut file = File::new(Arc::new(fd));
+                file.may_be_mapped = true;
+                if file.is_removed() {
+                    continue;
+                }
+                watch.mark(ino, &mut file);
+                file.is_dirty = file.may_be_dirty();
+                // Before those that were closed since.
+                watch.retained.push_front(ino);
+                files.insert(ino, file);
+            }
+        }
+    }
+
+    /// Ends that. What may be dirty is made clean, if the tree `goes_on`.
+    pub(super) fn end(&self, goes_on: bool) {
         let mut state = self.state.lock();
-        state.watch = None;
-        state.files.retain(|_, file| {
+        let retained = state.watch.take().map(|watch| watch.retained).unwrap_or_default();
+        for ino in retained {
+            state.note_closed(ino);
+        }
+        let mut dirty = Vec::new();
+        state.files.retain(|ino, file| {
+            if goes_on && file.may_be_dirty() {
+                dirty.push((*ino, Arc::clone(&file.fd)));
+            }
             (file.seen, file.mark) = (None, None);
             (file.is_dirty, file.is_due) = (false, false);
             (file.is_unexplained, file.is_expected) = (false, false);
             !file.handles.is_empty()
         });
+        if !dirty.is_empty() {
+            self.clean(&mut state, dirty);
+        }
+    }
+
+    /// Whether something may have been stored through a mapping of `ino` after moment `since` that has not moved its
+    /// `ctime`.
+    pub(super) fn may_have_stored(&self, ino: Ino, ctime: Timestamp, since: Timestamp) -> bool {
+        let state = self.state.lock();
+        let is_recent = || {
+            let since = Timestamp { seconds: since.seconds.saturating_sub(DIRTY_SECONDS), ..since };
+            state.watch.is_some() && ctime >= since
+        };
+        let is_mapped = |file: &File| file.may_be_mapped && (file.is_dirty || is_recent());
+        state.hidden.get(ino).is_some_and(|hidden| hidden >= since)
+            || state.files.get(&ino).is_some_and(is_mapped)
     }
 
     /// Files that have been written to since they were last looked at: [`Self::check`] says so of each, until it is told.
     pub(super) fn look(&self) -> Vec<Ino> {
         let mut state = self.state.lock();
-        let State { files, watch: Some(watch) } = &mut *state else { return Vec::new() };
+        let State { files, watch: Some(watch), .. } = &mut *state else { return Vec::new() };
         absorb(files, watch);
         let (mut due, mut dirty) = (Vec::new(), Vec::new());
-        let is_time = watch.cleaned.elapsed() >= CLEAN_EVERY;
+        let is_time = watch.cleaned.is_none_or(|cleaned| cleaned.elapsed() >= CLEAN_EVERY);
         for (ino, file) in files.iter_mut() {
             let is_open = !file.handles.is_empty();
             let is_to_be_seen = file.mark.is_none() || file.may_be_mapped && is_open;
@@ -353,7 +266,7 @@ impl KernelWrites {
             }
         }
         if is_time {
-            watch.cleaned = Instant::now();
+            watch.cleaned = Some(Instant::now());
             let removed = |ino: &Ino| files.get(ino).is_none_or(File::is_removed);
             let gone: Vec<Ino> = watch.retained.iter().copied().filter(removed).collect();
             watch.retained.retain(|ino| !gone.contains(ino));
@@ -366,18 +279,24 @@ impl KernelWrites {
                 // What is stored from here on shows, or is told once the pages are clean.
                 files.entry(*ino).and_modify(|file| file.is_dirty = false);
             }
-            self.clean(dirty);
+            self.clean(&mut state, dirty);
         }
         due
     }
 
     /// Has the pages of files written to disk, and tells of them then.
-    fn clean(&self, files: Vec<(Ino, Arc<OwnedFd>)>) {
+    fn clean(&self, state: &mut State, files: Vec<(Ino, Arc<OwnedFd>)>) {
+        for (ino, _) in &files {
+            state.hidden.note(*ino, NEVER);
+        }
         let (state, cleans) = (Arc::clone(&self.state), Arc::clone(&self.cleans));
         let started = std::thread::Builder::new().name("thawfs-clean".into()).spawn(move || {
             for (ino, fd) in files {
                 let clean = rustix::fs::fdatasync(fd);
-                if let Some(file) = state.lock().files.get_mut(&ino) {
+                let mut state = state.lock();
+                state.hidden.note(ino, now());
+                let is_watched = state.watch.is_some();
+                if let Some(file) = state.files.get_mut(&ino).filter(|_| is_watched) {
                     file.is_due = true;
                     // Then it is told time and again.
                     file.is_dirty |= clean.is_err();
@@ -390,6 +309,12 @@ impl KernelWrites {
             self.cleans.store(false, Ordering::Release);
         }
     }
+}
+
+fn now() -> Timestamp {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let seconds = i64::try_from(since.as_secs()).unwrap_or(i64::MAX);
+    Timestamp { seconds, nanos: since.subsec_nanos() }
 }
 
 /// Takes note of what the marks have told.
@@ -406,16 +331,6 @@ fn absorb(files: &mut HashMap<Ino, File>, watch: &Watch) {
             file.is_due |= file.is_dirty || !moves_times(&file.fd);
         }
     }
-}
-
-fn quarter_of_descriptors() -> usize {
-    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
-    limit.and_then(|limit| usize::try_from(limit / 4).ok()).unwrap_or(usize::MAX)
-}
-
-/// Whether a store through a mapping of `fd` moves the file's times.
-fn moves_times(fd: &OwnedFd) -> bool {
-    rustix::fs::fstatfs(fd).is_ok_and(|stat| stat.f_type as u32 != TMPFS)
 }
 
 #[cfg(test)]

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use rustix::fs::OFlags;
 
 use super::Overlay;
 use super::node::UpperState;
@@ -229,12 +230,17 @@ impl Overlay {
     pub fn look_for_writes(&self, mut meanwhile: impl FnMut()) {
         while let Some(began) = self.log.wait_for_reader() {
             self.kernel_writes.begin(|| Some(began));
+            self.kernel_writes.open_closed(|ino| {
+                let _names = self.names.read();
+                // What is mapped has a node.
+                self.address(ino).ok().and_then(|(inode, _)| inode.open(OFlags::RDONLY).ok())
+            });
             while self.log.is_alive() {
                 self.look_once();
                 meanwhile();
                 std::thread::sleep(LOOK_EVERY);
             }
-            self.kernel_writes.end();
+            self.kernel_writes.end(!self.log.is_closed());
             self.writes.clear();
         }
     }

@@ -42,7 +42,7 @@ pub(super) fn tell(
     let is_wanted = |entry: &Entry| {
         let _names = overlay.names.read();
         let upper = InUpper::indexed(overlay, entry)?;
-        Ok(upper.is_some_and(|upper| ctime_of(&upper.stat) >= since))
+        Ok(upper.is_some_and(|upper| has_changed(overlay, &upper, since)))
     };
     let guide = Guide::of(overlay, &is_wanted)?;
     let (looks_below_hidden, passes_over_new) = (false, false);
@@ -52,7 +52,10 @@ pub(super) fn tell(
             Here::Upper(upper) if upper.kind == FileKind::Directory => {
                 directory(since, step, upper)?
             }
-            Here::Upper(upper) => file(since, step, upper, &guide),
+            Here::Upper(upper) if has_changed(overlay, upper, since) => {
+                file(since, step, upper, &guide)
+            }
+            Here::Upper(_) => None,
             Here::Whiteout(ctime) => hidden(overlay, since, step, *ctime)?,
             Here::Nothing | Here::Lower(_) => None,
         };
@@ -71,6 +74,12 @@ fn before(since: Timestamp) -> Timestamp {
     }
 }
 
+/// Whether a file has changed since then: also by what the kernel has stored without that its times have moved.
+fn has_changed(overlay: &Overlay, upper: &InUpper<'_>, since: Timestamp) -> bool {
+    let ctime = ctime_of(&upper.stat);
+    ctime >= since || overlay.kernel_writes.may_have_stored(upper.ino, ctime, since)
+}
+
 /// When an inode was born, if its file system knows.
 fn born(stat: &Statx) -> Option<Timestamp> {
     let is_known = StatxFlags::from_bits_retain(stat.stx_mask).contains(StatxFlags::BTIME);
@@ -84,9 +93,6 @@ fn file(
     upper: &InUpper<'_>,
     guide: &Guide,
 ) -> Option<DifferenceEntry> {
-    if ctime_of(&upper.stat) < since {
-        return None;
-    }
     let is_metacopy = matches!(upper.state.data, Data::Lower(_));
     let is_own = upper.lower == step.child.map(|child| child.inode);
     let (status, from) = match upper.lower {
