@@ -24,8 +24,21 @@ pub(crate) struct Feed {
     pub(crate) at: Vec<u8>,
     /// Where that tree is mounted, which a directory that is followed does not leave.
     pub(crate) within: Option<PathBuf>,
+    /// Whether it is no longer to be told of where it is moved to, and has been moved.
+    pub(crate) stays: Stays,
     /// What has to live as long, for the log to be written.
     pub(crate) _source: Arc<dyn Any + Send + Sync>,
+}
+
+/// Whether a directory is told of where it is moved to, too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stays {
+    /// It is.
+    Followed,
+    /// It is not, and is where it was.
+    Here,
+    /// It is not, and was moved.
+    Left,
 }
 
 /// Every directory by inotify.
@@ -34,7 +47,7 @@ pub(crate) struct Inotify;
 impl Feeds for Inotify {
     fn feed(&self, dir: &Path, recursive: bool) -> io::Result<Feed> {
         let (source, reader) = watch_directory(dir, recursive)?;
-        Ok(Feed { reader, at: Vec::new(), within: None, _source: source })
+        Ok(Feed { reader, at: Vec::new(), within: None, stays: Stays::Followed, _source: source })
     }
 }
 
@@ -63,6 +76,9 @@ impl Feed {
         recursive: bool,
         at_most: usize,
     ) -> Result<Option<Vec<Named>>, String> {
+        if self.stays == Stays::Left {
+            return Err("it was moved, and may be beyond the root".to_owned());
+        }
         let items = self.reader.read(at_most);
         if items.is_empty() {
             return match self.reader.closed() {
@@ -73,7 +89,12 @@ impl Feed {
         let mut events = Vec::new();
         for item in items {
             match item {
-                Item::Change(change) => self.tell(&change, recursive, &mut events),
+                Item::Change(change) => {
+                    self.tell(&change, recursive, &mut events);
+                    if self.stays == Stays::Left {
+                        break;
+                    }
+                }
                 Item::Missed { from, to } => {
                     let count = to - from + 1;
                     return Err(format!("overflow: {count} changes or more were not read in time"));
@@ -135,6 +156,9 @@ impl Feed {
         };
         if let Some(at) = found {
             self.at = at;
+            if self.stays == Stays::Here {
+                self.stays = Stays::Left;
+            }
         }
     }
 }
@@ -164,7 +188,8 @@ mod tests {
         let log = Arc::new(ChangeLog::new(Limits::default(), Some(tempfile::tempfile)));
         let (reader, _) = log.subscribe(None).unwrap();
         let at = at.as_bytes().to_vec();
-        let mut feed = Feed { reader, at, within: None, _source: Arc::new(()) };
+        let stays = Stays::Followed;
+        let mut feed = Feed { reader, at, within: None, stays, _source: Arc::new(()) };
         for (what, path) in changes {
             log.write(what.clone(), FileKind::Regular, 0, path.as_bytes().to_vec());
         }

@@ -24,6 +24,6 @@ mod service;
 mod users;
 mod watchers;
 
-pub(crate) use feed::{Feed, Feeds, Inotify};
+pub(crate) use feed::{Feed, Feeds, Inotify, Stays};
 pub(crate) use http::{Connections, serve};
 pub(crate) use service::{Options, Service, read_token};

@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use super::connect::{Code, Error};
 use super::entries::{names_below, stat};
-use super::feed::{Event, Feed, Feeds, Named};
+use super::feed::{Event, Feed, Feeds, Named, Stays};
 use super::messages::{EventType, FilesystemEvent};
 use super::places::{Tree, failed};
 use super::users::Owners;
@@ -41,8 +41,6 @@ pub(super) struct Watcher {
     dir: PathBuf,
     recursive: bool,
     include_entry: bool,
-    /// Whether it is watched where it is moved to, too: that is where its tree is, and all of that is served.
-    follows: bool,
     /// Counts among the watchers that there may be.
     _place: OwnedSemaphorePermit,
 }
@@ -54,28 +52,15 @@ impl Watcher {
     /// `internal` once something has been missed, or nothing can come any more: from then on each time.
     pub(super) fn read(&mut self) -> Result<Option<Vec<FilesystemEvent>>, Error> {
         let feed = self.feed.as_mut().map_err(|ended| ended.clone())?;
-        let was_at = feed.at.clone();
-        let read = feed.read(self.recursive, BATCH);
-        let is_moved = feed.at != was_at;
-        let told = match read {
+        let told = match feed.read(self.recursive, BATCH) {
             Ok(Some(events)) => self.told(events),
             Ok(None) => return Ok(None),
             Err(why) => Err(Error::new(Code::Internal, why)),
         };
-        match told {
-            Ok(told) => {
-                // It may have left what is served. What was told of by then was within.
-                if is_moved && !self.follows {
-                    let why = format!("{} was moved", self.dir.display());
-                    self.feed = Err(Error::new(Code::Internal, why));
-                }
-                Ok(Some(told))
-            }
-            Err(ended) => {
-                self.feed = Err(ended.clone());
-                Err(ended)
-            }
+        if let Err(ended) = &told {
+            self.feed = Err(ended.clone());
         }
+        told.map(Some)
     }
 
     fn told(&self, events: Vec<Named>) -> Result<Vec<FilesystemEvent>, Error> {
@@ -178,10 +163,13 @@ impl Watchers {
             Error::new(Code::Internal, message)
         })?;
         let feed = self.feeds.feed(&dir, recursive);
-        let feed = feed.map_err(|error| failed("watch", path, &error))?;
-        let follows = feed.within.as_deref().is_none_or(|within| tree.holds(within));
+        let mut feed = feed.map_err(|error| failed("watch", path, &error))?;
+        // Where all that it can be moved to is served, it is followed.
+        if feed.within.as_deref().is_some_and(|within| !tree.holds(within)) {
+            feed.stays = Stays::Here;
+        }
         let (feed, tree) = (Ok(feed), tree.clone());
-        Ok(Watcher { feed, tree, dir, recursive, include_entry, follows, _place: place })
+        Ok(Watcher { feed, tree, dir, recursive, include_entry, _place: place })
     }
 
     /// Keeps a watcher for who will ask for its events. Gives the id to ask with, and says whether nobody sees to the

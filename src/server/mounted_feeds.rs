@@ -18,7 +18,7 @@ use super::changes::{ChangesRequest, Following, Line, Told};
 use super::mounts::{MountInfo, read_mounts};
 use super::state::StateDir;
 use crate::failure::Failure;
-use crate::files::{Feed, Feeds, Inotify};
+use crate::files::{Feed, Feeds, Inotify, Stays};
 use crate::types::FileKind;
 use crate::watch::{ChangeLog, Limits, Reader, What};
 
@@ -53,7 +53,8 @@ impl Feeds for MountedFeeds {
         };
         let (reader, relay) = self.relay(&server.control_path())?;
         let at = below.as_os_str().as_bytes().to_vec();
-        Ok(Feed { reader, at, within: Some(mount.mountpoint), _source: relay })
+        let within = Some(mount.mountpoint);
+        Ok(Feed { reader, at, within, stays: Stays::Followed, _source: relay })
     }
 }
 

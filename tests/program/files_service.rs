@@ -523,7 +523,7 @@ fn a_watched_directory_that_leaves_the_root_is_told_of_no_longer() {
     read_until(&mut stream, "start");
     std::fs::rename(served.join("sub"), mountpoint.join("beside/sub")).unwrap();
     std::fs::write(mountpoint.join("beside/sub/secret"), "data").unwrap();
-    let told = read_until(&mut stream, "was moved");
+    let told = read_until(&mut stream, "it was moved");
     assert!(told.contains("RENAME") && told.contains("internal"), "{told}");
     assert!(!told.contains("secret"), "{told}");
     eventually("the other is told so", || {

@@ -102,7 +102,13 @@ struct Logged(Arc<ChangeLog>);
 impl Feeds for Logged {
     fn feed(&self, _: &Path, _: bool) -> io::Result<Feed> {
         let (reader, _) = self.0.subscribe(None)?;
-        Ok(Feed { reader, at: Vec::new(), within: None, _source: Arc::new(()) })
+        Ok(Feed {
+            reader,
+            at: Vec::new(),
+            within: None,
+            stays: Stays::Followed,
+            _source: Arc::new(()),
+        })
     }
 }
 
