@@ -341,8 +341,15 @@ fn a_disk_that_is_full_or_almost_full_is_left_alone() {
     let content = content(12 * MIB, 0);
     setup.put("a", &content);
     let cache = setup.cache(1 << 30);
-    check_all(&setup.open("a", &cache), &content);
-    assert!(small.free() >= 8 * MIB / 20 && small.free() < 4 * MIB, "{}", small.free());
+    // What comes faster than a busy machine writes it is left for another time.
+    for _ in 0..20 {
+        check_all(&setup.open("a", &cache), &content);
+        assert!(small.free() >= 8 * MIB / 20, "{}", small.free());
+        if small.free() < 4 * MIB {
+            break;
+        }
+    }
+    assert!(small.free() < 4 * MIB, "{}", small.free());
     cache.clear(Duration::ZERO).unwrap();
 
     // Somebody else takes all of it while the cache believes that there is room.
