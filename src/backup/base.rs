@@ -4,15 +4,18 @@
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
+use tokio::task::spawn_blocking;
+
 use super::bucket::Backups;
+use super::create::CreateRequest;
 use super::id::BackupId;
 use super::layout;
-use super::open::SourceRequest;
+use super::open::{OpenArchive, SourceRequest};
 use super::upload::Beginning;
-use crate::squashfs::mounted::{ARCHIVE_XATTR, MountedArchive, fingerprint};
+use crate::squashfs::Compressor;
+use crate::squashfs::mounted::{ARCHIVE_XATTR, MountedArchive};
 use crate::squashfs::write::{self, Base, Compression};
-use crate::squashfs::{Archive, Compressor};
-use crate::store::{GetRange, Object, ReadRanges};
+use crate::store::{ETag, GetRange, Object, ReadRanges};
 
 /// A backup that another may begin with.
 #[derive(Debug)]
@@ -20,21 +23,20 @@ pub(super) struct BaseBackup {
     pub(super) id: BackupId,
     /// How its archive is opened.
     pub(super) source: SourceRequest,
-    /// Its archive, the version of which is `version`.
+    /// Its archive, and the version that the mount has.
     object: Object,
-    version: Option<crate::store::ETag>,
-    /// As the mount has it.
-    fingerprint: u64,
+    version: ETag,
     /// The mount's number.
     device: u64,
 }
 
-/// The archive that a mount says it is of.
-fn mounted_archive(dir: &Path) -> Option<MountedArchive> {
+/// The archive that `dir` says its mount is of, and the mount's number.
+fn mounted_archive(dir: &Path) -> Option<(MountedArchive, u64)> {
     let mut text = Vec::with_capacity(8 << 10);
     let buffer = rustix::buffer::spare_capacity(&mut text);
     rustix::fs::getxattr(dir, ARCHIVE_XATTR, buffer).ok()?;
-    MountedArchive::parse(&text)
+    let device = std::fs::metadata(dir).ok()?.dev();
+    Some((MountedArchive::parse(&text)?, device))
 }
 
 impl Backups {
@@ -43,45 +45,64 @@ impl Backups {
     /// # Errors
     /// Why a new backup cannot begin with it.
     pub(super) async fn base_of(&self, dir: &Path) -> Option<Result<BaseBackup, String>> {
-        let mounted = mounted_archive(dir)?;
-        Some(self.base(dir, mounted).await)
+        let dir = dir.to_owned();
+        // A mount whose server hangs keeps no one else waiting.
+        let mounted = spawn_blocking(move || mounted_archive(&dir)).await;
+        let (mounted, device) = mounted.ok().flatten()?;
+        Some(self.base(mounted, device).await)
     }
 
-    async fn base(&self, dir: &Path, mounted: MountedArchive) -> Result<BaseBackup, String> {
-        let MountedArchive { fingerprint, name } = mounted;
+    async fn base(&self, mounted: MountedArchive, device: u64) -> Result<BaseBackup, String> {
+        let MountedArchive { version, name } = mounted;
         let elsewhere = || format!("the mount is of {name}, which is no backup in this bucket");
         let id = layout::id_of_archive(&name).ok_or_else(elsewhere)?;
         let object = self.object(&id, layout::ARCHIVE);
-        if object.name() != name {
+        if !self.is_named(&object, &name) {
             return Err(elsewhere());
         }
         let unreadable =
             |reason: String| format!("the archive of the mount cannot be read: {reason}");
         let last = object.get_range(GetRange::Last(1), None, 1).await;
-        let version = last.map_err(|error| unreadable(error.to_string()))?.etag;
+        let last = last.map_err(|error| unreadable(error.to_string()))?;
+        let version = ETag(version);
+        if last.etag.as_ref() != Some(&version) {
+            return Err(is_another());
+        }
         let source = self.archive(&id).map_err(|failure| unreadable(failure.message))?;
-        let device = std::fs::metadata(dir).map_err(|error| unreadable(error.to_string()))?.dev();
-        Ok(BaseBackup { id, source, object, version, fingerprint, device })
+        Ok(BaseBackup { id, source, object, version, device })
+    }
+
+    /// Whether `name` is that of `object`. A directory may be reached by several paths.
+    fn is_named(&self, object: &Object, name: &str) -> bool {
+        let ours = object.name();
+        let is_same_file = || {
+            let [ours, theirs] = [&*ours, name].map(std::fs::canonicalize);
+            matches!((ours, theirs), (Ok(ours), Ok(theirs)) if ours == theirs)
+        };
+        ours == name || self.is_local() && is_same_file()
     }
 }
 
+fn is_another() -> String {
+    "the archive in the bucket is another than the mount's".to_owned()
+}
+
 impl BaseBackup {
-    /// `archive`, which is its own, as what another begins with, and how that is written.
+    /// `opened`, which is its archive, as what another begins with, and how that is written.
     ///
     /// # Errors
     /// Why it is not.
     pub(super) fn of<'a>(
         &self,
-        archive: &'a Archive,
+        opened: &'a OpenArchive,
         asked: Option<Compression>,
     ) -> Result<(Base<'a>, write::Options), String> {
-        let superblock = archive.superblock();
-        if fingerprint(superblock) != self.fingerprint {
-            return Err("the archive of the mount is another by now".into());
+        if opened.version.as_ref() != Some(&self.version) {
+            return Err(is_another());
         }
-        let base = Base::new(archive).mounted_as(self.device);
-        let options = base.options(asked.unwrap_or(super::CreateRequest::DEFAULT_COMPRESSION));
-        let compressor = superblock.compressor;
+        let base = Base::new(&opened.archive).mounted_as(self.device);
+        let options = base.options(asked.unwrap_or(CreateRequest::DEFAULT_COMPRESSION));
+        let compressor = opened.archive.superblock().compressor;
         let Some(options) = options else {
             return Err(format!("the archive of the mount is of {compressor}, which is only read"));
         };
@@ -95,7 +116,8 @@ impl BaseBackup {
 
     /// What the new archive begins with, so many bytes of it.
     pub(super) fn beginning(&self, len: u64) -> Beginning {
-        Beginning { object: self.object.clone(), version: self.version.clone(), len }
+        let version = Some(self.version.clone());
+        Beginning { object: self.object.clone(), version, len }
     }
 }
 

@@ -169,6 +169,11 @@ impl Backups {
         }
     }
 
+    /// Whether it is a directory of this machine.
+    pub(super) fn is_local(&self) -> bool {
+        matches!(self.source, Source::Local(_))
+    }
+
     /// An object of a backup, called as in [`layout`].
     pub fn object(&self, id: &BackupId, name: &str) -> Object {
         self.folder.object(&layout::key(id, name))

@@ -230,7 +230,7 @@ impl Destination {
         base: Option<Result<BaseBackup, String>>,
         progress: Arc<CreateProgress>,
     ) -> Result<Sent, Failure> {
-        let mut sending = Sending {
+        let sending = Sending {
             target: (Arc::clone(&self.store), self.archive_key.clone()),
             part_size: self.part_size,
             // Of a bucket within the tree, which would grow while it is packed.

@@ -13,8 +13,9 @@ use super::memory::default_cache_memory;
 use crate::cache::{self, Blob, CacheDir, DiskLimit, FileBlob, RemoteBlob};
 use crate::environment::Environment;
 use crate::failure::{Code, Failure};
+use crate::squashfs::mounted::MountedArchive;
 use crate::squashfs::{self, Archive};
-use crate::store::{self, Access, Hedged, Object, ReadRanges, Source};
+use crate::store::{self, Access, ETag, Hedged, Object, ReadRanges, Source};
 
 /// Variables that let whoever reads them in.
 const SECRET_VARIABLES: [&str; 3] =
@@ -43,6 +44,8 @@ pub struct OpenArchive {
     pub archive: Arc<Archive>,
     /// The source as it may be shown: no query string, no user info.
     pub name: String,
+    /// Which version of its object it is, if that can be told.
+    pub version: Option<ETag>,
     /// The chunk cache; none for a file on this machine.
     pub remote: Option<Arc<RemoteBlob>>,
     /// Where in the bucket its trace is, if it is the archive of a backup.
@@ -97,18 +100,20 @@ impl SourceRequest {
     pub fn open(&self) -> Result<OpenArchive, Failure> {
         let source: Source = self.source.parse()?;
         let mut trace = None;
-        let (archive, name, remote, runtime) = match &source {
+        let (archive, name, version, remote, runtime) = match &source {
             Source::Local(path) => {
                 let (blob, name) = open_file(path, self.offset)?;
-                (self.open_blob(Arc::new(blob), &name)?, name, None, None)
+                let version = blob.metadata().ok().map(|meta| ETag::of_file(&meta));
+                (self.open_blob(Arc::new(blob), &name)?, name, version, None, None)
             }
             Source::S3 { .. } | Source::Http(_) => {
                 let runtime = start_runtime()?;
                 let object = runtime.block_on(self.find(&source, &mut trace))?;
                 let name = object.name();
                 let blob = Arc::new(self.open_remote(object, &runtime)?);
+                let version = blob.etag().cloned();
                 let archive = self.open_blob(Arc::clone(&blob) as Arc<dyn Blob>, &name)?;
-                (archive, name, Some(blob), Some(runtime))
+                (archive, name, version, Some(blob), Some(runtime))
             }
         };
         let archive = Arc::new(archive);
@@ -116,7 +121,7 @@ impl SourceRequest {
             hold_metadata(Arc::clone(&archive));
         }
         let requests = runtime.map(|runtime| Requests(Some(runtime)));
-        Ok(OpenArchive { archive, name, remote, trace, requests })
+        Ok(OpenArchive { archive, name, version, remote, trace, requests })
     }
 
     /// Whether opening or reading it may run a program that the user chose (`credential_process`).
@@ -254,6 +259,13 @@ impl OpenArchive {
     /// What ends the requests, for who outlives them. Later ones fail then.
     pub(crate) fn take_requests(&mut self) -> Option<Requests> {
         self.requests.take()
+    }
+
+    /// As a mount of it tells who asks; `None` where it cannot be told from another version.
+    pub(crate) fn as_mounted(&self) -> Option<MountedArchive> {
+        let version = self.version.as_ref()?.0.clone();
+        let is_told = !version.is_empty() && !version.contains(char::is_whitespace);
+        is_told.then(|| MountedArchive { version, name: self.name.clone() })
     }
 
     /// What the store's connection has done; zero for a file on this machine.

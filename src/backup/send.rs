@@ -62,10 +62,7 @@ impl From<Failure> for NotSent {
 
 impl Sending {
     /// Sends the archive, onto `base` if there is one that will do.
-    pub(super) fn send(
-        &mut self,
-        base: Option<Result<BaseBackup, String>>,
-    ) -> Result<Sent, Failure> {
+    pub(super) fn send(&self, base: Option<Result<BaseBackup, String>>) -> Result<Sent, Failure> {
         let because = match base {
             None => None,
             Some(Err(reason)) => Some(reason),
@@ -138,8 +135,7 @@ impl Sending {
     fn send_onto(&self, base: &BaseBackup) -> Result<Sent, NotSent> {
         let of_base = |reason: String| NotSent::OfBase(reason);
         let opened = base.source.open().map_err(|failure| of_base(failure.message))?;
-        let (archive, options) =
-            base.of(&opened.archive, self.compression).map_err(NotSent::OfBase)?;
+        let (archive, options) = base.of(&opened, self.compression).map_err(NotSent::OfBase)?;
         let options =
             write::Options { threads: self.threads, mkfs_time: self.mkfs_time, ..options };
         let beginning = base.beginning(archive.data_end());
@@ -148,7 +144,10 @@ impl Sending {
         let (target, runtime) = (self.target.clone(), self.runtime.clone());
         let (progress, from) = (&self.progress, (beginning, part_size));
         let sent = Arc::clone(&progress.sent);
-        let mut upload = Uploader::onto(target, runtime, from, progress.cancel(), sent)?;
+        let mut upload = Uploader::onto(target, runtime, from, progress.cancel(), sent);
+        if let Err(failure) = upload.copy() {
+            return Err(give_up(upload, failure).into());
+        }
         let exclude = |path: &Path, is_dir: bool| self.excludes(path, is_dir);
         let packed = write::archive_onto(
             &archive,
@@ -176,7 +175,10 @@ impl Sending {
             Ok(summary) => Ok(self.sent(summary, Some(base.id.clone()))),
             Err(NotSent::Failed(failure)) => Err(give_up(upload, failure).into()),
             Err(NotSent::OfBase(reason)) => {
-                upload.abort()?;
+                // All is packed instead. What cannot be freed costs room in the bucket, and no backup.
+                if let Err(error) = upload.abort() {
+                    tracing::warn!("parts may be left in the bucket: {error}");
+                }
                 progress.packed.begin_again();
                 progress.sent.store(0, Ordering::Relaxed);
                 Err(NotSent::OfBase(reason))
@@ -188,6 +190,9 @@ impl Sending {
     fn not_sent(&self, upload: &Uploader<'_>, failure: Failure) -> NotSent {
         if self.is_cancelled() {
             return failure.into();
+        }
+        if upload.is_too_long() {
+            return NotSent::OfBase("more was added than its parts have room for".into());
         }
         match upload.not_copied() {
             Some(reason) => NotSent::OfBase(format!("the store does not copy it: {reason}")),

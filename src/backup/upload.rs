@@ -115,6 +115,10 @@ pub(super) struct Uploader<'a> {
     fetching_first: Option<Fetching>,
     /// What the first new byte follows in its part.
     fetching_seam: Option<Fetching>,
+    /// What is yet to be copied.
+    beginning: Option<Beginning>,
+    /// Whether there was more than an upload has parts for.
+    is_too_long: bool,
     /// Why the store did not copy a part, if that was so.
     not_copied: Arc<Mutex<Option<String>>>,
     /// The part after those that were sent, once the first is full.
@@ -152,6 +156,8 @@ impl<'a> Uploader<'a> {
             first: vec![0; usize::try_from(held_back).unwrap_or(0)],
             fetching_first: None,
             fetching_seam: None,
+            beginning: None,
+            is_too_long: false,
             not_copied: Arc::default(),
             current: Vec::new(),
             index: 1,
@@ -164,16 +170,14 @@ impl<'a> Uploader<'a> {
     }
 
     /// For an archive that begins with `beginning`, in parts of `part_size` bytes. What is written comes behind that.
-    ///
-    /// # Errors
-    /// Where the upload cannot be started.
+    /// [`Self::copy`] comes next.
     pub(super) fn onto(
         (store, key): (Arc<dyn WriteObjects>, String),
         runtime: Handle,
         (beginning, part_size): (Beginning, u64),
         cancel: &'a AtomicBool,
         sent: Arc<AtomicU64>,
-    ) -> Result<Self, Failure> {
+    ) -> Self {
         let (tell, expected) = crossbeam_channel::bounded(1);
         // There is room.
         let _ = tell.send(Expected { bytes: beginning.len, part_size });
@@ -188,13 +192,18 @@ impl<'a> Uploader<'a> {
         if whole > 0 {
             // Parts that are filled follow those that are copied.
             uploader.index = u32::try_from(whole).unwrap_or(u32::MAX);
-            uploader.copy(&beginning, part_size)?;
+            uploader.beginning = Some(beginning);
         }
-        Ok(uploader)
+        uploader
     }
 
     /// Has the store copy all parts but the first that are the same in what the archive begins with.
-    fn copy(&mut self, beginning: &Beginning, part_size: u64) -> Result<(), Failure> {
+    ///
+    /// # Errors
+    /// Where the upload cannot be started, or is called off.
+    pub(super) fn copy(&mut self) -> Result<(), Failure> {
+        let Some(beginning) = self.beginning.take() else { return Ok(()) };
+        let part_size = self.part_size as u64;
         let runtime = self.runtime.clone();
         let upload = runtime.block_on(self.upload())?;
         let places = Arc::new(Semaphore::new(COPIES));
@@ -216,6 +225,11 @@ impl<'a> Uploader<'a> {
             self.sending.spawn_on(copy, &runtime);
         }
         Ok(())
+    }
+
+    /// Whether there was more than an upload has parts for.
+    pub(super) fn is_too_long(&self) -> bool {
+        self.is_too_long
     }
 
     /// Why the store did not copy what it has, if it did not.
@@ -366,6 +380,7 @@ impl<'a> Uploader<'a> {
     /// Waits for room among the parts in flight, and sends one more.
     fn send(&mut self, index: u32, body: Bytes) -> Result<(), Failure> {
         if index >= MAX_PARTS {
+            self.is_too_long = true;
             let message = format!("{} grew far beyond its estimate", self.store.name(&self.key));
             return Err(Failure::new(Code::BackupCreateFailed, message)
                 .hint("something is being written to the directory; try again when it is not"));
@@ -652,8 +667,8 @@ mod tests {
             let (store, _) = self.object(place);
             let (target, runtime) = ((store, place.to_owned()), self.runtime.handle().clone());
             let from = (beginning, PART);
-            let onto = Uploader::onto(target, runtime, from, &cancel, Arc::clone(&sent));
-            let mut uploader = onto.unwrap();
+            let mut uploader = Uploader::onto(target, runtime, from, &cancel, Arc::clone(&sent));
+            uploader.copy().unwrap();
             let written =
                 new.chunks(700).try_for_each(|piece| uploader.write(Bytes::copy_from_slice(piece)));
             let finished = match written {

@@ -37,6 +37,14 @@ impl FileBlob {
         Ok(Self { file, offset, size })
     }
 
+    /// What the system says of the file now.
+    ///
+    /// # Errors
+    /// What fstat(2) says.
+    pub fn metadata(&self) -> std::io::Result<std::fs::Metadata> {
+        self.file.metadata()
+    }
+
     fn pread(&self, range: ByteRange) -> Result<Bytes, Error> {
         let past_end = || Error::PastEnd { range, size: self.size };
         if range.end().0 > self.size {

@@ -139,7 +139,10 @@ impl Handles {
 
     /// Whether somebody may write to `ino`, which is open on the archive.
     pub(super) fn has_lower_writer(&self, ino: Ino) -> bool {
-        let writes = |open: &Arc<Open>| matches!(&**open, Open::Lower { file, writes: true } if file.ino == ino);
+        let writes = |open: &Arc<Open>| match &**open {
+            Open::Lower { file, writes } => *writes && file.ino == ino,
+            Open::Upper { .. } => false,
+        };
         // Few are open at all, of those that are asked about.
         self.has_lower(ino) && self.open.read().values().any(writes)
     }

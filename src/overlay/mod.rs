@@ -88,6 +88,7 @@ pub use upper::Upper;
 use crate::inode_ops;
 use crate::single_flight::Flights;
 use crate::squashfs::Archive;
+use crate::squashfs::mounted::MountedArchive;
 use crate::types::{FileKind, Ino};
 use crate::watch::{ChangeLog, Limits};
 use dirs::Dirs;
@@ -157,8 +158,8 @@ impl Default for Options {
 /// ```
 pub struct Overlay {
     lower: Lower,
-    /// Where the archive is, as it may be shown.
-    source: Option<String>,
+    /// Where the archive is, if who asks is to be told.
+    source: Option<MountedArchive>,
     upper: Option<Upper>,
     options: Options,
     identity: Identity,

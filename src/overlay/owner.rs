@@ -11,6 +11,7 @@ use super::identity::Identity;
 use super::node::UpperState;
 use super::upper::{Mark, Namespace};
 use crate::inode_ops::{self, Address};
+use crate::squashfs::mounted::MountedArchive;
 use crate::types::{Ino, Owner};
 
 impl Overlay {
@@ -22,8 +23,8 @@ impl Overlay {
 
     /// Tells who asks where the archive is: see [`crate::squashfs::mounted`].
     #[must_use]
-    pub fn named(self, source: String) -> Self {
-        Self { source: Some(source), ..self }
+    pub fn named(self, source: Option<MountedArchive>) -> Self {
+        Self { source, ..self }
     }
 
     /// Puts the owner that is shown in the place of the one that is stored.

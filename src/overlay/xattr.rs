@@ -89,10 +89,8 @@ impl Overlay {
             return Ok(self.data_in_archive(ino)?.to_text());
         }
         if name == mounted::ARCHIVE_XATTR {
-            let superblock = self.lower.archive().superblock();
-            let name = self.source.clone().ok_or(Errno::NODATA)?;
-            let fingerprint = mounted::fingerprint(superblock);
-            return Ok(MountedArchive { fingerprint, name }.to_text());
+            let source = self.source.as_ref().map(MountedArchive::to_text);
+            return Ok(source.ok_or(Errno::NODATA)?);
         }
         if name == Owner::STORED {
             return match self.identity.is_plain() {

@@ -89,7 +89,7 @@ pub(super) fn serve_in(
         ..overlay::Options::default()
     };
     let overlay = Overlay::new(Arc::clone(&opened.archive), upper, behaviour)?;
-    let overlay = overlay.showing(identity.clone()).named(opened.name.clone());
+    let overlay = overlay.showing(identity.clone()).named(opened.as_mounted());
     let overlay = Arc::new(overlay);
     let mut warnings = request.owners.warnings(&overlay, &opened.archive, &identity);
     warnings.extend(upper_path.as_ref().and_then(|upper| open_upper_warning(request, upper)));

@@ -19,8 +19,10 @@
 //! | `decoded` | recent blocks of both sorts, each decoded once however many want it |
 //! | `walk`, `pieces`, `check` | all of a tree, of a file, of an archive |
 //! | `format`, `codec` | the structures as they lie in an archive, the decompressors |
+//! | [`mounted`] | what a mount of an archive says of it |
 //!
-//! [`mod@write`] makes archives, and shares only `format` with the reader. Why both are our own is in
+//! [`mod@write`] makes archives. It shares `format` with the reader, and uses it where a new archive begins with the data of
+//! another. Why both are our own is in
 //! `docs/decisions/own-reader-and-writer.md`.
 
 mod blocks;

@@ -1,11 +1,6 @@
 //! What a mount of an archive says of itself, by attributes that are listed nowhere and found in no other mount: which
 //! archive it is, and what of a file is in it still.
 
-use std::hash::{Hash, Hasher};
-
-use twox_hash::XxHash3_64;
-
-use super::superblock::Superblock;
 use crate::types::InodeRef;
 
 /// The attribute by which each file of a mount tells the archive: see [`MountedArchive`].
@@ -18,8 +13,8 @@ pub const DATA_XATTR: &str = "system.thawfs.data";
 /// The archive of a mount.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MountedArchive {
-    /// [`fingerprint`] of its superblock.
-    pub fingerprint: u64,
+    /// Which version of the object it is: an ETag, which has no blank in it.
+    pub version: String,
     /// Where it is, as it may be shown.
     pub name: String,
 }
@@ -27,22 +22,14 @@ pub struct MountedArchive {
 impl MountedArchive {
     /// As the attribute holds it.
     pub fn to_text(&self) -> Vec<u8> {
-        format!("{:016x} {}", self.fingerprint, self.name).into_bytes()
+        format!("{} {}", self.version, self.name).into_bytes()
     }
 
     /// What [`Self::to_text`] has written.
     pub fn parse(text: &[u8]) -> Option<Self> {
-        let (fingerprint, name) = std::str::from_utf8(text).ok()?.split_once(' ')?;
-        let fingerprint = u64::from_str_radix(fingerprint, 16).ok()?;
-        Some(Self { fingerprint, name: name.to_owned() })
+        let (version, name) = std::str::from_utf8(text).ok()?.split_once(' ')?;
+        Some(Self { version: version.to_owned(), name: name.to_owned() })
     }
-}
-
-/// A number that two superblocks have in common only if they are the same.
-pub fn fingerprint(superblock: &Superblock) -> u64 {
-    let mut hash = XxHash3_64::new();
-    superblock.hash(&mut hash);
-    hash.finish()
 }
 
 /// The inode of the archive that has the data of a file.
@@ -83,7 +70,7 @@ mod tests {
     #[test]
     fn attributes_are_read_as_they_were_written() {
         for name in ["s3://b/backups/x/data.sqsh", "", "a path/with spaces"] {
-            let archive = MountedArchive { fingerprint: 0xfe, name: name.into() };
+            let archive = MountedArchive { version: "\"fe-1\"".into(), name: name.into() };
             assert_eq!(MountedArchive::parse(&archive.to_text()), Some(archive));
         }
         for packed in [0, 1 << 16 | 5, 0xffff_ffff_ffff] {
@@ -95,7 +82,7 @@ mod tests {
         for text in ["", "x", "12 ", "-1", " xattrs", "12 other"] {
             assert_eq!(DataInArchive::parse(text.as_bytes()), None, "{text}");
         }
-        for text in ["", "12", "x y"] {
+        for text in ["", "12"] {
             assert_eq!(MountedArchive::parse(text.as_bytes()), None, "{text}");
         }
     }

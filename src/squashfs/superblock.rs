@@ -13,7 +13,7 @@ use crate::types::{ArchiveOffset, ByteRange, InodeRef, Timestamp};
 
 /// The compressors of squashfs 4.0 that can be read. Its sixth, lzma, is refused by the kernel and
 /// so here.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Compressor {
     /// zlib streams.
     Gzip,
@@ -48,7 +48,7 @@ impl fmt::Display for Compressor {
 
 /// An archive's superblock, checked as the kernel checks it. Where its tables lie is checked when
 /// they are opened.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Superblock {
     /// How many inodes the archive says it holds.
     pub inodes: u32,

@@ -6,7 +6,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -126,7 +126,7 @@ impl WriteObjects for LocalBucket {
             add(&tally.writes, 1);
             let file = File::open(&source).map_err(not_found("open", &source))?;
             let meta = file.metadata().map_err(failed("fstat", &source))?;
-            if from.version.is_some_and(|version| version != etag(&meta)) {
+            if from.version.is_some_and(|version| version != ETag::of_file(&meta)) {
                 return Err(Error::Changed { object });
             }
             if from.range.end > meta.len() {
@@ -192,7 +192,7 @@ impl Bucket for LocalBucket {
                     reason: "it is not a regular file".into(),
                 });
             }
-            let (size, etag) = (meta.len(), etag(&meta));
+            let (size, etag) = (meta.len(), ETag::of_file(&meta));
             if expect.is_some_and(|expect| expect != etag) {
                 return Err(Error::Changed { object });
             }
@@ -350,17 +350,6 @@ fn walk_directory(
         }
     }
     Ok(())
-}
-
-/// Version of a file: which one it is, how large, and when it was last written.
-fn etag(meta: &fs::Metadata) -> ETag {
-    ETag(format!(
-        "\"{:x}-{:x}-{:x}.{:x}\"",
-        meta.ino(),
-        meta.len(),
-        meta.mtime(),
-        meta.mtime_nsec()
-    ))
 }
 
 /// Copies `left` bytes between two files.

@@ -47,6 +47,14 @@ pub trait ReadRanges: fmt::Debug + Send + Sync {
 pub struct ETag(pub String);
 
 impl ETag {
+    /// Of a file on this machine: which one it is, how large, and when it was last written.
+    pub(crate) fn of_file(meta: &std::fs::Metadata) -> Self {
+        use std::os::unix::fs::MetadataExt;
+        let (number, size, seconds, nanos) =
+            (meta.ino(), meta.len(), meta.mtime(), meta.mtime_nsec());
+        Self(format!("\"{number:x}-{size:x}-{seconds:x}.{nanos:x}\""))
+    }
+
     /// Whether two objects of this tag may differ in bytes. `If-Match` never matches such a tag.
     pub fn is_weak(&self) -> bool {
         self.0.starts_with("W/")

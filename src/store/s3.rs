@@ -66,6 +66,20 @@ impl S3Bucket {
             .map_err(|error| bad(&error.to_string()))
     }
 
+    /// What is not there, or another by now, is what was to be copied, unless it is the upload.
+    fn of_source(&self, error: Error, from: &Copied) -> Error {
+        let object = self.name(&from.key);
+        match error {
+            Error::Changed { .. } => Error::Changed { object },
+            Error::NotFound { refusal, .. }
+                if refusal.as_ref().is_none_or(|it| it.code != "NoSuchUpload") =>
+            {
+                Error::NotFound { object, refusal }
+            }
+            error => error,
+        }
+    }
+
     fn call(&self, method: Method, key: &str, query: &[(&str, &str)]) -> Result<Call> {
         let mut url = self.url(key)?;
         if !query.is_empty() {
@@ -136,7 +150,8 @@ impl WriteObjects for S3Bucket {
             })?;
             call.headers.insert(name, value);
         }
-        multipart::copy_part(&self.exchange, call, index, size).await
+        let copied = multipart::copy_part(&self.exchange, call, index, size).await;
+        copied.map_err(|error| self.of_source(error, from))
     }
 
     async fn complete_upload(&self, upload: &Upload, parts: &[Part]) -> Result<()> {

@@ -38,8 +38,6 @@ impl Kept {
 pub struct Base<'a> {
     archive: &'a Archive,
     device: Option<u64>,
-    /// Whether we are shown all attributes.
-    is_root: bool,
     used: Mutex<Used>,
 }
 
@@ -55,13 +53,7 @@ impl<'a> Base<'a> {
     /// `archive` as a base.
     pub fn new(archive: &'a Archive) -> Self {
         let fragments = vec![false; archive.superblock().fragments as usize];
-        let is_root = rustix::process::geteuid().is_root();
-        Self {
-            archive,
-            device: None,
-            is_root,
-            used: Mutex::new(Used { fragments, ..Used::default() }),
-        }
+        Self { archive, device: None, used: Mutex::new(Used { fragments, ..Used::default() }) }
     }
 
     /// How an archive is written onto this one: in its block size, by its compressor. `None` where there is none that
@@ -106,8 +98,9 @@ impl<'a> Base<'a> {
         if inode.kind != FileKind::Regular || inode.size != stat.version.size {
             return Ok(None);
         }
-        let xattrs = match told.has_xattrs {
-            true => self.xattrs(&inode).map_err(failed)?,
+        // Which of them are shown, and to whom, the mount says.
+        let xattrs = match told.has_xattrs && !inode.has_xattrs() {
+            true => Xattrs::default(),
             false => {
                 let failed = directory.error(name, "lgetxattr");
                 name_xattrs(directory, name).map_err(failed)?
@@ -115,16 +108,6 @@ impl<'a> Base<'a> {
         };
         let kept = self.keep(&inode).map_err(Failure::Fatal)?;
         Ok(kept.map(|kept| (kept, xattrs)))
-    }
-
-    /// The extended attributes of a file, as the mount shows them.
-    fn xattrs(&self, inode: &Inode) -> Result<Xattrs, super::super::Error> {
-        if !inode.has_xattrs() {
-            return Ok(Xattrs::default());
-        }
-        let is_shown = |name: &[u8]| self.is_root || !name.starts_with(b"trusted.");
-        let xattrs = self.archive.xattrs(inode)?.into_iter().map(|it| (it.name, it.value));
-        Ok(Xattrs::of(xattrs.filter(|(name, _)| is_shown(name)).collect()))
     }
 
     /// Where its data ends. All before that, but for the superblock, is the new archive's, too.

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use rustix::fs::{Mode, OFlags, openat, readlinkat};
+use rustix::fs::{Access, AtFlags, Mode, OFlags, accessat, openat, readlinkat};
 use rustix::io::{Errno, pread};
 use twox_hash::XxHash3_64;
 
@@ -132,6 +132,12 @@ impl Loader<'_> {
             stat.map_err(entry.directory.error(&entry.name, "stat"))
         };
         let stat = look()?;
+        // It need not be opened, but is not for everybody.
+        let may_read =
+            accessat(&entry.directory.fd, entry.name.as_slice(), Access::READ_OK, AtFlags::EACCESS);
+        if may_read == Err(Errno::ACCESS) {
+            return Ok(None);
+        }
         let Some((kept, xattrs)) = base.find(&entry.directory, &entry.name, &stat)? else {
             return Ok(None);
         };

@@ -11,7 +11,7 @@
 //!
 //! Between these stand queues of bounded length. What must be known of every file until the end
 //! (`catalog`) is kept in a temporary file once it is long (`spool`), and so are finished tables:
-//! memory does not grow with the tree, but for eight bytes an inode, one table of hashes of
+//! memory does not grow with the tree, but for eight bytes an inode (some forty for a file that stays in a base), one table of hashes of
 //! bounded size, the inodes with several names, and the largest directory's names.
 //!
 //! [`onto`] packs what it is told instead of what a walk finds (`told`), and what an archive holds already stays there
@@ -171,13 +171,7 @@ fn walk(
 ) -> Result<Summary, Error> {
     options.check()?;
     let mkfs_time = options.mkfs_time.unwrap_or_else(now);
-    let mut tail = Tail::new(sink, options.data_start, progress);
-    if options.data_start == SUPERBLOCK_LEN
-        && let Some(bytes) = options.compressor_options()
-    {
-        let header = bytes.len() as u16 | METADATA_STORED;
-        tail.write([&header.to_le_bytes(), bytes.as_slice()].concat())?;
-    }
+    let mut tail = begin(options, sink, progress)?;
     let root_fd = Walk::open_root(root)?;
     let walk_fd: OwnedFd = root_fd.try_clone().map_err(|source| Error::Io {
         path: root.to_owned(),
@@ -201,7 +195,7 @@ pub fn onto(
 ) -> Result<Summary, Error> {
     options.check()?;
     let mkfs_time = options.mkfs_time.unwrap_or_else(now);
-    let mut tail = Tail::new(sink, options.data_start, progress);
+    let mut tail = begin(options, sink, progress)?;
     let told = move |loads, events| {
         let mut entries = Entries { base, loads, events, within: Vec::new() };
         let told = tell(&mut entries);
@@ -212,6 +206,22 @@ pub fn onto(
     };
     let data = write_data(options, (None, Some(base)), &mut tail, progress, told)?;
     finish(data, (options, Some(base)), mkfs_time, &mut tail)
+}
+
+/// Writes what comes before the data, where nothing else does.
+fn begin<'a>(
+    options: &Options,
+    sink: &'a mut dyn Sink,
+    progress: &'a Progress,
+) -> Result<Tail<'a>, Error> {
+    let mut tail = Tail::new(sink, options.data_start, progress);
+    if options.data_start == SUPERBLOCK_LEN
+        && let Some(bytes) = options.compressor_options()
+    {
+        let header = bytes.len() as u16 | METADATA_STORED;
+        tail.write([&header.to_le_bytes(), bytes.as_slice()].concat())?;
+    }
+    Ok(tail)
 }
 
 fn finish(
