@@ -74,7 +74,7 @@ impl<'a> Base<'a> {
         Some(Options { block_size, compression, data_start, ..Options::default() })
     }
 
-    /// Of files on device `device`, which is that of a mount of the archive: see [`Self::find`].
+    /// Of files on device `device`, which is that of a mount of the archive: what of them is in it stays.
     #[must_use]
     pub fn mounted_as(self, device: u64) -> Self {
         Self { device: Some(device), ..self }
