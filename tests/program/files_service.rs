@@ -165,7 +165,16 @@ fn the_published_clients_work_unchanged() {
             }
         }
     }
-    drop((open, guarded));
+    // One that has no room on disk for what is yet to be asked for.
+    let mut command = bench.thawfs();
+    command.env("TMPDIR", bench.path("none"));
+    let small = Service::spawn(command, &[]);
+    for place in ["plain", "mnt"].iter().filter(|place| mounted || **place == "plain") {
+        let dir = bench.path(place).join("sync.py-false");
+        let told = run_client("overflow.py", &small, &dir, None, &at);
+        assert_eq!(told["overflow"], json!(["SandboxException", true]), "{place}");
+    }
+    drop((open, guarded, small));
     if mounted {
         bench.ok(&["unmount", text(&bench.path("mnt"))]);
     }
