@@ -24,10 +24,9 @@ mod file;
 mod latest;
 mod watch;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use parking_lot::Mutex;
@@ -52,8 +51,6 @@ const DIRTY_SECONDS: i64 = 5;
 #[derive(Debug, Default)]
 pub(super) struct KernelWrites {
     state: Arc<Mutex<State>>,
-    /// Whether a thread writes pages to disk.
-    cleans: Arc<AtomicBool>,
 }
 
 #[derive(Debug, Default)]
@@ -63,8 +60,13 @@ struct State {
     /// Files that were closed while nobody watched and may still be mapped, and in which order.
     closed: Latest<u64>,
     closings: u64,
-    /// By when nothing more was stored to files that did not move their times. In the future of those that are being
-    /// made clean.
+    /// Files that are to be made clean.
+    to_clean: BTreeMap<Ino, Arc<OwnedFd>>,
+    /// The one that is being made clean.
+    cleaning: Option<Ino>,
+    /// Whether there is a thread that makes files clean. There is one at most.
+    has_cleaner: bool,
+    /// By when nothing more was stored to files that did not move their times, of those that were made clean last.
     hidden: Latest<Timestamp>,
 }
 
@@ -73,10 +75,31 @@ impl State {
         self.closings += 1;
         self.closed.note(ino, self.closings);
     }
-}
 
-/// A time that does not come.
-const NEVER: Timestamp = Timestamp { seconds: i64::MAX, nanos: 0 };
+    /// Has the pages of the next file written to disk, and tells of it then. False if there is none.
+    fn clean_next(state: &Mutex<Self>) -> bool {
+        let (ino, fd) = {
+            let mut state = state.lock();
+            let Some((ino, fd)) = state.to_clean.pop_first() else {
+                state.has_cleaner = false;
+                return false;
+            };
+            state.cleaning = Some(ino);
+            (ino, fd)
+        };
+        let clean = rustix::fs::fdatasync(fd);
+        let mut state = state.lock();
+        state.cleaning = None;
+        state.hidden.note(ino, now());
+        let is_watched = state.watch.is_some();
+        if let Some(file) = state.files.get_mut(&ino).filter(|_| is_watched) {
+            file.is_due = true;
+            // Then it is told time and again.
+            file.is_dirty |= clean.is_err();
+        }
+        true
+    }
+}
 
 impl KernelWrites {
     /// The kernel is about to be given `fd`, that of `handle`, to write to `ino` by itself.
@@ -217,19 +240,17 @@ impl KernelWrites {
         for ino in retained {
             state.note_closed(ino);
         }
-        let mut dirty = Vec::new();
-        state.files.retain(|ino, file| {
+        let State { files, to_clean, .. } = &mut *state;
+        files.retain(|ino, file| {
             if goes_on && file.may_be_dirty() {
-                dirty.push((*ino, Arc::clone(&file.fd)));
+                to_clean.insert(*ino, Arc::clone(&file.fd));
             }
             (file.seen, file.mark) = (None, None);
             (file.is_dirty, file.is_due) = (false, false);
             (file.is_unexplained, file.is_expected) = (false, false);
             !file.handles.is_empty()
         });
-        if !dirty.is_empty() {
-            self.clean(&mut state, dirty);
-        }
+        self.clean(&mut state);
     }
 
     /// Whether something may have been stored through a mapping of `ino` after moment `since` that has not moved its
@@ -241,7 +262,9 @@ impl KernelWrites {
             state.watch.is_some() && ctime >= since
         };
         let is_mapped = |file: &File| file.may_be_mapped && (file.is_dirty || is_recent());
-        state.hidden.get(ino).is_some_and(|hidden| hidden >= since)
+        state.to_clean.contains_key(&ino)
+            || state.cleaning == Some(ino)
+            || state.hidden.get(ino).is_some_and(|hidden| hidden >= since)
             || state.files.get(&ino).is_some_and(is_mapped)
     }
 
@@ -274,39 +297,27 @@ impl KernelWrites {
                 watch.unmark(&file);
             }
         }
-        if !dirty.is_empty() && !self.cleans.swap(true, Ordering::AcqRel) {
-            for (ino, _) in &dirty {
+        if is_time && !state.has_cleaner {
+            for (ino, fd) in dirty {
                 // What is stored from here on shows, or is told once the pages are clean.
-                files.entry(*ino).and_modify(|file| file.is_dirty = false);
+                state.files.entry(ino).and_modify(|file| file.is_dirty = false);
+                state.to_clean.insert(ino, fd);
             }
-            self.clean(&mut state, dirty);
+            self.clean(&mut state);
         }
         due
     }
 
-    /// Has the pages of files written to disk, and tells of them then.
-    fn clean(&self, state: &mut State, files: Vec<(Ino, Arc<OwnedFd>)>) {
-        for (ino, _) in &files {
-            state.hidden.note(*ino, NEVER);
+    /// Has the files that are to be made clean made so. Where no thread can be had they remain to be.
+    fn clean(&self, state: &mut State) {
+        if state.to_clean.is_empty() || state.has_cleaner {
+            return;
         }
-        let (state, cleans) = (Arc::clone(&self.state), Arc::clone(&self.cleans));
-        let started = std::thread::Builder::new().name("thawfs-clean".into()).spawn(move || {
-            for (ino, fd) in files {
-                let clean = rustix::fs::fdatasync(fd);
-                let mut state = state.lock();
-                state.hidden.note(ino, now());
-                let is_watched = state.watch.is_some();
-                if let Some(file) = state.files.get_mut(&ino).filter(|_| is_watched) {
-                    file.is_due = true;
-                    // Then it is told time and again.
-                    file.is_dirty |= clean.is_err();
-                }
-            }
-            cleans.store(false, Ordering::Release);
-        });
-        if let Err(error) = started {
-            tracing::debug!("what is stored through mappings is told late: {error}");
-            self.cleans.store(false, Ordering::Release);
+        let shared = Arc::clone(&self.state);
+        let cleaner = std::thread::Builder::new().name("thawfs-clean".into());
+        match cleaner.spawn(move || while State::clean_next(&shared) {}) {
+            Ok(_) => state.has_cleaner = true,
+            Err(error) => tracing::debug!("what is stored through mappings is told late: {error}"),
         }
     }
 }
@@ -407,5 +418,59 @@ mod tests {
         let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
         let expected = limit.map_or(1024, |limit| 1024.min(limit as usize / 4));
         assert_eq!(writes.state.lock().watch.as_ref().unwrap().max_retained, expected);
+    }
+    fn wait_for_cleaner(writes: &KernelWrites) {
+        let began = Instant::now();
+        while writes.state.lock().has_cleaner {
+            assert!(began.elapsed() < Duration::from_secs(60));
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    #[test]
+    fn of_more_files_than_are_kept_those_made_clean_last_may_have_been_stored_to_until_then() {
+        const COUNT: u64 = 2 * MAX_CLOSED as u64 + 1;
+        let dir = tempfile::tempdir().unwrap();
+        let fd = open(&dir.path().join("file"));
+        let writes = KernelWrites::default();
+        writes.state.lock().to_clean =
+            (0..COUNT).map(|number| (Ino(number), Arc::clone(&fd))).collect();
+        let began = now();
+        let may_have_stored = |since| {
+            (0..COUNT).map(move |number| (number, since)).filter(|(number, since)| {
+                writes.may_have_stored(Ino(*number), Timestamp::default(), *since)
+            })
+        };
+        let far = Timestamp { seconds: i64::MAX, nanos: 0 };
+        assert_eq!(may_have_stored(far).count() as u64, COUNT);
+        writes.clean(&mut writes.state.lock());
+        wait_for_cleaner(&writes);
+        assert_eq!(may_have_stored(far).count(), 0);
+        let known: Vec<u64> = may_have_stored(began).map(|(number, _)| number).collect();
+        assert!((MAX_CLOSED..2 * MAX_CLOSED).contains(&known.len()), "{}", known.len());
+        assert_eq!(known.last(), Some(&(COUNT - 1)));
+    }
+
+    #[test]
+    fn one_thread_makes_files_clean_and_what_it_was_not_started_for_is_made_so_later() {
+        let dir = tempfile::tempdir().unwrap();
+        let writes = KernelWrites::default();
+        let far = Timestamp { seconds: i64::MAX, nanos: 0 };
+        let may_have_stored = || writes.may_have_stored(FIRST, Timestamp::default(), far);
+        writes.begin(|| Some(Timestamp::default()));
+        writes.opened(FIRST, Handle(1), open(&dir.path().join("file")), true);
+        // As if one were at work elsewhere.
+        writes.state.lock().has_cleaner = true;
+        writes.end(true);
+        assert!(may_have_stored());
+        assert_eq!(Vec::from_iter(writes.state.lock().to_clean.keys().copied()), [FIRST]);
+        // As if that had not come to be.
+        writes.state.lock().has_cleaner = false;
+        writes.begin(|| Some(now()));
+        writes.state.lock().files.get_mut(&FIRST).unwrap().is_dirty = false;
+        writes.look();
+        wait_for_cleaner(&writes);
+        assert!(!may_have_stored());
+        assert!(writes.check(FIRST), "it is told once it is clean");
     }
 }

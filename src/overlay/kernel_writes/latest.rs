@@ -4,7 +4,8 @@ use std::collections::HashMap;
 
 use crate::types::Ino;
 
-/// What is known of the latest files; of more than twice [`Self::MAX`] the earlier are forgotten.
+/// When something happened to files, of those to which it did last: once there are twice [`Self::MAX`], the earlier half
+/// is forgotten. Of those of one moment, the ones with the lower numbers count as the earlier.
 #[derive(Debug)]
 pub(super) struct Latest<V>(HashMap<Ino, V>);
 
@@ -15,17 +16,17 @@ impl<V> Default for Latest<V> {
 }
 
 impl<V: Copy + Ord> Latest<V> {
-    /// So many are known for certain.
+    /// So many are known for certain, and fewer than twice as many in all.
     pub(super) const MAX: usize = super::MAX_CLOSED;
 
     /// Notes `when` of `ino`.
     pub(super) fn note(&mut self, ino: Ino, when: V) {
         self.0.insert(ino, when);
         if self.0.len() >= 2 * Self::MAX {
-            let mut all: Vec<V> = self.0.values().copied().collect();
+            let mut all: Vec<(V, Ino)> = self.0.iter().map(|(ino, when)| (*when, *ino)).collect();
             let (_, earliest, _) = all.select_nth_unstable(Self::MAX);
             let earliest = *earliest;
-            self.0.retain(|_, when| *when >= earliest);
+            self.0.retain(|ino, when| (*when, *ino) >= earliest);
         }
     }
 
@@ -65,5 +66,17 @@ mod tests {
             assert!(numbers.is_sorted_by(|one, next| one.0 > next.0));
             assert!(numbers.remove(0).0 == count - 1 && taken.contains(&Ino(u64::MAX)));
         }
+    }
+
+    #[test]
+    fn of_one_moment_no_more_are_known_either() {
+        const MAX: u64 = Latest::<u64>::MAX as u64;
+        let mut latest = Latest::default();
+        for number in 0..9 * MAX {
+            latest.note(Ino(number), 7);
+            assert!(latest.0.len() < 2 * Latest::<u64>::MAX, "{number}");
+            assert_eq!(latest.get(Ino(number)), Some(7));
+        }
+        assert!(latest.take().len() >= Latest::<u64>::MAX);
     }
 }
