@@ -181,11 +181,27 @@ impl KernelWrites {
         }
     }
 
-    /// That the times of `ino` had moved when it was looked at was our doing, and nobody's who stored something.
-    pub(super) fn is_explained(&self, ino: Ino) {
-        if let Some(file) = self.state.lock().files.get_mut(&ino) {
-            file.is_unexplained = false;
+    /// As [`Self::check`], once we have set the times of `ino`: that those have moved says nothing, but what a mark
+    /// has told does. (Without marks, a write that came at the same time is not told.)
+    pub(super) fn check_times_set(&self, ino: Ino) -> bool {
+        let mut state = self.state.lock();
+        let State { files, watch: Some(watch), .. } = &mut *state else { return false };
+        if !files.contains_key(&ino) {
+            return false;
         }
+        absorb(files, watch);
+        files.get_mut(&ino).is_some_and(|file| {
+            file.look(watch.began);
+            file.is_unexplained = false;
+            let is_written = file.is_due_by_mark;
+            file.take_due();
+            is_written
+        })
+    }
+
+    /// Whether a mark tells of writes to `ino`.
+    pub(super) fn is_marked(&self, ino: Ino) -> bool {
+        self.state.lock().files.get(&ino).is_some_and(|file| file.mark.is_some())
     }
 
     /// Begins to watch, if that has not begun and is to: `began` says the moment from which on writes are to be told.
@@ -246,7 +262,8 @@ impl KernelWrites {
                 to_clean.insert(*ino, Arc::clone(&file.fd));
             }
             (file.seen, file.mark) = (None, None);
-            (file.is_dirty, file.is_due) = (false, false);
+            file.is_dirty = false;
+            file.take_due();
             (file.is_unexplained, file.is_expected) = (false, false);
             !file.handles.is_empty()
         });
@@ -472,5 +489,36 @@ mod tests {
         wait_for_cleaner(&writes);
         assert!(!may_have_stored());
         assert!(writes.check(FIRST), "it is told once it is clean");
+    }
+    #[test]
+    fn that_times_were_set_hides_no_write() {
+        let dir = tempfile::tempdir().unwrap();
+        let fd = open(&dir.path().join("file"));
+        let writes = KernelWrites::default();
+        writes.begin(|| Some(now()));
+        writes.opened(FIRST, Handle(1), Arc::clone(&fd), true);
+        writes.check(FIRST);
+        assert!(writes.is_marked(FIRST));
+        let file = std::fs::File::from(fd.try_clone().unwrap());
+        let set_times = |seconds| {
+            let time = UNIX_EPOCH + Duration::from_secs(seconds);
+            file.set_times(std::fs::FileTimes::new().set_accessed(time).set_modified(time))
+                .unwrap();
+        };
+        set_times(1);
+        assert!(!writes.check_times_set(FIRST), "nobody has written");
+        set_times(2);
+        // Somebody else has looked meanwhile.
+        assert_eq!(writes.look(), [FIRST]);
+        assert!(!writes.check_times_set(FIRST));
+        for looks_before in [false, true] {
+            rustix::io::write(&fd, b"data").unwrap();
+            set_times(3);
+            if looks_before {
+                writes.look();
+            }
+            assert!(writes.check_times_set(FIRST), "{looks_before}");
+            assert!(!writes.check(FIRST), "it is told once");
+        }
     }
 }

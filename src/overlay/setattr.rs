@@ -65,11 +65,10 @@ impl Overlay {
         let (inode, mut state) = self.address(ino)?;
         let done = self.change_attributes(who, ino, &inode, &mut state, change);
         // That the time has moved is no write if it was set.
-        let was_set = change.mtime.is_some();
-        self.tell_found(ino, || self.kernel_writes.check(ino) && !was_set);
-        if was_set {
-            self.kernel_writes.is_explained(ino);
-        }
+        self.tell_found(ino, || match change.mtime {
+            Some(_) => self.kernel_writes.check_times_set(ino),
+            None => self.kernel_writes.check(ino),
+        });
         if change.is_of_attributes() {
             // One of several may have been changed before another failed.
             self.tell_inode(What::Attributes, ino, &state);
@@ -110,10 +109,18 @@ impl Overlay {
             inode.chmod(mode & !lent)?;
         }
         if change.atime.is_some() || change.mtime.is_some() {
-            inode.set_times(&Timestamps {
+            let mut times = Timestamps {
                 last_access: timespec(change.atime),
                 last_modification: timespec(change.mtime),
-            })?;
+            };
+            // The kernel tells a mark of the time of the last write, set by itself, as of a write; of both times it
+            // does not.
+            if change.atime.is_none() && self.kernel_writes.is_marked(ino) {
+                let atime = inode.stat()?.stx_atime;
+                times.last_access =
+                    Timespec { tv_sec: atime.tv_sec, tv_nsec: atime.tv_nsec.into() };
+            }
+            inode.set_times(&times)?;
         }
         Ok(())
     }

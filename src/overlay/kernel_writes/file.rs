@@ -28,6 +28,8 @@ pub(super) struct File {
     pub(super) seen: Option<(Timestamp, u64)>,
     /// Whether it is known to be written to, and that is yet to be told.
     pub(super) is_due: bool,
+    /// Whether it is a mark that says so.
+    pub(super) is_due_by_mark: bool,
     /// Whether its times have moved, and no mark has told why yet.
     pub(super) is_unexplained: bool,
     /// Whether what the mark will tell next is known already.
@@ -45,6 +47,7 @@ impl File {
             is_dirty: false,
             seen: None,
             is_due: false,
+            is_due_by_mark: false,
             is_unexplained: false,
             is_expected: false,
             mark: None,
@@ -92,13 +95,16 @@ impl File {
     /// The mark has told of a write(2).
     pub(super) fn wrote(&mut self, began: Timestamp) {
         let has_changed = self.has_changed(began);
-        self.is_due |= has_changed || !self.is_expected;
+        let is_news = has_changed || !self.is_expected;
+        self.is_due |= is_news;
+        self.is_due_by_mark |= is_news;
         self.is_dirty |= has_changed && self.is_mapped;
         (self.is_expected, self.is_unexplained) = (false, false);
     }
 
     /// Whether there is something to be told, which is taken for told then.
     pub(super) fn take_due(&mut self) -> bool {
+        self.is_due_by_mark = false;
         std::mem::take(&mut self.is_due)
     }
 
