@@ -266,7 +266,11 @@ impl Work<'_> {
                 self.nodes.seen.remove(&node);
                 continue;
             };
-            let Ok(entries) = list(&dir) else { continue };
+            let entries = match list(&dir) {
+                Ok(entries) => entries,
+                Err(error) if is_gone(error.errno) || is_shut(error.errno) => continue,
+                Err(error) => return Err(error.errno.into()),
+            };
             let Some(seen) = self.nodes.seen.remove(&node) else { continue };
             let there = entries.iter().map(|(name, _, kind)| (name.as_bytes(), *kind));
             let there: BTreeMap<&[u8], FileType> = there.collect();
