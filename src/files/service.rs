@@ -209,16 +209,18 @@ impl Service {
         user: Option<String>,
         WatchRequest { path, recursive, include_entry }: WatchRequest,
     ) -> Result<Answer, Error> {
-        let it = Arc::clone(&self);
+        let service = Arc::clone(&self);
         let kept = self.as_user(user, move |it, user| {
             let path = it.tree.absolute(&path, user)?;
-            it.watchers.keep(it.watchers.watch(&it.tree, &path, recursive, include_entry)?)
+            let watcher = it.watchers.watch(&it.tree, &path, recursive, include_entry)?;
+            let (watcher_id, is_first) = it.watchers.keep(watcher)?;
+            // Here, as by now nobody may wait for the answer.
+            if is_first {
+                tokio::spawn(async move { service.watchers.see_to_leases().await });
+            }
+            Ok(watcher_id)
         });
-        let (watcher_id, is_first) = kept.await?;
-        if is_first {
-            tokio::spawn(async move { it.watchers.see_to_leases().await });
-        }
-        Answer::of(&WatcherAnswer { watcher_id })
+        Answer::of(&WatcherAnswer { watcher_id: kept.await? })
     }
 
     async fn stream(
@@ -301,6 +303,33 @@ pub(crate) fn read_token(path: &std::path::Path) -> std::io::Result<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::files::Inotify;
+
+    #[tokio::test]
+    async fn leases_are_seen_to_though_nobody_waits_for_the_answer_any_more() {
+        let root = tempfile::tempdir().unwrap();
+        let options = Options {
+            root: root.path().canonicalize().unwrap(),
+            is_home: true,
+            token: None,
+            watchers: 1,
+            is_on_loopback: false,
+        };
+        let service = Service::new(options, Arc::new(Inotify));
+        let tasks = || tokio::runtime::Handle::current().metrics().num_alive_tasks();
+        let before = tasks();
+        let asked = serde_json::from_str(r#"{"path": "~"}"#).unwrap();
+        let mut answer = Box::pin(Arc::clone(&service).create_watcher(None, asked));
+        let begun = std::future::poll_fn(|context| answer.as_mut().poll(context).map(drop).into());
+        let _: std::task::Poll<()> = begun.await;
+        drop(answer);
+        let begun = std::time::Instant::now();
+        while tasks() == before {
+            assert!(begun.elapsed().as_secs() < 30, "nobody does");
+            tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+        }
+        assert!(!service.has_no_watchers());
+    }
     use hyper::header::HeaderValue;
 
     #[test]
