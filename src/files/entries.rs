@@ -10,6 +10,7 @@ use std::sync::Arc;
 use chrono::{DateTime, SecondsFormat};
 use hyper::body::Bytes;
 use rustix::fs::{AtFlags, FileType as Kind, Statx, StatxFlags};
+use rustix::io::Errno;
 use tokio::sync::mpsc;
 
 use super::connect::Error;
@@ -156,28 +157,70 @@ impl Listing {
     }
 }
 
-/// The paths of all that is below the directory at `path`, from there; none where it is no directory, or gone. `None`
-/// where there are more than `most`.
-pub(super) fn names_below(tree: &Tree, path: &Path, most: usize) -> Option<Vec<PathBuf>> {
-    let mut names = Vec::new();
-    let Ok(place) = tree.place(path) else { return Some(names) };
+/// How many names are looked for, and how many bytes of them.
+#[derive(Clone, Copy)]
+pub(super) struct Most {
+    pub(super) names: usize,
+    pub(super) bytes: usize,
+}
+
+/// The paths of all that is in the directory at `path`, from there, and `recursive` of all that is below; none where it
+/// is no directory, or gone. `None` where there are more than `most`.
+///
+/// # Errors
+/// Where they cannot be told, other than as nobody may look.
+pub(super) fn names_below(
+    tree: &Tree,
+    path: &Path,
+    recursive: bool,
+    most: Most,
+) -> Result<Option<Vec<PathBuf>>, Error> {
+    let failed = |error: io::Error| match Errno::from_io_error(&error) {
+        Some(errno) if may_pass(errno) => None,
+        _ => Some(failed("list", path, &error)),
+    };
+    let (mut names, mut bytes) = (Vec::new(), 0);
+    let place = match tree.find_place(path) {
+        Ok(Some(place)) => place,
+        Ok(None) => return Ok(Some(names)),
+        Err(error) => return failed(error).map_or(Ok(Some(names)), Err),
+    };
     wait_for_rename(&place.above);
     let mut left = vec![(place.above, place.name, PathBuf::new())];
     while let Some((above, name, path)) = left.pop() {
-        // Gone by now, or not to be read.
-        let Ok(dir) = open_directory(&above, &name).map(Arc::new) else { continue };
-        for (name, _, kind) in list(&dir).unwrap_or_default() {
-            if names.len() == most {
-                return None;
-            }
+        let listed = open_directory(&above, &name).map(Arc::new);
+        let listed = listed.and_then(|dir| list(&dir).map(|entries| (dir, entries)));
+        let (dir, entries) = match listed.map_err(|error| failed(os(error))) {
+            Ok(listed) => listed,
+            Err(None) => continue,
+            Err(Some(error)) => return Err(error),
+        };
+        for (name, _, kind) in entries {
             let path = path.join(&name);
-            if kind == Kind::Directory {
+            bytes += path.as_os_str().len();
+            if names.len() == most.names || bytes > most.bytes {
+                return Ok(None);
+            }
+            if kind == Kind::Directory && recursive {
                 left.push((Arc::clone(&dir), name, path.clone()));
             }
             names.push(path);
         }
     }
-    Some(names)
+    Ok(Some(names))
+}
+
+/// What is answered for a directory that is gone by now, or another's, or that may not be read.
+fn may_pass(errno: Errno) -> bool {
+    use Errno as E;
+    matches!(errno, E::NOENT | E::NOTDIR | E::LOOP | E::ACCESS | E::PERM)
+}
+
+/// Whether there is nothing at `path`.
+pub(super) fn is_nothing(tree: &Tree, path: &Path) -> bool {
+    let Ok(place) = tree.place(path) else { return true };
+    wait_for_rename(&place.above);
+    rustix::fs::statat(&place.above, &place.name, AtFlags::SYMLINK_NOFOLLOW).is_err()
 }
 
 /// Waits until a rename to `dir` that is told of already is done. By then the kernel may know the new name as one that is
@@ -258,6 +301,41 @@ mod tests {
             (Kind::CharacterDevice, 0o620, "Dcrw--w----"),
         ] {
             assert_eq!(permissions(kind, mode), shown);
+        }
+    }
+
+    #[test]
+    fn names_below_are_all_told_or_it_is_said_that_they_are_not() {
+        let root = tempfile::tempdir().unwrap();
+        let root = root.path().canonicalize().unwrap();
+        std::fs::create_dir_all(root.join("d/e")).unwrap();
+        std::fs::write(root.join("d/e/f"), "").unwrap();
+        std::os::unix::fs::symlink("d", root.join("link")).unwrap();
+        let tree = Tree::new(root.clone(), false);
+        let count = |path: &str, recursive, names, bytes| {
+            let found = names_below(&tree, &root.join(path), recursive, Most { names, bytes });
+            found.map(|found| found.map(|names| names.len())).map_err(|error| error.code)
+        };
+        assert_eq!(count("d", true, 2, 4), Ok(Some(2)));
+        assert_eq!(count("d", true, 1, 4), Ok(None));
+        assert_eq!(count("d", true, 2, 3), Ok(None));
+        assert_eq!(count("d", false, 1, 1), Ok(Some(1)));
+        for gone in ["none", "none/none", "d/e/f", "d/e/f/none", "link", "../none"] {
+            assert_eq!(count(gone, true, 9, 9), Ok(Some(0)), "{gone}");
+        }
+        // What there may be is not known.
+        let long = "x".repeat(300);
+        for failing in [long.clone(), long + "/d"] {
+            assert!(count(&failing, true, 9, 9).is_err());
+        }
+        for (errno, expected) in [
+            (Errno::NOENT, true),
+            (Errno::ACCESS, true),
+            (Errno::MFILE, false),
+            (Errno::IO, false),
+            (Errno::STALE, false),
+        ] {
+            assert_eq!(may_pass(errno), expected, "{errno}");
         }
     }
 }

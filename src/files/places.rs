@@ -4,7 +4,7 @@
 //! done to it after that goes through the descriptor, so nobody can lead it out of the root meanwhile. None is held
 //! between two requests, as a mount could not be unmounted then.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Component, Path, PathBuf};
@@ -91,15 +91,17 @@ impl Tree {
     /// # Errors
     /// `not_found`, `invalid_argument` for what is no directory or outside of the root.
     pub(super) fn directory(&self, path: &Path) -> Result<(OwnedFd, PathBuf), Error> {
+        let found = self.find_directory(path).map_err(|error| failed("open", path, &error))?;
+        found.ok_or_else(|| outside(path))
+    }
+
+    /// The same; `None` if it is outside of the root.
+    fn find_directory(&self, path: &Path) -> io::Result<Option<(OwnedFd, PathBuf)>> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let opened = rustix::fs::open(path, flags, Mode::empty());
-        let opened = opened.map_err(|errno| failed("open", path, &errno.into()))?;
-        let real = std::fs::read_link(proc_path(&opened));
-        let real = real.map_err(|error| failed("find", path, &error))?;
-        match self.is_whole() || real.starts_with(&self.root) {
-            true => Ok((opened, real)),
-            false => Err(outside(path)),
-        }
+        let opened = rustix::fs::open(path, flags, Mode::empty())?;
+        let real = std::fs::read_link(proc_path(&opened))?;
+        let is_inside = self.is_whole() || real.starts_with(&self.root);
+        Ok(is_inside.then_some((opened, real)))
     }
 
     /// The entry at `path`, whether it is there or not; its directory must be.
@@ -107,12 +109,27 @@ impl Tree {
     /// # Errors
     /// As [`Tree::directory`].
     pub(super) fn place(&self, path: &Path) -> Result<Place, Error> {
-        let (above, name) = match (path.parent(), path.file_name()) {
-            (Some(above), Some(name)) if path != self.root => (above, name),
-            _ => (path, ".".as_ref()),
-        };
+        let (above, name) = self.split(path);
         let (above, _) = self.directory(above)?;
         Ok(Place { above: Arc::new(above), name: name.to_owned() })
+    }
+
+    /// The same; `None` if its directory is outside of the root.
+    ///
+    /// # Errors
+    /// What the system said.
+    pub(super) fn find_place(&self, path: &Path) -> io::Result<Option<Place>> {
+        let (above, name) = self.split(path);
+        let found = self.find_directory(above)?;
+        Ok(found.map(|(above, _)| Place { above: Arc::new(above), name: name.to_owned() }))
+    }
+
+    /// The directory that `path` is in, and its name there.
+    fn split<'a>(&self, path: &'a Path) -> (&'a Path, &'a OsStr) {
+        match (path.parent(), path.file_name()) {
+            (Some(above), Some(name)) if path != self.root => (above, name),
+            _ => (path, ".".as_ref()),
+        }
     }
 }
 

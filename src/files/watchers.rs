@@ -1,6 +1,6 @@
 //! Watchers: those that are asked for events again and again, and those that are streams.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::connect::{Code, Error};
-use super::entries::{names_below, stat};
+use super::entries::{Most, is_nothing, names_below, stat};
 use super::feed::{Event, Feed, Feeds, Named, Stays};
 use super::messages::{EventType, FilesystemEvent};
 use super::places::{Tree, failed};
@@ -25,7 +25,8 @@ const LEASE: Duration = Duration::from_secs(3600);
 /// How many changes are looked at at a time.
 const BATCH: usize = 512;
 
-/// How many events one answer has, and how many bytes of names, some more at most. Who asks again gets the next.
+/// How many events one answer has, and how many bytes of names, some more at most. Who asks again gets the next. No more
+/// than that may be moved in at once.
 const MOST_EVENTS: usize = 1 << 16;
 const MOST_BYTES: usize = 8 << 20;
 
@@ -36,9 +37,13 @@ const MOST_BATCHES: usize = 1 << 10;
 pub(super) struct Watcher {
     /// Why it has ended, once it has.
     feed: Result<Feed, Error>,
+    /// What has been read, and is yet to be told: all of it may have come with much in it.
+    next: VecDeque<Named>,
     tree: Tree,
-    /// The directory, without symlinks.
-    dir: PathBuf,
+    /// A directory that does not move, without symlinks.
+    top: PathBuf,
+    /// What that is in the feed's tree.
+    at_top: PathBuf,
     recursive: bool,
     include_entry: bool,
     /// Counts among the watchers that there may be.
@@ -52,39 +57,77 @@ impl Watcher {
     /// `internal` once something has been missed, or nothing can come any more: from then on each time.
     pub(super) fn read(&mut self) -> Result<Option<Vec<FilesystemEvent>>, Error> {
         let feed = self.feed.as_mut().map_err(|ended| ended.clone())?;
-        let told = match feed.read(self.recursive, BATCH) {
-            Ok(Some(events)) => self.told(events),
-            Ok(None) => return Ok(None),
-            Err(why) => Err(Error::new(Code::Internal, why)),
-        };
+        if self.next.is_empty() {
+            match feed.read(self.recursive, BATCH) {
+                Ok(Some(events)) => self.next = events.into(),
+                Ok(None) => return Ok(None),
+                Err(why) => self.feed = Err(Error::new(Code::Internal, why)),
+            }
+        }
+        let told = self.told();
         if let Err(ended) = &told {
             self.feed = Err(ended.clone());
         }
         told.map(Some)
     }
 
-    fn told(&self, events: Vec<Named>) -> Result<Vec<FilesystemEvent>, Error> {
+    /// Tells what is next, to the end of what was read or to something that came with all in it.
+    fn told(&mut self) -> Result<Vec<FilesystemEvent>, Error> {
+        let feed = self.feed.as_ref().map_err(Error::clone)?;
+        let dir = self.dir(feed);
         let mut owners = Owners::default();
         let mut told = Vec::new();
-        for (event, name) in events {
-            told.push(self.event(event, &name, &mut owners));
-            if event != Event::Arrival || !self.recursive {
+        while let Some((event, name)) = self.next.pop_front() {
+            let is_itself = name == b".";
+            if event != Event::Arrival || !(self.recursive || is_itself) {
+                told.push(self.event(event, &name, dir.as_deref(), &mut owners));
                 continue;
             }
-            let path = self.dir.join(OsStr::from_bytes(&name));
-            let below = names_below(&self.tree, &path, MOST_EVENTS).ok_or_else(|| {
-                let why = format!("overflow: more than {MOST_EVENTS} files were moved in at once");
+            let Some(dir) = &dir else {
+                let why = "it was moved to where it has no path, and more was moved into it";
+                return Err(Error::new(Code::Internal, why));
+            };
+            let came = path(dir, &name);
+            // What came may have been a directory above, with no such one in it.
+            if is_itself && is_nothing(&self.tree, &came) {
+                continue;
+            }
+            told.push(self.event(event, &name, Some(dir), &mut owners));
+            let most = Most { names: MOST_EVENTS, bytes: MOST_BYTES };
+            let below = names_below(&self.tree, &came, self.recursive, most)?;
+            let below = below.ok_or_else(|| {
+                let why = format!(
+                    "overflow: more than {MOST_EVENTS} files, or {MOST_BYTES} bytes of their names, \
+                     were moved in at once"
+                );
                 Error::new(Code::Internal, why)
             })?;
             for below in below {
-                let name = [&name, &b"/"[..], below.as_os_str().as_bytes()].concat();
-                told.push(self.event(Event::Create, &name, &mut owners));
+                let below = below.as_os_str().as_bytes();
+                let name = match is_itself {
+                    true => below.to_vec(),
+                    false => [&name, &b"/"[..], below].concat(),
+                };
+                told.push(self.event(Event::Create, &name, Some(dir), &mut owners));
             }
+            break;
         }
         Ok(told)
     }
 
-    fn event(&self, event: Event, name: &[u8], owners: &mut Owners) -> FilesystemEvent {
+    /// Where the directory is now, as far as has been read. None where it has been moved to what is not mounted there.
+    fn dir(&self, feed: &Feed) -> Option<PathBuf> {
+        let at = Path::new(OsStr::from_bytes(&feed.at)).strip_prefix(&self.at_top).ok()?;
+        Some(self.top.components().chain(at.components()).collect())
+    }
+
+    fn event(
+        &self,
+        event: Event,
+        name: &[u8],
+        dir: Option<&Path>,
+        owners: &mut Owners,
+    ) -> FilesystemEvent {
         let (what, shows_entry) = match event {
             Event::Create | Event::Arrival => (EventType::Create, true),
             Event::Write => (EventType::Write, true),
@@ -93,20 +136,17 @@ impl Watcher {
             Event::Attributes => (EventType::Chmod, true),
         };
         // It may be something else by now, or gone.
-        let entry = (self.include_entry && shows_entry).then(|| {
-            let path = match name {
-                b"." => self.dir.clone(),
-                name => self.dir.join(OsStr::from_bytes(name)),
-            };
-            stat(&self.tree, &path, owners).ok()
-        });
+        let dir = dir.filter(|_| self.include_entry && shows_entry);
+        let entry = dir.map(|dir| stat(&self.tree, &path(dir, name), owners).ok());
         let name = String::from_utf8_lossy(name).into_owned();
         FilesystemEvent { name, what, entry: entry.flatten() }
     }
 
     /// Waits until there is something to read.
     pub(super) async fn changed(&self) {
-        if let Ok(feed) = &self.feed {
+        if let Ok(feed) = &self.feed
+            && self.next.is_empty()
+        {
             feed.reader.changed().await;
         }
     }
@@ -168,8 +208,11 @@ impl Watchers {
         if feed.within.as_deref().is_some_and(|within| !tree.holds(within)) {
             feed.stays = Stays::Here;
         }
-        let (feed, tree) = (Ok(feed), tree.clone());
-        Ok(Watcher { feed, tree, dir, recursive, include_entry, _place: place })
+        let at = Path::new(OsStr::from_bytes(&feed.at));
+        let (top, at_top) = tops(&dir, at, feed.within.as_deref());
+        let (top, at_top) = (top.to_owned(), at_top.to_owned());
+        let (feed, next, tree) = (Ok(feed), VecDeque::new(), tree.clone());
+        Ok(Watcher { feed, next, tree, top, at_top, recursive, include_entry, _place: place })
     }
 
     /// Keeps a watcher for who will ask for its events. Gives the id to ask with, and says whether nobody sees to the
@@ -258,6 +301,26 @@ impl Leases {
         self.leased.retain(|_, leased| leased.until > now);
         self.leased.values().map(|leased| leased.until).min()
     }
+}
+
+/// What has a name in directory `dir`.
+fn path(dir: &Path, name: &[u8]) -> PathBuf {
+    match name {
+        b"." => dir.to_owned(),
+        name => dir.join(OsStr::from_bytes(name)),
+    }
+}
+
+/// What of the directory `dir` and the place `at` that it has in a feed's tree leads to both alike is left out.
+fn tops<'a>(mut dir: &'a Path, mut at: &'a Path, within: Option<&Path>) -> (&'a Path, &'a Path) {
+    while let (Some(name), Some(above), Some(at_above)) =
+        (dir.file_name(), dir.parent(), at.parent())
+        && within.is_some_and(|within| within != dir)
+        && at.file_name() == Some(name)
+    {
+        (dir, at) = (above, at_above);
+    }
+    (dir, at)
 }
 
 fn unknown(id: &str) -> Error {

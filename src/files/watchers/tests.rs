@@ -96,16 +96,16 @@ impl Served {
     }
 }
 
-/// Every directory by one log.
-struct Logged(Arc<ChangeLog>);
+/// Every directory by one log, which has it at the place of that name.
+struct Logged(Arc<ChangeLog>, &'static str);
 
 impl Feeds for Logged {
-    fn feed(&self, _: &Path, _: bool) -> io::Result<Feed> {
+    fn feed(&self, dir: &Path, _: bool) -> io::Result<Feed> {
         let (reader, _) = self.0.subscribe(None)?;
         Ok(Feed {
             reader,
-            at: Vec::new(),
-            within: None,
+            at: self.1.into(),
+            within: dir.ancestors().nth(Path::new(self.1).components().count()).map(Into::into),
             stays: Stays::Followed,
             _source: Arc::new(()),
         })
@@ -118,7 +118,7 @@ fn a_watcher_that_has_missed_something_ends_and_says_so_each_time() {
     let file = journal.try_clone().unwrap();
     let limits = Limits { memory: 4000, segment: 1000, segments: 100 };
     let log = Arc::new(ChangeLog::new(limits, Some(move || file.try_clone())));
-    let watchers = Watchers::new(Arc::new(Logged(Arc::clone(&log))), 9);
+    let watchers = Watchers::new(Arc::new(Logged(Arc::clone(&log), "")), 9);
     let tree = Tree::new(root.path().canonicalize().unwrap(), true);
     let watch = || watchers.watch(&tree, root.path(), true, false).unwrap();
     let (asked, mut stream) = (watchers.keep(watch()).unwrap().0, watch());
@@ -150,7 +150,7 @@ fn an_answer_has_so_many_events_and_bytes_and_the_next_has_the_rest() {
     let root = tempfile::tempdir().unwrap();
     let limits = Limits { memory: usize::MAX, ..Limits::default() };
     let log = Arc::new(ChangeLog::new(limits, Some(tempfile::tempfile)));
-    let watchers = Watchers::new(Arc::new(Logged(Arc::clone(&log))), 9);
+    let watchers = Watchers::new(Arc::new(Logged(Arc::clone(&log), "")), 9);
     let tree = Tree::new(root.path().canonicalize().unwrap(), true);
     for (len, count, most) in [
         (10, MOST_EVENTS - 1, MOST_EVENTS),
@@ -175,6 +175,86 @@ fn an_answer_has_so_many_events_and_bytes_and_the_next_has_the_rest() {
         assert!(told.into_iter().eq(0..count), "{len} {count}");
         watchers.remove(&id).unwrap();
     }
+}
+
+#[test]
+fn what_is_moved_in_is_looked_for_where_the_directory_is_now() {
+    let root = tempfile::tempdir().unwrap();
+    let at = |path: &str| root.path().join(path);
+    std::fs::create_dir_all(at("d/e")).unwrap();
+    let log = Arc::new(ChangeLog::new(Limits::default(), Some(tempfile::tempfile)));
+    let watchers = Watchers::new(Arc::new(Logged(Arc::clone(&log), "d/e")), 9);
+    let tree = Tree::new(root.path().canonicalize().unwrap(), true);
+    let mut watcher = watchers.watch(&tree, &at("d/e"), true, true).unwrap();
+    std::fs::rename(at("d"), at("moved")).unwrap();
+    std::fs::create_dir(at("moved/e/came")).unwrap();
+    std::fs::write(at("moved/e/came/x"), "").unwrap();
+    let write = |from: &str, to: &str| {
+        let what = What::Rename { to: to.into() };
+        log.write(what, FileKind::Directory, 0, from.into());
+    };
+    write("d", "moved");
+    write("elsewhere", "moved/e/came");
+    // Another comes to where it was.
+    std::fs::create_dir_all(at("d/e")).unwrap();
+    let told = watcher.read().unwrap().unwrap();
+    let names: Vec<_> = told.iter().map(|event| event.name.as_str()).collect();
+    assert_eq!(names, ["came", "came/x"]);
+    let entry = told[1].entry.as_ref().unwrap();
+    assert!(entry.path.ends_with("/moved/e/came/x"), "{}", entry.path);
+    // What came to where one above it would be has no such directory in it.
+    write("moved", "d");
+    std::fs::remove_dir_all(at("d")).unwrap();
+    write("another", "d");
+    assert_eq!(watcher.read().unwrap(), Some(Vec::new()));
+}
+
+#[test]
+fn a_directory_is_where_its_place_in_the_tree_is_mounted() {
+    for (dir, at, within, expected) in [
+        ("/m/d/e", "d/e", Some("/m"), ("/m", "")),
+        ("/m", "", Some("/m"), ("/m", "")),
+        // A part of the tree.
+        ("/m/d/e", "part/d/e", Some("/m"), ("/m", "part")),
+        ("/m", "part", Some("/m"), ("/m", "part")),
+        ("/m", "a/m", Some("/m"), ("/m", "a/m")),
+        ("/", "", Some("/"), ("/", "")),
+        // What is no mount of ours is not followed.
+        ("/p/d", "", None, ("/p/d", "")),
+    ] {
+        let (top, at_top) = tops(Path::new(dir), Path::new(at), within.map(Path::new));
+        assert_eq!((top, at_top), (Path::new(expected.0), Path::new(expected.1)), "{dir} {at}");
+    }
+}
+
+#[test]
+fn many_that_are_moved_in_at_once_are_told_one_after_another() {
+    const FILES: usize = 5000;
+    let root = tempfile::tempdir().unwrap();
+    let dir = root.path().join("d");
+    std::fs::create_dir_all(dir.join("came")).unwrap();
+    for number in 0..FILES {
+        std::fs::write(dir.join(format!("came/{number}")), "").unwrap();
+    }
+    let log = Arc::new(ChangeLog::new(Limits::default(), Some(tempfile::tempfile)));
+    let watchers = Watchers::new(Arc::new(Logged(Arc::clone(&log), "d")), 9);
+    let tree = Tree::new(root.path().canonicalize().unwrap(), true);
+    let mut watcher = watchers.watch(&tree, &dir, true, false).unwrap();
+    let asked = watchers.keep(watchers.watch(&tree, &dir, true, false).unwrap()).unwrap().0;
+    for _ in 0..20 {
+        let what = What::Rename { to: b"d/came".to_vec() };
+        log.write(what, FileKind::Directory, 0, b"elsewhere".to_vec());
+    }
+    let mut counts = Vec::new();
+    while let Some(events) = watcher.read().unwrap() {
+        counts.push(events.iter().filter(|event| event.name != "came").count());
+    }
+    assert_eq!(counts, [FILES; 20]);
+    let all = 20 * (FILES + 1);
+    let first = watchers.events(&asked).unwrap().len();
+    assert!((MOST_EVENTS..MOST_EVENTS + FILES + 1).contains(&first), "{first}");
+    assert_eq!(watchers.events(&asked).unwrap().len(), all - first);
+    watchers.remove(&asked).unwrap();
 }
 
 /// The tasks that there are, once those that have something to do have done it.
