@@ -116,15 +116,18 @@ impl Feed {
             What::Remove => tell(Event::Remove, path),
             What::Attributes => tell(Event::Attributes, path),
             What::Rename { to } => {
-                tell(Event::Rename, path);
-                if !is_at_or_above(path, &self.at) {
-                    tell(self.coming(path), to);
+                tell(self.going(path, to), path);
+                match [path, to].map(|path| is_at_or_above(path, &self.at)) {
+                    [true, _] => {}
+                    // Another has come to where it was, or to where one above it was.
+                    [false, true] => tell(Event::Arrival, &self.at),
+                    [false, false] => tell(self.coming(path), to),
                 }
             }
             // As two renames, with no name taken before it is free.
             What::Exchange { with } => {
-                tell(Event::Rename, path);
-                tell(Event::Rename, with);
+                tell(self.going(path, with), path);
+                tell(self.going(with, path), with);
                 if ![path, with].iter().any(|path| is_at_or_above(path, &self.at)) {
                     tell(self.coming(path), with);
                     tell(self.coming(with), path);
@@ -132,6 +135,14 @@ impl Feed {
             }
         }
         self.follow(change);
+    }
+
+    /// What it is to go from `path` to `to`. Who hears of a rename expects the new name.
+    fn going(&self, path: &[u8], to: &[u8]) -> Event {
+        match path != self.at && below(&self.at, to, true).is_none() {
+            true => Event::Remove,
+            false => Event::Rename,
+        }
     }
 
     /// What it is to come from `path`.
@@ -214,7 +225,9 @@ mod tests {
             ("d", true, What::Remove, "d", "Remove .", "d"),
             ("d", true, What::Remove, "", "", "d"),
             ("d", false, rename("d/y"), "d/x", "Rename x, Create y", "d"),
-            ("d", false, rename("e/y"), "d/x", "Rename x", "d"),
+            ("d", false, rename("e/y"), "d/x", "Remove x", "d"),
+            ("d", true, rename("dd"), "d/e/x", "Remove e/x", "d"),
+            ("d", false, rename("dd"), "d/e/x", "", "d"),
             ("d", false, rename("d/y"), "e/x", "Arrival y", "d"),
             ("d", true, rename("d/y"), "d/e/x", "Rename e/x, Create y", "d"),
             ("d", true, rename("d/y"), "dd/x", "Arrival y", "d"),
@@ -222,11 +235,16 @@ mod tests {
             ("d", true, rename("e"), "d", "Rename .", "e"),
             ("d/e", true, rename("x/y"), "d", "", "x/y/e"),
             ("d/e", true, rename("x"), "dd", "", "d/e"),
+            ("d", true, rename("d"), "x", "Arrival .", "d"),
+            ("d/e", false, rename("d"), "x", "Arrival .", "d/e"),
+            ("d/e", true, rename("d"), "x/y", "Arrival .", "d/e"),
+            ("dd/e", true, rename("d"), "x", "", "dd/e"),
             ("", true, rename(""), "", "Rename .", ""),
             ("d", true, exchange("d/y"), "d/x", "Rename x, Rename y, Create y, Create x", "d"),
-            ("d", true, exchange("d/y"), "x", "Rename y, Arrival y", "d"),
-            ("d", true, exchange("x"), "d/y", "Rename y, Arrival y", "d"),
+            ("d", true, exchange("d/y"), "x", "Remove y, Arrival y", "d"),
+            ("d", true, exchange("x"), "d/y", "Remove y, Arrival y", "d"),
             ("d", true, exchange("d"), "e", "Rename .", "e"),
+            ("d", false, exchange("d/e/y"), "d/x", "Rename x, Create x", "d"),
         ] {
             let found = told(at, recursive, &[(what.clone(), path)]);
             assert_eq!(found, (expected.into(), then.into()), "{at:?} {what:?} {path:?}");
