@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 
-use thawfs::overlay::{Options, SetAttr};
-use thawfs::types::Ino;
+use thawfs::overlay::{Options, SetAttr, SetTime};
+use thawfs::types::{Ino, Timestamp};
 use thawfs::watch::{Item, Reader, What};
 
 use crate::overlay_support::{ROOT, open_overlay, source};
@@ -164,5 +164,29 @@ fn what_the_kernel_writes_as_soon_as_somebody_watches_is_told() {
             let told: Vec<_> = told.collect();
             assert_eq!(told, expected, "renamed {renamed}, opened before {opened_before}");
         }
+    }
+}
+
+#[test]
+fn times_that_are_set_are_no_write() {
+    let time = Some(SetTime::At(Timestamp { seconds: 1_000_000_000, nanos: 5 }));
+    for atime in [None, time] {
+        let dir = tempfile::tempdir().unwrap();
+        let overlay = open_overlay(dir.path(), &source().archive, Options::default());
+        let (mut reader, _) = overlay.change_log().subscribe(None).unwrap();
+        let flags = libc::O_RDWR | libc::O_CREAT;
+        let (file, made) = overlay.create(&ROOT, Ino::ROOT, &name(0), 0o644, flags).unwrap();
+        overlay.written_by_kernel(made.handle, true);
+        let before = overlay.getattr(file.ino, None).unwrap();
+        read(&mut reader);
+        let change = SetAttr { atime, mtime: time, ..SetAttr::default() };
+        let after = overlay.setattr(&ROOT, file.ino, None, &change).unwrap();
+        overlay.release(made.handle);
+        let told = read(&mut reader);
+        let [Item::Change(change)] = &told[..] else { panic!("{atime:?}: {told:?}") };
+        assert_eq!(change.what, What::Attributes);
+        let set = Timestamp { seconds: 1_000_000_000, nanos: 5 };
+        assert_eq!(after.mtime, set);
+        assert_eq!(after.atime, if atime.is_some() { set } else { before.atime });
     }
 }
