@@ -146,6 +146,8 @@ impl Watcher {
     pub(super) async fn changed(&self) {
         if let Ok(feed) = &self.feed
             && self.next.is_empty()
+            // Of one that was moved the end is all there is to read.
+            && feed.stays != Stays::Left
         {
             feed.reader.changed().await;
         }
