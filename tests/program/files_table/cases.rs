@@ -39,9 +39,10 @@ impl Case {
     }
 }
 
+/// Not for reading, too: on tmpfs the end of what may have been mapped is told as a write.
 fn options() -> OpenOptions {
     let mut options = OpenOptions::new();
-    options.read(true).write(true);
+    options.write(true);
     options
 }
 
@@ -57,7 +58,7 @@ pub(super) fn cases() -> Vec<Case> {
     vec![
         case(
             "make a file",
-            |at| File::create_new(at.join("w/n")).map(drop),
+            |at| options().create_new(true).open(at.join("w/n")).map(drop),
             "CREATE n",
             "CREATE n",
         ),
