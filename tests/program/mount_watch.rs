@@ -368,7 +368,8 @@ fn a_watch_goes_on_where_another_was_also_after_the_server_s_death() {
 
 #[test]
 fn status_says_who_watches_and_what_is_held_for_them() {
-    if !can_mount_with("status_says_who_watches_and_what_is_held_for_them", &[]) {
+    let test = "status_says_who_watches_and_what_is_held_for_them";
+    if !can_mount_with(test, &[Need::Processes]) {
         return;
     }
     let mounts = Mounts::new();
