@@ -24,7 +24,7 @@ pub(crate) struct Feed {
     pub(crate) at: Vec<u8>,
     /// Where that tree is mounted, which a directory that is followed does not leave.
     pub(crate) within: Option<PathBuf>,
-    /// Whether it is no longer to be told of where it is moved to, and has been moved.
+    /// Whether it is told of where it is moved to, too.
     pub(crate) stays: Stays,
     /// What has to live as long, for the log to be written.
     pub(crate) _source: Arc<dyn Any + Send + Sync>,

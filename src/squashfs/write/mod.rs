@@ -11,11 +11,12 @@
 //!
 //! Between these stand queues of bounded length. What must be known of every file until the end
 //! (`catalog`) is kept in a temporary file once it is long (`spool`), and so are finished tables:
-//! memory does not grow with the tree, but for eight bytes an inode (some forty for a file that stays in a base), one table of hashes of
-//! bounded size, the inodes with several names, and the largest directory's names.
+//! memory does not grow with the tree, but for eight bytes an inode (some forty for a file that
+//! stays in a base), one table of hashes of bounded size, the inodes with several names, and the
+//! largest directory's names.
 //!
-//! [`onto`] packs what it is told instead of what a walk finds (`told`), and what an archive holds already stays there
-//! (`base`).
+//! [`archive_onto`] packs onto the data of another archive, in which what has not changed stays where it is (`base`);
+//! [`onto`] does so with a tree that is told instead of walked (`told`).
 //!
 //! The same tree makes the same bytes, however many threads there are. Archives are read by the
 //! kernel, squashfuse, unsquashfs, and ours.
