@@ -159,6 +159,11 @@ impl KernelWrites {
 
     /// Whether a write to `ino` is yet to be told; whoever asks tells it.
     pub(super) fn check(&self, ino: Ino) -> bool {
+        self.look_at(ino, File::take_due)
+    }
+
+    /// Whether `is_due` says so of `ino`, once all is known of it that marks and times tell.
+    fn look_at(&self, ino: Ino, is_due: impl FnOnce(&mut File) -> bool) -> bool {
         let mut state = self.state.lock();
         let State { files, watch: Some(watch), .. } = &mut *state else { return false };
         if !files.contains_key(&ino) {
@@ -167,7 +172,7 @@ impl KernelWrites {
         absorb(files, watch);
         files.get_mut(&ino).is_some_and(|file| {
             file.look(watch.began);
-            file.take_due()
+            is_due(file)
         })
     }
 
@@ -184,14 +189,7 @@ impl KernelWrites {
     /// As [`Self::check`], once we have set the times of `ino`: that those have moved says nothing, but what a mark
     /// has told does. (Without marks, a write that came at the same time is not told.)
     pub(super) fn check_times_set(&self, ino: Ino) -> bool {
-        let mut state = self.state.lock();
-        let State { files, watch: Some(watch), .. } = &mut *state else { return false };
-        if !files.contains_key(&ino) {
-            return false;
-        }
-        absorb(files, watch);
-        files.get_mut(&ino).is_some_and(|file| {
-            file.look(watch.began);
+        self.look_at(ino, |file| {
             file.is_unexplained = false;
             let is_written = file.is_due_by_mark;
             file.take_due();
