@@ -7,6 +7,8 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 /// A FUSE node id, and so the `st_ino` of a file in the merged tree. `1` is the root.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Ino(pub u64);
@@ -15,6 +17,14 @@ impl Ino {
     /// The root of the mount, a number the FUSE protocol fixes.
     pub const ROOT: Self = Self(1);
 }
+
+/// The number of a layer in a mount's stack: 0 for the upper that it began with, greater for each newer one, and never
+/// used again.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize,
+)]
+#[serde(transparent)]
+pub struct LayerSerial(pub u32);
 
 /// The number an archive gives one of its inodes. Untrusted: a damaged archive can repeat one.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -9,6 +9,7 @@
 //! | `upper/` | the upper directory's format: marks, records, whiteouts, work directory |
 //! | `dirs` | descriptors of upper directories, and the way to them |
 //! | `lookup`, `describe` | which inode a name means, and what the upper says of it |
+//! | `stack/` | the frozen layers between the archive and the upper |
 //! | `again`, `parents` | where a file is, if only its number is known |
 //! | `copy_up`, `build` | bringing a lower inode into the upper, with or without its data |
 //! | `index` | lower inodes with several names, once copied up |
@@ -65,6 +66,7 @@ mod readdir;
 mod remove;
 mod rename;
 mod setattr;
+mod stack;
 mod tell;
 mod upper;
 mod xattr;
@@ -83,6 +85,7 @@ pub use identity::{IdNamespace, IdOptions, IdRange, IdView, Identity};
 pub use readdir::DirEntry;
 pub use rustix::fs::{FallocateFlags, RenameFlags, SeekFrom, XattrFlags};
 pub use setattr::SETID_BITS;
+pub use stack::{Frozen, Layer, RolledBack};
 pub use upper::Upper;
 
 use crate::inode_ops;
@@ -186,6 +189,23 @@ impl Overlay {
     /// [`Error::Unusable`] where the upper belongs to another archive, or what went wrong reading
     /// either.
     pub fn new(lower: Arc<Archive>, upper: Option<Upper>, options: Options) -> Result<Self> {
+        Self::stacked(lower, Vec::new(), upper, options)
+    }
+
+    /// As [`Self::new`], with frozen `layers` between the two, the bottom one first.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn stacked(
+        lower: Arc<Archive>,
+        layers: Vec<Layer>,
+        upper: Option<Upper>,
+        options: Options,
+    ) -> Result<Self> {
+        if let Some(layer) = layers.first() {
+            tracing::error!("layer {:?} at {:?} cannot be read yet", layer.serial, layer.root);
+            return Err(Errno::NOSYS.into());
+        }
         let lower = Lower::new(lower);
         let mut index = Index::default();
         let mut fresh = false;

@@ -10,6 +10,7 @@ mod renaming;
 mod work;
 
 pub use open::Upper;
+pub(super) use open::unusable;
 
 pub(super) use form::Whiteouts;
 pub(super) use marks::{Mark, Namespace};

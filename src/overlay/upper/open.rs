@@ -14,6 +14,7 @@ use super::super::error::{Error, Result};
 use super::form::{Form, Whiteouts};
 use super::marks::Namespace;
 use crate::inode_ops::{Address, Directory, Privilege};
+use crate::types::LayerSerial;
 
 /// Scratch space below the work directory, as kernel overlayfs names it. Emptied at every mount.
 const WORK: &str = "work";
@@ -39,6 +40,8 @@ pub struct Upper {
     /// Taken while a directory is given a number.
     pub(super) numbering: Mutex<()>,
     pub(super) drafts: AtomicU64,
+    /// Its number in its stack.
+    pub(in super::super) serial: LayerSerial,
     /// The work directory, locked as the root is.
     lock: OwnedFd,
 }
@@ -104,6 +107,7 @@ impl Upper {
             keeps_numbers: true,
             numbering: Mutex::new(()),
             drafts: AtomicU64::new(0),
+            serial: LayerSerial::default(),
             lock,
         };
         upper.clean_work()?;
@@ -116,6 +120,12 @@ impl Upper {
         upper.keeps_numbers = upper.keeps_numbers()?;
         upper.finish_renaming()?;
         Ok(upper)
+    }
+
+    /// The same, with number `serial` in its stack.
+    pub fn with_serial(mut self, serial: LayerSerial) -> Self {
+        self.serial = serial;
+        self
     }
 
     /// As whom inodes are made in it. So also where root's file system, an overlayfs, keeps some attributes for

@@ -1,0 +1,33 @@
+//! One frozen layer.
+
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::sync::Arc;
+
+use rustix::fs::FlockOperation;
+
+use super::super::error::Result;
+use super::super::upper::unusable;
+use crate::inode_ops::Directory;
+use crate::types::LayerSerial;
+
+/// A frozen upper. Nobody makes it their upper while it is in use.
+#[derive(Debug)]
+pub struct Layer {
+    pub(in super::super) serial: LayerSerial,
+    pub(in super::super) root: Arc<OwnedFd>,
+}
+
+impl Layer {
+    /// Opens the layer in `dir`, whose number is `serial`.
+    ///
+    /// # Errors
+    /// [`super::super::Error::Unusable`] where it cannot be read, or somebody has it as an upper.
+    pub fn open(dir: &Path, serial: LayerSerial) -> Result<Self> {
+        let opened = Directory::open(dir).and_then(|dir| dir.open_to_read());
+        let root = opened.map_err(|error| unusable(dir, error.to_string()))?;
+        rustix::fs::flock(&root, FlockOperation::NonBlockingLockShared)
+            .map_err(|errno| unusable(dir, format!("cannot be locked: {errno}")))?;
+        Ok(Self { serial, root: Arc::new(root) })
+    }
+}
