@@ -116,7 +116,8 @@ impl Metadata {
     }
 }
 
-fn check_name(name: &str) -> Result<(), &'static str> {
+/// Whether a name may be a backup's, and else what it has to be.
+pub(crate) fn check_name(name: &str) -> Result<(), &'static str> {
     if name.encode_utf16().count() > MAX_NAME {
         return Err("must have at most 256 characters");
     }

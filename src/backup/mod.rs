@@ -55,6 +55,7 @@ pub use id::{BackupId, Handle};
 pub use list::{BackupEntry, BackupState};
 pub(crate) use memory::default_cache_memory;
 pub use meta::Metadata;
+pub(crate) use meta::check_name;
 pub(crate) use open::start_runtime;
 pub use open::{OpenArchive, SourceRequest};
 pub use prune::{PruneRules, PruneSummary, Pruned};

@@ -14,7 +14,7 @@ pub(crate) struct GcArgs {
     #[arg(long, short)]
     pub(crate) yes: bool,
 
-    /// Uppers that were kept by --keep-upper as well.
+    /// Uppers that were kept by --keep-upper as well, or for a checkpoint with a name.
     #[arg(long)]
     pub(crate) kept: bool,
 }
@@ -94,6 +94,11 @@ pub(super) fn describe(leftover: &Leftover) -> String {
     }
     if let (Some(source), Some(mountpoint)) = (&leftover.source, &leftover.mountpoint) {
         text.push_str(&format!(", of {source} on {}", mountpoint.display()));
+    }
+    match leftover.checkpoints {
+        0 => {}
+        1 => text.push_str(", with a checkpoint"),
+        count => text.push_str(&format!(", with {count} checkpoints")),
     }
     if let Some(because) = &leftover.because {
         text.push_str(&format!("; {because}"));

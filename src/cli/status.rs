@@ -149,6 +149,18 @@ fn describe(mount: &Mounted) -> Vec<String> {
         Some(upper) => line("upper", upper.display().to_string()),
         None => line("upper", "none (read-only)".into()),
     }
+    let layers = &report.layers;
+    if layers.layers > 0 {
+        let bytes = human_bytes(layers.bytes);
+        let synced = match layers.checkpoints - layers.durable.min(layers.checkpoints) {
+            0 => String::new(),
+            count => format!(", {count} not on disk yet"),
+        };
+        line("layers", format!("{} frozen, {bytes}", layers.layers));
+        let (count, named) = (layers.checkpoints, layers.named);
+        let away = if layers.rolled_away { "; the last rollback can be taken back" } else { "" };
+        line("points", format!("{count} checkpoints, {named} with a name{synced}{away}"));
+    }
     line("fetched", format!("{} in {} GETs", human_bytes(report.store.bytes), report.store.gets));
     line(
         "cache",

@@ -3,7 +3,7 @@
 use super::mount::lock;
 use super::output::Output;
 use crate::failure::Failure;
-use crate::server::{Manner, resolve_mountpoint, unmount_locked};
+use crate::server::{Manner, held_on, resolve_mountpoint, unmount_locked};
 use clap::{Args, ValueHint};
 use std::path::PathBuf;
 
@@ -31,7 +31,11 @@ pub(super) fn unmount(args: &UnmountArgs, output: &Output) -> Result<(), Failure
     for mountpoint in &args.mountpoints {
         let mountpoint = resolve_mountpoint(mountpoint)?;
         let _lock = lock(&mountpoint, output)?;
+        let held = held_on(&mountpoint);
         unmount_locked(&mountpoint, manner)?;
+        if let Some(said) = held.and_then(|(upper, held)| held.in_words(&upper)) {
+            output.warn(&said);
+        }
     }
     Ok(())
 }

@@ -3,6 +3,7 @@
 use std::io;
 use std::path::Path;
 
+use super::checkpoints::Held;
 use super::group;
 use super::mounted_from::mounted_from;
 use super::mounts::{MountInfo, read_mount_at};
@@ -69,11 +70,22 @@ pub(super) fn remove_dead(dir: &MountDir) -> io::Result<bool> {
     Ok(true)
 }
 
-/// Removes the upper that a server which was killed had made, unless somebody has it.
+/// Removes the upper that a server which was killed had made, unless somebody has it, or a checkpoint in it
+/// has a name.
 pub(super) fn remove_upper(state: &StateDir, mount: &MountDir) -> io::Result<bool> {
     let uppers = state.uppers()?;
     match uppers.into_iter().find(|(_, of)| of.path() == mount.path()) {
-        Some((base, _)) => remove_locked_upper(&base),
+        Some((base, _)) => {
+            let (upper, held) = (base.join("upper"), Held::at(&base.join("work")));
+            if held.keeps() {
+                state.keep_named(&upper);
+                if let Some(said) = held.in_words(&upper) {
+                    tracing::warn!("{said}");
+                }
+                return Ok(false);
+            }
+            remove_locked_upper(&base)
+        }
         None => Ok(false),
     }
 }

@@ -9,32 +9,41 @@ use rustix::fs::StatVfsMountFlags;
 use rustix::mount::MountFlags;
 
 use super::MountRequest;
-use super::state::{Lock, MountDir, Note, Origin, StateDir};
+use super::checkpoints::Held;
+use super::layers::{self, Layers};
+use super::state::{HostId, Lock, MountDir, Note, Origin, StateDir};
 use crate::failure::{Code, Failure};
 use crate::inode_ops::remove_tree;
 use crate::inode_ops::{Directory, DirectoryId, Location};
-use crate::overlay::{self, Upper};
+use crate::overlay::{self, Layer, Upper};
+use crate::types::LayerSerial;
 
 /// The directories of a mount, removed at the end.
 pub(super) struct Directories {
     pub(super) state: StateDir,
     pub(super) mount: MountDir,
     keep_upper: bool,
+    /// The upper and its work directory, where those are the mount's own.
+    own: Option<(PathBuf, PathBuf)>,
     /// The work directory that was made beside an upper of the user's.
     work: Option<(Note, Location)>,
 }
 
 /// Where changes go.
 pub(super) struct UpperDirectory {
+    /// That of layer 0, which is what a user knows it by.
     pub(super) path: PathBuf,
     pub(super) upper: Upper,
+    /// The frozen layers below, the bottom one first.
+    pub(super) below: Vec<Layer>,
+    pub(super) layers: Layers,
     /// How many stacked file systems it is on, in the kernel's count.
     pub(super) stack_depth: Option<u32>,
 }
 
 impl Directories {
     pub(super) fn new(state: StateDir, mount: MountDir, request: &MountRequest) -> Self {
-        Self { state, mount, keep_upper: request.keep_upper, work: None }
+        Self { state, mount, keep_upper: request.keep_upper, own: None, work: None }
     }
 
     /// The upper that `request` names, or one of the mount's own, of which `source` and `since` are
@@ -47,7 +56,7 @@ impl Directories {
     ) -> Result<Option<UpperDirectory>, Failure> {
         let (path, work) = match (&request.upper, request.read_only) {
             (_, true) => return Ok(None),
-            (Some(upper), false) => (upper.clone(), work_beside(upper, request)),
+            (Some(upper), false) => (upper.clone(), work_beside(&self.state, upper, request)),
             (None, false) => {
                 let of = Origin {
                     mountpoint: request.mountpoint.clone(),
@@ -55,7 +64,9 @@ impl Directories {
                     since,
                     kept: request.keep_upper,
                 };
-                self.state.create_upper(&self.mount, &of).map_err(state_failed)?
+                let own = self.state.create_upper(&self.mount, &of).map_err(state_failed)?;
+                self.own = Some(own.clone());
+                own
             }
         };
         let upper = find(&path, request.found.upper)
@@ -65,8 +76,25 @@ impl Directories {
             self.state.keep_named(&path);
         }
         let stack_depth = stack_depth(&upper);
-        let upper = Upper::open_in(&upper, &work).map_err(|error| upper_refused(request, error))?;
-        Ok(Some(UpperDirectory { path, upper, stack_depth }))
+        let boot = HostId::here().map(|here| here.boot).unwrap_or_default();
+        let mut layers = Layers::open(&upper, &work, boot)?;
+        let serial = layers.manifest().live();
+        let live = match serial == LayerSerial::default() {
+            true => upper,
+            false => Directory::open(&layers.live_dir())
+                .map_err(|error| cannot_use(Code::Upper, "layer", &layers.live_dir(), &error))?,
+        };
+        let refused = |error| upper_refused(request, error);
+        let upper = Upper::open_in(&live, &work).map_err(refused)?.with_serial(serial);
+        // Nobody else has the work directory from here on.
+        layers.recover()?;
+        let below = layers.open_below()?;
+        Ok(Some(UpperDirectory { path, upper, below, layers, stack_depth }))
+    }
+
+    /// Whether the upper and its layers outlive the mount.
+    pub(super) fn stay(&self) -> bool {
+        self.keep_upper || self.own.as_ref().is_none_or(|(_, work)| Held::at(work).keeps())
     }
 
     /// The work directory, made where nobody has looked for it. One that nobody named goes with the mount.
@@ -100,7 +128,11 @@ impl Directories {
 
 impl Drop for Directories {
     fn drop(&mut self) {
-        if !self.keep_upper
+        if let Some((upper, work)) = self.own.as_ref().filter(|_| !self.keep_upper && self.stay()) {
+            let named = Held::at(work).named.join(", ");
+            tracing::warn!("{} is kept for its checkpoints: {named}", upper.display());
+            self.state.keep_named(upper);
+        } else if !self.keep_upper
             && let Err(error) = self.state.remove_upper(&self.mount)
         {
             tracing::error!("the upper directory was not removed whole: {error}");
@@ -118,9 +150,12 @@ impl Drop for Directories {
 }
 
 /// Removes a work directory, unless another mount has it, or it holds what the next mount of its upper
-/// needs: the index of hard links.
+/// needs: its layers, or the index of hard links.
 fn remove_work(place: &Location) -> io::Result<()> {
     let work = place.open()?;
+    if layers::are_in(&work) {
+        return Err(io::Error::new(io::ErrorKind::DirectoryNotEmpty, "it has layers"));
+    }
     let inside = work.proc_path();
     let _lock = Lock::on_directory(&inside.join("."))?.ok_or(io::ErrorKind::ResourceBusy)?;
     std::fs::remove_dir(inside.join("index"))?;
@@ -163,13 +198,17 @@ fn upper_refused(request: &MountRequest, error: overlay::Error) -> Failure {
     })
 }
 
-/// The work directory for `upper` where none was named: `.NAME.work` beside it.
-fn work_beside(upper: &Path, request: &MountRequest) -> PathBuf {
+/// The work directory for `upper` where none was named: `.NAME.work` beside it; or that which it has in the
+/// state directory.
+fn work_beside(state: &StateDir, upper: &Path, request: &MountRequest) -> PathBuf {
     request.workdir.clone().unwrap_or_else(|| {
         let mut name = std::ffi::OsString::from(".");
         name.push(upper.file_name().unwrap_or_default());
         name.push(".work");
-        upper.with_file_name(name)
+        let beside = upper.with_file_name(name);
+        // Earlier programs made one beside it in any case.
+        let own = state.work_of(upper).filter(|own| own.is_dir() && !beside.is_dir());
+        own.unwrap_or(beside)
     })
 }
 

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+use super::checkpoints::Held;
 use super::dead::{
     dead_mount, dead_mount_at, is_free, lock_upper, remove_dead, remove_locked_upper,
 };
@@ -59,7 +60,9 @@ pub(crate) struct Leftover {
     pub(crate) mountpoint: Option<PathBuf>,
     /// What was mounted there.
     pub(crate) source: Option<String>,
-    /// Whether the user asked to keep it, or nothing is known of it.
+    /// How many checkpoints go with it.
+    pub(crate) checkpoints: usize,
+    /// Whether the user asked to keep it, a checkpoint in it has a name, or nothing is known of it.
     pub(crate) kept: bool,
     /// Why it is left, whoever asks: somebody has something of it.
     pub(crate) because: Option<String>,
@@ -69,7 +72,16 @@ impl Leftover {
     fn new(kind: Kind, path: PathBuf) -> Self {
         let since = path.symlink_metadata().ok().and_then(|meta| meta.mtime().try_into().ok());
         let (mountpoint, source) = (None, None);
-        Self { kind, path, bytes: 0, since, mountpoint, source, kept: false, because: None }
+        let (bytes, checkpoints, kept) = (0, 0, false);
+        Self { kind, path, bytes, since, mountpoint, source, checkpoints, kept, because: None }
+    }
+
+    /// With the checkpoints that the work directory at `work` has.
+    fn with_checkpoints(mut self, work: &Path) -> Self {
+        let held = Held::at(work);
+        self.checkpoints = held.count();
+        self.kept |= held.keeps();
+        self
     }
 
     fn with_size(mut self) -> Self {
@@ -172,7 +184,11 @@ pub(crate) fn find(state: &StateDir) -> io::Result<Vec<Leftover>> {
             _ => continue,
         };
         if is_free(Lock::on_directory(note.path()))? {
-            found.push(Leftover::new(kind, note.path().to_owned()).with_size());
+            let leftover = Leftover::new(kind, note.path().to_owned()).with_size();
+            found.push(match kind {
+                Kind::Work => leftover.with_checkpoints(note.path()),
+                _ => leftover,
+            });
         }
     }
     for path in state.lock_files()? {
@@ -196,8 +212,9 @@ pub(crate) fn find_uppers(state: &StateDir) -> io::Result<Vec<Leftover>> {
             continue;
         }
         let origin = read_origin(&base);
+        let work = base.join("work");
         let upper = Leftover::new(Kind::Upper, base).with_size();
-        found.push(match origin {
+        let upper = match origin {
             Some(origin) => Leftover {
                 since: Some(origin.since),
                 mountpoint: Some(origin.mountpoint),
@@ -206,7 +223,8 @@ pub(crate) fn find_uppers(state: &StateDir) -> io::Result<Vec<Leftover>> {
                 ..upper
             },
             None => Leftover { kept: true, ..upper },
-        });
+        };
+        found.push(upper.with_checkpoints(&work));
     }
     Ok(found)
 }
@@ -220,7 +238,8 @@ pub(crate) fn forget_gone(state: &StateDir) {
     }
 }
 
-/// What lives inside of the mount that a server which was killed has left, and would be lost with it, in words.
+/// What lives inside of the mount that a server which was killed has left, and would be lost with it, in
+/// words.
 pub(crate) fn living_inside(state: &StateDir, record: &Record) -> Option<String> {
     lives_inside(state, &dead_mount(state, record)?).ok()?
 }
@@ -235,7 +254,7 @@ fn remove_work(path: &Path) -> io::Result<bool> {
 }
 
 /// What is in a work directory.
-const IN_WORK: [&str; 2] = ["index", "work"];
+const IN_WORK: [&str; 5] = ["index", "work", "layers", "stack.new", "stack.json"];
 
 /// Whether at `path` is a directory with nothing in it but what a work directory has.
 fn is_work(path: &Path) -> bool {
@@ -288,7 +307,7 @@ fn is_missing(path: &Path) -> bool {
 }
 
 /// Room that a tree takes, as du(1) counts it. What cannot be read is left out.
-fn disk_usage(path: &Path) -> u64 {
+pub(super) fn disk_usage(path: &Path) -> u64 {
     let mut seen = HashSet::new();
     let mut bytes = 0;
     let mut paths = vec![path.to_owned()];

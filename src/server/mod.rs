@@ -8,7 +8,9 @@
 //! | `detach`, `program` | starting a server, and which program that is |
 //! | `inherited`, `privileges`, `group`, `heap` | what it leaves behind, gives up, or sets for itself |
 //! | `serve`, `directories`, `traces` | its life: the mount, its directories, what is fetched ahead |
+//! | `layers/` | the layers of its upper on disk, and the points between them |
 //! | `control`, [`report`], `questions`, `difference`, `changes` | what it says when asked |
+//! | `checkpoints/` | checkpoints, and rolling back to them |
 //! | `file_service` | files of the machine over HTTP |
 //! | `state`, `mount_dir`, `record`, `locks` | what is written down of it, and locked |
 //! | [`mounts`], `mounted_from` | what is mounted, as the kernel says |
@@ -18,6 +20,7 @@
 //! | `dead`, `leftovers` | servers and commands that were killed, and what they left |
 
 mod changes;
+mod checkpoints;
 mod control;
 mod dead;
 mod detach;
@@ -28,6 +31,7 @@ mod files_worker;
 pub(crate) mod group;
 mod heap;
 mod inherited;
+mod layers;
 pub(crate) mod leftovers;
 mod locks;
 mod mount_dir;
@@ -68,4 +72,4 @@ pub use restore::{Notice, RestoreRequest, Restored, restore, restore_archive, re
 pub use serve::serve;
 pub(crate) use unchosen::check_unchosen;
 pub use unmount::{Manner, unmount};
-pub(crate) use unmount::{check_free, resolve_mountpoint, unmount_locked};
+pub(crate) use unmount::{check_free, held_on, resolve_mountpoint, unmount_locked};

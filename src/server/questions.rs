@@ -1,5 +1,5 @@
-//! What is asked of a server over its control socket, beside its report, and who answers: each question on a thread of
-//! its own, and only so many at a time.
+//! What is asked of a server over its control socket, beside its report, and who answers: each question on
+//! a thread of its own, and only so many at a time.
 
 use std::io;
 use std::os::unix::net::UnixStream;
@@ -8,6 +8,9 @@ use std::sync::{Arc, Weak};
 use serde::{Deserialize, Serialize};
 
 use super::changes::{self, ChangesRequest};
+use super::checkpoints::{
+    self, CheckpointRequest, Checkpoints, ForgetRequest, ListRequest, RollbackRequest,
+};
 use super::difference::{self, DifferenceRequest};
 use crate::failure::{Code, Failure};
 use crate::overlay::Overlay;
@@ -20,7 +23,18 @@ pub(super) enum Question {
     Difference(DifferenceRequest),
     /// What changes.
     Changes(ChangesRequest),
+    /// Make a checkpoint.
+    Checkpoint(CheckpointRequest),
+    /// Which checkpoints there are.
+    Checkpoints(ListRequest),
+    /// Roll back to one.
+    Rollback(RollbackRequest),
+    /// Forget some.
+    Forget(ForgetRequest),
 }
+
+/// Most that make checkpoints or ask for them at a time; one of them does, and the others wait.
+const MAX_CHECKPOINTS: usize = 32;
 
 /// Places for those who are answered at a time.
 struct Places {
@@ -53,14 +67,18 @@ impl Places {
 /// Answers questions about one tree.
 pub(super) struct Questions {
     tree: Weak<Overlay>,
+    checkpoints: Arc<Checkpoints>,
+    checkpointing: Places,
     differences: Places,
     listeners: Places,
 }
 
 impl Questions {
-    pub(super) fn new(tree: Weak<Overlay>) -> Self {
+    pub(super) fn new(tree: Weak<Overlay>, checkpoints: Arc<Checkpoints>) -> Self {
         Self {
             tree,
+            checkpoints,
+            checkpointing: Places::new(MAX_CHECKPOINTS, "checkpoints to make or tell of"),
             differences: Places::new(difference::MAX_AT_A_TIME, "differences to tell"),
             listeners: Places::new(listeners(), "listeners"),
         }
@@ -96,6 +114,19 @@ impl Questions {
                 let tree = Weak::clone(&self.tree);
                 on_a_thread("thawfs-changes", place, move || {
                     changes::tell(&tree, &request, connection)
+                })
+            }
+            question @ (Question::Checkpoint(_)
+            | Question::Checkpoints(_)
+            | Question::Rollback(_)
+            | Question::Forget(_)) => {
+                let place = match self.checkpointing.take() {
+                    Ok(place) => place,
+                    Err(busy) => return checkpoints::refuse(connection, busy),
+                };
+                let checkpoints = Arc::clone(&self.checkpoints);
+                on_a_thread("thawfs-checkpoint", place, move || {
+                    checkpoints::tell(&checkpoints, &question, connection)
                 })
             }
         }

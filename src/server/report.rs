@@ -39,6 +39,10 @@ pub struct Report {
     /// The log of what changes; all zero while nobody watches.
     #[serde(default)]
     pub changes: ChangesReport,
+    /// Frozen layers below the upper, and the checkpoints that they are kept for; all zero where there is
+    /// none.
+    #[serde(default)]
+    pub layers: LayersReport,
     /// Files and directories that the kernel remembers.
     #[serde(default)]
     pub nodes: u64,
@@ -143,6 +147,24 @@ pub struct ChangesReport {
     pub memory_bytes: u64,
     /// Bytes on disk of those that wait for a slow reader.
     pub journal_bytes: u64,
+}
+
+/// Layers below the upper.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LayersReport {
+    /// How many are frozen.
+    pub layers: u64,
+    /// Room that they take on disk, as far as it is known yet.
+    pub bytes: u64,
+    /// Checkpoints, without what was rolled away.
+    pub checkpoints: u64,
+    /// Those of them that have a name.
+    pub named: u64,
+    /// Those of them that the disk is known to have.
+    pub durable: u64,
+    /// Whether the last rollback can be taken back.
+    pub rolled_away: bool,
 }
 
 /// Requests that failed below the overlay.

@@ -1,7 +1,7 @@
 //! A server's life: open, mount, answer, clean up.
 //!
-//! Its directory and its lock come first, so that whatever it leaves when it is killed can be found. The record
-//! comes once the mount answers, and the command hears of it last: what it was told of is there.
+//! Its directory and its lock come first, so that whatever it leaves when it is killed can be found. The
+//! record comes once the mount answers, and the command hears of it last: what it was told of is there.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -10,6 +10,7 @@ use std::path::Path;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use super::checkpoints::Checkpoints;
 use super::control;
 use super::directories::{Directories, cannot_use, find, open_upper_warning, state_failed};
 use super::files_worker::FilesWorker;
@@ -17,8 +18,8 @@ use super::group::{Group, Groups};
 use super::mounts::{MountInfo, in_words, mounted_inside, read_mount_at, read_mounts};
 use super::questions::Questions;
 use super::report::{
-    ArchiveReport, BlockReport, ChangesReport, ChunkReport, DiskReport, FaultReport, Report,
-    StoreReport,
+    ArchiveReport, BlockReport, ChangesReport, ChunkReport, DiskReport, FaultReport, LayersReport,
+    Report, StoreReport,
 };
 use super::request::{MountRequest, Ready};
 use super::state::{HostId, MountDir, Record, StateDir, check_outside_state};
@@ -81,14 +82,19 @@ pub(super) fn serve_in(
         .filter(|_| !options.flags.no_atime())
         .and_then(|upper| upper.stack_depth);
     let upper_path = upper.as_ref().map(|upper| upper.path.clone());
-    let upper = upper.map(|upper| upper.upper);
+    let (mut below, mut layers) = (Vec::new(), None);
+    let upper = upper.map(|upper| {
+        (below, layers) = (upper.below, Some(upper.layers));
+        upper.upper
+    });
 
     let behaviour = overlay::Options {
         no_atime: options.flags.no_atime(),
         no_dir_atime: options.flags.no_dir_atime(),
         ..overlay::Options::default()
     };
-    let overlay = Overlay::new(Arc::clone(&opened.archive), upper, behaviour)?;
+    let archive = Arc::clone(&opened.archive);
+    let overlay = Overlay::stacked(archive, below, upper, behaviour)?;
     let overlay = overlay.showing(identity.clone()).named(opened.as_mounted());
     let overlay = Arc::new(overlay);
     let mut warnings = request.owners.warnings(&overlay, &opened.archive, &identity);
@@ -102,6 +108,9 @@ pub(super) fn serve_in(
     drop(mountpoint);
     let unmounter = mount.unmounter(&request.mountpoint);
     let mounted = read_mount_at(&request.mountpoint).ok().flatten();
+    let checkpoints =
+        Checkpoints::new(Weak::clone(&tree), request.mountpoint.clone(), mounted.clone(), layers);
+    let checkpoints = Arc::new(checkpoints);
     let signals = unmount_on_signal(unmounter.clone(), mounted.clone()).map_err(state_failed)?;
     let write_back = WriteBack::new(request.mountpoint.clone());
     let serving = std::thread::Builder::new()
@@ -130,7 +139,9 @@ pub(super) fn serve_in(
         });
     let found = groups.found().to_vec();
     let written = mount_dir.write_options(&request.on_record(&options));
-    let told = written.and_then(|()| publish(&mount_dir, &record, found, tree, opened, faults));
+    let answers =
+        Answers { groups: found, tree, checkpoints: Arc::clone(&checkpoints), opened, faults };
+    let told = written.and_then(|()| publish(&mount_dir, &record, answers));
     let told = told.and_then(|()| {
         let Record { mountpoint, source, pid, upper, .. } = record;
         ready(
@@ -142,6 +153,7 @@ pub(super) fn serve_in(
         // Nobody knows of the mount: take it down again.
         let _ = unmounter.unmount();
         let _ = serving.join();
+        checkpoints.end(directories.stay());
         traces.map(Traces::finish).unwrap_or_default();
         return Err(Failure::new(
             Code::Failed,
@@ -154,6 +166,7 @@ pub(super) fn serve_in(
 
     let ended = serving.join();
     signals.close();
+    checkpoints.end(directories.stay());
     drop(directories);
     traces.map(Traces::finish).unwrap_or_default();
     match ended {
@@ -225,23 +238,26 @@ fn raise_readahead(mount: &MountInfo) {
     }
 }
 
-/// Opens the control socket and writes the record down.
-fn publish(
-    mount_dir: &MountDir,
-    record: &Record,
+/// What a server tells of.
+struct Answers {
     groups: Vec<Group>,
     tree: Weak<Overlay>,
+    checkpoints: Arc<Checkpoints>,
     opened: OpenArchive,
     faults: Arc<Faults>,
-) -> io::Result<()> {
+}
+
+/// Opens the control socket and writes the record down.
+fn publish(mount_dir: &MountDir, record: &Record, answers: Answers) -> io::Result<()> {
     let about = record.clone();
-    let questions = Questions::new(Weak::clone(&tree));
+    let Answers { groups, tree, checkpoints, opened, faults } = answers;
+    let questions = Questions::new(Weak::clone(&tree), Arc::clone(&checkpoints));
     let answer = move |asked: &[u8], mut connection: UnixStream| {
         if !asked.is_empty() {
             return questions.answer(asked, connection);
         }
-        let groups = groups.clone();
-        let report = Report { groups, ..report(&about, &tree, &opened, &faults) };
+        let (groups, layers) = (groups.clone(), checkpoints.report());
+        let report = Report { groups, layers, ..report(&about, &tree, &opened, &faults) };
         connection.write_all(&serde_json::to_vec(&report)?)
     };
     let worker = FilesWorker::new(record.mountpoint.clone());
@@ -304,6 +320,7 @@ fn report(record: &Record, tree: &Weak<Overlay>, opened: &OpenArchive, faults: &
                 journal_bytes: kept.journal_bytes,
             }
         }),
+        layers: LayersReport::default(),
         nodes: tree.upgrade().map_or(0, |tree| tree.node_count() as u64),
         faults: FaultReport {
             count,

@@ -103,14 +103,24 @@ impl StateDir {
 
     /// Has an upper of the state directory that a user names again count as one that was to be kept.
     pub(super) fn keep_named(&self, upper: &Path) {
-        let Some(base) = upper.parent() else { return };
-        if base.parent() == Some(&*self.root.join("uppers")) && upper.ends_with("upper") {
+        if let Some(base) = self.base_of(upper) {
             let of = read_origin(base).unwrap_or_default();
             if let Err(error) = write_json(&base.join("origin.json"), &Origin { kept: true, ..of })
             {
                 tracing::warn!("{} is not marked as kept: {error}", upper.display());
             }
         }
+    }
+
+    /// The work directory that [`StateDir::create_upper`] made with `upper`, if it did.
+    pub(super) fn work_of(&self, upper: &Path) -> Option<PathBuf> {
+        self.base_of(upper).map(|base| base.join("work"))
+    }
+
+    fn base_of<'a>(&self, upper: &'a Path) -> Option<&'a Path> {
+        let base = upper.parent()?;
+        let is_ours = base.parent() == Some(&*self.root.join("uppers"));
+        (is_ours && upper.ends_with("upper")).then_some(base)
     }
 
     /// Removes what [`StateDir::create_upper`] made, with all that was written into it.

@@ -4,6 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use super::checkpoints::Held;
 use super::dead::{clear_records, remove_upper};
 use super::mounts::{
     MountInfo, in_words, mounted_inside, read_mount_at, read_mounts, read_mounts_of,
@@ -34,10 +35,10 @@ pub enum Manner {
     Dead,
 }
 
-/// Unmounts `dir`, and waits until its server has removed what was its own and ended, unless it is detached to end
-/// later. What is mounted inside of it never goes with it, unless that is dead, too, and it is dead itself. Clears what
-/// servers of that directory have on record that were killed; their uppers stay, as changes are never thrown away by
-/// guess. Waits for others who mount or unmount there.
+/// Unmounts `dir`, and waits until its server has removed what was its own and ended, unless it is detached
+/// to end later. What is mounted inside of it never goes with it, unless that is dead, too, and it is dead
+/// itself. Clears what servers of that directory have on record that were killed; their uppers stay, as
+/// changes are never thrown away by guess. Waits for others who mount or unmount there.
 ///
 /// # Errors
 /// [`Code::NotMounted`], [`Code::Busy`], [`Code::Fuse`] where it is not permitted, or what the system
@@ -130,6 +131,16 @@ pub(crate) fn unmount_locked(mountpoint: &Path, manner: Manner) -> Result<(), Fa
     // There is nothing, unless the server was killed: before, or while it was waited for.
     clear_records(&state, mountpoint).map_err(failed)?;
     Ok(())
+}
+
+/// The upper that goes with the mount on `mountpoint`, and the checkpoints that go with it, or keep it;
+/// `None` where the upper stays in any case, or there is none.
+pub(crate) fn held_on(mountpoint: &Path) -> Option<(PathBuf, Held)> {
+    let mounted = read_mount_at(mountpoint).ok()?.filter(MountInfo::is_ours)?;
+    let (server, record) = StateDir::locate().read_mount_of(&mounted).ok()??;
+    let upper = record.upper.filter(|_| record.upper_is_ours && server.is_alive())?;
+    let held = Held::at(&upper.with_file_name("work"));
+    Some((upper, held))
 }
 
 /// What would go with `mounted` although somebody may need it, in words; `None` where nothing would.
@@ -228,7 +239,11 @@ pub(super) fn clear(mountpoint: &Path) -> Result<Vec<PathBuf>, Failure> {
     let mut cleared = Vec::new();
     for mount in &mounts {
         let recorded = state.read_mount_of(mount).map_err(failed)?;
+        let held = held_on(&mount.mountpoint);
         take_down(&mount.mountpoint)?;
+        if let Some(said) = held.and_then(|(upper, held)| held.in_words(&upper)) {
+            tracing::warn!("{}: {said}", mount.mountpoint.display());
+        }
         // To replace a mount is to throw its changes away, which a server that was killed has left.
         if let Some((ended, Record { upper_is_ours: true, .. })) = &recorded
             && !ended.is_alive()

@@ -20,6 +20,8 @@ use crate::types::LayerSerial;
 const WORK: &str = "work";
 /// Hard links of copied-up lower inodes that have several names, as kernel overlayfs keeps them.
 const INDEX: &str = "index";
+/// Uppers that are there beside the first, and layers that were: of a mount with checkpoints.
+const LAYERS: &str = "layers";
 
 /// An upper directory with its work directory, locked for this process until dropped.
 #[derive(Debug)]
@@ -47,8 +49,9 @@ pub struct Upper {
 }
 
 impl Upper {
-    /// Opens `upper_dir` as an upper with `work_dir` for scratch, both existing directories of one
-    /// file system, and empties what an earlier mount left in `work_dir/work`.
+    /// Opens `upper_dir` as an upper with `work_dir` for scratch, both existing directories of one file
+    /// system, and empties what an earlier mount left in `work_dir/work`. The upper may be in
+    /// `work_dir/layers`.
     ///
     /// # Errors
     /// [`Error::Unusable`] where one lies within the other, they are on different file systems,
@@ -70,7 +73,8 @@ impl Upper {
         };
         let (root, lock) = (read(upper_dir)?, read(work_dir)?);
         let (upper_dir, work_dir) = (upper_dir.path(), work_dir.path());
-        if upper_dir.starts_with(work_dir) || work_dir.starts_with(upper_dir) {
+        let is_layer = upper_dir.parent() == Some(&*work_dir.join(LAYERS));
+        if (upper_dir.starts_with(work_dir) && !is_layer) || work_dir.starts_with(upper_dir) {
             return Err(unusable(work_dir, "upper and workdir must not lie within each other"));
         }
         if mount_of(&root, upper_dir)? != mount_of(&lock, work_dir)? {
@@ -128,8 +132,8 @@ impl Upper {
         self
     }
 
-    /// As whom inodes are made in it. So also where root's file system, an overlayfs, keeps some attributes for
-    /// itself.
+    /// As whom inodes are made in it. So also where root's file system, an overlayfs, keeps some attributes
+    /// for itself.
     pub(in super::super) fn privilege(&self) -> Privilege {
         match self.privileged && self.marks == Namespace::Trusted {
             true => Privilege::Root,

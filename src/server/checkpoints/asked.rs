@@ -1,0 +1,166 @@
+//! What is asked about checkpoints over the control socket, and what is answered: a line that says that the
+//! question is understood, and one with the answer. Who is not sent the first asks a server that knows no
+//! checkpoints.
+
+use std::io::{self, Write};
+use std::os::unix::net::UnixStream;
+
+use serde::{Deserialize, Serialize};
+
+use super::super::layers::FuzzyFile;
+use super::super::questions::Question;
+use super::Checkpoints;
+use crate::backup::BackupId;
+use crate::failure::Failure;
+
+/// Make a checkpoint.
+#[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct CheckpointRequest {
+    /// What to call it.
+    pub(crate) name: Option<String>,
+    /// Answer only when the disk has it.
+    pub(crate) sync: bool,
+    /// How many checkpoints without a name to keep from now on.
+    pub(crate) keep: Option<u32>,
+}
+
+/// Tell which there are.
+#[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ListRequest {}
+
+/// Where to roll back to.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Target {
+    /// The last checkpoint.
+    Last,
+    /// One by its id, the first digits of that, or its name.
+    Point(String),
+    /// What was mounted.
+    Archive,
+}
+
+/// Roll back.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct RollbackRequest {
+    /// Where to.
+    pub(crate) to: Target,
+    /// Do not keep what is rolled away.
+    pub(crate) discard: bool,
+    /// Not while somebody writes.
+    pub(crate) strict: bool,
+}
+
+/// Forget checkpoints.
+#[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ForgetRequest {
+    /// One by its id, the first digits of that, or its name.
+    pub(crate) which: Option<String>,
+    /// All but so many without a name, now and from now on.
+    pub(crate) keep: Option<u32>,
+}
+
+/// What was made.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Made {
+    pub(crate) id: BackupId,
+    /// Files of it that are of no one moment.
+    pub(crate) fuzzy: Vec<FuzzyFile>,
+    /// Whether the disk is known to have it.
+    pub(crate) durable: bool,
+}
+
+/// Which there are.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Listed {
+    /// The oldest first.
+    pub(crate) checkpoints: Vec<ListedPoint>,
+    /// How many without a name are kept.
+    pub(crate) keep: u32,
+}
+
+/// One of them.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct ListedPoint {
+    pub(crate) id: BackupId,
+    pub(crate) name: Option<String>,
+    /// Milliseconds since the epoch.
+    pub(crate) created_ms: u64,
+    /// Whether the disk is known to have it.
+    pub(crate) durable: bool,
+    /// Room that what changed before it takes on disk, if that is known yet.
+    pub(crate) bytes: Option<u64>,
+    /// Files of it that are of no one moment.
+    pub(crate) fuzzy: Vec<FuzzyFile>,
+    /// Whether it is what the last rollback has rolled away.
+    pub(crate) rolled_away: bool,
+    /// Whether it is the one that a rollback goes to.
+    pub(crate) last: bool,
+}
+
+/// What was rolled back.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct RolledBack {
+    /// To which; none for what was mounted.
+    pub(crate) id: Option<BackupId>,
+    pub(crate) name: Option<String>,
+    /// How many names mean something else than before.
+    pub(crate) names: u64,
+    /// By which it can be taken back.
+    pub(crate) rolled_away: Option<BackupId>,
+}
+
+/// What was forgotten.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Forgotten {
+    pub(crate) forgotten: Vec<BackupId>,
+    /// How many without a name are kept.
+    pub(crate) keep: u32,
+}
+
+/// A line of the answer.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Line<T> {
+    Begun,
+    Done(T),
+    Failed(Failure),
+}
+
+fn write_line<T: Serialize>(to: &mut UnixStream, line: &Line<T>) -> io::Result<()> {
+    let mut json = serde_json::to_vec(line)?;
+    json.push(b'\n');
+    to.write_all(&json)
+}
+
+/// Says why nothing is done.
+pub(in super::super) fn refuse(mut connection: UnixStream, failure: Failure) -> io::Result<()> {
+    write_line(&mut connection, &Line::<()>::Failed(failure))
+}
+
+/// Does what is asked, and tells.
+///
+/// # Errors
+/// Where who listens went away meanwhile.
+pub(in super::super) fn tell(
+    checkpoints: &Checkpoints,
+    question: &Question,
+    mut connection: UnixStream,
+) -> io::Result<()> {
+    // Who is gone by now changed their mind.
+    write_line(&mut connection, &Line::<()>::Begun)?;
+    let to = &mut connection;
+    match question {
+        Question::Checkpoint(request) => answer(to, checkpoints.checkpoint(request)),
+        Question::Checkpoints(_) => answer(to, checkpoints.list()),
+        Question::Rollback(request) => answer(to, checkpoints.roll_back(request)),
+        Question::Forget(request) => answer(to, checkpoints.forget(request)),
+        Question::Difference(_) | Question::Changes(_) => Err(io::ErrorKind::InvalidInput.into()),
+    }
+}
+
+fn answer<T: Serialize>(to: &mut UnixStream, done: Result<T, Failure>) -> io::Result<()> {
+    write_line(to, &done.map_or_else(Line::Failed, Line::Done))
+}

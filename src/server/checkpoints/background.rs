@@ -1,0 +1,157 @@
+//! What follows a change of layers, on a thread of its own, which there is once it is needed.
+
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use parking_lot::{Condvar, Mutex, MutexGuard};
+
+use super::super::layers::{Layers, Manifest};
+use crate::failure::{Code, Failure};
+
+/// The layers of one mount, and who tidies them.
+pub(super) struct Background {
+    layers: Mutex<Layers>,
+    /// What there was after the last change, for who does not wait for the next.
+    seen: Mutex<Arc<Manifest>>,
+    state: Mutex<State>,
+    wake: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    /// There is something to do.
+    wanted: bool,
+    ended: bool,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Background {
+    pub(super) fn new(layers: Layers) -> Self {
+        let seen = Mutex::new(Arc::clone(layers.manifest()));
+        let (layers, state) = (Mutex::new(layers), Mutex::default());
+        Self { layers, seen, state, wake: Condvar::new() }
+    }
+
+    /// Begins with what an earlier server has left to do.
+    pub(super) fn begin(self: &Arc<Self>) {
+        let layers = self.layers.lock();
+        if layers.is_begun() || layers.has_discarded() {
+            self.changed(&layers);
+        }
+    }
+
+    /// The layers, once nobody else has them; `None` after the end.
+    pub(super) fn layers(&self) -> Option<MutexGuard<'_, Layers>> {
+        let layers = self.layers.lock();
+        (!self.state.lock().ended).then_some(layers)
+    }
+
+    pub(super) fn seen(&self) -> Arc<Manifest> {
+        Arc::clone(&self.seen.lock())
+    }
+
+    /// Says that there is something to tidy.
+    pub(super) fn changed(self: &Arc<Self>, layers: &Layers) {
+        *self.seen.lock() = Arc::clone(layers.manifest());
+        let mut state = self.state.lock();
+        if state.ended {
+            return;
+        }
+        state.wanted = true;
+        self.wake.notify_one();
+        if state.thread.is_none() {
+            let this = Arc::clone(self);
+            let thread = std::thread::Builder::new().name("thawfs-layers".into());
+            match thread.spawn(move || this.run()) {
+                Ok(thread) => state.thread = Some(thread),
+                // The next change tries again.
+                Err(error) => tracing::warn!("layers are not tidied yet: {error}"),
+            }
+        }
+    }
+
+    fn run(&self) {
+        loop {
+            {
+                let mut state = self.state.lock();
+                while !state.wanted && !state.ended {
+                    self.wake.wait(&mut state);
+                }
+                if !std::mem::take(&mut state.wanted) {
+                    return;
+                }
+            }
+            self.tidy();
+        }
+    }
+
+    fn tidy(&self) {
+        if let Err(failure) = self.prepare() {
+            tracing::warn!("the next checkpoint takes longer: {failure}");
+        }
+        if let Err(failure) = self.make_durable(true) {
+            tracing::warn!("checkpoints are not known to be on disk yet: {failure}");
+        }
+        let remover = self.layers.lock().remover();
+        if let Err(error) = remover.remove() {
+            tracing::warn!("layers that nothing needs are not removed whole: {error}");
+        }
+    }
+
+    fn prepare(&self) -> Result<(), Failure> {
+        match self.layers() {
+            Some(mut layers) if layers.is_begun() => layers.prepare(),
+            _ => Ok(()),
+        }
+    }
+
+    /// Has the disk have all points that there are, and writes down that it does; and, if asked to
+    /// `measure`, how much room layers take.
+    pub(super) fn make_durable(&self, measure: bool) -> Result<(), Failure> {
+        let (points, layers, syncer) = {
+            let layers = self.layers.lock();
+            let manifest = layers.manifest();
+            let unmeasured = manifest.frozen_layers().filter(|it| manifest.bytes_of(*it).is_none());
+            let unmeasured: Vec<_> = unmeasured.filter(|_| measure).collect();
+            (manifest.undurable(), unmeasured, layers.syncer())
+        };
+        if !points.is_empty() {
+            syncer.sync().map_err(|error| {
+                Failure::new(Code::Upper, format!("the upper's file system: {error}"))
+            })?;
+        }
+        let bytes: Vec<_> =
+            layers.into_iter().map(|serial| (serial, syncer.usage(serial))).collect();
+        let mut layers = self.layers.lock();
+        layers.set_durable(&points, &bytes)?;
+        *self.seen.lock() = Arc::clone(layers.manifest());
+        Ok(())
+    }
+
+    /// See [`super::Checkpoints::end`].
+    pub(super) fn end(&self, keep: bool) {
+        // Who has them is not interrupted; who waits for them is told.
+        let layers = self.layers.lock();
+        let thread = {
+            let mut state = self.state.lock();
+            state.ended = true;
+            state.wanted = false;
+            self.wake.notify_one();
+            state.thread.take()
+        };
+        drop(layers);
+        if let Some(thread) = thread
+            && thread.join().is_err()
+        {
+            tracing::error!("the thread that tidies layers panicked");
+        }
+        if keep && let Err(failure) = self.make_durable(true) {
+            tracing::warn!("checkpoints are not known to be on disk: {failure}");
+        }
+        let mut layers = self.layers.lock();
+        let removed = if keep { layers.remover().remove() } else { Ok(()) };
+        if let Err(error) = layers.finish().and(removed) {
+            tracing::warn!("layers that nothing needs are not removed whole: {error}");
+        }
+    }
+}

@@ -1,0 +1,322 @@
+//! Checkpoints of one mount, as its server makes them, rolls back to them and forgets them.
+//!
+//! | file | idea |
+//! | --- | --- |
+//! | `asked` | questions and answers, and who asks |
+//! | `background` | what follows a change: the disk has it, what nobody needs goes, the next directory is made |
+//! | `writers` | who has a file open for writing |
+//!
+//! One thing at a time: who comes second waits. Nothing of that is waited for by a program in the mount,
+//! but for the moment in which the overlay has a new live upper.
+
+mod asked;
+mod background;
+mod writers;
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Weak};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use parking_lot::MutexGuard;
+
+pub(crate) use self::asked::{
+    CheckpointRequest, ForgetRequest, Forgotten, ListRequest, Listed, ListedPoint, Made,
+    RollbackRequest, RolledBack, Target,
+};
+pub(super) use self::asked::{refuse, tell};
+use self::background::Background;
+use super::layers::{Change, Layers, Manifest, NewPoint, Point};
+use super::mounts::{MountInfo, in_words, mounted_inside, read_mounts};
+use super::report::LayersReport;
+use crate::backup::{BackupId, check_name};
+use crate::failure::{Code, Failure};
+use crate::names::printable;
+use crate::overlay::{self, Overlay};
+
+/// Checkpoints of one mount.
+pub(super) struct Checkpoints {
+    tree: Weak<Overlay>,
+    mountpoint: PathBuf,
+    mounted: Option<MountInfo>,
+    /// None where nothing is written.
+    background: Option<Arc<Background>>,
+}
+
+impl Checkpoints {
+    /// Those of `tree`, whose upper has `layers`.
+    pub(super) fn new(
+        tree: Weak<Overlay>,
+        mountpoint: PathBuf,
+        mounted: Option<MountInfo>,
+        layers: Option<Layers>,
+    ) -> Self {
+        let background = layers.map(|layers| Arc::new(Background::new(layers)));
+        if let Some(background) = &background {
+            background.begin();
+        }
+        Self { tree, mountpoint, mounted, background }
+    }
+
+    /// Waits for what is being done, and leaves on disk what has to be there. Nothing is done from then on.
+    /// `keep` says that the layers stay.
+    pub(super) fn end(&self, keep: bool) {
+        if let Some(background) = &self.background {
+            background.end(keep);
+        }
+    }
+
+    /// For `status`.
+    pub(super) fn report(&self) -> LayersReport {
+        let Some(background) = &self.background else { return LayersReport::default() };
+        let manifest = background.seen();
+        let points = manifest.points();
+        LayersReport {
+            layers: manifest.frozen_layers().count() as u64,
+            bytes: manifest.frozen_layers().filter_map(|serial| manifest.bytes_of(serial)).sum(),
+            checkpoints: points.len() as u64,
+            named: manifest.named() as u64,
+            durable: points.iter().filter(|point| point.durable).count() as u64,
+            rolled_away: manifest.rolled_away().is_some(),
+        }
+    }
+
+    fn checkpoint(&self, request: &CheckpointRequest) -> Result<Made, Failure> {
+        let name = request.name.as_deref().filter(|name| !name.is_empty());
+        if let Some(name) = name {
+            check_name(name).map_err(|reason| {
+                let shown: String = name.chars().take(100).collect();
+                let message = format!("a checkpoint's name {reason}: {shown:?}");
+                Failure::new(Code::InvalidBackupConfig, message)
+            })?;
+        }
+        let (tree, mut layers) = self.begin("checkpoint")?;
+        let point = new_point(name)?;
+        let id = point.id.clone();
+        let mut change = layers.freezing(point, request.keep)?;
+        let (next, serial) = (change.next.clone(), change.serial);
+        let frozen = tree.freeze(&next, serial, &mut || change.commit());
+        let frozen = self.settle(&mut layers, change, frozen, "checkpoint")?;
+        let fuzzy = frozen.map(|frozen| frozen.fuzzy).unwrap_or_default();
+        if !fuzzy.is_empty()
+            && let Err(failure) = layers.set_fuzzy(&id, fuzzy.clone())
+        {
+            tracing::warn!("which files of {id} are of no one moment is not on record: {failure}");
+        }
+        drop(layers);
+        let mut durable = false;
+        if request.sync {
+            self.background()?.make_durable(false).map_err(|failure| {
+                let message = format!("{id} is made, but not yet on disk: {}", failure.message);
+                Failure { message, ..failure }
+            })?;
+            durable = true;
+        }
+        Ok(Made { id, fuzzy: Manifest::as_fuzzy(fuzzy), durable })
+    }
+
+    fn roll_back(&self, request: &RollbackRequest) -> Result<RolledBack, Failure> {
+        let (tree, mut layers) = self.begin("roll back")?;
+        let manifest = Arc::clone(layers.manifest());
+        let to = match &request.to {
+            Target::Last => Some(manifest.last()?),
+            Target::Point(text) => Some(manifest.find(text)?),
+            Target::Archive => None,
+        };
+        self.check_nothing_inside()?;
+        if request.strict {
+            self.check_nobody_writes()?;
+        }
+        let top = to.map(|point| point.serial);
+        let below = layers.open_chain(top)?;
+        let away = if request.discard { None } else { Some(new_point(None)?) };
+        let rolled_away = away.as_ref().map(|point| point.id.clone());
+        let mut change = layers.rolling_back(top, away)?;
+        let (next, serial) = (change.next.clone(), change.serial);
+        let rolled = tree.roll_back(below, &next, serial, &mut || change.commit());
+        let rolled = self.settle(&mut layers, change, rolled, "roll back")?;
+        Ok(RolledBack {
+            id: to.map(|point| point.id.clone()),
+            name: to.and_then(|point| point.name.clone()),
+            names: rolled.unwrap_or_default().names,
+            rolled_away,
+        })
+    }
+
+    fn forget(&self, request: &ForgetRequest) -> Result<Forgotten, Failure> {
+        let (_tree, mut layers) = self.begin("forget checkpoints of")?;
+        let before = Arc::clone(layers.manifest());
+        if let Some(which) = &request.which {
+            let id = before.find(which)?.id.clone();
+            layers.forget(&[id])?;
+        }
+        if let Some(count) = request.keep {
+            layers.keep(count)?;
+        }
+        self.background()?.changed(&layers);
+        let after = layers.manifest();
+        let all = before.points().iter().chain(before.rolled_away());
+        let gone = all.filter(|point| after.point(&point.id).is_none());
+        Ok(Forgotten {
+            forgotten: gone.map(|point| point.id.clone()).collect(),
+            keep: after.keep(),
+        })
+    }
+
+    fn list(&self) -> Result<Listed, Failure> {
+        let manifest = self.background()?.seen();
+        let last = manifest.last().ok().map(|point| point.id.clone());
+        let listed = |point: &Point, rolled_away| ListedPoint {
+            id: point.id.clone(),
+            name: point.name.clone(),
+            created_ms: point.created_ms,
+            durable: point.durable,
+            bytes: manifest.bytes_of(point.serial),
+            fuzzy: point.fuzzy.clone(),
+            rolled_away,
+            last: last.as_ref() == Some(&point.id),
+        };
+        let points = manifest.points().iter().map(|point| listed(point, false));
+        let away = manifest.rolled_away().map(|point| listed(point, true));
+        Ok(Listed { checkpoints: points.chain(away).collect(), keep: manifest.keep() })
+    }
+
+    /// The tree and its layers, for one change.
+    fn begin(&self, doing: &str) -> Result<(Arc<Overlay>, MutexGuard<'_, Layers>), Failure> {
+        let background = self.background().map_err(|failure| {
+            let message = format!("cannot {doing} {}", self.mountpoint.display());
+            Failure { message: format!("{message}: {}", failure.message), ..failure }
+        })?;
+        let ending = || Failure::new(Code::NotMounted, "the mount is ending");
+        let tree = self.tree.upgrade().ok_or_else(ending)?;
+        let layers = background.layers().ok_or_else(ending)?;
+        Ok((tree, layers))
+    }
+
+    fn background(&self) -> Result<&Arc<Background>, Failure> {
+        self.background.as_ref().ok_or_else(|| {
+            Failure::new(Code::Upper, "it is mounted without an upper, and nothing in it changes")
+                .hint("mount it without --read-only")
+        })
+    }
+
+    /// Ends a change that the overlay was asked for. What it says besides is `None` where it failed after
+    /// the change had come to be.
+    fn settle<T>(
+        &self,
+        layers: &mut Layers,
+        change: Change,
+        done: overlay::Result<T>,
+        doing: &str,
+    ) -> Result<Option<T>, Failure> {
+        let committed = layers.settle(change);
+        self.background()?.changed(layers);
+        match (committed, done) {
+            (true, Ok(done)) => Ok(Some(done)),
+            (true, Err(error)) => {
+                tracing::error!("after it had come to be: {doing}: {error}");
+                Ok(None)
+            }
+            (false, done) => {
+                let failure = match done {
+                    Err(error) => Failure::from(error),
+                    Ok(_) => Failure::new(Code::Failed, "it was not done; please report this"),
+                };
+                let message =
+                    format!("cannot {doing} {}: {}", self.mountpoint.display(), failure.message);
+                Err(Failure { message, ..failure }.hint("nothing was changed"))
+            }
+        }
+    }
+
+    /// Refuses where something is mounted inside: the kernel would take it down with the directory that it
+    /// is on.
+    fn check_nothing_inside(&self) -> Result<(), Failure> {
+        let Some(mounted) = &self.mounted else { return Ok(()) };
+        let failed = |error| Failure::io("read what is mounted in", &self.mountpoint, &error);
+        let mounts = read_mounts().map_err(failed)?;
+        let inside = mounted_inside(&mounts, mounted.id);
+        if inside.is_empty() {
+            return Ok(());
+        }
+        let (inside, shown) = (in_words(inside), self.mountpoint.display());
+        let message = format!("{inside} is mounted inside {shown}, and would go with it");
+        Err(Failure::new(Code::Busy, message).hint("what is inside has to be unmounted first"))
+    }
+
+    fn check_nobody_writes(&self) -> Result<(), Failure> {
+        let Some(mounted) = &self.mounted else { return Ok(()) };
+        let writers = writers::of(&mounted.device);
+        if writers.is_empty() {
+            return Ok(());
+        }
+        let shown = |(pid, path): &(u32, PathBuf)| {
+            format!("process {pid}: {}", printable(path.to_string_lossy().as_bytes()))
+        };
+        let list = writers.iter().map(shown).collect();
+        let message = format!("files of {} are open for writing", self.mountpoint.display());
+        let failure = Failure::new(Code::Busy, message);
+        Err(Failure { list, ..failure.hint("close them, or roll back without --strict") })
+    }
+}
+
+fn new_point(name: Option<&str>) -> Result<NewPoint, Failure> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_millis());
+    let created_ms = u64::try_from(now).unwrap_or(u64::MAX);
+    Ok(NewPoint { id: BackupId::random()?, name: name.map(str::to_owned), created_ms })
+}
+
+/// Points that an upper in the state directory holds, by its work directory.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Held {
+    /// Those that keep it: what they are called.
+    pub(crate) named: Vec<String>,
+    /// How many there are besides, what was rolled away included.
+    pub(crate) unnamed: usize,
+    /// Whether it cannot be told: it is not thrown away by guess.
+    pub(crate) is_damaged: bool,
+}
+
+impl Held {
+    /// Those of the work directory at `work`.
+    pub(crate) fn at(work: &Path) -> Self {
+        match super::layers::read(work) {
+            Ok(None) => Self::default(),
+            Ok(Some(manifest)) => {
+                let points = manifest.points();
+                let named: Vec<_> = points.iter().filter_map(|point| point.name.clone()).collect();
+                let all = points.len() + usize::from(manifest.rolled_away().is_some());
+                Self { unnamed: all - named.len(), named, is_damaged: false }
+            }
+            Err(failure) => {
+                tracing::warn!("{failure}");
+                Self { is_damaged: true, ..Self::default() }
+            }
+        }
+    }
+
+    /// What becomes of them with the mount whose changes are in `upper`.
+    pub(crate) fn in_words(&self, upper: &Path) -> Option<String> {
+        let upper = upper.display();
+        if self.is_damaged {
+            return Some(format!("{upper} is kept, as its checkpoints cannot be read"));
+        }
+        let named = self.named.join(", ");
+        match (self.named.len(), self.unnamed) {
+            (0, 0) => None,
+            (0, 1) => Some("a checkpoint without a name is thrown away".to_owned()),
+            (0, count) => Some(format!("{count} checkpoints without a name are thrown away")),
+            (1, _) => Some(format!("{upper} is kept, as a checkpoint in it has a name: {named}")),
+            (_, _) => Some(format!("{upper} is kept, as checkpoints in it have names: {named}")),
+        }
+    }
+
+    /// How many there are.
+    pub(crate) fn count(&self) -> usize {
+        self.named.len() + self.unnamed
+    }
+
+    /// Whether what it is of outlives its mount.
+    pub(crate) fn keeps(&self) -> bool {
+        self.is_damaged || !self.named.is_empty()
+    }
+}

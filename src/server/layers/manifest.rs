@@ -1,0 +1,317 @@
+//! The manifest: the tree of layers and the points in it, as they are written down.
+
+use std::collections::{BTreeMap, HashSet};
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::backup::{BackupId, check_name};
+use crate::failure::{Code, Failure};
+use crate::names;
+use crate::types::LayerSerial;
+
+/// What this program writes, and all that it reads.
+const VERSION: u32 = 1;
+
+/// How many points without a name are kept, unless `--keep` says otherwise.
+pub(crate) const DEFAULT_KEEP: u32 = 64;
+
+/// Most bytes of a manifest: some 200,000 points.
+pub(super) const MAX_BYTES: u64 = 64 << 20;
+
+/// Most fuzzy files that are written down of a point: who made it was told of all.
+pub(super) const MAX_FUZZY: usize = 1000;
+
+/// By what an upper knows its manifest, and that its upper: 16 bytes by chance, in hexadecimal.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub(super) struct StackId(String);
+
+impl StackId {
+    pub(super) const LEN: usize = 32;
+
+    fn random() -> Result<Self, Failure> {
+        let mut bytes = [0; Self::LEN / 2];
+        getrandom::fill(&mut bytes)
+            .map_err(|error| Failure::new(Code::Failed, format!("no random numbers: {error}")))?;
+        Ok(Self(bytes.iter().map(|byte| format!("{byte:02x}")).collect()))
+    }
+
+    /// From the bytes of a mark.
+    pub(super) fn from_mark(mark: &[u8]) -> Self {
+        Self(String::from_utf8_lossy(mark).into_owned())
+    }
+
+    pub(super) fn as_mark(&self) -> &[u8] {
+        self.0.as_bytes()
+    }
+
+    fn is_one(&self) -> bool {
+        self.0.len() == Self::LEN && self.0.bytes().all(|byte| byte.is_ascii_hexdigit())
+    }
+}
+
+impl fmt::Display for StackId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// A checkpoint: what is at and below a layer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct Point {
+    /// What it is known by.
+    pub(crate) id: BackupId,
+    /// What it is called, if anything; others may be called the same.
+    pub(crate) name: Option<String>,
+    /// When it was made, in milliseconds since the epoch.
+    pub(crate) created_ms: u64,
+    /// The topmost layer of it.
+    pub(crate) serial: LayerSerial,
+    /// Whether the disk has all of it.
+    pub(crate) durable: bool,
+    /// Files of it that are of no one moment; not all, where there are very many.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) fuzzy: Vec<FuzzyFile>,
+}
+
+/// A path from the root of the mount.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct FuzzyFile {
+    #[serde(flatten, with = "names::path")]
+    pub(crate) path: PathBuf,
+}
+
+/// What is known of a layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct LayerInfo {
+    /// What it lies on; the archive, if on none.
+    pub(super) parent: Option<LayerSerial>,
+    /// Room that it takes on disk, in bytes, once it is frozen and somebody has looked.
+    pub(super) bytes: Option<u64>,
+}
+
+/// The tree of layers and the points in it. There is one live layer, which nothing lies on; what lies on
+/// another has a greater number; and every layer is needed by the live one or by a point.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Manifest {
+    pub(super) stack: StackId,
+    pub(super) boot: String,
+    pub(super) live: LayerSerial,
+    pub(super) next: LayerSerial,
+    pub(super) keep: u32,
+    pub(super) layers: BTreeMap<LayerSerial, LayerInfo>,
+    /// The oldest first.
+    pub(super) points: Vec<Point>,
+    /// What the last rollback has rolled away.
+    pub(super) rolled_away: Option<Point>,
+}
+
+/// As it stands in the file.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Stored {
+    version: u32,
+    stack: StackId,
+    boot: String,
+    live: LayerSerial,
+    next: LayerSerial,
+    keep: u32,
+    layers: Vec<StoredLayer>,
+    points: Vec<Point>,
+    rolled_away: Option<Point>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct StoredLayer {
+    serial: LayerSerial,
+    parent: Option<LayerSerial>,
+    bytes: Option<u64>,
+}
+
+/// What is read before all else.
+#[derive(Deserialize)]
+struct Version {
+    version: u32,
+}
+
+impl Manifest {
+    /// One of a new stack: layer 0, and nothing else.
+    ///
+    /// # Errors
+    /// Where the machine has no random numbers.
+    pub(super) fn new() -> Result<Self, Failure> {
+        let live = LayerSerial::default();
+        Ok(Self {
+            stack: StackId::random()?,
+            boot: String::new(),
+            live,
+            next: LayerSerial(1),
+            keep: DEFAULT_KEEP,
+            layers: BTreeMap::from([(live, LayerInfo { parent: None, bytes: None })]),
+            points: Vec::new(),
+            rolled_away: None,
+        })
+    }
+
+    /// Reads what [`Self::to_json`] wrote.
+    ///
+    /// # Errors
+    /// What is wrong with it, in words that go on after the file's name.
+    pub(super) fn parse(bytes: &[u8]) -> Result<Self, String> {
+        if bytes.len() as u64 > MAX_BYTES {
+            return Err(format!("is damaged: it has over {MAX_BYTES} bytes"));
+        }
+        let damaged = |error: serde_json::Error| format!("is damaged: {error}");
+        let Version { version } = serde_json::from_slice(bytes).map_err(damaged)?;
+        if version != VERSION {
+            return Err(format!("is of another version of this program: version {version}"));
+        }
+        let stored: Stored = serde_json::from_slice(bytes).map_err(damaged)?;
+        let mut layers = BTreeMap::new();
+        for StoredLayer { serial, parent, bytes } in stored.layers {
+            if layers.insert(serial, LayerInfo { parent, bytes }).is_some() {
+                return Err(format!("is damaged: layer {} is in it twice", serial.0));
+            }
+        }
+        let Stored { stack, boot, live, next, keep, points, rolled_away, .. } = stored;
+        let manifest = Self { stack, boot, live, next, keep, layers, points, rolled_away };
+        manifest.check().map_err(|problem| format!("is damaged: {problem}"))?;
+        Ok(manifest)
+    }
+
+    fn check(&self) -> Result<(), String> {
+        if !self.stack.is_one() {
+            return Err(format!("{:?} is not the id of a stack", self.stack.0));
+        }
+        if self.keep == 0 {
+            return Err("it keeps no points".into());
+        }
+        if !self.has(self.live) {
+            return Err(format!("the live layer, {}, is none of it", self.live.0));
+        }
+        for (&LayerSerial(serial), layer) in &self.layers {
+            if serial >= self.next.0 {
+                return Err(format!("layer {serial} is not below the next, {}", self.next.0));
+            }
+            let Some(parent) = layer.parent else { continue };
+            if parent.0 >= serial || !self.has(parent) || parent == self.live {
+                return Err(format!("layer {serial} cannot lie on {}", parent.0));
+            }
+        }
+        let mut ids = HashSet::new();
+        for point in self.points.iter().chain(&self.rolled_away) {
+            let Point { id, name, serial, .. } = point;
+            if !ids.insert(id) {
+                return Err(format!("{id} is in it twice"));
+            }
+            if !self.has(*serial) || *serial == self.live {
+                return Err(format!("{id} is of layer {}, which is none that is frozen", serial.0));
+            }
+            if let Some(name) = name {
+                let named = if name.is_empty() { Err("is empty") } else { check_name(name) };
+                named.map_err(|reason| format!("the name of {id} {reason}"))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// As it is written down.
+    ///
+    /// # Errors
+    /// Where that would be more than may be.
+    pub(super) fn to_json(&self) -> io::Result<Vec<u8>> {
+        let layers = self.layers.iter().map(|(&serial, layer)| StoredLayer {
+            serial,
+            parent: layer.parent,
+            bytes: layer.bytes,
+        });
+        let stored = Stored {
+            version: VERSION,
+            stack: self.stack.clone(),
+            boot: self.boot.clone(),
+            live: self.live,
+            next: self.next,
+            keep: self.keep,
+            layers: layers.collect(),
+            points: self.points.clone(),
+            rolled_away: self.rolled_away.clone(),
+        };
+        let mut json = serde_json::to_vec(&stored)?;
+        json.push(b'\n');
+        match json.len() as u64 > MAX_BYTES {
+            false => Ok(json),
+            true => Err(io::Error::other("there are too many checkpoints; forget some")),
+        }
+    }
+
+    pub(super) fn stack(&self) -> &StackId {
+        &self.stack
+    }
+
+    pub(super) fn boot(&self) -> &str {
+        &self.boot
+    }
+
+    pub(super) fn next(&self) -> LayerSerial {
+        self.next
+    }
+
+    /// The number of the live upper.
+    pub(crate) fn live(&self) -> LayerSerial {
+        self.live
+    }
+
+    pub(super) fn has(&self, serial: LayerSerial) -> bool {
+        self.layers.contains_key(&serial)
+    }
+
+    pub(super) fn layers(&self) -> impl Iterator<Item = (LayerSerial, &LayerInfo)> {
+        self.layers.iter().map(|(serial, layer)| (*serial, layer))
+    }
+
+    /// All points, the oldest first; without what was rolled away.
+    pub(crate) fn points(&self) -> &[Point] {
+        &self.points
+    }
+
+    /// What the last rollback has rolled away, and can be taken back.
+    pub(crate) fn rolled_away(&self) -> Option<&Point> {
+        self.rolled_away.as_ref()
+    }
+
+    /// How many points without a name are kept.
+    pub(crate) fn keep(&self) -> u32 {
+        self.keep
+    }
+
+    /// How many points have a name.
+    pub(crate) fn named(&self) -> usize {
+        self.points.iter().filter(|point| point.name.is_some()).count()
+    }
+
+    /// Room that a layer takes on disk, in bytes, if that is known.
+    pub(crate) fn bytes_of(&self, serial: LayerSerial) -> Option<u64> {
+        self.layers.get(&serial)?.bytes
+    }
+
+    /// Numbers of frozen layers.
+    pub(crate) fn frozen_layers(&self) -> impl Iterator<Item = LayerSerial> {
+        let live = self.live;
+        self.layers.keys().copied().filter(move |serial| *serial != live)
+    }
+
+    /// Whether it says no more than that there is an upper.
+    pub(crate) fn is_trivial(&self) -> bool {
+        self.live == LayerSerial::default() && self.layers.len() == 1
+    }
+
+    /// As they are told of.
+    pub(crate) fn as_fuzzy(files: Vec<PathBuf>) -> Vec<FuzzyFile> {
+        files.into_iter().map(|path| FuzzyFile { path }).collect()
+    }
+}

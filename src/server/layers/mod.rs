@@ -1,0 +1,463 @@
+//! The layers of a mount on disk, and the points between them: a tree that grows with each checkpoint and
+//! rollback.
+//!
+//! Everything is in the mount's work directory, but layer 0, which is the upper itself, wherever that is:
+//!
+//! ```text
+//! WORK/stack.json   the manifest: which layers there are, what each lies on, which is live, the points
+//!      stack.new    the next one, until it is renamed
+//!      layers/N     layer N
+//!      layers/#N    one that nothing needs any more, until it is removed
+//! ```
+//!
+//! Without a manifest there is one layer, 0, which is live. What the manifest does not name is not there: a
+//! directory made ahead, or one that is on its way out. So every change is one rename, and whatever was
+//! prepared for one that did not come to be, or is left after one that did, goes when the stack is opened
+//! next.
+//!
+//! | file | idea |
+//! | --- | --- |
+//! | `manifest` | what is in it, as it is written and read |
+//! | `tree` | what each change makes of it; no I/O |
+//! | `disk` | the single steps on disk, each of which may be the last |
+//!
+//! It belongs to the server, above the overlay, which knows layers that it is given, and below nobody: a
+//! layer's number and directory is all that the two have in common. Who holds the lock of the work
+//! directory has the stack.
+
+mod disk;
+mod manifest;
+#[cfg(test)]
+mod tests;
+mod tree;
+
+use std::collections::BTreeSet;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use self::disk::Disk;
+pub(crate) use self::manifest::FuzzyFile;
+pub(super) use self::manifest::{Manifest, Point};
+use crate::backup::BackupId;
+use crate::failure::{Code, Failure};
+use crate::inode_ops::Directory;
+use crate::overlay::Layer;
+use crate::types::LayerSerial;
+
+/// The manifest of the work directory at `work`; `None` where there is none. As it is at this moment, as
+/// nobody is kept from changing it.
+///
+/// # Errors
+/// [`Code::Upper`] where it cannot be read, or is damaged.
+pub(super) fn read(work: &Path) -> Result<Option<Manifest>, Failure> {
+    let path = work.join(disk::MANIFEST);
+    let bytes = disk::read_file(&path);
+    parse(&path, bytes)
+}
+
+/// Whether layers are in a work directory, or may be.
+pub(super) fn are_in(work: &Directory) -> bool {
+    let is_there = |name| work.proc_path().join(name).symlink_metadata().is_ok();
+    is_there(disk::MANIFEST) || is_there(disk::LAYERS)
+}
+
+fn parse(path: &Path, bytes: io::Result<Option<Vec<u8>>>) -> Result<Option<Manifest>, Failure> {
+    let Some(bytes) = bytes.map_err(|error| failed("read", path, &error))? else { return Ok(None) };
+    let parsed = Manifest::parse(&bytes).map_err(|problem| {
+        let message = format!("{}, which tells the layers of an upper, {problem}", path.display());
+        Failure::new(Code::Upper, message)
+            .hint("nothing was changed; put back the file as it was, or mount with another upper")
+    });
+    parsed.map(Some)
+}
+
+/// The stack of one upper and work directory.
+#[derive(Debug)]
+pub(super) struct Layers {
+    disk: Arc<Disk>,
+    manifest: Arc<Manifest>,
+    /// Whether the manifest is on disk, and the upper knows that it has one.
+    begun: bool,
+    /// The directory that was made for the next live upper.
+    prepared: bool,
+    boot: String,
+}
+
+/// A change that is written, and takes one rename to be.
+#[derive(Debug)]
+pub(super) struct Change {
+    disk: Arc<Disk>,
+    manifest: Manifest,
+    committed: bool,
+    /// The directory that is to be the live upper.
+    pub(super) next: PathBuf,
+    /// Its number.
+    pub(super) serial: LayerSerial,
+}
+
+impl Change {
+    /// Makes the change. Nothing is waited for.
+    ///
+    /// # Errors
+    /// What the kernel says; nothing has changed then.
+    pub(super) fn commit(&mut self) -> io::Result<()> {
+        self.disk.commit()?;
+        self.committed = true;
+        Ok(())
+    }
+}
+
+impl Drop for Change {
+    fn drop(&mut self) {
+        if !self.committed {
+            // One that stays is written over, or removed when the stack is opened.
+            let _ = self.disk.unstage();
+        }
+    }
+}
+
+impl Layers {
+    /// The stack that `upper` and `work` have, of which nothing is changed. `boot` tells this run of the
+    /// machine from others.
+    ///
+    /// # Errors
+    /// [`Code::Upper`] where the manifest is damaged, or the two do not belong together.
+    pub(super) fn open(upper: &Directory, work: &Directory, boot: String) -> Result<Self, Failure> {
+        let disk = Arc::new(Disk::open(upper, work).map_err(|e| failed("open", work.path(), &e))?);
+        let (begun, manifest) = read_paired(&disk)?;
+        Ok(Self { disk, manifest: Arc::new(manifest), begun, prepared: false, boot })
+    }
+
+    /// What there is, now that nobody else can change it: to be called once the work directory is locked,
+    /// and before anything else. Points that were not on disk yet when the machine stopped are as if they
+    /// had not been. What no change needs is put aside, for [`Self::remover`].
+    ///
+    /// # Errors
+    /// [`Code::Upper`] where somebody has changed the stack since it was opened, and what the disk says.
+    pub(super) fn recover(&mut self) -> Result<(), Failure> {
+        let (begun, manifest) = read_paired(&self.disk)?;
+        if begun != self.begun || (begun && manifest != *self.manifest) {
+            let message = format!("{} has changed meanwhile", self.disk.manifest_path().display());
+            return Err(Failure::new(Code::Upper, message).hint("try again"));
+        }
+        let fail = |error| failed("clear", self.disk.work_path(), &error);
+        self.disk.unstage().map_err(fail)?;
+        let listed = self.manifest.layers().map(|(serial, _)| serial).collect();
+        self.disk.discard_unlisted(&listed).map_err(fail)?;
+        if self.begun && self.manifest.boot() != self.boot && self.manifest.has_undurable() {
+            self.write(self.manifest.without_undurable())?;
+        }
+        Ok(())
+    }
+
+    /// What there is.
+    pub(super) fn manifest(&self) -> &Arc<Manifest> {
+        &self.manifest
+    }
+
+    /// Whether there was ever more than an upper.
+    pub(super) fn is_begun(&self) -> bool {
+        self.begun
+    }
+
+    /// Whether there is something for [`Self::remover`].
+    pub(super) fn has_discarded(&self) -> bool {
+        self.disk.has_discarded()
+    }
+
+    /// The directory of the live upper.
+    pub(super) fn live_dir(&self) -> PathBuf {
+        self.disk.layer_path(self.manifest.live())
+    }
+
+    /// The frozen layers below the live upper, the bottom one first.
+    ///
+    /// # Errors
+    /// [`Code::Upper`] where one cannot be opened.
+    pub(super) fn open_below(&self) -> Result<Vec<Layer>, Failure> {
+        self.open_chain(self.manifest.parent_of_live())
+    }
+
+    /// The layers up to `top`, the bottom one first.
+    ///
+    /// # Errors
+    /// [`Code::Upper`] where one cannot be opened.
+    pub(super) fn open_chain(&self, top: Option<LayerSerial>) -> Result<Vec<Layer>, Failure> {
+        let open = |serial| Layer::open(&self.disk.layer_path(serial), serial);
+        Ok(self.manifest.chain(top).into_iter().map(open).collect::<Result<_, _>>()?)
+    }
+
+    /// Makes the directory of the next live upper, if it is not made yet.
+    ///
+    /// # Errors
+    /// [`Code::Upper`]: what the disk says.
+    pub(super) fn prepare(&mut self) -> Result<(), Failure> {
+        if !self.begun {
+            // In this order: a manifest that says nothing belongs to nobody, but an upper that has one
+            // elsewhere is not mounted without it.
+            self.write(self.manifest.as_ref().clone())?;
+            let marked = self.disk.set_mark(self.manifest.stack());
+            marked.map_err(|error| failed("mark", self.disk.upper_path(), &error))?;
+            self.begun = true;
+        }
+        if !self.prepared {
+            let next = self.manifest.next();
+            let made = self.disk.make_layer(next);
+            made.map_err(|error| failed("make", &self.disk.layer_path(next), &error))?;
+            self.prepared = true;
+        }
+        Ok(())
+    }
+
+    /// Writes down a checkpoint of the live upper, which becomes a layer. It is for [`Change::commit`] to
+    /// happen, and for [`Self::settle`] to end.
+    ///
+    /// # Errors
+    /// [`Code::Upper`]: what the disk says.
+    pub(super) fn freezing(
+        &mut self,
+        point: NewPoint,
+        keep: Option<u32>,
+    ) -> Result<Change, Failure> {
+        self.changing(|manifest| {
+            let manifest = keep.map_or_else(|| manifest.clone(), |keep| manifest.keeping(keep));
+            manifest.frozen(point)
+        })
+    }
+
+    /// Writes down that the stack is that up to `top` again, with a new live upper. The one that there is
+    /// becomes a layer, kept as `away`, or is not needed any more. As [`Self::freezing`].
+    ///
+    /// # Errors
+    /// As [`Self::freezing`].
+    pub(super) fn rolling_back(
+        &mut self,
+        top: Option<LayerSerial>,
+        away: Option<NewPoint>,
+    ) -> Result<Change, Failure> {
+        self.changing(|manifest| manifest.rolled_back(top, away))
+    }
+
+    fn changing(
+        &mut self,
+        change: impl FnOnce(&Manifest) -> Option<Manifest>,
+    ) -> Result<Change, Failure> {
+        self.prepare()?;
+        let serial = self.manifest.next();
+        let manifest = change(&self.manifest).ok_or_else(|| {
+            let message = format!("{} has had all layers it can", self.disk.work_path().display());
+            Failure::new(Code::Upper, message).hint("back the directory up, and restore it")
+        })?;
+        let manifest = manifest.on_boot(&self.boot);
+        self.stage(&manifest)?;
+        let (disk, next) = (Arc::clone(&self.disk), self.disk.layer_path(serial));
+        Ok(Change { disk, manifest, committed: false, next, serial })
+    }
+
+    /// Takes over a change that was tried, and says whether it came to be. If not, the directory that was
+    /// prepared for it is given up, as it may not be empty any more.
+    pub(super) fn settle(&mut self, mut change: Change) -> bool {
+        self.prepared = false;
+        if change.committed {
+            let manifest = std::mem::take(&mut change.manifest);
+            self.adopt(manifest);
+        } else {
+            self.put_aside([change.serial]);
+        }
+        change.committed
+    }
+
+    /// Writes down files of a point that are of no one moment.
+    ///
+    /// # Errors
+    /// [`Code::Upper`]: what the disk says.
+    pub(super) fn set_fuzzy(&mut self, id: &BackupId, files: Vec<PathBuf>) -> Result<(), Failure> {
+        self.write(self.manifest.with_fuzzy(id, files))
+    }
+
+    /// Writes down that all points of `synced` are on disk, and how much room layers take.
+    ///
+    /// # Errors
+    /// [`Code::Upper`]: what the disk says.
+    pub(super) fn set_durable(
+        &mut self,
+        synced: &[BackupId],
+        bytes: &[(LayerSerial, u64)],
+    ) -> Result<(), Failure> {
+        let manifest = self.manifest.durable(synced, bytes);
+        match manifest == *self.manifest {
+            true => Ok(()),
+            false => self.write(manifest),
+        }
+    }
+
+    /// Forgets points, and layers that nothing needs then.
+    ///
+    /// # Errors
+    /// [`Code::Upper`]: what the disk says.
+    pub(super) fn forget(&mut self, ids: &[BackupId]) -> Result<(), Failure> {
+        self.write(self.manifest.without(ids))
+    }
+
+    /// Keeps `count` points without a name from now on; gives what this forgets.
+    ///
+    /// # Errors
+    /// [`Code::Upper`]: what the disk says.
+    pub(super) fn keep(&mut self, count: u32) -> Result<Vec<BackupId>, Failure> {
+        let (before, manifest) = (Arc::clone(&self.manifest), self.manifest.keeping(count));
+        if manifest != *before {
+            self.prepare()?;
+            self.write(manifest)?;
+        }
+        let gone = before.points().iter().filter(|point| self.manifest.point(&point.id).is_none());
+        Ok(gone.map(|point| point.id.clone()).collect())
+    }
+
+    fn write(&mut self, manifest: Manifest) -> Result<(), Failure> {
+        let manifest = manifest.on_boot(&self.boot);
+        self.stage(&manifest)?;
+        let committed = self.disk.commit();
+        committed.map_err(|error| failed("write", &self.disk.manifest_path(), &error))?;
+        self.adopt(manifest);
+        Ok(())
+    }
+
+    fn stage(&self, manifest: &Manifest) -> Result<(), Failure> {
+        let path = self.disk.manifest_path();
+        let staged = manifest.to_json().and_then(|bytes| self.disk.stage(&bytes));
+        staged.map_err(|error| {
+            let _ = self.disk.unstage();
+            failed("write", &path, &error)
+        })
+    }
+
+    fn adopt(&mut self, manifest: Manifest) {
+        let before = std::mem::replace(&mut self.manifest, Arc::new(manifest));
+        let gone = before.layers().map(|(serial, _)| serial);
+        let gone: Vec<_> = gone.filter(|serial| !self.manifest.has(*serial)).collect();
+        self.put_aside(gone);
+    }
+
+    /// What cannot be put aside is, when the stack is opened next.
+    fn put_aside(&self, serials: impl IntoIterator<Item = LayerSerial>) {
+        for serial in serials.into_iter().filter(|serial| *serial != LayerSerial::default()) {
+            if let Err(error) = self.disk.discard(serial) {
+                let path = self.disk.layer_path(serial);
+                tracing::warn!("{} is not put aside yet: {error}", path.display());
+            }
+        }
+    }
+
+    /// What removes all that was put aside, which may take its time, and needs nothing of this.
+    pub(super) fn remover(&self) -> Remover {
+        let upper = self.begun && !self.manifest.has(LayerSerial::default());
+        Remover { disk: Arc::clone(&self.disk), upper }
+    }
+
+    /// What asks the disk to have all that it was given, as [`Self::remover`].
+    pub(super) fn syncer(&self) -> Syncer {
+        Syncer { disk: Arc::clone(&self.disk) }
+    }
+
+    /// Leaves nothing that is not needed: the directory that was prepared, and where there is no layer but
+    /// the upper and no point, the manifest.
+    ///
+    /// # Errors
+    /// What the disk says.
+    pub(super) fn finish(&mut self) -> io::Result<()> {
+        if std::mem::take(&mut self.prepared) {
+            self.disk.unmake_layer(self.manifest.next())?;
+        }
+        if self.begun && self.manifest.is_trivial() {
+            self.disk.clear_mark()?;
+            self.disk.remove_manifest()?;
+            self.begun = false;
+        }
+        self.disk.unmake_layers()
+    }
+}
+
+/// What a point is made of.
+#[derive(Clone, Debug)]
+pub(super) struct NewPoint {
+    pub(super) id: BackupId,
+    pub(super) name: Option<String>,
+    /// Milliseconds since the epoch.
+    pub(super) created_ms: u64,
+}
+
+/// Removes what was put aside.
+#[derive(Debug)]
+pub(super) struct Remover {
+    disk: Arc<Disk>,
+    /// Whether that is all in the upper as well.
+    upper: bool,
+}
+
+impl Remover {
+    /// # Errors
+    /// When something cannot be removed; the rest is, and that is tried again when the stack is opened next.
+    pub(super) fn remove(&self) -> io::Result<()> {
+        let emptied = if self.upper { self.disk.empty_upper() } else { Ok(()) };
+        self.disk.remove_discarded().and(emptied)
+    }
+}
+
+/// Has a layer on disk.
+#[derive(Debug)]
+pub(super) struct Syncer {
+    disk: Arc<Disk>,
+}
+
+impl Syncer {
+    /// # Errors
+    /// What syncfs(2) says.
+    pub(super) fn sync(&self) -> io::Result<()> {
+        self.disk.sync()
+    }
+
+    /// Room that a layer takes, in bytes.
+    pub(super) fn usage(&self, serial: LayerSerial) -> u64 {
+        super::leftovers::disk_usage(&self.disk.layer_path(serial))
+    }
+}
+
+/// The manifest on disk, which is the upper's, or a new one; and which of the two.
+fn read_paired(disk: &Disk) -> Result<(bool, Manifest), Failure> {
+    let mark = disk.read_mark().map_err(|error| failed("look at", disk.upper_path(), &error))?;
+    let (upper, work) = (disk.upper_path().display(), disk.work_path().display());
+    match (parse(&disk.manifest_path(), disk.read())?, mark) {
+        (Some(manifest), Some(mark)) if *manifest.stack() == mark => Ok((true, manifest)),
+        // It was begun, and the server killed then.
+        (Some(manifest), None) if manifest.is_trivial() => Ok((false, Manifest::new()?)),
+        (None, None) => Ok((false, Manifest::new()?)),
+        (Some(manifest), mark) => {
+            let problem = format!("the layers in {work} belong to another upper than {upper}");
+            let hint = match (mark.is_some(), manifest.is_trivial()) {
+                (true, true) => "name the work directory that this one was mounted with before",
+                _ => "name another work directory with --workdir",
+            };
+            Err(Failure::new(Code::Upper, problem).hint(hint))
+        }
+        (None, Some(_)) => {
+            let problem = format!("{upper} is one of several layers, which are not in {work}");
+            Err(Failure::new(Code::Upper, problem)
+                .hint("name the work directory that it was mounted with before, by --workdir"))
+        }
+    }
+}
+
+fn failed(doing: &str, path: &Path, error: &io::Error) -> Failure {
+    let failure = Failure::io(doing, path, error);
+    let failure = Failure { code: Code::Upper, ..failure };
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            failure.hint("nothing was changed; make room on its file system")
+        }
+        _ => failure,
+    }
+}
+
+/// Numbers of layers.
+type Serials = BTreeSet<LayerSerial>;

@@ -1,0 +1,203 @@
+//! What each change makes of the tree of layers.
+
+use std::path::PathBuf;
+
+use super::manifest::{LayerInfo, MAX_FUZZY, Manifest, Point};
+use super::{NewPoint, Serials};
+use crate::backup::BackupId;
+use crate::failure::{Code, Failure};
+use crate::types::LayerSerial;
+
+/// Fewest digits of an id that may stand for it.
+const MIN_PREFIX: usize = 8;
+
+impl Manifest {
+    /// The layer below the live upper; `None` where that is the archive.
+    pub(crate) fn parent_of_live(&self) -> Option<LayerSerial> {
+        self.layers.get(&self.live)?.parent
+    }
+
+    /// `top` and all that it lies on, the bottom one first.
+    pub(super) fn chain(&self, top: Option<LayerSerial>) -> Vec<LayerSerial> {
+        let parent = |serial: &LayerSerial| self.layers.get(serial).and_then(|layer| layer.parent);
+        let mut chain: Vec<_> = std::iter::successors(top, parent).collect();
+        chain.reverse();
+        chain
+    }
+
+    /// The point of this id, what was rolled away included.
+    pub(crate) fn point(&self, id: &BackupId) -> Option<&Point> {
+        self.points.iter().chain(&self.rolled_away).find(|point| point.id == *id)
+    }
+
+    /// The point that `text` says: its id, the first digits of that if no other begins so, or its name.
+    ///
+    /// # Errors
+    /// [`Code::NotFound`] where there is none, [`Code::Usage`] where there are several.
+    pub(crate) fn find(&self, text: &str) -> Result<&Point, Failure> {
+        let all = || self.points.iter().chain(&self.rolled_away);
+        let lower = text.to_ascii_lowercase();
+        let is_prefix = text.len() >= MIN_PREFIX
+            && lower.bytes().all(|byte| byte.is_ascii_hexdigit() || byte == b'-');
+        let mut found: Vec<_> = all().filter(|point| point.name.as_deref() == Some(text)).collect();
+        if let Some(point) = all().find(|point| point.id.as_str() == lower) {
+            found = vec![point];
+        } else if found.is_empty() && is_prefix {
+            found = all().filter(|point| point.id.as_str().starts_with(&lower)).collect();
+        }
+        match found[..] {
+            [point] => Ok(point),
+            [] => {
+                // It may be of any length.
+                let shown: String = text.chars().take(100).collect();
+                Err(Failure::new(Code::NotFound, format!("there is no checkpoint {shown:?}"))
+                    .hint("thawfs checkpoints shows which there are"))
+            }
+            _ => Err(Failure {
+                list: found.iter().map(|point| point.id.to_string()).collect(),
+                ..Failure::new(Code::Usage, format!("several checkpoints are called {text:?}"))
+                    .hint("say which by its id")
+            }),
+        }
+    }
+
+    /// The last point that the live upper lies on.
+    ///
+    /// # Errors
+    /// [`Code::NotFound`] where it lies on none.
+    pub(crate) fn last(&self) -> Result<&Point, Failure> {
+        let chain = self.chain(self.parent_of_live());
+        let of = |serial: &LayerSerial| self.points.iter().rev().find(|it| it.serial == *serial);
+        chain.iter().rev().find_map(of).ok_or_else(|| {
+            Failure::new(Code::NotFound, "there is no checkpoint to roll back to")
+                .hint("thawfs rollback --to-archive gives what was mounted")
+        })
+    }
+
+    /// The live upper has become a layer, with a point on it, and the next one is live. `None` where there
+    /// are no numbers left.
+    pub(super) fn frozen(mut self, point: NewPoint) -> Option<Self> {
+        let below = self.live;
+        self.push_live(Some(below))?;
+        self.points.push(Point::new(point, below));
+        self.thin();
+        self.prune();
+        Some(self)
+    }
+
+    /// The next upper is live on `top`. What was live is kept as `away`, or not.
+    pub(super) fn rolled_back(
+        &self,
+        top: Option<LayerSerial>,
+        away: Option<NewPoint>,
+    ) -> Option<Self> {
+        let mut after = self.clone();
+        after.rolled_away = away.map(|away| Point::new(away, self.live));
+        after.push_live(top)?;
+        after.prune();
+        Some(after)
+    }
+
+    fn push_live(&mut self, parent: Option<LayerSerial>) -> Option<()> {
+        let next = LayerSerial(self.next.0.checked_add(1)?);
+        self.live = std::mem::replace(&mut self.next, next);
+        self.layers.insert(self.live, LayerInfo { parent, bytes: None });
+        Some(())
+    }
+
+    /// Without these points, what was rolled away included.
+    pub(super) fn without(&self, ids: &[BackupId]) -> Self {
+        let mut after = self.clone();
+        after.points.retain(|point| !ids.contains(&point.id));
+        after.rolled_away = after.rolled_away.filter(|point| !ids.contains(&point.id));
+        after.prune();
+        after
+    }
+
+    /// With `count` points without a name at most.
+    pub(super) fn keeping(&self, count: u32) -> Self {
+        let mut after = Self { keep: count.max(1), ..self.clone() };
+        after.thin();
+        after.prune();
+        after
+    }
+
+    /// Forgets the oldest points without a name that are too many.
+    fn thin(&mut self) {
+        let unnamed = self.points.len() - self.named();
+        let mut excess = unnamed.saturating_sub(usize::try_from(self.keep).unwrap_or(usize::MAX));
+        self.points.retain(|point| {
+            let goes = point.name.is_none() && excess > 0;
+            excess -= usize::from(goes);
+            !goes
+        });
+    }
+
+    /// Leaves out layers that neither the live upper nor a point needs.
+    fn prune(&mut self) {
+        let mut needed = Serials::new();
+        let points = self.points.iter().chain(&self.rolled_away).map(|point| point.serial);
+        for top in points.chain([self.live]) {
+            let mut at = Some(top);
+            // What lies below one that is needed is already, with all below it.
+            while let Some(serial) = at.filter(|serial| needed.insert(*serial)) {
+                at = self.layers.get(&serial).and_then(|layer| layer.parent);
+            }
+        }
+        self.layers.retain(|serial, _| needed.contains(serial));
+    }
+
+    pub(super) fn with_fuzzy(&self, id: &BackupId, files: Vec<PathBuf>) -> Self {
+        let mut after = self.clone();
+        if let Some(point) = after.points.iter_mut().find(|point| point.id == *id) {
+            point.fuzzy = Self::as_fuzzy(files);
+            point.fuzzy.truncate(MAX_FUZZY);
+        }
+        after
+    }
+
+    /// With these points on disk, and layers as large as that.
+    pub(super) fn durable(&self, synced: &[BackupId], bytes: &[(LayerSerial, u64)]) -> Self {
+        let mut after = self.clone();
+        for point in after.points.iter_mut().chain(&mut after.rolled_away) {
+            point.durable |= synced.contains(&point.id);
+        }
+        for (serial, bytes) in bytes {
+            if let Some(layer) = after.layers.get_mut(serial) {
+                layer.bytes = Some(*bytes);
+            }
+        }
+        after
+    }
+
+    /// Points that may not be on disk yet.
+    pub(crate) fn undurable(&self) -> Vec<BackupId> {
+        let points = self.points.iter().chain(&self.rolled_away).filter(|point| !point.durable);
+        points.map(|point| point.id.clone()).collect()
+    }
+
+    pub(super) fn has_undurable(&self) -> bool {
+        self.points.iter().any(|point| !point.durable)
+    }
+
+    /// Without points that were not on disk yet: what they held is in the stack below the live upper. What
+    /// was rolled away stays, as it was an upper like the live one.
+    pub(super) fn without_undurable(&self) -> Self {
+        let mut after = self.clone();
+        after.points.retain(|point| point.durable);
+        after.prune();
+        after
+    }
+
+    pub(super) fn on_boot(mut self, boot: &str) -> Self {
+        self.boot = boot.to_owned();
+        self
+    }
+}
+
+impl Point {
+    fn new(point: NewPoint, serial: LayerSerial) -> Self {
+        let NewPoint { id, name, created_ms } = point;
+        Self { id, name, created_ms, serial, durable: false, fuzzy: Vec::new() }
+    }
+}
