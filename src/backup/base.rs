@@ -1,8 +1,9 @@
-//! What a new backup may begin with: the archive of the backup that its directory is a mount of. What was not changed in
-//! the mount is neither fetched, packed nor sent; the store copies it.
+//! What a new backup may begin with: the archive of the backup that its directory is a mount of, or its tree is made
+//! over. What was not changed is neither fetched, packed nor sent; the store copies it.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::sync::Arc;
 
 use tokio::task::spawn_blocking;
 
@@ -12,22 +13,35 @@ use super::id::BackupId;
 use super::layout;
 use super::open::{OpenArchive, SourceRequest};
 use super::upload::Beginning;
-use crate::squashfs::Compressor;
+use crate::overlay::Overlay;
 use crate::squashfs::mounted::{ARCHIVE_XATTR, MountedArchive};
 use crate::squashfs::write::{self, Base, Compression};
+use crate::squashfs::{Archive, Compressor};
 use crate::store::{ETag, GetRange, Object, ReadRanges};
 
 /// A backup that another may begin with.
-#[derive(Debug)]
 pub(super) struct BaseBackup {
     pub(super) id: BackupId,
-    /// How its archive is opened.
-    pub(super) source: SourceRequest,
     /// Its archive, and the version that the mount has.
     object: Object,
     version: ETag,
-    /// The mount's number.
-    device: u64,
+    reached: Reached,
+}
+
+/// How the archive is read, and what of the tree is known to be in it.
+enum Reached {
+    /// It is opened once more; what is in the mount of this number says what is in it.
+    Mount(Box<SourceRequest>, u64),
+    /// It is open, and whoever tells of the tree says what is in it.
+    Open(Arc<Archive>),
+}
+
+/// An archive that another begins with, open.
+pub(super) enum OpenBase {
+    /// With what its requests need.
+    Own(Box<OpenArchive>, u64),
+    /// Somebody else's.
+    Shared(Arc<Archive>),
 }
 
 /// The archive that `dir` says its mount is of, and the mount's number.
@@ -49,10 +63,26 @@ impl Backups {
         // A mount whose server hangs keeps no one else waiting.
         let mounted = spawn_blocking(move || mounted_archive(&dir)).await;
         let (mounted, device) = mounted.ok().flatten()?;
-        Some(self.base(mounted, device).await)
+        let reach = |source| Reached::Mount(Box::new(source), device);
+        Some(self.base(mounted, reach).await)
     }
 
-    async fn base(&self, mounted: MountedArchive, device: u64) -> Result<BaseBackup, String> {
+    /// The backup in this bucket that `tree` is made over.
+    ///
+    /// # Errors
+    /// Why a new backup cannot begin with it.
+    pub(super) async fn base_of_tree(&self, tree: &Overlay) -> Result<BaseBackup, String> {
+        let source = tree.source().cloned();
+        let source = source.ok_or("it is not known where the archive of the tree is")?;
+        let archive = Arc::clone(tree.archive());
+        self.base(source, |_| Reached::Open(archive)).await
+    }
+
+    async fn base(
+        &self,
+        mounted: MountedArchive,
+        reach: impl FnOnce(SourceRequest) -> Reached,
+    ) -> Result<BaseBackup, String> {
         let MountedArchive { version, name } = mounted;
         let elsewhere = || format!("the mount is of {name}, which is no backup in this bucket");
         let id = layout::id_of_archive(&name).ok_or_else(elsewhere)?;
@@ -69,7 +99,7 @@ impl Backups {
             return Err(is_another());
         }
         let source = self.archive(&id).map_err(|failure| unreadable(failure.message))?;
-        Ok(BaseBackup { id, source, object, version, device })
+        Ok(BaseBackup { id, object, version, reached: reach(source) })
     }
 
     /// Whether `name` is that of `object`. A directory may be reached by several paths.
@@ -88,21 +118,43 @@ fn is_another() -> String {
 }
 
 impl BaseBackup {
-    /// `opened`, which is its archive, as what another begins with, and how that is written.
+    /// Opens its archive, where it is not open already.
     ///
     /// # Errors
-    /// Why it is not.
-    pub(super) fn of<'a>(
-        &self,
-        opened: &'a OpenArchive,
-        asked: Option<Compression>,
-    ) -> Result<(Base<'a>, write::Options), String> {
-        if opened.version.as_ref() != Some(&self.version) {
-            return Err(is_another());
+    /// Why it is not what another can begin with.
+    pub(super) fn open(&self) -> Result<OpenBase, String> {
+        match &self.reached {
+            Reached::Open(archive) => Ok(OpenBase::Shared(Arc::clone(archive))),
+            Reached::Mount(source, device) => {
+                let opened = source.open().map_err(|failure| failure.message)?;
+                match opened.version.as_ref() == Some(&self.version) {
+                    true => Ok(OpenBase::Own(Box::new(opened), *device)),
+                    false => Err(is_another()),
+                }
+            }
         }
-        let base = Base::new(&opened.archive).mounted_as(self.device);
+    }
+}
+
+impl OpenBase {
+    /// What another begins with, and how that is written.
+    ///
+    /// # Errors
+    /// Why none can.
+    pub(super) fn begin(
+        &self,
+        asked: Option<Compression>,
+    ) -> Result<(Base<'_>, write::Options), String> {
+        let archive = match self {
+            Self::Own(opened, _) => &opened.archive,
+            Self::Shared(archive) => archive,
+        };
+        let base = match self {
+            Self::Own(_, device) => Base::new(archive).mounted_as(*device),
+            Self::Shared(_) => Base::new(archive),
+        };
         let options = base.options(asked.unwrap_or(CreateRequest::DEFAULT_COMPRESSION));
-        let compressor = opened.archive.superblock().compressor;
+        let compressor = archive.superblock().compressor;
         let Some(options) = options else {
             return Err(format!("the archive of the mount is of {compressor}, which is only read"));
         };
@@ -113,7 +165,9 @@ impl BaseBackup {
             _ => Ok((base, options)),
         }
     }
+}
 
+impl BaseBackup {
     /// What the new archive begins with, so many bytes of it.
     pub(super) fn beginning(&self, len: u64) -> Beginning {
         let version = Some(self.version.clone());

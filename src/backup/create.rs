@@ -16,10 +16,10 @@ use super::base::BaseBackup;
 use super::bucket::Backups;
 use super::destination::Destination;
 use super::id::BackupId;
-use super::layout;
 use super::meta::Metadata;
 use super::select::Selection;
-use super::send::{Sending, Sent};
+use super::send::{Packing, Sending, Sent};
+use super::tree::{self, Tree};
 use crate::failure::{Code, Failure};
 use crate::squashfs::write::{self, Compression};
 
@@ -181,21 +181,40 @@ impl Destination {
             let message = format!("the path of {} is not UTF-8", root.display());
             Failure::new(Code::InvalidBackupConfig, message)
         })?;
-        let describe = |size: u64| {
-            let id = self.id.clone();
-            Metadata::new(id, dir, request.name.as_deref(), size, request.ttl, Utc::now())
-        };
-        describe(0)?;
+        let backup = New { dir, name: request.name.as_deref(), ttl: request.ttl };
+        // Before anything is walked.
+        self.metadata(&backup, 0)?;
         let selection = {
             let (root, patterns) = (root.clone(), request.exclude.clone());
             let gitignore = request.gitignore;
             spawn_blocking(move || Selection::new(&root, &patterns, gitignore)).await
         };
         let selection = selection.map_err(|error| ended(&error))??;
+        let CreateRequest { compression, threads, mkfs_time, .. } = *request;
+        let own = tree::own(self.local_root.as_deref(), &root);
+        let tree = Box::new(tree::Directory { root: root.clone(), selection, own });
+        self.make(backup, tree, Packing { compression, threads, mkfs_time }, base, progress).await
+    }
+
+    fn metadata(&self, backup: &New<'_>, size: u64) -> Result<Metadata, Failure> {
+        let New { dir, name, ttl } = *backup;
+        Metadata::new(self.id.clone(), dir, name, size, ttl, Utc::now())
+    }
+
+    /// Makes a backup of `tree`.
+    pub(super) async fn make(
+        self,
+        backup: New<'_>,
+        tree: Box<dyn Tree>,
+        packing: Packing,
+        base: Option<Result<BaseBackup, String>>,
+        progress: Arc<CreateProgress>,
+    ) -> Result<Created, Failure> {
+        self.metadata(&backup, 0)?;
         let made = async {
-            let sent = self.send(root.clone(), selection, request, base, progress).await?;
+            let sent = self.send(tree, packing, base, progress).await?;
             self.check_size(sent.summary.size).await?;
-            let metadata = describe(sent.summary.size)?;
+            let metadata = self.metadata(&backup, sent.summary.size)?;
             self.describe(metadata.to_json()?).await?;
             Ok::<_, Failure>(Created {
                 metadata,
@@ -212,7 +231,7 @@ impl Destination {
             Err(failure) => {
                 let failure = Failure {
                     code: Code::BackupCreateFailed,
-                    message: format!("cannot back up {dir}: {}", failure.message),
+                    message: format!("cannot back up {}: {}", backup.dir, failure.message),
                     ..failure
                 };
                 let left = self.discard().await;
@@ -224,30 +243,24 @@ impl Destination {
     /// Packs and sends the archive, on a thread of its own; onto `base` if there is one that will do.
     async fn send(
         &self,
-        root: PathBuf,
-        selection: Selection,
-        request: &CreateRequest,
+        tree: Box<dyn Tree>,
+        packing: Packing,
         base: Option<Result<BaseBackup, String>>,
         progress: Arc<CreateProgress>,
     ) -> Result<Sent, Failure> {
-        let sending = Sending {
-            target: (Arc::clone(&self.store), self.archive_key.clone()),
-            part_size: self.part_size,
-            // Of a bucket within the tree, which would grow while it is packed.
-            own: self.local_root.as_ref().and_then(|bucket| {
-                let inside = bucket.strip_prefix(&root).ok()?;
-                Some(inside.join(layout::ALL))
-            }),
-            runtime: Runtime::current(),
-            root,
-            selection,
-            compression: request.compression,
-            threads: request.threads,
-            mkfs_time: request.mkfs_time,
-            progress,
-        };
+        let target = (Arc::clone(&self.store), self.archive_key.clone());
+        let (part_size, runtime) = (self.part_size, Runtime::current());
+        let sending = Sending { target, part_size, runtime, tree, packing, progress };
         spawn_blocking(move || sending.send(base)).await.map_err(|error| ended(&error))?
     }
+}
+
+/// What a new backup is to say of itself.
+#[derive(Clone, Copy)]
+pub(super) struct New<'a> {
+    pub(super) dir: &'a str,
+    pub(super) name: Option<&'a str>,
+    pub(super) ttl: u64,
 }
 
 /// Adds to `failure` that cleaning up failed, too.

@@ -74,9 +74,13 @@ impl Backups {
     /// # Errors
     /// Where the system has no random numbers.
     pub fn destination(&self) -> Result<Destination, Failure> {
-        let id = BackupId::random()?;
+        Ok(self.destination_of(BackupId::random()?))
+    }
+
+    /// A place for a new backup, of an id that no other has.
+    pub(super) fn destination_of(&self, id: BackupId) -> Destination {
         let archive = self.object(&id, layout::ARCHIVE);
-        Ok(Destination {
+        Destination {
             part_size: None,
             local_root: self.local_root(),
             store: Arc::clone(&archive.bucket) as Arc<dyn WriteObjects>,
@@ -84,7 +88,7 @@ impl Backups {
             metadata_key: self.object(&id, layout::METADATA).key,
             archive: Arc::new(archive),
             id,
-        })
+        }
     }
 }
 

@@ -13,6 +13,7 @@
 //! | `bucket`, `config`, [`layout`] | the place of backups, its name in a file, what lies where in it |
 //! | `id`, `meta`, `fields` | what names a backup, and what is known of it |
 //! | `create`, `select/`, `destination` | making one: what is left out, where it goes |
+//! | `publish`, `tree` | making one of a merged tree, without a mount |
 //! | `send`, `upload`, `base` | packed and sent at once, onto an archive that the store has already |
 //! | `list`, `contents` | what there is, and in what state |
 //! | `restore`, `open`, `memory` | whether one may be restored; from a source to an open archive |
@@ -36,10 +37,12 @@ mod memory;
 mod meta;
 mod open;
 mod prune;
+mod publish;
 mod restore;
 mod select;
 mod send;
 mod staging;
+mod tree;
 mod upload;
 mod verify;
 mod warm;
@@ -59,6 +62,7 @@ pub(crate) use meta::check_name;
 pub(crate) use open::start_runtime;
 pub use open::{OpenArchive, SourceRequest};
 pub use prune::{PruneRules, PruneSummary, Pruned};
+pub use publish::PublishRequest;
 pub use select::Selection;
 pub(crate) use staging::{Staging, staging_path};
 pub use verify::{Verified, VerifyProgress, verify};

@@ -261,8 +261,9 @@ impl OpenArchive {
         self.requests.take()
     }
 
-    /// As a mount of it tells who asks; `None` where it cannot be told from another version.
-    pub(crate) fn as_mounted(&self) -> Option<MountedArchive> {
+    /// As a mount of it tells who asks, for [`crate::overlay::Overlay::named`]; `None` where it cannot be told from
+    /// another version.
+    pub fn as_mounted(&self) -> Option<MountedArchive> {
         let version = self.version.as_ref()?.0.clone();
         let is_told = !version.is_empty() && !version.contains(char::is_whitespace);
         is_told.then(|| MountedArchive { version, name: self.name.clone() })

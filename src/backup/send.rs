@@ -1,9 +1,6 @@
-//! Packing a directory and sending the archive meanwhile: all of it, or onto an archive that the store has.
+//! Packing a tree and sending the archive meanwhile: all of it, or onto an archive that the store has.
 
-use std::collections::HashSet;
 use std::num::NonZeroUsize;
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -12,26 +9,30 @@ use tokio::runtime::Handle as Runtime;
 use super::base::BaseBackup;
 use super::create::{CreateProgress, CreateRequest, left_behind};
 use super::id::BackupId;
-use super::select::Selection;
+use super::tree::Tree;
 use super::upload::{Expected, Uploader};
 use crate::failure::{Code, Failure};
 use crate::squashfs::write::{self, Compression};
 use crate::store::WriteObjects;
 
-/// A directory to pack, and where it goes. For a thread that may block, outside the runtime.
+/// How a tree is packed.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Packing {
+    /// `None`: as [`CreateRequest::DEFAULT_COMPRESSION`] has it, or as in the archive that comes first.
+    pub(super) compression: Option<Compression>,
+    pub(super) threads: Option<NonZeroUsize>,
+    pub(super) mkfs_time: Option<u32>,
+}
+
+/// A tree to pack, and where it goes. For a thread that may block, outside the runtime.
 pub(super) struct Sending {
     /// The store, and the key of the archive to be.
     pub(super) target: (Arc<dyn WriteObjects>, String),
     /// Size of the archive's parts in bytes, where that is not for us to choose.
     pub(super) part_size: Option<u64>,
-    /// What of the directory is the bucket itself.
-    pub(super) own: Option<PathBuf>,
     pub(super) runtime: Runtime,
-    pub(super) root: PathBuf,
-    pub(super) selection: Selection,
-    pub(super) compression: Option<Compression>,
-    pub(super) threads: Option<NonZeroUsize>,
-    pub(super) mkfs_time: Option<u32>,
+    pub(super) tree: Box<dyn Tree>,
+    pub(super) packing: Packing,
     pub(super) progress: Arc<CreateProgress>,
 }
 
@@ -80,22 +81,12 @@ impl Sending {
         self.progress.cancel().load(Ordering::Relaxed)
     }
 
-    /// Whether a path is left out. Called off, it need not go through the rest: the next write to the store fails.
-    fn excludes(&self, path: &Path, is_dir: bool) -> bool {
-        self.is_cancelled()
-            || self.own.as_deref().is_some_and(|own| own == path)
-            || self.selection.excludes(path, is_dir)
-    }
-
     /// Packs and sends everything.
     fn send_whole(&self) -> Result<Sent, Failure> {
-        let options = write::Options {
-            compression: self.compression.unwrap_or(CreateRequest::DEFAULT_COMPRESSION),
-            threads: self.threads,
-            mkfs_time: self.mkfs_time,
-            ..write::Options::default()
-        };
-        let exclude = |path: &Path, is_dir: bool| self.excludes(path, is_dir);
+        let Packing { compression, threads, mkfs_time } = self.packing;
+        let compression = compression.unwrap_or(CreateRequest::DEFAULT_COMPRESSION);
+        let options =
+            write::Options { compression, threads, mkfs_time, ..write::Options::default() };
         let progress = &self.progress;
         let sent = Arc::clone(&progress.sent);
         let (expect, expected) = crossbeam_channel::bounded(1);
@@ -107,17 +98,17 @@ impl Sending {
             // Meanwhile, since the first part has to be full before this needs to be known.
             scope.spawn(|| {
                 let over = || done.load(Ordering::Relaxed) || self.is_cancelled();
-                let tree = measure(&self.root, &exclude, over);
-                progress.total.store(tree.bytes, Ordering::Relaxed);
+                let size = self.tree.measure(&over);
+                progress.total.store(size.bytes, Ordering::Relaxed);
                 let expected = match self.part_size {
-                    Some(part_size) => Expected { bytes: tree.estimate, part_size },
-                    None => Expected::new(tree.estimate),
+                    Some(part_size) => Expected { bytes: size.stored, part_size },
+                    None => Expected::new(size.stored),
                 };
                 // Nobody waits for it if the archive is small.
                 let _ = expect.send(expected);
             });
-            let packed =
-                write::archive(&self.root, &options, &exclude, &mut upload, &progress.packed);
+            let over = || self.is_cancelled();
+            let packed = self.tree.pack((&options, None), &over, &mut upload, &progress.packed);
             done.store(packed.is_err(), Ordering::Relaxed);
             packed
         });
@@ -134,10 +125,10 @@ impl Sending {
     /// Packs and sends what the archive of `base` does not hold.
     fn send_onto(&self, base: &BaseBackup) -> Result<Sent, NotSent> {
         let of_base = |reason: String| NotSent::OfBase(reason);
-        let opened = base.source.open().map_err(|failure| of_base(failure.message))?;
-        let (archive, options) = base.of(&opened, self.compression).map_err(NotSent::OfBase)?;
-        let options =
-            write::Options { threads: self.threads, mkfs_time: self.mkfs_time, ..options };
+        let opened = base.open().map_err(NotSent::OfBase)?;
+        let Packing { compression, threads, mkfs_time } = self.packing;
+        let (archive, options) = opened.begin(compression).map_err(NotSent::OfBase)?;
+        let options = write::Options { threads, mkfs_time, ..options };
         let beginning = base.beginning(archive.data_end());
         // Twice as large at least, whatever was added.
         let part_size = Expected::new(beginning.len.saturating_mul(2)).part_size;
@@ -148,15 +139,8 @@ impl Sending {
         if let Err(failure) = upload.copy() {
             return Err(give_up(upload, failure).into());
         }
-        let exclude = |path: &Path, is_dir: bool| self.excludes(path, is_dir);
-        let packed = write::archive_onto(
-            &archive,
-            &self.root,
-            &options,
-            &exclude,
-            &mut upload,
-            &progress.packed,
-        );
+        let (how, over) = ((&options, Some(&archive)), || self.is_cancelled());
+        let packed = self.tree.pack(how, &over, &mut upload, &progress.packed);
         let finished = match packed {
             Ok(summary) if archive.dead_bytes() > summary.bytes_used / 2 => {
                 Err(of_base("more than half of the archive would be of no use any more".into()))
@@ -205,10 +189,7 @@ impl Sending {
     }
 
     fn sent(&self, summary: write::Summary, base: Option<BackupId>) -> Sent {
-        let mut warnings = self.selection.warnings().to_vec();
-        warnings.extend(self.own.iter().map(|own| {
-            format!("{} is the bucket itself, and left out", self.root.join(own).display())
-        }));
+        let mut warnings = self.tree.warnings();
         warnings.extend(summary.dropped_xattrs.as_ref().map(|dropped| {
             format!(
                 "{} files have attributes that squashfs does not keep, such as {} of {}",
@@ -229,43 +210,4 @@ fn give_up(upload: Uploader<'_>, failure: Failure) -> Failure {
         Ok(()) => failure,
         Err(error) => left_behind(failure, &error),
     }
-}
-
-/// What there is to pack.
-#[derive(Default)]
-struct Tree {
-    /// Bytes of files, each inode once.
-    bytes: u64,
-    /// The same without most of the holes, about: no archive of them is much larger.
-    estimate: u64,
-}
-
-/// Adds up the files below `root`, until it is `over`. What cannot be read is for the packing to
-/// report.
-fn measure(root: &Path, exclude: &write::Exclude<'_>, over: impl Fn() -> bool) -> Tree {
-    let mut tree = Tree::default();
-    let mut several_names = HashSet::new();
-    let mut left = vec![PathBuf::new()];
-    while let Some(dir) = left.pop()
-        && !over()
-    {
-        let Ok(entries) = std::fs::read_dir(root.join(&dir)) else { continue };
-        for entry in entries.flatten() {
-            let path = dir.join(entry.file_name());
-            let Ok(meta) = entry.metadata() else { continue };
-            if exclude(&path, meta.is_dir()) {
-                continue;
-            }
-            if meta.is_dir() {
-                left.push(path);
-            } else if meta.is_file()
-                && (meta.nlink() == 1 || several_names.insert((meta.dev(), meta.ino())))
-            {
-                tree.bytes += meta.len();
-                // A file system may compress, but hardly better than fourfold.
-                tree.estimate += meta.len().min(meta.blocks() * 4 * 512 + (1 << 20));
-            }
-        }
-    }
-    tree
 }

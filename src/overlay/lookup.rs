@@ -45,7 +45,12 @@ pub(super) struct Held<'a> {
 impl<'a> Held<'a> {
     /// For a lookup of regular file `ino` that is counted already.
     pub(super) fn new(overlay: &'a Overlay, ino: Ino) -> Self {
-        Self { overlay, ino, kind: FileKind::Regular }
+        Self::counted(overlay, ino, FileKind::Regular)
+    }
+
+    /// For a lookup of `ino` that is counted already.
+    pub(super) fn counted(overlay: &'a Overlay, ino: Ino, kind: FileKind) -> Self {
+        Self { overlay, ino, kind }
     }
 }
 

@@ -34,6 +34,10 @@ impl Lower {
         &self.archive
     }
 
+    pub(super) fn shared(&self) -> &Arc<Archive> {
+        &self.archive
+    }
+
     /// What tells this archive from others, to recognise an upper made over it.
     pub(super) fn identity(&self) -> Vec<u8> {
         let superblock = self.archive.superblock();

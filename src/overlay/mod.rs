@@ -20,6 +20,7 @@
 //! | `tell`, `kernel_writes`, `aliases` | what the log of changes is told, and how that is found out |
 //! | `readdir`, `halves` | listing |
 //! | `difference/` | what the upper changes, for who asks |
+//! | `entries/` | all of the tree, for who packs it |
 //!
 //! **Locks.** `names` is held shared while a name in the upper is resolved and used, and exclusively while one is
 //! changed. Only short system calls on the upper are made under it: no request to the store, and no copy of
@@ -45,6 +46,7 @@ mod dense;
 mod describe;
 mod difference;
 mod dirs;
+mod entries;
 mod error;
 mod halves;
 mod handles;
@@ -79,6 +81,7 @@ use rustix::io::Errno;
 
 pub use attr::{Attr, Caller, Rights, SetAttr, SetTime, StatFs};
 pub use difference::{DifferenceEntry, Status};
+pub use entries::TreeSize;
 pub use error::{Error, Result};
 pub use handles::{Backing, Handle, Opened};
 pub use identity::{IdNamespace, IdOptions, IdRange, IdView, Identity};

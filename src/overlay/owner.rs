@@ -27,6 +27,11 @@ impl Overlay {
         Self { source, ..self }
     }
 
+    /// Where the archive is, if that was said.
+    pub fn source(&self) -> Option<&MountedArchive> {
+        self.source.as_ref()
+    }
+
     /// Puts the owner that is shown in the place of the one that is stored.
     pub(super) fn show_owner(&self, attr: &mut Attr) {
         let shown = self.identity.shown(Owner { uid: attr.uid, gid: attr.gid });

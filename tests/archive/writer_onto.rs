@@ -149,10 +149,11 @@ fn write_onto(base_path: &Path, tree: &Path, new: &Path) -> Onto {
     let progress = Progress::default();
     let read = Cell::new(0);
     let mut bytes = 0;
-    let summary = write::onto(&base, &options, &mut sink, &progress, |entries| {
-        tell((&archive, tree), Path::new(""), tree.as_os_str().as_bytes(), &mut bytes, entries)
-    })
-    .unwrap();
+    let summary =
+        write::told((&options, Some(&base)), &|_| None, &mut sink, &progress, |entries| {
+            tell((&archive, tree), Path::new(""), tree.as_os_str().as_bytes(), &mut bytes, entries)
+        })
+        .unwrap();
     read.set(bytes);
     sink.0.write_all_at(&summary.superblock, 0).unwrap();
     assert_eq!(sink.0.metadata().unwrap().len(), summary.size);
@@ -310,20 +311,38 @@ fn what_tells_may_fail_and_that_is_said() {
     let options = base.options(Compression::Zstd(3)).unwrap();
     let root = attributes(&fs::metadata(tree.path()).unwrap());
     let mut sink = FileSink(tempfile::tempfile().unwrap());
-    let failed = write::onto(&base, &options, &mut sink, &Progress::default(), |entries| {
-        entries.enter(b"tree", &root, Vec::new())?;
-        Err(Error::Told("the tree is gone".into()))
-    });
+    let failed = write::told(
+        (&options, Some(&base)),
+        &|_| None,
+        &mut sink,
+        &Progress::default(),
+        |entries| {
+            entries.enter(b"tree", &root, Vec::new())?;
+            Err(Error::Told("the tree is gone".into()))
+        },
+    );
     assert_eq!(failed.unwrap_err().to_string(), "the tree is gone");
-    let failed = write::onto(&base, &options, &mut sink, &Progress::default(), |entries| {
-        entries.enter(b"tree", &root, Vec::new())?;
-        entries.enter(&[b'x'; 257], &root, Vec::new())
-    });
+    let failed = write::told(
+        (&options, Some(&base)),
+        &|_| None,
+        &mut sink,
+        &Progress::default(),
+        |entries| {
+            entries.enter(b"tree", &root, Vec::new())?;
+            entries.enter(&[b'x'; 257], &root, Vec::new())
+        },
+    );
     assert!(matches!(failed.unwrap_err(), Error::Limit { .. }));
     // Who leaves directories open has them ended.
-    let left = write::onto(&base, &options, &mut sink, &Progress::default(), |entries| {
-        entries.enter(b"tree", &root, Vec::new())?;
-        entries.enter(b"in", &root, Vec::new())
-    });
+    let left = write::told(
+        (&options, Some(&base)),
+        &|_| None,
+        &mut sink,
+        &Progress::default(),
+        |entries| {
+            entries.enter(b"tree", &root, Vec::new())?;
+            entries.enter(b"in", &root, Vec::new())
+        },
+    );
     assert_eq!(left.unwrap().inodes, 2);
 }

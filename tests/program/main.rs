@@ -12,6 +12,7 @@ mod archive_cli;
 mod backup_bucket;
 mod backup_life;
 mod backup_onto;
+mod backup_publish;
 mod backup_select;
 mod backup_sizes;
 mod backup_trouble;

@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 
 use parking_lot::Mutex;
+use twox_hash::XxHash3_128;
 use zerocopy::little_endian::U32;
 
 use super::super::format::{RawFragment, SUPERBLOCK_LEN};
@@ -190,11 +191,39 @@ impl<'a> Base<'a> {
     }
 
     fn list(&self, layout: &FileLayout) -> BlockList<'_> {
-        BlockList {
-            start: layout.start.0,
-            left: layout.block_count(self.archive.superblock().block_size),
-            reader: self.archive.metadata.reader("block list", layout.list),
+        list(self.archive, layout)
+    }
+}
+
+fn list<'a>(archive: &'a Archive, layout: &FileLayout) -> BlockList<'a> {
+    BlockList {
+        start: layout.start.0,
+        left: layout.block_count(archive.superblock().block_size),
+        reader: archive.metadata.reader("block list", layout.list),
+    }
+}
+
+/// Where the bytes of a file are in an archive: two files of it with the same hold the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct LayoutKey(u128);
+
+impl LayoutKey {
+    /// Of a regular file of `archive`.
+    pub(super) fn new(archive: &Archive, file: &Inode) -> Result<Self, super::super::Error> {
+        let layout = file.file()?;
+        let mut hash = XxHash3_128::new();
+        hash.write(&layout.start.0.to_le_bytes());
+        hash.write(&layout.size.to_le_bytes());
+        if let Some(fragment) = &layout.fragment {
+            hash.write(&fragment.index.to_le_bytes());
+            hash.write(&fragment.offset.to_le_bytes());
         }
+        // A file of holes alone starts where the next one does.
+        let mut list = list(archive, layout);
+        while let Some(word) = list.word()? {
+            hash.write(&word.to_le_bytes());
+        }
+        Ok(Self(hash.finish_128()))
     }
 }
 
@@ -213,6 +242,10 @@ impl BlockList<'_> {
 
     /// The size word of the next one.
     pub(super) fn next(&mut self) -> Result<Option<u32>, Error> {
+        Ok(self.word()?)
+    }
+
+    fn word(&mut self) -> Result<Option<u32>, super::super::Error> {
         let Some(left) = self.left.checked_sub(1) else { return Ok(None) };
         self.left = left;
         Ok(Some(self.reader.read::<U32>()?.get()))

@@ -1,13 +1,10 @@
 //! Reads files of more than a block, block by block, without reading their holes.
 
 use std::hash::Hasher;
-use std::os::fd::OwnedFd;
 
-use rustix::fs::{SeekFrom, seek};
-use rustix::io::Errno;
 use twox_hash::XxHash3_64;
 
-use super::load::read_full;
+use super::source::{Source, Unread};
 
 /// A block of a file.
 pub(super) enum Block<'a> {
@@ -19,7 +16,7 @@ pub(super) enum Block<'a> {
 
 /// Reads the blocks of one file in order.
 pub(super) struct BlockReader<'a> {
-    fd: &'a OwnedFd,
+    source: &'a Source,
     size: u64,
     at: u64,
     /// No byte before this one is stored, from `at` on.
@@ -29,8 +26,8 @@ pub(super) struct BlockReader<'a> {
 
 impl<'a> BlockReader<'a> {
     /// For a file that has `size` bytes.
-    pub(super) fn new(fd: &'a OwnedFd, size: u64, block_size: u32) -> Self {
-        Self { fd, size, at: 0, data_at: 0, buffer: vec![0; block_size as usize] }
+    pub(super) fn new(source: &'a Source, size: u64, block_size: u32) -> Self {
+        Self { source, size, at: 0, data_at: 0, buffer: vec![0; block_size as usize] }
     }
 
     /// Whether all bytes were there. A file may turn out shorter than it says: one that is being
@@ -41,7 +38,7 @@ impl<'a> BlockReader<'a> {
 
     /// The next block; the last one may be short. `None` at the end, and where the file turns out
     /// to be shorter.
-    pub(super) fn next(&mut self) -> Result<Option<Block<'_>>, Errno> {
+    pub(super) fn next(&mut self) -> Result<Option<Block<'_>>, Unread> {
         let len = (self.size - self.at).min(self.buffer.len() as u64) as usize;
         if len == 0 {
             return Ok(None);
@@ -49,20 +46,14 @@ impl<'a> BlockReader<'a> {
         let at = self.at;
         let end = at + len as u64;
         if self.data_at <= at {
-            self.data_at = match seek(self.fd, SeekFrom::Data(at)) {
-                Ok(data) => data,
-                // Holes up to the end.
-                Err(Errno::NXIO) => self.size,
-                // Not every file system knows.
-                Err(_) => at,
-            };
+            self.data_at = self.source.data_from(at, self.size)?;
         }
         if self.data_at >= end {
             self.at = end;
             return Ok(Some(Block::Zeros(len)));
         }
         let Some(buffer) = self.buffer.get_mut(..len) else { return Ok(None) };
-        if read_full(self.fd, buffer, at)? < len {
+        if self.source.read_full(buffer, at)? < len {
             return Ok(None);
         }
         self.at = end;
@@ -108,7 +99,7 @@ mod tests {
     fn a_file_shorter_than_it_says_is_not_complete() {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(&[7; 10_000]).unwrap();
-        let fd = OwnedFd::from(file);
+        let source = Source::File(file.into());
         for (says, blocks, complete) in [
             (10_000, 3, true),
             (10_001, 2, false),
@@ -116,9 +107,9 @@ mod tests {
             (8192, 2, true),
             (0, 0, true),
         ] {
-            let mut reader = BlockReader::new(&fd, says, 4096);
+            let mut reader = BlockReader::new(&source, says, 4096);
             let mut read = 0;
-            while reader.next().unwrap().is_some() {
+            while reader.next().is_ok_and(|block| block.is_some()) {
                 read += 1;
             }
             assert_eq!((read, reader.is_complete()), (blocks, complete), "{says} bytes");

@@ -11,12 +11,14 @@ use rustix::fs::{Access, AtFlags, Mode, OFlags, accessat, openat, readlinkat};
 use rustix::io::{Errno, pread};
 use twox_hash::XxHash3_64;
 
-use super::base::{Base, Kept};
+use super::super::{Archive, Inode};
+use super::base::{Base, Kept, LayoutKey};
 use super::error::Error;
+use super::source::Source;
 use super::stat::{
     Directory, Failure, Stat, Xattrs, failed, fd_xattrs, name_stored_owner, name_xattrs,
 };
-use crate::types::FileKind;
+use crate::types::{FileKind, FileOffset};
 
 /// How often a file is read that changes meanwhile.
 pub(super) const ATTEMPTS: usize = 5;
@@ -27,6 +29,17 @@ pub(super) enum Job {
     Name(Entry),
     /// A file that is open.
     Open(OpenFile),
+    /// A file of an archive.
+    Archived(ArchivedFile),
+}
+
+/// A file of an archive to read, of which all is known but its bytes.
+pub(super) struct ArchivedFile {
+    pub(super) archive: Arc<Archive>,
+    pub(super) inode: Box<Inode>,
+    pub(super) stat: Stat,
+    pub(super) xattrs: Xattrs,
+    pub(super) layout: LayoutKey,
 }
 
 /// A file to read, of which all is known but its bytes.
@@ -51,6 +64,8 @@ pub(super) struct Leaf {
     pub(super) stat: Stat,
     pub(super) xattrs: Xattrs,
     pub(super) content: Content,
+    /// Where its bytes are in an archive that they are read from.
+    pub(super) layout: Option<LayoutKey>,
 }
 
 /// What an entry holds.
@@ -58,7 +73,7 @@ pub(super) enum Content {
     /// All bytes of a file of at most one block, and their hash.
     Small(Vec<u8>, u64),
     /// A larger file, to be read in turn.
-    Large(OwnedFd),
+    Large(Source),
     /// Where a symbolic link leads.
     Target(Vec<u8>),
     /// The data of a file of the base.
@@ -82,6 +97,7 @@ impl Loader<'_> {
         match job {
             Job::Name(entry) => self.load_entry(&entry),
             Job::Open(file) => self.load_told(file),
+            Job::Archived(file) => self.load_archived(file),
         }
     }
 
@@ -91,10 +107,26 @@ impl Loader<'_> {
         match self.load_open(fd, failed, |_| Ok(Xattrs::default()))? {
             Some(leaf) => {
                 let version = leaf.stat.version;
-                Ok(Leaf { stat: Stat { version, ..stat }, xattrs, content: leaf.content })
+                Ok(Leaf { stat: Stat { version, ..stat }, xattrs, ..leaf })
             }
             None => Err(Failure::Fatal(Error::Changed { path })),
         }
+    }
+
+    fn load_archived(&self, file: ArchivedFile) -> Result<Leaf, Failure> {
+        let ArchivedFile { archive, inode, stat, xattrs, layout } = file;
+        let layout = Some(layout);
+        let content = if self.check_only.load(Ordering::Relaxed) {
+            Content::Nothing
+        } else if inode.size > self.block_size.into() {
+            Content::Large(Source::Archived(archive, inode, stat.version))
+        } else {
+            let bytes = archive.read(&inode, FileOffset(0), self.block_size as usize);
+            let bytes = bytes.map_err(|error| Failure::Fatal(error.into()))?;
+            let hash = XxHash3_64::oneshot(&bytes);
+            Content::Small(bytes.into(), hash)
+        };
+        Ok(Leaf { stat, xattrs, content, layout })
     }
 
     /// Reads an entry, of whatever kind it is by now: a file may have given way to a link since its
@@ -143,7 +175,7 @@ impl Loader<'_> {
         };
         let after = look()?;
         let is_same = (after.identity, after.version) == (stat.identity, stat.version);
-        Ok(is_same.then_some(Leaf { stat, xattrs, content: Content::Kept(kept) }))
+        Ok(is_same.then_some(Leaf { stat, xattrs, content: Content::Kept(kept), layout: None }))
     }
 
     /// `None` where it is no regular file, or changes too often while it is read.
@@ -173,10 +205,11 @@ impl Loader<'_> {
             }
             let xattrs = xattrs_of(fd.as_fd()).map_err(failed("fgetxattr"))?;
             if self.check_only.load(Ordering::Relaxed) {
-                return Ok(Some(Leaf { stat, xattrs, content: Content::Nothing }));
+                return Ok(Some(Leaf { stat, xattrs, content: Content::Nothing, layout: None }));
             }
             if stat.version.size > self.block_size.into() {
-                return Ok(Some(Leaf { stat, xattrs, content: Content::Large(fd) }));
+                let content = Content::Large(Source::File(fd));
+                return Ok(Some(Leaf { stat, xattrs, content, layout: None }));
             }
             // At most a block.
             let mut bytes = vec![0; stat.version.size as usize];
@@ -188,7 +221,8 @@ impl Loader<'_> {
                     && reads_as(&fd, &bytes).map_err(failed("read"))?;
             if at_rest && len == bytes.len() {
                 let hash = XxHash3_64::oneshot(&bytes);
-                return Ok(Some(Leaf { stat, xattrs, content: Content::Small(bytes, hash) }));
+                let content = Content::Small(bytes, hash);
+                return Ok(Some(Leaf { stat, xattrs, content, layout: None }));
             }
         }
         Ok(None)
@@ -221,7 +255,7 @@ fn load_other(entry: &Entry, kind: FileKind) -> Result<Option<Leaf>, Failure> {
         }
         _ => Content::Nothing,
     };
-    Ok(Some(Leaf { stat, xattrs, content }))
+    Ok(Some(Leaf { stat, xattrs, content, layout: None }))
 }
 
 /// Whether a file still begins with `bytes`.

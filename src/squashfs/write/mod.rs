@@ -15,8 +15,8 @@
 //! stays in a base), one table of hashes of bounded size, the inodes with several names, and the
 //! largest directory's names.
 //!
-//! [`archive_onto`] packs onto the data of another archive, in which what has not changed stays where it is (`base`);
-//! [`onto`] does so with a tree that is told instead of walked (`told`).
+//! [`archive_onto`] packs onto the data of another archive, in which what has not changed stays where it is (`base`).
+//! [`told`] packs a tree that is told instead of walked, whose files may be those of an archive (`told`, `source`).
 //!
 //! The same tree makes the same bytes, however many threads there are. Archives are read by the
 //! kernel, squashfuse, unsquashfs, and ours.
@@ -35,6 +35,7 @@ mod options;
 mod output;
 mod pack;
 mod pool;
+mod source;
 mod spool;
 mod stat;
 mod tables;
@@ -52,11 +53,12 @@ use std::thread::{self, Scope};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crossbeam_channel::{Sender, bounded};
+use rustix::fs::{Mode, OFlags, openat};
 
 pub use base::Base;
 pub use compress::Compression;
 pub use error::Error;
-pub use options::{Exclude, Options, Progress, Sink};
+pub use options::{Exclude, Options, Progress, Reopen, Sink};
 pub use pack::DroppedXattrs;
 pub use told::{Attributes, Body, Entries};
 
@@ -179,17 +181,21 @@ fn walk(
         call: "fcntl",
         source,
     })?;
+    let reopen = |path: &Path| {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        openat(&root_fd, path, flags, Mode::empty()).ok()
+    };
     let walk = move |loads, events| Walk { root, exclude, loads, events }.run(walk_fd);
-    let data = write_data(options, (Some(root_fd), base), &mut tail, progress, walk)?;
+    let data = write_data(options, (&reopen, base), &mut tail, progress, walk)?;
     finish(data, (options, base), mkfs_time, &mut tail)
 }
 
-/// As [`archive_onto`], of a tree that `tell` tells. Fails as [`archive`] does, and as `tell`.
+/// As [`archive`], or with a base as [`archive_onto`], of a tree that `tell` tells. Fails as these do, and as `tell`.
 ///
-/// The files of the tree that are no files of the base are not compared with each other.
-pub fn onto(
-    base: &Base<'_>,
-    options: &Options,
+/// Open files are compared with each other as far as `reopen` opens them, and files of an archive with no others.
+pub fn told(
+    (options, base): (&Options, Option<&Base<'_>>),
+    reopen: &Reopen<'_>,
     sink: &mut dyn Sink,
     progress: &Progress,
     tell: impl FnOnce(&mut Entries<'_>) -> Result<(), Error> + Send,
@@ -205,8 +211,8 @@ pub fn onto(
             entries.fail(error);
         }
     };
-    let data = write_data(options, (None, Some(base)), &mut tail, progress, told)?;
-    finish(data, (options, Some(base)), mkfs_time, &mut tail)
+    let data = write_data(options, (reopen, base), &mut tail, progress, told)?;
+    finish(data, (options, base), mkfs_time, &mut tail)
 }
 
 /// Writes what comes before the data, where nothing else does.
@@ -239,11 +245,11 @@ fn finish(
     Ok(Summary { superblock, bytes_used, size, inodes, dropped_xattrs })
 }
 
-/// Writes all data of what `tell` sends, and returns what the tables are made of. Files below `root` are compared
+/// Writes all data of what `tell` sends, and returns what the tables are made of. Files that `reopen` opens are compared
 /// with each other.
 fn write_data(
     options: &Options,
-    (root, base): (Option<OwnedFd>, Option<&Base<'_>>),
+    (reopen, base): (&Reopen<'_>, Option<&Base<'_>>),
     tail: &mut Tail<'_>,
     progress: &Progress,
     tell: impl FnOnce(LoadPool, Sender<Event>) + Send,
@@ -266,7 +272,7 @@ fn write_data(
         pack_tails: options.pack_tails,
         catalog: Catalog::new(),
         xattrs: XattrTable::new(compressor()?),
-        duplicates: Duplicates::new(root, block_size),
+        duplicates: Duplicates::new(reopen, block_size),
         blocks,
         output,
         progress,

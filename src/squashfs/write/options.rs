@@ -2,6 +2,7 @@
 
 use std::io;
 use std::num::NonZeroUsize;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -13,6 +14,10 @@ use super::error::Error;
 
 /// Says of a path below the packed directory, and whether it is a directory, that it be left out.
 pub type Exclude<'a> = dyn Fn(&Path, bool) -> bool + Sync + 'a;
+
+/// Opens a regular file of the tree once more, by its path below the root, to compare another with it. Without it the
+/// other is packed, too.
+pub type Reopen<'a> = dyn Fn(&Path) -> Option<OwnedFd> + Sync + 'a;
 
 /// How an archive is written.
 #[derive(Clone, Debug, PartialEq, Eq)]

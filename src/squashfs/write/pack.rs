@@ -1,7 +1,6 @@
 //! Decides, in the order of the walk, where the bytes of each file go: to blocks of its own, to
 //! a fragment that small files share, or nowhere, since they are in the archive already.
 
-use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,7 +16,8 @@ use super::load::{ATTEMPTS, Content, Leaf};
 use super::options::Progress;
 use super::output::{BlockPool, Next};
 use super::pool::Gone;
-use super::stat::{Failure, Stat, Xattrs, child};
+use super::source::{Source, Unread};
+use super::stat::{Failure, Version, Xattrs, child};
 use super::walk::Event;
 use super::xattrs::XattrTable;
 
@@ -60,7 +60,7 @@ pub(super) struct Packer<'a> {
     pub(super) pack_tails: bool,
     pub(super) catalog: Catalog,
     pub(super) xattrs: XattrTable,
-    pub(super) duplicates: Duplicates,
+    pub(super) duplicates: Duplicates<'a>,
     pub(super) blocks: BlockPool,
     pub(super) output: Sender<Next>,
     pub(super) progress: &'a Progress,
@@ -156,8 +156,17 @@ impl Packer<'_> {
         let xattrs = self.xattrs.add(leaf.xattrs.kept)?;
         let mut node = self.catalog.node(&leaf.stat, xattrs)?;
         node.link = link;
+        let known = match leaf.layout {
+            Some(layout) => self.duplicates.find_layout(&self.catalog, layout)?,
+            None => None,
+        };
         let new = match leaf.content {
             Content::Nothing => None,
+            _ if let Some(data) = known => {
+                self.progress.read(node.version.size);
+                node.data = data;
+                None
+            }
             Content::Target(target) => {
                 node.version.size = target.len() as u64;
                 node.target = target;
@@ -179,16 +188,18 @@ impl Packer<'_> {
                 };
                 found.is_none().then_some(hash)
             }
-            Content::Large(fd) => {
-                let large = self.large(&fd, &child(directory, name))?;
-                node.version = large.stat.version;
+            Content::Large(source) => {
+                let large = self.large(&source, &child(directory, name))?;
+                node.version = large.version;
                 node.data = large.data;
                 large.new_hash
             }
         };
         let at = self.catalog.leaf(name, &node)?;
-        if let Some(hash) = new {
-            self.duplicates.remember(hash, node.version.size, at);
+        match (leaf.layout, new) {
+            (Some(layout), _) => self.duplicates.remember_layout(layout, at),
+            (None, Some(hash)) => self.duplicates.remember(hash, node.version.size, at),
+            (None, None) => {}
         }
         Ok(())
     }
@@ -209,38 +220,38 @@ impl Packer<'_> {
 
     /// Packs a file of more than a block. If it changes meanwhile it is packed again; what was
     /// written of it before stays in the archive, unused.
-    fn large(&mut self, fd: &OwnedFd, path: &Path) -> Result<Large, Stop> {
+    fn large(&mut self, source: &Source, path: &Path) -> Result<Large, Stop> {
         let failed = |call| move |errno: Errno| Error::io(path, call, errno);
         for attempt in 1..=ATTEMPTS {
-            let stat = Stat::of(fd.as_fd()).map_err(failed("fstat"))?;
-            let size = stat.version.size;
+            let version = source.version().map_err(failed("fstat"))?;
+            let size = version.size;
             let mut found = None;
             if self.duplicates.has_size(size) {
-                let hash = self.hash(fd, size).map_err(failed("read"))?;
-                let data = self.duplicates.find_large(&self.catalog, hash, fd, size)?;
+                let hash = self.hash(source, size).map_err(Unread::of(path, "read"))?;
+                let data = self.duplicates.find_large(&self.catalog, hash, source, size)?;
                 found = data.map(|data| (data, hash));
             }
             let is_new = found.is_none();
             let packed = match found {
                 Some(found) => Some(found),
-                None => self.large_once(fd, size, path)?,
+                None => self.large_once(source, size, path)?,
             };
             let Some((data, hash)) = packed else { continue };
-            let after = Stat::of(fd.as_fd()).map_err(failed("fstat"))?;
-            let at_rest = stat.version == after.version
+            let after = source.version().map_err(failed("fstat"))?;
+            let at_rest = version == after
                 || attempt == ATTEMPTS
-                    && stat.version.only_grew(&after.version)
-                    && self.hash(fd, size).map_err(failed("read"))? == hash;
+                    && version.only_grew(&after)
+                    && self.hash(source, size).map_err(Unread::of(path, "read"))? == hash;
             if at_rest {
                 self.progress.read(size);
-                return Ok(Large { stat, data, new_hash: is_new.then_some(hash) });
+                return Ok(Large { version, data, new_hash: is_new.then_some(hash) });
             }
         }
         Err(Error::Changed { path: path.to_owned() }.into())
     }
 
-    fn hash(&self, fd: &OwnedFd, size: u64) -> Result<u64, Errno> {
-        let mut reader = BlockReader::new(fd, size, self.block_size);
+    fn hash(&self, source: &Source, size: u64) -> Result<u64, Unread> {
+        let mut reader = BlockReader::new(source, size, self.block_size);
         let mut hash = BlockHash::new();
         while let Some(block) = reader.next()? {
             hash.update(&block);
@@ -251,17 +262,17 @@ impl Packer<'_> {
     /// Packs a file as it is now, and hashes it. `None` where it has fewer than `size` bytes.
     fn large_once(
         &mut self,
-        fd: &OwnedFd,
+        source: &Source,
         size: u64,
         path: &Path,
     ) -> Result<Option<(Data, u64)>, Stop> {
-        let mut reader = BlockReader::new(fd, size, self.block_size);
+        let mut reader = BlockReader::new(source, size, self.block_size);
         let mut hash = BlockHash::new();
         let mut data = Data { first_block: self.next_block, ..Data::NONE };
         let mut holes = 0;
         let next = |reader: &mut BlockReader<'_>,
                     take: &mut dyn FnMut(Block<'_>) -> Result<(), Stop>| {
-            match reader.next().map_err(|errno| Error::io(path, "read", errno))? {
+            match reader.next().map_err(Unread::of(path, "read"))? {
                 Some(block) => take(block).map(|()| true),
                 None => Ok(false),
             }
@@ -334,7 +345,7 @@ impl Packer<'_> {
 
 /// A large file, packed.
 struct Large {
-    stat: Stat,
+    version: Version,
     data: Data,
     /// Its hash, where its bytes were not in the archive before.
     new_hash: Option<u64>,

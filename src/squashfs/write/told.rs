@@ -8,11 +8,11 @@ use std::sync::Arc;
 
 use crossbeam_channel::Sender;
 
-use super::super::Inode;
 use super::super::format::NAME_LEN;
-use super::base::Base;
+use super::super::{Archive, Inode};
+use super::base::{Base, LayoutKey};
 use super::error::Error;
-use super::load::{Content, Job, Leaf, OpenFile};
+use super::load::{ArchivedFile, Content, Job, Leaf, OpenFile};
 use super::pool::{Gone, Pending};
 use super::stat::{Failure, Stat, Version, Xattrs};
 use super::walk::{Event, LoadPool};
@@ -40,10 +40,11 @@ pub struct Attributes {
 }
 
 /// What an entry holds.
-#[derive(Debug)]
 pub enum Body<'a> {
     /// The data of this file of the base, which stays where it is.
     Kept(&'a Inode),
+    /// What this file of an archive holds, which is read.
+    Archived(&'a Arc<Archive>, &'a Inode),
     /// What this descriptor of a regular file reads, whose size and times are the entry's.
     File(OwnedFd),
     /// Where a symbolic link leads.
@@ -55,7 +56,7 @@ pub enum Body<'a> {
 /// Takes what a tree holds: of each directory first all that are no directories, then its directories, each with what
 /// is in it before the next.
 pub struct Entries<'a> {
-    pub(super) base: &'a Base<'a>,
+    pub(super) base: Option<&'a Base<'a>>,
     pub(super) loads: LoadPool,
     pub(super) events: Sender<Event>,
     /// The directories that are entered, by the paths that errors have.
@@ -95,7 +96,8 @@ impl Entries<'_> {
         }
     }
 
-    /// Adds what is no directory. Says whether it did: a file of the base that cannot be kept is to be read.
+    /// Adds what is no directory. Says whether it did: a file of the base that cannot be kept is to be read, and so is
+    /// one where there is no base.
     ///
     /// # Errors
     /// Where packing has failed meanwhile, or the base cannot be read, or a limit of the format is met.
@@ -116,20 +118,45 @@ impl Entries<'_> {
                 self.send(Event::Leaf { directory, name: name.to_vec(), leaf })?;
                 return Ok(true);
             }
-            Body::Kept(inode) => match self.base.keep(inode)? {
+            Body::Archived(archive, inode) => {
+                stat.version.size = inode.size;
+                let layout = LayoutKey::new(archive, inode)?;
+                let (archive, inode) = (Arc::clone(archive), Box::new(inode.clone()));
+                let job = Job::Archived(ArchivedFile { archive, inode, stat, xattrs, layout });
+                let leaf = self.loads.submit(job).map_err(gone)?;
+                self.send(Event::Leaf { directory, name: name.to_vec(), leaf })?;
+                return Ok(true);
+            }
+            Body::Kept(inode) => {
+                let Some(base) = self.base else { return Ok(false) };
                 // Another name of it may be told otherwise.
-                Some(kept) => {
-                    stat.version.size = kept.size;
-                    Content::Kept(kept)
-                }
-                None => return Ok(false),
-            },
+                let Some(kept) = base.keep(inode)? else { return Ok(false) };
+                stat.version.size = kept.size;
+                Content::Kept(kept)
+            }
             Body::Target(target) => Content::Target(target),
             Body::Nothing => Content::Nothing,
         };
-        let leaf = Pending::ready(Ok(Leaf { stat, xattrs, content }));
+        let leaf = Pending::ready(Ok(Leaf { stat, xattrs, content, layout: None }));
         self.send(Event::Leaf { directory, name: name.to_vec(), leaf })?;
         Ok(true)
+    }
+
+    /// Adds what may not be read. Packing fails once all has been told, and names each.
+    ///
+    /// # Errors
+    /// Where packing has failed meanwhile.
+    pub fn unreadable(&mut self, name: &[u8]) -> Result<(), Error> {
+        let path = match self.within.last() {
+            Some(above) => super::stat::child(above, name),
+            None => Path::new(OsStr::from_bytes(name)).to_owned(),
+        };
+        self.send(Event::Failed(Failure::Denied(path)))
+    }
+
+    /// Whether there is an archive to begin with, of which files can be [`Body::Kept`].
+    pub fn has_base(&self) -> bool {
+        self.base.is_some()
     }
 
     /// The path of an entry.

@@ -1,0 +1,133 @@
+//! What an inode of the merged tree is as it is stored, at one moment.
+
+use std::os::fd::OwnedFd;
+
+use rustix::fs::OFlags;
+use rustix::io::Errno;
+
+use super::super::Overlay;
+use super::super::attr::Attr;
+use super::super::error::{Result, changed_behind};
+use super::super::node::{Data, Dentry};
+use super::super::xattr::stored_xattrs;
+use super::walk::Entry;
+use crate::inode_ops::Address;
+use crate::squashfs::write::Attributes;
+use crate::types::{FileKind, Ino, InodeRef, Owner};
+
+/// How often what is replaced meanwhile is looked at.
+const ATTEMPTS: usize = 5;
+
+/// An inode as it is stored, at one moment.
+pub(super) struct Look {
+    pub(super) attributes: Attributes,
+    pub(super) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    pub(super) content: Content,
+}
+
+/// What an inode holds.
+pub(super) enum Content {
+    /// What this file of the archive does.
+    Archived(InodeRef),
+    /// What this descriptor reads.
+    File(OwnedFd),
+    /// Where a symbolic link leads.
+    Target(Vec<u8>),
+    /// Names, or nothing.
+    Nothing,
+}
+
+impl Overlay {
+    /// As [`Self::look`], of what has a name. Programs replace a file by renaming another over it: then what has the
+    /// name now is looked at.
+    pub(super) fn look_at(&self, entry: &Entry<'_>) -> Result<Option<Look>> {
+        let mut instead = None;
+        for _ in 0..ATTEMPTS {
+            let held = instead.as_ref().unwrap_or(&entry.held);
+            match self.look(held.ino) {
+                Ok(None) => {}
+                Err(error) if error.is(Errno::STALE) || error.is(Errno::NOENT) => {}
+                look => return look,
+            }
+            match self.hold_if_there(entry.directory, &entry.name)? {
+                None => return Ok(None),
+                // It comes too late for its place in the order.
+                Some(held) if held.kind == FileKind::Directory => break,
+                held => instead = held,
+            }
+        }
+        Err(changed_behind(entry.name.display()))
+    }
+
+    /// Looks at an inode. `None` where it has no name any more.
+    pub(super) fn look(&self, ino: Ino) -> Result<Option<Look>> {
+        let node = self.nodes.get(ino)?;
+        if node.upper.is_some() {
+            return self.look_in_upper(ino);
+        }
+        if node.dentry == Dentry::Nowhere && ino != Ino::ROOT {
+            return Ok(None);
+        }
+        let archive = self.lower.archive();
+        let place = self.lower.place_of(ino)?;
+        let inode = self.lower.inode(place)?;
+        let mut xattrs = Vec::new();
+        if inode.has_xattrs() {
+            for name in archive.xattr_names(&inode)? {
+                let value = archive.xattr(&inode, &name)?;
+                xattrs.extend(value.map(|value| (name, value)));
+            }
+        }
+        let content = match inode.kind {
+            FileKind::Regular => Content::Archived(place),
+            FileKind::Symlink => Content::Target(archive.read_link(&inode)?),
+            _ => Content::Nothing,
+        };
+        let owner = Owner { uid: inode.uid, gid: inode.gid };
+        let attributes = attributes(&self.lower.attr(ino, &inode), owner);
+        Ok(Some(Look { attributes, xattrs, content }))
+    }
+
+    fn look_in_upper(&self, ino: Ino) -> Result<Option<Look>> {
+        let _names = self.names.read();
+        let upper = self.upper()?;
+        let (inode, state) = self.address(ino)?;
+        let stat = upper.identify(&inode, inode.stat()?)?;
+        let attr = self.attr_of_upper(ino, &state, &stat)?;
+        if attr.nlink == 0 {
+            return Ok(None);
+        }
+        let xattrs = stored_xattrs(&inode, upper.marks)?;
+        let content = match (attr.kind, state.data) {
+            (FileKind::Regular, Data::Lower(place)) => Content::Archived(place),
+            (FileKind::Regular, Data::Upper) => Content::File(open(&inode)?),
+            (FileKind::Symlink, _) => Content::Target(inode.read_link()?),
+            _ => Content::Nothing,
+        };
+        let attributes = attributes(&attr, self.owner_stored(&state, &stat));
+        Ok(Some(Look { attributes, xattrs, content }))
+    }
+}
+
+/// Opens a regular file of the upper to read it, its `st_atime` left as it is where we may.
+fn open(inode: &Address) -> Result<OwnedFd> {
+    // Were it replaced by a pipe behind our back, opening it would wait for a writer.
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK;
+    match inode.open(flags | OFlags::NOATIME) {
+        Err(error) if error.errno == Errno::PERM => Ok(inode.open(flags)?),
+        opened => Ok(opened?),
+    }
+}
+
+fn attributes(attr: &Attr, owner: Owner) -> Attributes {
+    Attributes {
+        kind: attr.kind,
+        permissions: attr.perm,
+        uid: owner.uid,
+        gid: owner.gid,
+        nlink: attr.nlink,
+        number: attr.ino.0,
+        rdev: attr.rdev,
+        mtime: attr.mtime,
+    }
+}
