@@ -254,7 +254,7 @@ fn remove_work(path: &Path) -> io::Result<bool> {
 }
 
 /// What is in a work directory.
-const IN_WORK: [&str; 5] = ["index", "work", "layers", "stack.new", "stack.json"];
+const IN_WORK: [&str; 6] = ["index", "work", "layers", "stack.new", "stack.later", "stack.json"];
 
 /// Whether at `path` is a directory with nothing in it but what a work directory has.
 fn is_work(path: &Path) -> bool {

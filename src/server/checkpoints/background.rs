@@ -5,7 +5,7 @@ use std::thread::JoinHandle;
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
-use super::super::layers::{Layers, Manifest};
+use super::super::layers::{Facts, Layers, Manifest};
 use crate::failure::{Code, Failure};
 
 /// The layers of one mount, and who tidies them.
@@ -15,6 +15,8 @@ pub(super) struct Background {
     seen: Mutex<Arc<Manifest>>,
     state: Mutex<State>,
     wake: Condvar,
+    /// Taken by who writes the manifest without the layers.
+    flushing: Mutex<()>,
 }
 
 #[derive(Default)]
@@ -29,7 +31,7 @@ impl Background {
     pub(super) fn new(layers: Layers) -> Self {
         let seen = Mutex::new(Arc::clone(layers.manifest()));
         let (layers, state) = (Mutex::new(layers), Mutex::default());
-        Self { layers, seen, state, wake: Condvar::new() }
+        Self { layers, seen, state, wake: Condvar::new(), flushing: Mutex::default() }
     }
 
     /// Begins with what an earlier server has left to do.
@@ -120,12 +122,20 @@ impl Background {
                 Failure::new(Code::Upper, format!("the upper's file system: {error}"))
             })?;
         }
-        let bytes: Vec<_> =
-            layers.into_iter().map(|serial| (serial, syncer.usage(serial))).collect();
-        let mut layers = self.layers.lock();
-        layers.set_durable(&points, &bytes)?;
-        *self.seen.lock() = Arc::clone(layers.manifest());
-        Ok(())
+        let bytes = layers.into_iter().map(|serial| (serial, syncer.usage(serial))).collect();
+        let facts = Facts { synced: points, bytes };
+        let _one_at_a_time = self.flushing.lock();
+        loop {
+            let Some(flush) = self.layers.lock().flushing(facts.clone())? else { return Ok(()) };
+            // Nobody waits for this.
+            flush.write()?;
+            let mut layers = self.layers.lock();
+            let is_done = layers.flushed(flush)?;
+            *self.seen.lock() = Arc::clone(layers.manifest());
+            if is_done {
+                return Ok(());
+            }
+        }
     }
 
     /// See [`super::Checkpoints::end`].

@@ -17,13 +17,69 @@ use crate::types::LayerSerial;
 pub(super) const MANIFEST: &str = "stack.json";
 /// The next one.
 const NEW: &str = "stack.new";
+/// The next one, written while there may be others.
+const LATER: &str = "stack.later";
 /// The directory of layers.
 pub(super) const LAYERS: &str = "layers";
 /// What the names of layers begin with that nothing needs any more.
 const DISCARDED: &str = "#";
+/// What ends the name of a note that a layer is live now: a symbolic link to what it lies on. A link, as
+/// what it says is no data, which the disk would have at another time than its name.
+const NOTE: &str = ".on";
+/// What ends the name of the manifest as it is with that note.
+const NOTED: &str = ".json";
+/// What a layer lies on that lies on no other.
+const ARCHIVE: &str = "archive";
+/// What ends a note of a rollback that keeps what it rolls away.
+const KEPT: &str = "+kept";
 
 /// The mark of an upper that has a manifest: root's, or else everybody's.
 const MARKS: [&CStr; 2] = [c"trusted.overlay.thawfs.stack", c"user.overlay.thawfs.stack"];
+
+/// That a layer was made the live one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Note {
+    pub(super) serial: LayerSerial,
+    /// What it lies on.
+    pub(super) parent: Option<LayerSerial>,
+    /// Whether what was live before was rolled away, and is kept.
+    pub(super) kept: bool,
+}
+
+impl Note {
+    fn to_text(self) -> String {
+        let parent = self.parent.map_or_else(|| ARCHIVE.to_owned(), |it| it.0.to_string());
+        format!("{parent}{}", if self.kept { KEPT } else { "" })
+    }
+
+    fn parse(serial: LayerSerial, text: &str) -> Option<Self> {
+        let parent = text.strip_suffix(KEPT).unwrap_or(text);
+        let kept = parent.len() < text.len();
+        let parent = match parent {
+            ARCHIVE => None,
+            parent => Some(LayerSerial(parent.parse().ok()?)),
+        };
+        Some(Self { serial, parent, kept })
+    }
+}
+
+/// Which of those who write a manifest.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum When {
+    /// Who keeps all others from it.
+    Now,
+    /// Who does not.
+    Later,
+}
+
+impl When {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Now => NEW,
+            Self::Later => LATER,
+        }
+    }
+}
 
 /// An upper and its work directory.
 #[derive(Debug)]
@@ -89,31 +145,73 @@ impl Disk {
         self.in_work(LAYERS).join(name)
     }
 
-    pub(super) fn read(&self) -> io::Result<Option<Vec<u8>>> {
-        read_file(&self.in_work(MANIFEST))
+    /// For what reads in it.
+    pub(super) fn work_proc_path(&self) -> PathBuf {
+        self.work.proc_path()
     }
 
-    /// Writes the next manifest, and waits until the disk has it.
-    pub(super) fn stage(&self, bytes: &[u8]) -> io::Result<()> {
+    /// Writes what the manifest is to be with a note, without waiting for the disk.
+    pub(super) fn stage_noted(&self, serial: LayerSerial, bytes: &[u8]) -> io::Result<()> {
         self.step()?;
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW;
         let mode = Mode::from_raw_mode(0o600);
-        let file = rustix::fs::openat(&self.work, NEW, flags | OFlags::CLOEXEC, mode)?;
+        let layers = self.open_layers()?;
+        let name = format!("{}{NOTED}", serial.0);
+        let file = rustix::fs::openat(layers, name, flags | OFlags::CLOEXEC, mode)?;
+        self.step()?;
+        std::fs::File::from(file).write_all(bytes)
+    }
+
+    /// Makes a note, which is what makes a layer the live one.
+    pub(super) fn note(&self, note: Note) -> io::Result<()> {
+        self.step()?;
+        let name = format!("{LAYERS}/{}{NOTE}", note.serial.0);
+        Ok(rustix::fs::symlinkat(note.to_text(), &self.work, name)?)
+    }
+
+    /// Removes what was written for a note that was not made.
+    pub(super) fn unstage_noted(&self, serial: LayerSerial) -> io::Result<()> {
+        self.step()?;
+        unless_missing(std::fs::remove_file(self.in_layers(&format!("{}{NOTED}", serial.0))))
+    }
+
+    /// Removes notes of layers before `next`: the manifest says what they said. With those that were not
+    /// made, if there is no `next`.
+    pub(super) fn remove_notes(&self, next: Option<LayerSerial>) -> io::Result<()> {
+        for name in self.names()?.into_iter().filter(|name| is_note(name)) {
+            let serial = name.split('.').next().and_then(|serial| serial.parse().ok());
+            let is_old =
+                serial.is_none_or(|serial| next.is_none_or(|next| LayerSerial(serial) < next));
+            if is_old {
+                self.step()?;
+                unless_missing(std::fs::remove_file(self.in_layers(&name)))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes the next manifest, and waits until the disk has it.
+    pub(super) fn stage(&self, bytes: &[u8], when: When) -> io::Result<()> {
+        self.step()?;
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW;
+        let mode = Mode::from_raw_mode(0o600);
+        let file = rustix::fs::openat(&self.work, when.name(), flags | OFlags::CLOEXEC, mode)?;
         self.step()?;
         let mut file = std::fs::File::from(file);
         file.write_all(bytes)?;
-        file.sync_data()
+        // Tests kill the server, and not the machine.
+        if cfg!(test) { Ok(()) } else { file.sync_data() }
     }
 
-    pub(super) fn commit(&self) -> io::Result<()> {
+    pub(super) fn commit(&self, when: When) -> io::Result<()> {
         self.step()?;
-        Ok(rustix::fs::renameat(&self.work, NEW, &self.work, MANIFEST)?)
+        Ok(rustix::fs::renameat(&self.work, when.name(), &self.work, MANIFEST)?)
     }
 
     /// Removes a manifest that did not come to be.
-    pub(super) fn unstage(&self) -> io::Result<()> {
+    pub(super) fn unstage(&self, when: When) -> io::Result<()> {
         self.step()?;
-        unless_missing(std::fs::remove_file(self.in_work(NEW)))
+        unless_missing(std::fs::remove_file(self.in_work(when.name())))
     }
 
     pub(super) fn remove_manifest(&self) -> io::Result<()> {
@@ -183,7 +281,7 @@ impl Disk {
     pub(super) fn discard_unlisted(&self, listed: &Serials) -> io::Result<()> {
         for name in self.names()? {
             let is_listed = listed.iter().any(|serial| serial.0.to_string() == name);
-            if !is_listed && !name.starts_with(DISCARDED) {
+            if !is_listed && !name.starts_with(DISCARDED) && !is_note(&name) {
                 self.discard_named(&name)?;
             }
         }
@@ -220,14 +318,8 @@ impl Disk {
         Ok(rustix::fs::openat(&self.work, LAYERS, flags, Mode::empty())?)
     }
 
-    /// What is in the directory of layers; names that are no text are not ours.
     fn names(&self) -> io::Result<Vec<String>> {
-        let entries = match std::fs::read_dir(self.in_work(LAYERS)) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            entries => entries?,
-        };
-        let names = entries.map(|entry| Ok(entry?.file_name().into_string().ok()));
-        Ok(names.collect::<io::Result<Vec<_>>>()?.into_iter().flatten().collect())
+        names_in(&self.in_work(LAYERS))
     }
 
     /// The stack that the upper says it is of.
@@ -277,6 +369,46 @@ impl Disk {
     pub(super) fn sync(&self) -> io::Result<()> {
         Ok(rustix::fs::syncfs(self.work.open_to_read()?)?)
     }
+}
+
+/// What is in a directory of layers; names that are no text are not ours.
+fn names_in(layers: &Path) -> io::Result<Vec<String>> {
+    let entries = match std::fs::read_dir(layers) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries?,
+    };
+    let names = entries.map(|entry| Ok(entry?.file_name().into_string().ok()));
+    Ok(names.collect::<io::Result<Vec<_>>>()?.into_iter().flatten().collect())
+}
+
+fn is_note(name: &str) -> bool {
+    name.ends_with(NOTE) || name.ends_with(NOTED)
+}
+
+/// The notes in the work directory at `work`, the oldest first.
+pub(super) fn read_notes(work: &Path) -> io::Result<Vec<Note>> {
+    let layers = work.join(LAYERS);
+    let mut notes = Vec::new();
+    for name in names_in(&layers)? {
+        let serial = name.strip_suffix(NOTE).and_then(|serial| serial.parse().ok());
+        let Some(serial) = serial.map(LayerSerial) else { continue };
+        let text = match std::fs::read_link(layers.join(&name)) {
+            // It was in the manifest by then.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            text => text?,
+        };
+        let note = text.to_str().and_then(|text| Note::parse(serial, text));
+        notes.push(note.ok_or_else(|| {
+            io::Error::new(io::ErrorKind::InvalidData, format!("{name} says {}", text.display()))
+        })?);
+    }
+    notes.sort_by_key(|note| note.serial);
+    Ok(notes)
+}
+
+/// The manifest as it was written with the note of `serial`, if it is there.
+pub(super) fn read_noted(work: &Path, serial: LayerSerial) -> io::Result<Option<Vec<u8>>> {
+    read_file(&work.join(LAYERS).join(format!("{}{NOTED}", serial.0)))
 }
 
 /// What is in the file at `path`, if it is there; no more than a manifest may have, and a byte.

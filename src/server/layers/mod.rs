@@ -5,8 +5,10 @@
 //!
 //! ```text
 //! WORK/stack.json   the manifest: which layers there are, what each lies on, which is live, the points
-//!      stack.new    the next one, until it is renamed
+//!      stack.new, stack.later   the next one, until it is renamed
 //!      layers/N     layer N
+//!      layers/N.on  a note that it is live now, on what
+//!      layers/N.json  the manifest from then on
 //!      layers/#N    one that nothing needs any more, until it is removed
 //! ```
 //!
@@ -20,12 +22,16 @@
 //! | `manifest` | what is in it, as it is written and read |
 //! | `tree` | what each change makes of it; no I/O |
 //! | `disk` | the single steps on disk, each of which may be the last |
+//! | `load` | what is on disk |
+//! | `later` | what nobody waits for |
 //!
 //! It belongs to the server, above the overlay, which knows layers that it is given, and below nobody: a
 //! layer's number and directory is all that the two have in common. Who holds the lock of the work
 //! directory has the stack.
 
 mod disk;
+mod later;
+mod load;
 mod manifest;
 #[cfg(test)]
 mod tests;
@@ -36,7 +42,10 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use self::disk::Disk;
+use self::disk::{Disk, Note, When};
+pub(super) use self::later::{Flush, Remover, Syncer};
+use self::load::{Paired, read_paired};
+pub(super) use self::load::{are_in, read};
 pub(crate) use self::manifest::FuzzyFile;
 pub(super) use self::manifest::{Manifest, Point};
 use crate::backup::BackupId;
@@ -44,33 +53,6 @@ use crate::failure::{Code, Failure};
 use crate::inode_ops::Directory;
 use crate::overlay::Layer;
 use crate::types::LayerSerial;
-
-/// The manifest of the work directory at `work`; `None` where there is none. As it is at this moment, as
-/// nobody is kept from changing it.
-///
-/// # Errors
-/// [`Code::Upper`] where it cannot be read, or is damaged.
-pub(super) fn read(work: &Path) -> Result<Option<Manifest>, Failure> {
-    let path = work.join(disk::MANIFEST);
-    let bytes = disk::read_file(&path);
-    parse(&path, bytes)
-}
-
-/// Whether layers are in a work directory, or may be.
-pub(super) fn are_in(work: &Directory) -> bool {
-    let is_there = |name| work.proc_path().join(name).symlink_metadata().is_ok();
-    is_there(disk::MANIFEST) || is_there(disk::LAYERS)
-}
-
-fn parse(path: &Path, bytes: io::Result<Option<Vec<u8>>>) -> Result<Option<Manifest>, Failure> {
-    let Some(bytes) = bytes.map_err(|error| failed("read", path, &error))? else { return Ok(None) };
-    let parsed = Manifest::parse(&bytes).map_err(|problem| {
-        let message = format!("{}, which tells the layers of an upper, {problem}", path.display());
-        Failure::new(Code::Upper, message)
-            .hint("nothing was changed; put back the file as it was, or mount with another upper")
-    });
-    parsed.map(Some)
-}
 
 /// The stack of one upper and work directory.
 #[derive(Debug)]
@@ -81,14 +63,21 @@ pub(super) struct Layers {
     begun: bool,
     /// The directory that was made for the next live upper.
     prepared: bool,
+    /// Whether notes say more than the manifest on disk.
+    noted: bool,
+    /// Layers that nothing needs any more, once the manifest on disk says so.
+    gone: Vec<LayerSerial>,
+    /// How often the manifest on disk was replaced.
+    written: u64,
     boot: String,
 }
 
-/// A change that is written, and takes one rename to be.
+/// A change that is written, and takes one step to be.
 #[derive(Debug)]
 pub(super) struct Change {
     disk: Arc<Disk>,
     manifest: Manifest,
+    kept: bool,
     committed: bool,
     /// The directory that is to be the live upper.
     pub(super) next: PathBuf,
@@ -102,7 +91,8 @@ impl Change {
     /// # Errors
     /// What the kernel says; nothing has changed then.
     pub(super) fn commit(&mut self) -> io::Result<()> {
-        self.disk.commit()?;
+        let (serial, parent) = (self.serial, self.manifest.parent_of_live());
+        self.disk.note(Note { serial, parent, kept: self.kept })?;
         self.committed = true;
         Ok(())
     }
@@ -112,7 +102,7 @@ impl Drop for Change {
     fn drop(&mut self) {
         if !self.committed {
             // One that stays is written over, or removed when the stack is opened.
-            let _ = self.disk.unstage();
+            let _ = self.disk.unstage_noted(self.serial);
         }
     }
 }
@@ -125,8 +115,9 @@ impl Layers {
     /// [`Code::Upper`] where the manifest is damaged, or the two do not belong together.
     pub(super) fn open(upper: &Directory, work: &Directory, boot: String) -> Result<Self, Failure> {
         let disk = Arc::new(Disk::open(upper, work).map_err(|e| failed("open", work.path(), &e))?);
-        let (begun, manifest) = read_paired(&disk)?;
-        Ok(Self { disk, manifest: Arc::new(manifest), begun, prepared: false, boot })
+        let Paired { begun, noted, manifest } = read_paired(&disk)?;
+        let (manifest, gone) = (Arc::new(manifest), Vec::new());
+        Ok(Self { disk, manifest, begun, noted, gone, written: 0, prepared: false, boot })
     }
 
     /// What there is, now that nobody else can change it: to be called once the work directory is locked,
@@ -136,19 +127,26 @@ impl Layers {
     /// # Errors
     /// [`Code::Upper`] where somebody has changed the stack since it was opened, and what the disk says.
     pub(super) fn recover(&mut self) -> Result<(), Failure> {
-        let (begun, manifest) = read_paired(&self.disk)?;
-        if begun != self.begun || (begun && manifest != *self.manifest) {
+        let Paired { begun, noted, manifest } = read_paired(&self.disk)?;
+        // What notes alone say has ids by chance.
+        let same = |manifest: &Manifest| manifest.live() == self.manifest.live();
+        if begun != self.begun || (begun && !same(&manifest)) {
             let message = format!("{} has changed meanwhile", self.disk.manifest_path().display());
             return Err(Failure::new(Code::Upper, message).hint("try again"));
         }
-        let fail = |error| failed("clear", self.disk.work_path(), &error);
-        self.disk.unstage().map_err(fail)?;
-        let listed = self.manifest.layers().map(|(serial, _)| serial).collect();
-        self.disk.discard_unlisted(&listed).map_err(fail)?;
-        if self.begun && self.manifest.boot() != self.boot && self.manifest.has_undurable() {
+        (self.manifest, self.noted) = (Arc::new(manifest), noted);
+        let disk = Arc::clone(&self.disk);
+        let fail = |error| failed("clear", disk.work_path(), &error);
+        disk.unstage(When::Now).and_then(|()| disk.unstage(When::Later)).map_err(fail)?;
+        let lost_power = self.begun && self.manifest.boot() != self.boot;
+        if lost_power && self.manifest.has_undurable() {
             self.write(self.manifest.without_undurable())?;
+        } else if self.noted {
+            self.write(self.manifest.as_ref().clone())?;
         }
-        Ok(())
+        disk.remove_notes(None).map_err(fail)?;
+        let listed = self.manifest.layers().map(|(serial, _)| serial).collect();
+        disk.discard_unlisted(&listed).map_err(fail)
     }
 
     /// What there is.
@@ -250,9 +248,14 @@ impl Layers {
             Failure::new(Code::Upper, message).hint("back the directory up, and restore it")
         })?;
         let manifest = manifest.on_boot(&self.boot);
-        self.stage(&manifest)?;
         let (disk, next) = (Arc::clone(&self.disk), self.disk.layer_path(serial));
-        Ok(Change { disk, manifest, committed: false, next, serial })
+        let away = manifest.rolled_away();
+        let kept = away.is_some() && away != self.manifest.rolled_away();
+        let change = Change { disk, manifest, kept, committed: false, next, serial };
+        let staged = change.manifest.to_json();
+        let staged = staged.and_then(|bytes| self.disk.stage_noted(serial, &bytes));
+        staged.map_err(|error| failed("write", &self.disk.manifest_path(), &error))?;
+        Ok(change)
     }
 
     /// Takes over a change that was tried, and says whether it came to be. If not, the directory that was
@@ -261,9 +264,10 @@ impl Layers {
         self.prepared = false;
         if change.committed {
             let manifest = std::mem::take(&mut change.manifest);
+            self.noted = true;
             self.adopt(manifest);
         } else {
-            self.put_aside([change.serial]);
+            self.put_aside(vec![change.serial]);
         }
         change.committed
     }
@@ -276,20 +280,41 @@ impl Layers {
         self.write(self.manifest.with_fuzzy(id, files))
     }
 
-    /// Writes down that all points of `synced` are on disk, and how much room layers take.
+    /// What writes down that all points of `synced` are on disk, and how much room layers take, with all
+    /// that notes say; `None` where that is written already. It may take its time, and other changes may
+    /// come meanwhile.
+    ///
+    /// # Errors
+    /// [`Code::Upper`] where it would be too much.
+    pub(super) fn flushing(&self, facts: Facts) -> Result<Option<Flush>, Failure> {
+        let manifest = self.manifest.with_facts(&facts).on_boot(&self.boot);
+        if manifest == *self.manifest && !self.noted {
+            return Ok(None);
+        }
+        let path = self.disk.manifest_path();
+        let bytes = manifest.to_json().map_err(|error| failed("write", &path, &error))?;
+        let (disk, written) = (Arc::clone(&self.disk), self.written);
+        Ok(Some(Flush { disk, manifest, bytes, facts, written }))
+    }
+
+    /// Puts in its place what was flushed; `false` where something else was put there meanwhile, and it has
+    /// to be done again.
     ///
     /// # Errors
     /// [`Code::Upper`]: what the disk says.
-    pub(super) fn set_durable(
-        &mut self,
-        synced: &[BackupId],
-        bytes: &[(LayerSerial, u64)],
-    ) -> Result<(), Failure> {
-        let manifest = self.manifest.durable(synced, bytes);
-        match manifest == *self.manifest {
-            true => Ok(()),
-            false => self.write(manifest),
+    pub(super) fn flushed(&mut self, flush: Flush) -> Result<bool, Failure> {
+        let is_current = flush.written == self.written;
+        let placed = match is_current {
+            true => self.disk.commit(When::Later),
+            false => self.disk.unstage(When::Later),
+        };
+        placed.map_err(|error| failed("write", &self.disk.manifest_path(), &error))?;
+        if is_current {
+            // There may be notes of later changes.
+            self.adopt(self.manifest.with_facts(&flush.facts));
+            self.is_written(&flush.manifest);
         }
+        Ok(is_current)
     }
 
     /// Forgets points, and layers that nothing needs then.
@@ -314,33 +339,44 @@ impl Layers {
         Ok(gone.map(|point| point.id.clone()).collect())
     }
 
+    /// Writes the manifest, and waits until the disk has it.
     fn write(&mut self, manifest: Manifest) -> Result<(), Failure> {
         let manifest = manifest.on_boot(&self.boot);
-        self.stage(&manifest)?;
-        let committed = self.disk.commit();
-        committed.map_err(|error| failed("write", &self.disk.manifest_path(), &error))?;
+        let path = self.disk.manifest_path();
+        let staged = manifest.to_json().and_then(|bytes| self.disk.stage(&bytes, When::Now));
+        let written = staged.and_then(|()| self.disk.commit(When::Now)).map_err(|error| {
+            let _ = self.disk.unstage(When::Now);
+            failed("write", &path, &error)
+        });
+        written?;
         self.adopt(manifest);
+        self.is_written(&Arc::clone(&self.manifest));
         Ok(())
     }
 
-    fn stage(&self, manifest: &Manifest) -> Result<(), Failure> {
-        let path = self.disk.manifest_path();
-        let staged = manifest.to_json().and_then(|bytes| self.disk.stage(&bytes));
-        staged.map_err(|error| {
-            let _ = self.disk.unstage();
-            failed("write", &path, &error)
-        })
+    /// The manifest on disk is `manifest`, or that with what later notes say.
+    fn is_written(&mut self, manifest: &Manifest) {
+        self.written += 1;
+        if self.noted
+            && let Err(error) = self.disk.remove_notes(Some(manifest.next()))
+        {
+            tracing::debug!("notes in {} are old: {error}", self.disk.work_path().display());
+        }
+        self.noted &= manifest.live() != self.manifest.live();
+        let gone = std::mem::take(&mut self.gone);
+        let (later, gone) = gone.into_iter().partition(|serial| manifest.has(*serial));
+        self.gone = later;
+        self.put_aside(gone);
     }
 
     fn adopt(&mut self, manifest: Manifest) {
         let before = std::mem::replace(&mut self.manifest, Arc::new(manifest));
         let gone = before.layers().map(|(serial, _)| serial);
-        let gone: Vec<_> = gone.filter(|serial| !self.manifest.has(*serial)).collect();
-        self.put_aside(gone);
+        self.gone.extend(gone.filter(|serial| !self.manifest.has(*serial)));
     }
 
     /// What cannot be put aside is, when the stack is opened next.
-    fn put_aside(&self, serials: impl IntoIterator<Item = LayerSerial>) {
+    fn put_aside(&self, serials: Vec<LayerSerial>) {
         for serial in serials.into_iter().filter(|serial| *serial != LayerSerial::default()) {
             if let Err(error) = self.disk.discard(serial) {
                 let path = self.disk.layer_path(serial);
@@ -351,7 +387,7 @@ impl Layers {
 
     /// What removes all that was put aside, which may take its time, and needs nothing of this.
     pub(super) fn remover(&self) -> Remover {
-        let upper = self.begun && !self.manifest.has(LayerSerial::default());
+        let upper = self.begun && !self.noted && !self.manifest.has(LayerSerial::default());
         Remover { disk: Arc::clone(&self.disk), upper }
     }
 
@@ -378,6 +414,15 @@ impl Layers {
     }
 }
 
+/// What was found out of what there is.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Facts {
+    /// Points that the disk has.
+    pub(super) synced: Vec<BackupId>,
+    /// How much room layers take, in bytes.
+    pub(super) bytes: Vec<(LayerSerial, u64)>,
+}
+
 /// What a point is made of.
 #[derive(Clone, Debug)]
 pub(super) struct NewPoint {
@@ -385,67 +430,6 @@ pub(super) struct NewPoint {
     pub(super) name: Option<String>,
     /// Milliseconds since the epoch.
     pub(super) created_ms: u64,
-}
-
-/// Removes what was put aside.
-#[derive(Debug)]
-pub(super) struct Remover {
-    disk: Arc<Disk>,
-    /// Whether that is all in the upper as well.
-    upper: bool,
-}
-
-impl Remover {
-    /// # Errors
-    /// When something cannot be removed; the rest is, and that is tried again when the stack is opened next.
-    pub(super) fn remove(&self) -> io::Result<()> {
-        let emptied = if self.upper { self.disk.empty_upper() } else { Ok(()) };
-        self.disk.remove_discarded().and(emptied)
-    }
-}
-
-/// Has a layer on disk.
-#[derive(Debug)]
-pub(super) struct Syncer {
-    disk: Arc<Disk>,
-}
-
-impl Syncer {
-    /// # Errors
-    /// What syncfs(2) says.
-    pub(super) fn sync(&self) -> io::Result<()> {
-        self.disk.sync()
-    }
-
-    /// Room that a layer takes, in bytes.
-    pub(super) fn usage(&self, serial: LayerSerial) -> u64 {
-        super::leftovers::disk_usage(&self.disk.layer_path(serial))
-    }
-}
-
-/// The manifest on disk, which is the upper's, or a new one; and which of the two.
-fn read_paired(disk: &Disk) -> Result<(bool, Manifest), Failure> {
-    let mark = disk.read_mark().map_err(|error| failed("look at", disk.upper_path(), &error))?;
-    let (upper, work) = (disk.upper_path().display(), disk.work_path().display());
-    match (parse(&disk.manifest_path(), disk.read())?, mark) {
-        (Some(manifest), Some(mark)) if *manifest.stack() == mark => Ok((true, manifest)),
-        // It was begun, and the server killed then.
-        (Some(manifest), None) if manifest.is_trivial() => Ok((false, Manifest::new()?)),
-        (None, None) => Ok((false, Manifest::new()?)),
-        (Some(manifest), mark) => {
-            let problem = format!("the layers in {work} belong to another upper than {upper}");
-            let hint = match (mark.is_some(), manifest.is_trivial()) {
-                (true, true) => "name the work directory that this one was mounted with before",
-                _ => "name another work directory with --workdir",
-            };
-            Err(Failure::new(Code::Upper, problem).hint(hint))
-        }
-        (None, Some(_)) => {
-            let problem = format!("{upper} is one of several layers, which are not in {work}");
-            Err(Failure::new(Code::Upper, problem)
-                .hint("name the work directory that it was mounted with before, by --workdir"))
-        }
-    }
 }
 
 fn failed(doing: &str, path: &Path, error: &io::Error) -> Failure {

@@ -87,6 +87,20 @@ fn roll_back(layers: &mut Layers, to: &BackupId, keep: bool) -> Result<(), Failu
     finish(layers, change)
 }
 
+/// As it is done in the background.
+fn flush(layers: &mut Layers, facts: Facts) -> Result<(), Failure> {
+    if let Some(flush) = layers.flushing(facts)? {
+        flush.write()?;
+        assert!(layers.flushed(flush)?);
+    }
+    Ok(())
+}
+
+fn make_durable(layers: &mut Layers) {
+    let synced = layers.manifest().undurable();
+    flush(layers, Facts { synced, ..Facts::default() }).unwrap();
+}
+
 /// The tree: what each layer lies on; and the layer of each point.
 fn shape(manifest: &Manifest) -> (BTreeMap<u32, Option<u32>>, Vec<u32>, u32) {
     let layers = manifest.layers();
@@ -125,6 +139,9 @@ fn a_stack_grows_and_is_rolled_back_into_a_tree() {
     let discarded = [(0, None), (1, Some(0)), (5, Some(1))];
     assert_eq!(shape(layers.manifest()), (discarded.into(), vec![0, 1], 5));
     assert!(layers.manifest().rolled_away().is_none());
+    layers.remover().remove().unwrap();
+    assert!(scratch.names().contains(&"layers/2".to_owned()), "power may go");
+    make_durable(&mut layers);
     layers.remover().remove().unwrap();
     assert!(!scratch.names().iter().any(|name| name.starts_with("layers/2")));
 
@@ -201,12 +218,13 @@ const ACTIONS: &[(&str, u32, Action)] = &[
     }),
     ("keep", 3, |layers| layers.keep(1).map(drop)),
     ("durable", 3, |layers| {
-        let ids = layers.manifest().undurable();
-        layers.set_durable(&ids, &[(LayerSerial(0), 4096)])
+        let synced = layers.manifest().undurable();
+        flush(layers, Facts { synced, bytes: vec![(LayerSerial(0), 4096)] })
     }),
     ("remove", 3, |layers| {
         let first = layers.manifest().points()[0].id.clone();
         roll_back(layers, &first, false)?;
+        flush(layers, Facts::default())?;
         layers.remover().remove().map_err(|error| Failure::new(Code::Failed, error.to_string()))
     }),
     ("remove the upper", 1, |layers| {
@@ -301,10 +319,113 @@ fn what_is_written_of_a_manifest_and_then_cut_off_is_never_read() {
     freeze(&mut layers, None).unwrap();
     drop(layers);
     for left in ["", "{\"version\":1,", "rubbish"] {
-        std::fs::write(scratch.work.join("stack.new"), left).unwrap();
+        for name in ["stack.new", "stack.later"] {
+            std::fs::write(scratch.work.join(name), left).unwrap();
+        }
+        // Of a change that nobody noted.
+        std::fs::write(scratch.work.join("layers/2.json"), left).unwrap();
         let before = shape(scratch.open().manifest());
         assert_eq!(before.2, 1);
-        assert!(!scratch.work.join("stack.new").exists());
+        assert_eq!(scratch.names(), ["layers", "layers/1", "layers/1/written", "stack.json"]);
+    }
+}
+
+#[test]
+fn the_disk_is_not_waited_for_and_if_it_had_nothing_the_stack_is_what_it_was() {
+    // What was written beside a note is there; in part; as names without data; or not at all.
+    let damages: [fn(&Path); 4] = [
+        |_| (),
+        |path| {
+            let whole = std::fs::read(path).unwrap();
+            std::fs::write(path, &whole[..whole.len() / 2]).unwrap();
+        },
+        |path| std::fs::write(path, "").unwrap(),
+        |path| std::fs::remove_file(path).unwrap(),
+    ];
+    for (at, damage) in damages.into_iter().enumerate() {
+        let scratch = Scratch::new();
+        let mut layers = scratch.open();
+        let one = freeze(&mut layers, Some("one")).unwrap();
+        make_durable(&mut layers);
+        freeze(&mut layers, Some("two")).unwrap();
+        freeze(&mut layers, Some("three")).unwrap();
+        roll_back(&mut layers, &one, true).unwrap();
+        let before = shape(layers.manifest());
+        let written = std::fs::read_to_string(scratch.work.join("stack.json")).unwrap();
+        assert!(written.contains("one") && !written.contains("two"), "{written}");
+        assert_eq!(super::read(&scratch.work).unwrap().unwrap(), **layers.manifest());
+        drop(layers);
+        for serial in [2, 3, 4] {
+            damage(&scratch.work.join(format!("layers/{serial}.json")));
+        }
+        // Whoever looks, and whoever opens it, at once and again.
+        let seen = super::read(&scratch.work).unwrap().unwrap();
+        let shapes = [seen, scratch.open().manifest().as_ref().clone()];
+        let again = scratch.open();
+        for found in shapes.iter().chain([again.manifest().as_ref()]) {
+            let names: Vec<_> = found.points().iter().filter_map(|it| it.name.clone()).collect();
+            match at {
+                0 => assert_eq!(names, ["one", "two", "three"]),
+                _ => assert_eq!(names, ["one"]),
+            }
+            let (tree, _, live) = shape(found);
+            assert_eq!((&tree, live), (&before.0, before.2), "{at}");
+            // What was rolled away is kept, as it was to be.
+            assert_eq!(found.rolled_away().unwrap().serial.0, 3);
+        }
+        assert_eq!(again.manifest().points()[0].id, one);
+        assert!(
+            !scratch.names().iter().any(
+                |name| name.ends_with(".on") || name.ends_with(".json") && name != "stack.json"
+            )
+        );
+    }
+}
+
+#[test]
+fn what_is_flushed_meanwhile_takes_nothing_back() {
+    let scratch = Scratch::new();
+    let mut layers = scratch.open();
+    let one = freeze(&mut layers, Some("one")).unwrap();
+    let begin = |layers: &Layers| {
+        let synced = layers.manifest().undurable();
+        let flush = layers.flushing(Facts { synced, ..Facts::default() }).unwrap().unwrap();
+        flush.write().unwrap();
+        flush
+    };
+    // A checkpoint comes: it is beside what was flushed.
+    let flush = begin(&layers);
+    let two = freeze(&mut layers, Some("two")).unwrap();
+    assert!(layers.flushed(flush).unwrap());
+    let durable = |layers: &Layers| -> Vec<_> {
+        layers.manifest().points().iter().map(|point| (point.id.clone(), point.durable)).collect()
+    };
+    assert_eq!(durable(&layers), [(one.clone(), true), (two.clone(), false)]);
+    let read = super::read(&scratch.work).unwrap().unwrap();
+    assert_eq!(shape(&read), shape(layers.manifest()));
+    assert_eq!(read.points().len(), 2);
+    // A point is forgotten: it does not come back.
+    let flush = begin(&layers);
+    layers.forget(&[one]).unwrap();
+    assert!(!layers.flushed(flush).unwrap());
+    assert_eq!(durable(&layers), [(two.clone(), false)]);
+    make_durable(&mut layers);
+    assert_eq!(durable(&layers), [(two.clone(), true)]);
+    assert!(layers.flushing(Facts::default()).unwrap().is_none());
+    drop(layers);
+    assert_eq!(durable(&scratch.open()), [(two, true)]);
+    assert!(!scratch.names().iter().any(|name| name == "stack.later"));
+}
+
+#[test]
+fn a_note_that_makes_no_sense_is_one_error_that_names_the_file() {
+    for (name, to) in [("1.on", "7"), ("1.on", "1"), ("3.on", "0"), ("1.on", "x"), ("1.on", "-1")] {
+        let scratch = Scratch::new();
+        scratch.open().prepare().unwrap();
+        std::os::unix::fs::symlink(to, scratch.work.join("layers").join(name)).unwrap();
+        let failure = scratch.try_open().unwrap_err();
+        assert_eq!(failure.code, Code::Upper, "{name} {to}");
+        assert!(failure.message.contains("stack.json"), "{failure}");
     }
 }
 
@@ -313,7 +434,8 @@ fn points_that_the_disk_did_not_have_when_the_machine_stopped_are_none() {
     let scratch = Scratch::new();
     let mut layers = scratch.open();
     let ids: Vec<_> = (0..3).map(|_| freeze(&mut layers, Some("x")).unwrap()).collect();
-    layers.set_durable(&ids[..1], &[]).unwrap();
+    let synced = ids[..1].to_vec();
+    flush(&mut layers, Facts { synced, ..Facts::default() }).unwrap();
     drop(layers);
     // A server that was killed loses none.
     assert_eq!(scratch.open().manifest().points().len(), 3);
@@ -364,6 +486,7 @@ fn a_damaged_manifest_is_one_error_that_names_the_file() {
     let mut layers = scratch.open();
     let id = freeze(&mut layers, Some("named")).unwrap();
     freeze(&mut layers, None).unwrap();
+    make_durable(&mut layers);
     drop(layers);
     let path = scratch.work.join("stack.json");
     let whole: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
@@ -502,6 +625,7 @@ fn no_layer_has_a_number_beyond_what_there_are() {
     let scratch = Scratch::new();
     let mut layers = scratch.open();
     freeze(&mut layers, None).unwrap();
+    make_durable(&mut layers);
     drop(layers);
     let path = scratch.work.join("stack.json");
     let text = std::fs::read_to_string(&path).unwrap();

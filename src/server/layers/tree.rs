@@ -2,8 +2,9 @@
 
 use std::path::PathBuf;
 
+use super::disk::Note;
 use super::manifest::{LayerInfo, MAX_FUZZY, Manifest, Point};
-use super::{NewPoint, Serials};
+use super::{Facts, NewPoint, Serials};
 use crate::backup::BackupId;
 use crate::failure::{Code, Failure};
 use crate::types::LayerSerial;
@@ -105,6 +106,22 @@ impl Manifest {
         Some(())
     }
 
+    /// With what a note says. Which point was made then is not known, but what was rolled away is kept as
+    /// `away`. `None` where it makes no sense.
+    pub(super) fn noted(&self, note: Note, away: NewPoint) -> Option<Self> {
+        let mut after = self.clone();
+        let is_next = note.serial == self.next && self.next.0 < u32::MAX;
+        if !is_next || note.parent.is_some_and(|parent| !self.has(parent)) {
+            return None;
+        }
+        if note.parent != Some(self.live) {
+            after.rolled_away = note.kept.then(|| Point::new(away, self.live));
+        }
+        after.push_live(note.parent)?;
+        after.prune();
+        Some(after)
+    }
+
     /// Without these points, what was rolled away included.
     pub(super) fn without(&self, ids: &[BackupId]) -> Self {
         let mut after = self.clone();
@@ -156,13 +173,12 @@ impl Manifest {
         after
     }
 
-    /// With these points on disk, and layers as large as that.
-    pub(super) fn durable(&self, synced: &[BackupId], bytes: &[(LayerSerial, u64)]) -> Self {
+    pub(super) fn with_facts(&self, facts: &Facts) -> Self {
         let mut after = self.clone();
         for point in after.points.iter_mut().chain(&mut after.rolled_away) {
-            point.durable |= synced.contains(&point.id);
+            point.durable |= facts.synced.contains(&point.id);
         }
-        for (serial, bytes) in bytes {
+        for (serial, bytes) in &facts.bytes {
             if let Some(layer) = after.layers.get_mut(serial) {
                 layer.bytes = Some(*bytes);
             }
