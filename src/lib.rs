@@ -27,6 +27,7 @@
 //! | --- | --- | --- |
 //! | mount a backup | [`server::restore()`], [`server::unmount()`] | `examples/restore.rs` |
 //! | make, list, check and delete backups | [`backup::Backups`] | [`backup::CreateRequest`] |
+//! | back a merged tree up without a mount | [`backup::Backups::publish`] | `examples/publish.rs` |
 //! | read an archive without a mount | [`squashfs::Archive`] | `examples/read_archive.rs` |
 //! | make one | [`squashfs::write::archive`] | its own |
 //! | read it from a place of your own | [`store::ReadRanges`] | `examples/custom_store.rs` |

@@ -18,7 +18,9 @@ use thawfs::backup::{
 };
 use thawfs::cache::DiskLimit;
 use thawfs::environment::Environment;
-use thawfs::overlay::{Caller, Options, Overlay, Upper};
+use thawfs::overlay::{
+    Caller, IdNamespace, IdOptions, IdView, Identity, Options, Overlay, SetAttr, Upper,
+};
 use thawfs::squashfs::Archive;
 use thawfs::store::Access;
 use thawfs::types::{FileKind, FileOffset, Ino};
@@ -430,6 +432,25 @@ fn what_is_published_is_what_a_backup_of_the_mount_holds() {
 fn noise(seed: u64, len: usize) -> Vec<u8> {
     let mut numbers = Numbers(seed);
     std::iter::repeat_with(|| numbers.next().to_le_bytes()).flatten().take(len).collect()
+}
+
+#[test]
+fn owners_are_published_as_they_are_stored_whatever_is_shown() {
+    let world = World::new(Place::local(), varied);
+    let opened = world.library.open(&world.first);
+    let all =
+        || IdView::new(IdOptions { all: Some(7), ..IdOptions::default() }, IdNamespace::default());
+    let upper = Upper::open(&world.upper, &world.work).unwrap();
+    let tree = Overlay::new(Arc::clone(&opened.archive), Some(upper), Options::default()).unwrap();
+    let tree = tree.showing(Identity { uids: all(), gids: all() }).named(opened.as_mounted());
+    let shown = tree.lookup(Ino::ROOT, OsStr::new("file-5000")).unwrap();
+    assert_eq!((shown.uid, shown.gid), (7, 7));
+    let mode = SetAttr { mode: Some(shown.perm.into()), ..SetAttr::default() };
+    tree.setattr(&ROOT, shown.ino, None, &mode).unwrap();
+    tree.forget(shown.ino, 1);
+    let created = world.library.publish(&Arc::new(tree), &PublishRequest::new("/dir"));
+    let ours = world.library.open(created.metadata.id.as_str());
+    assert_same(&ours.archive, &opened.archive, "one of the upper, and the others");
 }
 
 /// Several parts of an upload.
