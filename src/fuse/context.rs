@@ -162,6 +162,9 @@ impl Context {
 
     /// Decides how the kernel does the I/O of a handle just opened, and with which cache flags.
     /// `privileged` says whether it was opened by who may leave set-id bits on what they write.
+    ///
+    /// # Errors
+    /// `ESTALE` where the upper was frozen since: the kernel opens the file once more then.
     pub(super) fn io_mode(
         &self,
         ino: Ino,
@@ -169,12 +172,13 @@ impl Context {
         writes: bool,
         privileged: bool,
         register: impl FnOnce(&rustix::fd::OwnedFd) -> io::Result<BackingId>,
-    ) -> (IoMode, FopenFlags) {
+    ) -> overlay::Result<(IoMode, FopenFlags)> {
+        let at_rest = self.overlay.at_rest();
         let upper = match opened.backing {
             Backing::Upper if self.passthrough.load(Ordering::Relaxed) => {
                 self.overlay.upper_fd(opened.handle)
             }
-            Backing::Upper | Backing::Lower => None,
+            Backing::Upper | Backing::Layer { .. } | Backing::Lower => None,
         };
         // A write that the kernel does by itself drops no set-id bit: these have to reach us.
         let upper = upper.filter(|fd| {
@@ -185,12 +189,24 @@ impl Context {
             move || if privileged { register(&fd) } else { without_fsetid(|| register(&fd)) }
         });
         let mode = self.modes.opened(ino, writes, register);
+        if let IoMode::Passthrough(_) = mode
+            && !self.overlay.give_to_kernel(opened.handle)
+        {
+            drop(at_rest);
+            self.modes.released(ino, writes);
+            self.overlay.release(opened.handle);
+            return Err(rustix::io::Errno::STALE.into());
+        }
         // Lower data never changes, and without passthrough every change of upper data goes
         // through the page cache. With it, pages from before may be stale.
-        let keep =
-            matches!(opened.backing, Backing::Lower) || !self.passthrough.load(Ordering::Relaxed);
+        let keep = match opened.backing {
+            Backing::Lower | Backing::Layer { was_there: true } => true,
+            Backing::Upper | Backing::Layer { was_there: false } => {
+                !self.passthrough.load(Ordering::Relaxed)
+            }
+        };
         let flags = if keep { FopenFlags::FOPEN_KEEP_CACHE } else { FopenFlags::empty() };
-        (mode, flags)
+        Ok((mode, flags))
     }
 
     /// The kernel reads and writes an upper file by itself that was opened with `flags`.

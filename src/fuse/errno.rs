@@ -14,7 +14,7 @@ pub(super) fn errno(error: &Error) -> Errno {
         Error::Stale(_) => Errno::ESTALE,
         Error::Lower(error) => lower(error),
         // Said only before there is a mount, and only to those who try again.
-        Error::WouldCopy | Error::Unusable { .. } => Errno::EIO,
+        Error::WouldCopy | Error::Frozen | Error::Unusable { .. } => Errno::EIO,
     }
 }
 

@@ -8,6 +8,7 @@ use super::adapter::Adapter;
 use super::attr::file_attr;
 use super::callers::Sender;
 use super::context::UPPER_FLAGS;
+use super::errno::errno;
 use super::io_mode::IoMode;
 use crate::overlay::Caller;
 use crate::types::Ino;
@@ -42,8 +43,12 @@ impl Adapter {
                     Ok(opened) => opened,
                     Err(error) => return reply.error(context.failed(&error)),
                 };
-                let (mode, cache) =
+                let decided =
                     context.io_mode(ino, &opened, writes, is_root, |fd| reply.open_backing(fd));
+                let (mode, cache) = match decided {
+                    Ok(decided) => decided,
+                    Err(error) => return reply.error(errno(&error)),
+                };
                 if context.modes.written(ino).is_some() {
                     context.forget_attributes(ino);
                 }
@@ -81,8 +86,15 @@ impl Adapter {
                 };
                 // What the kernel remembers of it does no harm: before a new file can be mapped it has to
                 // grow, and then the kernel asks again.
-                let (mode, cache) = context
+                let decided = context
                     .io_mode(attr.ino, &opened, writes, is_root, |fd| reply.open_backing(fd));
+                let (mode, cache) = match decided {
+                    Ok(decided) => decided,
+                    Err(error) => {
+                        context.overlay.forget(attr.ino, 1);
+                        return reply.error(errno(&error));
+                    }
+                };
                 let fh = FileHandle(opened.handle.0);
                 let generation = Generation(attr.generation);
                 let (attr, ttl) = match attr.size {

@@ -108,14 +108,20 @@ pub(crate) fn give_owner(
 }
 
 impl Begun<'_> {
-    /// Gives the inode its permissions, unless it is a symbolic link, and its times.
+    /// Gives the inode its permissions, unless it is a symbolic link, and its time.
     pub(crate) fn finish(self, permissions: u16, time: Timestamp) -> Result<()> {
+        let time = Timespec { tv_sec: time.seconds, tv_nsec: time.nanos.into() };
+        let times = Timestamps { last_access: time, last_modification: time };
+        self.finish_with_times(permissions, &times)
+    }
+
+    /// As [`Self::finish`], with the one time and the other.
+    pub(crate) fn finish_with_times(self, permissions: u16, times: &Timestamps) -> Result<()> {
         let mode = self.stat.stx_mode;
         let is_link = FileType::from_raw_mode(mode.into()).is_symlink();
         if !is_link && mode & 0o7777 != permissions {
             self.inode.chmod(permissions.into())?;
         }
-        let time = Timespec { tv_sec: time.seconds, tv_nsec: time.nanos.into() };
-        self.inode.set_times(&Timestamps { last_access: time, last_modification: time })
+        self.inode.set_times(times)
     }
 }

@@ -22,6 +22,7 @@
 
 mod address;
 mod attributes;
+mod copy;
 mod directory;
 mod list;
 mod make;
@@ -34,6 +35,7 @@ use rustix::io::Errno;
 
 pub(crate) use address::{Address, stat_at, stat_fd, times_of};
 pub(crate) use attributes::{Privilege, begin, give_owner};
+pub(crate) use copy::copy_data;
 pub(crate) use directory::{Directory, DirectoryId, Location};
 pub(crate) use list::{list, list_with, open_directory};
 pub(crate) use make::{make_directory, make_file, make_special, make_symlink, set_size, write_all};

@@ -89,7 +89,7 @@ impl Overlay {
     }
 
     /// Finds `ino` for the length of an operation.
-    fn hold_again(&self, ino: Ino) -> Result<Held<'_>> {
+    pub(super) fn hold_again(&self, ino: Ino) -> Result<Held<'_>> {
         for _ in 0..ATTEMPTS {
             let changes = self.changes.load(Ordering::Acquire);
             if let Some(held) = self.find_again(ino)? {
@@ -139,13 +139,13 @@ impl Overlay {
     }
 
     /// Counts a lookup of `ino` if it need not be looked for.
-    fn hold_known(&self, ino: Ino) -> Result<Option<Held<'_>>> {
+    pub(super) fn hold_known(&self, ino: Ino) -> Result<Option<Held<'_>>> {
         {
             let _names = self.names.read();
             if !self.nodes.enter_known(ino) {
                 let Some(entry) = self.index.get(ino) else { return Ok(None) };
                 let address = self.index_address(ino)?;
-                let upper = self.read_marks_of_copy(&address, &address.stat()?, entry.lower)?;
+                let upper = self.read_marks_of_copy(&address, &address.stat()?, &entry)?;
                 self.nodes.enter(ino, Dentry::Index, Some(upper))?;
             }
         }
@@ -160,7 +160,7 @@ impl Overlay {
     /// Finds what in `directory` has the number `ino`.
     fn hold_in(&self, directory: &Held<'_>, ino: Ino) -> Result<Option<Held<'_>>> {
         let Some(name) = self.name_in(directory.ino, ino)? else { return Ok(None) };
-        match self.hold(directory.ino, &name) {
+        match self.across_freezes(|| self.hold(directory.ino, &name)) {
             Ok(held) => Ok(Some(held).filter(|held| held.ino == ino)),
             Err(error) if error.is(Errno::NOENT) => Ok(None),
             Err(error) => Err(error),
@@ -196,7 +196,7 @@ impl Overlay {
 
     /// Walks the upper if that may tell of something that is not known. Says whether it did.
     fn renew_upper_parents(&self) -> Result<bool> {
-        if self.upper.is_none() {
+        if self.upper.is_none() && !self.stack.has_layers() {
             return Ok(false);
         }
         let _one_at_a_time = self.walks.upper.lock();
@@ -321,7 +321,7 @@ impl Overlay {
                 numbers.push(ino.0);
                 // One that was removed meanwhile is no loss.
                 if kind == FileKind::Directory
-                    && let Ok(held) = self.hold(directory.ino, os_str(name))
+                    && let Ok(held) = self.across_freezes(|| self.hold(directory.ino, os_str(name)))
                 {
                     pending.push(held);
                 }

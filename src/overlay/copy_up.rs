@@ -14,17 +14,17 @@ use rustix::fs::{AtFlags, OFlags, RenameFlags};
 use rustix::io::Errno;
 
 use super::Overlay;
-use super::build::Built;
+use super::build::{Built, FrozenInode, Original};
 use super::ctime::KeptCtime;
-use super::dirs::os_str;
+use super::dirs::{DirView, os_str};
 use super::error::{Error, Result};
-use super::index::nlink_mark;
-use super::node::{Data, Dentry, Snapshot, UpperState, Want};
+use super::index::{Entry, nlink_mark};
+use super::node::{Data, Dentry, InLayer, Snapshot, UpperState, Want};
+use super::stack::Below;
 use super::upper::{Mark, Namespace, Whiteouts};
 use crate::cache::may_wait;
 use crate::inode_ops::{Address, set_size, stat_at, stat_fd, times_of};
 use crate::single_flight::{Claim, Lead, Waited};
-use crate::squashfs::Inode;
 use crate::types::{FileKind, Ino};
 
 impl Overlay {
@@ -68,9 +68,9 @@ impl Overlay {
     }
 
     fn is_up(&self, node: &Snapshot, want: Want) -> bool {
-        node.upper
-            .as_ref()
-            .is_some_and(|upper| want == Want::Attributes || upper.data == Data::Upper)
+        node.upper.as_ref().is_some_and(|upper| {
+            self.may_change(upper) && (want == Want::Attributes || upper.data.is_here())
+        })
     }
 
     /// The highest directory above `ino` that is not in the upper yet.
@@ -78,7 +78,7 @@ impl Overlay {
         let mut topmost = None;
         let mut at = ino;
         while let Dentry::Name(parent, _) = self.nodes.get(at)?.dentry {
-            if self.nodes.upper(parent)?.is_some() {
+            if self.nodes.upper(parent)?.is_some_and(|upper| self.is_live(&upper)) {
                 break;
             }
             topmost = Some(parent);
@@ -94,40 +94,77 @@ impl Overlay {
         if self.is_up(&node, want) {
             return Ok(true);
         }
-        match &node.upper {
-            Some(state) => self.copy_data(ino, state, want).map(|()| true),
-            None => self.copy_inode(ino, want),
+        match node.upper {
+            Some(state) if self.may_change(&state) => {
+                self.copy_data(ino, &state, want).map(|()| true)
+            }
+            Some(state) if self.is_read_by_kernel(ino) => {
+                self.take_up(ino, &self.in_frozen(ino, state)?)
+            }
+            Some(state) => self.copy_inode(ino, Original::Layer(self.in_frozen(ino, state)?), want),
+            None => {
+                let inode = self.lower.inode(self.lower.place_of(ino)?)?;
+                self.copy_inode(ino, Original::Archive(inode), want)
+            }
         }
     }
 
+    /// Inode `ino` of a frozen layer, of which `state` is known.
+    pub(super) fn in_frozen(&self, ino: Ino, state: UpperState) -> Result<FrozenInode> {
+        let whole = match state.kind {
+            FileKind::Directory => self.lower_half(ino)?,
+            _ => Below::default(),
+        };
+        let place = match self.nodes.get(ino)?.dentry {
+            Dentry::Name(parent, name) if state.pin.is_none() => {
+                Some(InLayer { dir: self.part_of(parent, state.layer)?, name })
+            }
+            _ => None,
+        };
+        let _names = self.names.read();
+        let address = Address::Pinned(self.address(ino)?.0.pin()?);
+        let stat = self.numbers.identify(&address, address.stat()?)?;
+        Ok(FrozenInode { address, stat, state, whole, place })
+    }
+
     /// Copies a lower inode that has nothing in the upper yet. Says whether it has now, as [`Self::copy_one`].
-    fn copy_inode(&self, ino: Ino, want: Want) -> Result<bool> {
-        let lower = self.lower.place_of(ino)?;
-        let inode = self.lower.inode(lower)?;
-        let built = self.build(ino, lower, &inode, want)?;
+    fn copy_inode(&self, ino: Ino, original: Original, want: Want) -> Result<bool> {
+        let built = self.build(ino, &original, want)?;
         let copy = built.fd.clone();
-        let kept_ctime =
-            (inode.kind == FileKind::Directory).then(|| KeptCtime::of_lower(inode.mtime));
+        let kind = original.kind();
+        let kept_ctime = match (&original, kind) {
+            (Original::Archive(inode), FileKind::Directory) => {
+                Some(KeptCtime::of_lower(inode.mtime))
+            }
+            (Original::Layer(frozen), FileKind::Directory) => {
+                let attr = self.attr_of_upper(ino, &frozen.state, &frozen.stat)?;
+                Some(KeptCtime { ctime: attr.ctime, mtime: attr.mtime })
+            }
+            _ => None,
+        };
         if let Some(kept) = kept_ctime {
             self.mark_ctime(&built.draft.address(), kept)?;
         }
         let _names = self.names.write();
         let node = self.nodes.get(ino)?;
         if let Dentry::Name(parent, _) = node.dentry
-            && self.nodes.upper(parent)?.is_none()
+            && !self.nodes.upper(parent)?.is_some_and(|upper| self.is_live(&upper))
         {
             return Ok(false);
         }
+        if !original.is_what(node.upper.as_ref()) {
+            return Ok(false);
+        }
         let mut state = UpperState {
-            data: built.data,
+            data: built.data.clone(),
             null_device: built.null_device,
             owner: built.owner,
             kept_ctime,
-            ..UpperState::new(built.st_ino, inode.kind, 0, Some(lower))
+            ..UpperState::new((self.live(), built.st_ino), kind, 0, original.below())
         };
-        if inode.kind == FileKind::Directory && node.dentry == Dentry::Nowhere {
+        if kind == FileKind::Directory && node.dentry == Dentry::Nowhere {
             // A removed directory merges with nothing.
-            state.lower = None;
+            state.below = Below::default();
             state.kept_ctime = None;
         }
         match &node.dentry {
@@ -137,12 +174,13 @@ impl Overlay {
                 let stat = stat_fd(&dir).map_err(Error::sys("statx", "a directory"))?;
                 self.keep_ctime(*parent, &dir, &stat)?;
                 self.set_impure(*parent, &dir)?;
-                if inode.kind != FileKind::Directory
-                    && inode.nlink > 1
-                    && self.is_unindexed(&inode)?
-                    && self.can_be_counted(&built, inode.kind)?
+                let entry = original.index_entry(ino, built.st_ino);
+                if kind != FileKind::Directory
+                    && entry.lower_nlink > 1
+                    && self.is_unindexed(&entry)?
+                    && self.can_be_counted(&built, kind)?
                 {
-                    self.place_in_index(ino, &inode, built, &mut state, (&dir, name))?;
+                    self.place_in_index(ino, entry, built, &mut state, (&dir, name))?;
                 } else {
                     built.draft.place(&dir, name, RenameFlags::NOREPLACE)?;
                 }
@@ -159,15 +197,14 @@ impl Overlay {
         self.changed();
         self.nodes.publish(ino, state);
         if let Some(copy) = copy {
-            self.handles.moved(ino, copy);
+            self.handles.moved(ino, self.live(), &copy);
         }
         Ok(true)
     }
 
     /// Whether the index has no other inode of this number, as a damaged archive may have it.
-    fn is_unindexed(&self, inode: &Inode) -> Result<bool> {
-        let name = super::upper::index_name(inode.number);
-        match stat_at(&self.upper()?.index, OsStr::new(&name)) {
+    fn is_unindexed(&self, entry: &Entry) -> Result<bool> {
+        match stat_at(&self.upper()?.index, &entry.name) {
             Ok(_) => Ok(false),
             Err(Errno::NOENT) => Ok(true),
             Err(errno) => Err(Error::sys("statx", "an index entry")(errno)),
@@ -190,33 +227,33 @@ impl Overlay {
     fn place_in_index(
         &self,
         ino: Ino,
-        inode: &Inode,
+        entry: Entry,
         built: Built<'_>,
         state: &mut UpperState,
         (dir, name): (&OwnedFd, &OsStr),
     ) -> Result<()> {
         let upper = self.upper()?;
-        let entry = super::upper::index_name(inode.number);
-        let entry = OsStr::new(&entry);
-        built.draft.place(&upper.index, entry, RenameFlags::NOREPLACE)?;
-        let address = Address::at(&upper.index, entry);
+        built.draft.place(&upper.index, &entry.name, RenameFlags::NOREPLACE)?;
+        let address = Address::at(&upper.index, &entry.name);
         if let Err(error) = address.link_to(dir, name) {
-            rustix::fs::unlinkat(&upper.index, entry, AtFlags::empty())
+            rustix::fs::unlinkat(&upper.index, entry.name.as_os_str(), AtFlags::empty())
                 .map_err(Error::sys("unlink", "an index entry"))?;
             return Err(error.into());
         }
         // Two links are there now: the index's and the name's.
-        state.extra_links = i64::from(inode.nlink) - 2;
-        let marks = upper.marks.for_kind(inode.kind);
+        state.extra_links = i64::from(entry.lower_nlink) - 2;
+        let marks = upper.marks.for_kind(state.kind);
         marks.set(&address, Mark::Nlink, &nlink_mark(b'U', state.extra_links))?;
-        self.index.add(ino, inode, state.st_ino);
+        self.index.add(ino, entry);
         self.nodes.move_to(ino, Dentry::Index);
         Ok(())
     }
 
     /// Fills a metacopy with its data.
     fn copy_data(&self, ino: Ino, state: &UpperState, want: Want) -> Result<()> {
-        let Data::Lower(lower) = state.data else { return Ok(()) };
+        if state.data.is_here() {
+            return Ok(());
+        }
         // A name may go to another file while data is copied; the descriptor does not.
         let fd = {
             let _names = self.names.read();
@@ -228,8 +265,7 @@ impl Overlay {
         match want {
             Want::Truncated => set_size(&fd, 0)?,
             Want::Attributes | Want::Data => {
-                let inode = self.lower.inode(lower)?;
-                self.write_data(&inode, &fd)?;
+                self.write_data(&state.data, &fd)?;
                 rustix::fs::fsync(&fd).map_err(Error::sys("fsync", "a copy"))?;
             }
         }
@@ -243,20 +279,28 @@ impl Overlay {
         let _names = self.names.write();
         self.upper()?.marks.clear(&pinned, Mark::Metacopy)?;
         self.changed();
+        // Also of one that was frozen meanwhile: it holds what it did.
         self.nodes.update(ino, |upper| upper.data = Data::Upper);
-        self.handles.moved(ino, fd);
+        self.handles.moved(ino, state.layer, &fd);
         Ok(())
     }
 
-    /// Whether directory `ino`, whose upper half is `dir`, may hold inodes that keep a lower number:
-    /// then they have to be asked. Called with `names` held.
-    pub(super) fn is_impure(&self, ino: Ino, dir: &Arc<OwnedFd>) -> Result<bool> {
-        if let Some(impure) = self.nodes.upper(ino)?.and_then(|upper| upper.impure) {
+    /// Whether the upper half of `dir` may hold inodes that keep a number of the lower, or of another layer: then they
+    /// have to be asked. Called with `names` held, unless it is of a frozen layer.
+    pub(super) fn is_impure(&self, dir: &DirView) -> Result<bool> {
+        let known = match &dir.part {
+            Some(part) => part.is_impure(),
+            None => self.nodes.upper(dir.ino)?.and_then(|upper| upper.impure),
+        };
+        if let Some(impure) = known {
             return Ok(impure);
         }
-        let address = Address::at(dir, OsStr::new("."));
-        let impure = self.upper()?.marks.get(&address, Mark::Impure)?.is_some();
-        self.nodes.update(ino, |upper| upper.impure = Some(impure));
+        let address = Address::at(dir.fd()?, OsStr::new("."));
+        let impure = self.marks.get(&address, Mark::Impure)?.is_some();
+        match &dir.part {
+            Some(part) => part.set_impure(impure),
+            None => self.nodes.update(dir.ino, |upper| upper.impure = Some(impure)),
+        }
         Ok(impure)
     }
 

@@ -12,11 +12,12 @@ use super::attr::{Attr, Caller, generation_of, kind_of, owner_of};
 use super::build::stand_in;
 use super::describe::Found;
 use super::error::{Error, Result};
-use super::handles::{Backing, Open, Opened};
+use super::handles::{Backing, Handle, Open, Opened, Source};
 use super::ino;
 use super::lookup::Physical;
 use super::node::{UpperState, Want};
 use super::open::kept_flags;
+use super::stack::Below;
 use super::upper::Mark;
 use crate::inode_ops::{Address, make_directory, make_file, make_special, make_symlink, stat_fd};
 use crate::types::{FileKind, Ino, Owner};
@@ -25,7 +26,7 @@ use crate::watch::What;
 /// What is to be made.
 #[derive(Clone, Copy, Debug)]
 enum New<'a> {
-    File { flags: OFlags },
+    File { flags: OFlags, is_opened: bool },
     Directory,
     Symlink { target: &'a OsStr },
     Special { kind: FileKind, rdev: u64 },
@@ -57,7 +58,7 @@ impl Overlay {
             _ => FileKind::from_mode(mode).ok_or(Errno::INVAL)?,
         };
         let new = match kind {
-            FileKind::Regular => New::File { flags: OFlags::RDWR },
+            FileKind::Regular => New::File { flags: OFlags::RDWR, is_opened: false },
             FileKind::Directory | FileKind::Symlink => return Err(Errno::INVAL.into()),
             FileKind::BlockDevice | FileKind::CharDevice => New::Special { kind, rdev },
             FileKind::Fifo | FileKind::Socket => New::Special { kind, rdev: 0 },
@@ -100,15 +101,12 @@ impl Overlay {
         mode: u32,
         flags: i32,
     ) -> Result<(Attr, Opened)> {
-        let new = New::File { flags: kept_flags(flags) };
+        let new = New::File { flags: kept_flags(flags), is_opened: true };
         match self.make(caller, parent, name, mode, new) {
-            Ok((attr, Some(fd))) => {
-                let handle = self.handles.add(Open::Upper { ino: attr.ino, fd: Arc::new(fd) });
-                Ok((attr, Opened { handle, backing: Backing::Upper }))
-            }
-            Ok((_, None)) => Err(Error::damaged("a new file has no descriptor")),
+            Ok((attr, Some(handle))) => Ok((attr, Opened { handle, backing: Backing::Upper })),
+            Ok((_, None)) => Err(Error::damaged("a new file has no handle")),
             Err(error) if error.is(Errno::EXIST) && flags & libc::O_EXCL == 0 => {
-                let held = self.hold(parent, name)?;
+                let held = self.across_freezes(|| self.hold(parent, name))?;
                 let opened = self.open(held.ino, flags)?;
                 let attr = self.getattr(held.ino, None).inspect_err(|_| {
                     self.release(opened.handle);
@@ -120,7 +118,7 @@ impl Overlay {
         }
     }
 
-    /// Makes `new` as `name` in `parent`. A regular file comes with its descriptor.
+    /// Makes `new` as `name` in `parent`. A regular file that is opened comes with its handle.
     fn make(
         &self,
         caller: &Caller,
@@ -128,13 +126,24 @@ impl Overlay {
         name: &OsStr,
         mode: u32,
         new: New<'_>,
-    ) -> Result<(Attr, Option<OwnedFd>)> {
+    ) -> Result<(Attr, Option<Handle>)> {
+        self.across_freezes(|| self.try_to_make(caller, parent, name, mode, new))
+    }
+
+    fn try_to_make(
+        &self,
+        caller: &Caller,
+        parent: Ino,
+        name: &OsStr,
+        mode: u32,
+        new: New<'_>,
+    ) -> Result<(Attr, Option<Handle>)> {
         let upper = self.upper()?;
-        let child = self.lower_child(parent, name)?;
+        let beneath = self.lower_child(parent, name)?;
         self.copy_up(parent, Want::Attributes)?;
         let _names = self.names.write();
         let dir = self.dir_view(parent)?;
-        let slot = self.slot(&dir, name, child)?;
+        let slot = self.slot(&dir, name, &beneath)?;
         if slot.found.is_some() {
             return Err(Errno::EXIST.into());
         }
@@ -159,7 +168,7 @@ impl Overlay {
         let finish = |dir: &Arc<OwnedFd>, name: &OsStr| {
             let made = Address::at(dir, name);
             let (stat, recorded) = self.own(owner, &parent_stat, &made, mode, new)?;
-            upper.identify(&made, stat).map(|stat| (stat, recorded))
+            self.numbers.identify(&made, stat).map(|stat| (stat, recorded))
         };
         let ((stat, recorded), made) = if in_place {
             let made = make_at(fd, name, mode, new)?;
@@ -197,18 +206,31 @@ impl Overlay {
             (stat, made)
         };
         self.changed();
-        let ino = ino::of_upper(stat.stx_ino);
+        let layer = self.live();
+        let ino = ino::of_birth(layer, stat.stx_ino);
         let state = UpperState {
             null_device: new.is_null_device(),
             owner: recorded,
             impure: Some(false),
-            ..UpperState::new(stat.stx_ino, kind_of(&stat)?, generation_of(&stat), None)
+            ..UpperState::new(
+                (layer, stat.stx_ino),
+                kind_of(&stat)?,
+                generation_of(&stat),
+                Below::default(),
+            )
         };
         self.tell_name(What::Create, (ino, state.kind), parent, name);
         let attr = self.attr_of_upper(ino, &state, &stat)?;
         let found = Found { ino, kind: state.kind, upper: Some(state) };
         std::mem::forget(self.enter(parent, name, found)?);
-        Ok((attr, made))
+        let handle = match (new, made) {
+            (New::File { flags, is_opened: true }, Some(fd)) => {
+                let source = Source::File(layer, Arc::new(fd));
+                Some(self.handles.add(Open::new(ino, flags, source)))
+            }
+            _ => None,
+        };
+        Ok((attr, handle))
     }
 
     /// Gives a new inode its owner, and the permissions that a change of owner takes away. Returns the
@@ -244,7 +266,7 @@ const DEFAULT_ACL: &std::ffi::CStr = c"system.posix_acl_default";
 
 fn make_at(dir: &OwnedFd, name: &OsStr, mode: u32, new: New<'_>) -> Result<Option<OwnedFd>> {
     match new {
-        New::File { flags } => {
+        New::File { flags, .. } => {
             return Ok(Some(make_file(dir, name, flags.difference(OFlags::TRUNC), mode)?));
         }
         New::Directory => make_directory(dir, name, mode),

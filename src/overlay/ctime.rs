@@ -57,7 +57,7 @@ pub(super) fn show_ctime(attr: &mut Attr, kept: Option<KeptCtime>) {
 impl Overlay {
     /// What is kept for the directory at `address`, if anything is.
     pub(super) fn kept_ctime(&self, address: &Address) -> Result<Option<KeptCtime>> {
-        let mark = self.upper()?.marks.get(address, Mark::Ctime)?;
+        let mark = self.marks.get(address, Mark::Ctime)?;
         Ok(mark.as_deref().and_then(KeptCtime::parse))
     }
 

@@ -1,17 +1,23 @@
-//! What an inode is that a name leads to: of the archive, born in the upper, or a copy. The upper's marks say.
+//! What an inode is that a name leads to: of the archive, born in the upper, or a copy. The marks of the upper, and of
+//! each frozen layer, say.
+
+use std::sync::Arc;
 
 use rustix::fs::Statx;
+use rustix::io::Errno;
 
 use super::Overlay;
-use super::attr::{generation_of, kind_of};
-use super::dirs::DirView;
+use super::attr::{generation_of, is_null_device, kind_of};
+use super::dirs::{DirView, os_str};
 use super::error::{Error, Result};
+use super::index::Entry;
 use super::ino;
-use super::lower::Child;
-use super::node::{Data, UpperState};
-use super::upper::{Mark, parse_record};
-use crate::inode_ops::Address;
-use crate::types::{FileKind, Ino, InodeRef, Owner};
+use super::lower::LowerEntry;
+use super::node::{Data, InLayer, UpperState};
+use super::stack::{Below, Part};
+use super::upper::{Mark, Record};
+use crate::inode_ops::{Address, stat_at};
+use crate::types::{FileKind, Ino, LayerSerial, Owner};
 
 /// What a name in the merged tree means.
 #[derive(Clone, Debug)]
@@ -29,47 +35,97 @@ impl Found {
     }
 }
 
+/// Finds what a directory has below a layer, where that is asked for.
+pub(super) type FindEntry<'a> = dyn FnMut() -> Result<Option<LowerEntry>> + 'a;
+
 impl Overlay {
+    /// What is under `name` in `below`, the lower half of a directory.
+    pub(super) fn find_entry(&self, below: &Below, name: &[u8]) -> Result<Option<LowerEntry>> {
+        for (index, part) in below.parts().iter().enumerate() {
+            let view = self.part_view(part, below.after(index + 1))?;
+            let fd = view.fd()?;
+            let stat = match stat_at(fd, os_str(name)) {
+                Ok(stat) if is_null_device(&stat) => return Ok(None),
+                Ok(stat) => stat,
+                Err(Errno::NOENT | Errno::NAMETOOLONG) => continue,
+                Err(errno) => {
+                    return Err(Error::sys("statx", String::from_utf8_lossy(name))(errno));
+                }
+            };
+            let address = Address::at(fd, os_str(name));
+            let stat = self.numbers.identify(&address, stat)?;
+            let mut beneath = || self.find_entry(&view.below, name);
+            let found = self.describe_in(&view, &address, &stat, &mut beneath)?;
+            return Ok(found.map(|mut found| {
+                if let Some(upper) =
+                    found.upper.as_mut().filter(|_| found.kind == FileKind::Directory)
+                {
+                    upper.whole = Some(upper.below.with_top(Part::child(part, name)));
+                }
+                let place = InLayer { dir: Arc::clone(part), name: name.into() };
+                LowerEntry::Layer(Box::new(found), place)
+            }));
+        }
+        let Some(archive) = below.archive else { return Ok(None) };
+        Ok(self.lower.child(archive, name)?.map(LowerEntry::Archive))
+    }
+
     /// A lower name that nothing in the upper hides.
-    pub(super) fn describe_lower(&self, child: Child) -> Result<Found> {
-        let ino = self.lower.ino(child.inode)?;
-        let upper = match self.nodes.find(ino) {
-            Some(node) => node.upper,
-            None => None,
+    pub(super) fn describe_lower(&self, entry: &LowerEntry) -> Result<Found> {
+        let (ino, kind, in_layer) = match entry {
+            LowerEntry::Archive(child) => (self.lower.ino(child.inode)?, child.kind, None),
+            LowerEntry::Layer(found, _) => (found.ino, found.kind, found.upper.clone()),
         };
-        let upper = match (upper, self.index.get(ino)) {
+        let known = self.nodes.find(ino).and_then(|node| node.upper);
+        let upper = match (known, self.index.get(ino)) {
             (Some(upper), _) => Some(upper),
             (None, Some(entry)) => {
                 let address = self.index_address(ino)?;
                 let stat = address.stat()?;
-                Some(self.read_marks_of_copy(&address, &stat, entry.lower)?)
+                Some(self.read_marks_of_copy(&address, &stat, &entry)?)
             }
-            (None, None) => None,
+            (None, None) => in_layer,
         };
-        Ok(Found { ino, kind: child.kind, upper })
+        Ok(Found { ino, kind, upper })
     }
 
-    /// What the inode at `address` in the upper is; `None` for a whiteout in xattr form.
+    /// What the inode at `address` in the upper half of `dir` is; `None` for a whiteout in xattr form. `beneath` finds what
+    /// the lower half has under its name.
     pub(super) fn describe(
         &self,
         dir: &DirView,
         address: &Address,
         stat: &Statx,
-        child: Option<Child>,
+        beneath: &mut FindEntry<'_>,
     ) -> Result<Option<Found>> {
         let kind = kind_of(stat)?;
-        let known = self.nodes.copied_as(stat.stx_ino).unwrap_or(ino::of_upper(stat.stx_ino));
+        let known =
+            self.nodes.copied_as(stat.stx_ino).unwrap_or(ino::of_birth(dir.layer, stat.stx_ino));
         if let Some(upper) = self.nodes.find(known).and_then(|node| node.upper)
-            && upper.st_ino == stat.stx_ino
+            && (upper.layer, upper.st_ino) == (dir.layer, stat.stx_ino)
         {
             return Ok(Some(Found { ino: known, kind, upper: Some(upper) }));
         }
-        let marks = self.upper()?.marks;
-        if let (None, Some(fd), false) = (dir.lower, &dir.fd, kind == FileKind::CharDevice)
-            && !self.is_impure(dir.ino, fd)?
+        self.describe_in(dir, address, stat, beneath)
+    }
+
+    /// As [`Self::describe`], by the marks alone, whatever is known of it.
+    fn describe_in(
+        &self,
+        dir: &DirView,
+        address: &Address,
+        stat: &Statx,
+        beneath: &mut FindEntry<'_>,
+    ) -> Result<Option<Found>> {
+        let kind = kind_of(stat)?;
+        let marks = self.marks;
+        if !dir.below.is_some()
+            && kind != FileKind::CharDevice
+            && dir.fd.is_some()
+            && !self.is_impure(dir)?
         {
             // All in here was born here.
-            let mut found = self.found_in_upper(stat, kind, None)?;
+            let mut found = self.found_in_upper(dir, stat, kind, None, Below::default());
             found.set_owner(self.recorded_owner(address)?);
             return Ok(Some(found));
         }
@@ -79,82 +135,98 @@ impl Overlay {
         {
             return Ok(None);
         }
+        let record = || -> Result<Option<Record>> {
+            let record = marks.for_kind(kind).get(address, Mark::Record)?;
+            Ok(record.and_then(|record| Record::parse(&record, stat.stx_ino)))
+        };
         if kind == FileKind::Directory {
-            let lower = self.merges_with(dir, address, stat, child)?;
-            let mut found = self.found_in_upper(stat, kind, lower)?;
+            let record = record()?;
+            let (ino, below) = self.merges_with(dir, address, record, beneath)?;
+            let merges = below.is_some();
+            let mut found = self.found_in_upper(dir, stat, kind, ino, below);
             found.set_owner(self.recorded_owner(address)?);
-            if let (Some(_), Some(upper)) = (lower, &mut found.upper) {
+            if let (true, Some(upper)) = (merges, &mut found.upper) {
                 upper.kept_ctime = self.kept_ctime(address)?;
             }
             return Ok(Some(found));
         }
-        let lower = match self.index.ino_of(stat.stx_ino).and_then(|ino| self.index.get(ino)) {
-            Some(entry) => Some(entry.lower),
-            None => marks
-                .for_kind(kind)
-                .get(address, Mark::Record)?
-                .as_deref()
-                .and_then(|record| parse_record(record, stat.stx_ino)),
+        let entry = match self.index.ino_of(stat.stx_ino) {
+            Some(ino) if dir.part.is_none() => self.index.get(ino).map(|entry| (ino, entry)),
+            _ => None,
         };
-        if let Some(lower) = lower {
-            let upper = self.read_marks_of_copy(address, stat, lower)?;
-            let ino = self.lower.ino(lower)?;
+        if let Some((ino, entry)) = entry {
+            let upper = self.read_marks_of_copy(address, stat, &entry)?;
             return Ok(Some(Found { ino, kind, upper: Some(upper) }));
         }
-        let mut found = self.found_in_upper(stat, kind, None)?;
+        let record = record()?;
+        let (ino, archive) = match record {
+            Some(Record::Archive(inode)) => (Some(self.lower.ino(inode)?), Some(inode)),
+            Some(Record::Number(ino)) => (Some(ino), None),
+            None => (None, None),
+        };
+        let mut found = self.found_in_upper(dir, stat, kind, ino, Below::archive(archive));
         found.set_owner(self.recorded_owner(address)?);
         if let Some(upper) = &mut found.upper {
-            upper.data = self.data_of(address, stat, dir.lower, child)?;
+            if self.is_metacopy(address, stat)? {
+                upper.data = match archive {
+                    Some(inode) if !dir.below.has_parts() => Data::Lower(inode),
+                    _ => self.data_of(dir, address, beneath)?,
+                };
+            }
             upper.null_device = self.is_null_stand_in(address, kind)?;
         }
         Ok(Some(found))
     }
 
-    /// An inode that keeps the number of the lower directory it merges with, if it does.
+    /// An inode of number `ino`, or else of the number that it was born with.
     fn found_in_upper(
         &self,
+        dir: &DirView,
         stat: &Statx,
         kind: FileKind,
-        lower: Option<InodeRef>,
-    ) -> Result<Found> {
-        let (ino, generation) = match lower {
-            Some(lower) => (self.lower.ino(lower)?, 0),
-            None => (ino::of_upper(stat.stx_ino), generation_of(stat)),
+        ino: Option<Ino>,
+        below: Below,
+    ) -> Found {
+        let (ino, generation) = match ino {
+            Some(ino) => (ino, 0),
+            None => (ino::of_birth(dir.layer, stat.stx_ino), generation_of(stat)),
         };
-        let upper = UpperState::new(stat.stx_ino, kind, generation, lower);
-        Ok(Found { ino, kind, upper: Some(upper) })
+        let upper = UpperState::new((dir.layer, stat.stx_ino), kind, generation, below);
+        Found { ino, kind, upper: Some(upper) }
     }
 
-    /// What is known of a copy of lower inode `lower`, which is not a directory.
+    /// What is known of the copy of a lower inode that the index keeps as `entry`.
     pub(super) fn read_marks_of_copy(
         &self,
         address: &Address,
         stat: &Statx,
-        lower: InodeRef,
+        entry: &Entry,
     ) -> Result<UpperState> {
         let kind = kind_of(stat)?;
-        let mut state = UpperState::new(stat.stx_ino, kind, 0, Some(lower));
+        let below = Below::archive(entry.lower);
+        let mut state = UpperState::new((self.live(), stat.stx_ino), kind, 0, below);
         state.owner = self.recorded_owner(address)?;
         if self.is_metacopy(address, stat)? {
-            state.data = Data::Lower(lower);
+            state.data = match entry.lower {
+                Some(inode) if !self.stack.has_layers() => Data::Lower(inode),
+                _ => self.data_at_redirect(self.live(), address)?,
+            };
         }
-        if let Some(entry) = self.index.ino_of(stat.stx_ino).and_then(|ino| self.index.get(ino)) {
-            state.extra_links = self.extra_links(address, kind, &entry, stat.stx_nlink)?;
-        }
+        state.extra_links = self.extra_links(address, kind, entry, stat.stx_nlink)?;
         state.null_device = self.is_null_stand_in(address, kind)?;
         Ok(state)
     }
 
     /// Whether a device stands for a 0/0 one.
     fn is_null_stand_in(&self, address: &Address, kind: FileKind) -> Result<bool> {
-        let marks = self.upper()?.marks.for_kind(kind);
+        let marks = self.marks.for_kind(kind);
         Ok(kind == FileKind::CharDevice && marks.get(address, Mark::NullDevice)?.is_some())
     }
 
     /// Whether the data of an inode is still in the lower. Empty files have no metacopies: one that
     /// is empty was being truncated when the server was killed, and loses its mark here.
     fn is_metacopy(&self, address: &Address, stat: &Statx) -> Result<bool> {
-        let marks = self.upper()?.marks;
+        let marks = self.marks;
         if kind_of(stat)? != FileKind::Regular || marks.get(address, Mark::Metacopy)?.is_none() {
             return Ok(false);
         }
@@ -164,66 +236,110 @@ impl Overlay {
         Ok(stat.stx_size > 0)
     }
 
-    /// Where the data of an inode without a record of ours is: of a metacopy that kernel overlayfs
-    /// made, where a redirect or else its own name leads.
+    /// Where the data of a metacopy is: where a redirect or else its own name leads.
     fn data_of(
         &self,
+        dir: &DirView,
         address: &Address,
-        stat: &Statx,
-        dir: Option<InodeRef>,
-        child: Option<Child>,
+        beneath: &mut FindEntry<'_>,
     ) -> Result<Data> {
-        if !self.is_metacopy(address, stat)? {
-            return Ok(Data::Upper);
-        }
-        let lower = match self.upper()?.marks.get(address, Mark::Redirect)? {
-            Some(path) => self.follow(dir, &path)?,
-            None => child,
-        }
-        .and_then(|child| (child.kind == FileKind::Regular).then_some(child.inode));
-        lower.map(Data::Lower).ok_or_else(|| {
-            let name = address.label();
-            Error::damaged(format_args!(
-                "{name} in the upper has its data in no file of the archive"
-            ))
-        })
+        let entry = match self.marks.get(address, Mark::Redirect)? {
+            Some(path) => self.follow(dir.layer, &dir.below, &path)?,
+            None => beneath()?,
+        };
+        data_in(entry, address)
     }
 
-    /// The lower directory that an upper one merges with, if it is not opaque.
+    /// As [`Self::data_of`], of a metacopy of layer `layer` that several names lead to.
+    fn data_at_redirect(&self, layer: LayerSerial, address: &Address) -> Result<Data> {
+        let entry = match self.marks.get(address, Mark::Redirect)? {
+            Some(path) => self.follow(layer, &Below::default(), &path)?,
+            None => None,
+        };
+        data_in(entry, address)
+    }
+
+    /// What an upper directory merges with, if it is not opaque, and the number that it keeps.
     fn merges_with(
         &self,
         dir: &DirView,
         address: &Address,
-        stat: &Statx,
-        child: Option<Child>,
-    ) -> Result<Option<InodeRef>> {
-        let marks = self.upper()?.marks;
-        if marks.get(address, Mark::Opaque)?.as_deref() == Some(b"y") {
-            return Ok(None);
-        }
-        let record = marks.get(address, Mark::Record)?;
-        if let Some(lower) = record.and_then(|record| parse_record(&record, stat.stx_ino)) {
-            return Ok(Some(lower));
-        }
-        let lower = match marks.get(address, Mark::Redirect)? {
-            Some(path) => self.follow(dir.lower, &path)?,
-            None => child,
+        record: Option<Record>,
+        beneath: &mut FindEntry<'_>,
+    ) -> Result<(Option<Ino>, Below)> {
+        let number = match record {
+            Some(Record::Number(ino)) => Some(ino),
+            Some(Record::Archive(_)) | None => None,
         };
-        Ok(lower.and_then(|child| (child.kind == FileKind::Directory).then_some(child.inode)))
+        if self.marks.get(address, Mark::Opaque)?.as_deref() == Some(b"y") {
+            return Ok((number, Below::default()));
+        }
+        if let Some(inode) = record.and_then(Record::archive)
+            && !self.stack.has_layers_below(dir.layer)
+        {
+            return Ok((Some(self.lower.ino(inode)?), Below::archive(Some(inode))));
+        }
+        let entry = match self.marks.get(address, Mark::Redirect)? {
+            Some(path) => self.follow(dir.layer, &dir.below, &path)?,
+            None => beneath()?,
+        };
+        let Some(entry) = entry.filter(|entry| entry.kind() == FileKind::Directory) else {
+            return Ok((number, Below::default()));
+        };
+        let own = match &entry {
+            LowerEntry::Archive(child) => self.lower.ino(child.inode)?,
+            LowerEntry::Layer(found, _) => found.ino,
+        };
+        Ok((Some(number.unwrap_or(own)), entry.whole()))
     }
 
-    /// Where a redirect leads: from the root if it begins with a slash, else beside the name.
+    /// Where a redirect of layer `layer` leads: from the root if it begins with a slash, else beside the name.
     ///
-    /// Redirects with a record of ours are not followed by path, so this meets only an upper that
-    /// kernel overlayfs wrote; its lower directories may have to be fetched, here alone with
-    /// `names` held, once for each.
-    fn follow(&self, beside: Option<InodeRef>, path: &[u8]) -> Result<Option<Child>> {
-        if path.first() == Some(&b'/') {
-            return self.lower.resolve(self.lower.archive().root(), path);
-        }
-        match beside {
-            Some(dir) if !path.contains(&b'/') => self.lower.child(dir, path),
-            Some(_) | None => Ok(None),
+    /// Where there are no frozen layers, redirects with a record of ours are not followed by path. So what has to be
+    /// fetched with `names` held are lower directories of an upper that kernel overlayfs wrote, once for each.
+    fn follow(
+        &self,
+        layer: LayerSerial,
+        beside: &Below,
+        path: &[u8],
+    ) -> Result<Option<LowerEntry>> {
+        match path.strip_prefix(b"/") {
+            Some(path) => {
+                self.resolve(&self.stack.root_below(layer, self.lower.archive().root()), path)
+            }
+            None if path.contains(&b'/') => Ok(None),
+            None => self.find_entry(beside, path),
         }
     }
+
+    /// What lies at `path`, whose names are separated by `/`, counted from `root`. Symbolic links are not followed:
+    /// redirects are made of directories.
+    fn resolve(&self, root: &Below, path: &[u8]) -> Result<Option<LowerEntry>> {
+        let mut at: Option<LowerEntry> = None;
+        for name in path.split(|byte| *byte == b'/').filter(|name| !name.is_empty()) {
+            if name == b"." || name == b".." {
+                return Ok(None);
+            }
+            let found = match &at {
+                None => self.find_entry(root, name)?,
+                Some(entry) if entry.kind() == FileKind::Directory => {
+                    self.find_entry(&entry.whole(), name)?
+                }
+                Some(_) => None,
+            };
+            match found {
+                Some(found) => at = Some(found),
+                None => return Ok(None),
+            }
+        }
+        Ok(at)
+    }
+}
+
+fn data_in(entry: Option<LowerEntry>, address: &Address) -> Result<Data> {
+    let file = entry.filter(|entry| entry.kind() == FileKind::Regular);
+    file.map(|entry| entry.data()).ok_or_else(|| {
+        let name = address.label();
+        Error::damaged(format_args!("{name} in the upper has its data in no file below it"))
+    })
 }

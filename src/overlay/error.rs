@@ -38,6 +38,9 @@ pub enum Error {
     /// ([`crate::cache::without_waiting`]).
     #[error("this would copy data")]
     WouldCopy,
+    /// The live upper was frozen in the middle of an operation, which begins again: no caller gets this.
+    #[error("the upper was frozen")]
+    Frozen,
     /// The upper or work directory cannot serve as one; only [`super::Upper::open`] and
     /// [`super::Overlay::new`] say this.
     #[error("{}: {problem}", path.display())]
@@ -76,7 +79,7 @@ impl Error {
             Self::Refused(errno) | Self::Sys { errno, .. } => *errno == wanted,
             Self::Damaged(_) => wanted == Errno::IO,
             Self::Stale(_) => wanted == Errno::STALE,
-            Self::Lower(_) | Self::WouldCopy | Self::Unusable { .. } => false,
+            Self::Lower(_) | Self::WouldCopy | Self::Frozen | Self::Unusable { .. } => false,
         }
     }
 
@@ -89,6 +92,7 @@ impl Error {
             | Self::Sys { .. }
             | Self::Damaged(_)
             | Self::Stale(_)
+            | Self::Frozen
             | Self::Unusable { .. } => false,
         }
     }

@@ -1,5 +1,5 @@
-//! What a listing is made of: what the upper half of a directory had when reading began, in the order in which
-//! names keep their positions.
+//! What a listing is made of: what the upper half of a directory, and the frozen layers below it, had when reading
+//! began, in the order in which names keep their positions.
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;

@@ -2,16 +2,17 @@
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock, Weak};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use parking_lot::{Mutex, RwLock};
+use parking_lot::RwLock;
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 
 use super::error::Result;
+use crate::inode_ops::Address;
 use crate::squashfs::Inode;
-use crate::types::Ino;
+use crate::types::{Ino, LayerSerial};
 
 /// Names one open file until it is released.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -20,9 +21,14 @@ pub struct Handle(pub u64);
 /// Where the data of an open file was when it was opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Backing {
-    /// In the archive. The file may be copied up while it is open, at the latest when it is written;
-    /// reads then see the copy.
+    /// In the archive. The file may be copied up while it is open, at the latest when it is written; reads then see
+    /// the copy.
     Lower,
+    /// In a frozen layer, from which it may be copied up, too.
+    Layer {
+        /// Whether it was there when it was last opened, too. Else somebody may have cached what it was before.
+        was_there: bool,
+    },
     /// In the upper: [`super::Overlay::upper_fd`] has the descriptor.
     Upper,
 }
@@ -36,46 +42,74 @@ pub struct Opened {
     pub backing: Backing,
 }
 
-/// A lower file that is open, shared by all its handles.
-#[derive(Debug)]
-pub(super) struct LowerOpen {
-    pub(super) ino: Ino,
-    pub(super) inode: Inode,
-    /// The copy in the upper, open for reading and writing, once there is one.
-    moved: OnceLock<Arc<OwnedFd>>,
-}
-
-impl LowerOpen {
-    pub(super) fn moved(&self) -> Option<&Arc<OwnedFd>> {
-        self.moved.get()
-    }
-}
-
-impl Open {
-    /// Which file it is.
-    pub(super) fn ino(&self) -> Ino {
-        match self {
-            Self::Upper { ino, .. } => *ino,
-            Self::Lower { file, .. } => file.ino,
-        }
-    }
+/// Where the data of an open file is.
+#[derive(Clone, Debug)]
+pub(super) enum Source {
+    /// In this inode of the archive.
+    Archive(Arc<Inode>),
+    /// In the file behind this descriptor, which is of that layer: the live one, or a frozen one.
+    File(LayerSerial, Arc<OwnedFd>),
 }
 
 /// What a handle stands for.
 #[derive(Debug)]
-pub(super) enum Open {
-    Upper { ino: Ino, fd: Arc<OwnedFd> },
-    Lower { file: Arc<LowerOpen>, writes: bool },
+pub(super) struct Open {
+    /// Which file it is.
+    pub(super) ino: Ino,
+    /// What it was opened with, as far as its descriptor has that.
+    flags: OFlags,
+    source: RwLock<Source>,
+    /// Whether the kernel was given the descriptor, to read or write by itself.
+    is_kernel_s: AtomicBool,
+}
+
+impl Open {
+    pub(super) fn new(ino: Ino, flags: OFlags, source: Source) -> Self {
+        Self { ino, flags, source: RwLock::new(source), is_kernel_s: AtomicBool::new(false) }
+    }
+
+    /// Where its data is now.
+    pub(super) fn source(&self) -> Source {
+        self.source.read().clone()
+    }
+
+    /// Whether it may be written through.
+    pub(super) fn writes(&self) -> bool {
+        self.flags.intersects(OFlags::WRONLY | OFlags::RDWR | OFlags::TRUNC)
+    }
+
+    /// Whether the kernel reads or writes it by itself.
+    pub(super) fn is_kernel_s(&self) -> bool {
+        self.is_kernel_s.load(Ordering::Acquire)
+    }
+
+    /// The kernel is about to read or write it by itself.
+    pub(super) fn give_to_kernel(&self) {
+        self.is_kernel_s.store(true, Ordering::Release);
+    }
+
+    /// The same file is of layer `layer` now.
+    pub(super) fn carried_to(&self, layer: LayerSerial) {
+        if let Source::File(of, _) = &mut *self.source.write() {
+            *of = layer;
+        }
+    }
 }
 
 /// All open files.
 #[derive(Debug, Default)]
 pub(super) struct Handles {
     next: AtomicU64,
-    open: RwLock<HashMap<Handle, Arc<Open>>>,
-    lowers: Mutex<HashMap<Ino, Weak<LowerOpen>>>,
+    open: RwLock<Table>,
     /// Whether reading an upper file through a handle leaves its `st_atime` as it is.
     no_atime: bool,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    handles: HashMap<Handle, Arc<Open>>,
+    /// The handles of each file.
+    of: HashMap<Ino, Vec<Handle>>,
 }
 
 impl Handles {
@@ -83,13 +117,17 @@ impl Handles {
         Self { no_atime, ..Self::default() }
     }
 
+    /// Called with the overlay's `names` held, which keeps a copy-up from being published before its handles are known
+    /// here.
     pub(super) fn add(&self, open: Open) -> Handle {
-        if let Open::Upper { fd, .. } = &open {
-            self.prepare(fd);
+        if let Source::File(_, fd) = open.source() {
+            self.prepare(&fd);
         }
         // 0 is what FUSE shows where there is no handle.
         let handle = Handle(self.next.fetch_add(1, Ordering::Relaxed) + 1);
-        self.open.write().insert(handle, Arc::new(open));
+        let mut table = self.open.write();
+        table.of.entry(open.ino).or_default().push(handle);
+        table.handles.insert(handle, Arc::new(open));
         handle
     }
 
@@ -106,55 +144,72 @@ impl Handles {
     }
 
     pub(super) fn get(&self, handle: Handle) -> Result<Arc<Open>> {
-        Ok(self.open.read().get(&handle).cloned().ok_or(Errno::BADF)?)
+        Ok(self.open.read().handles.get(&handle).cloned().ok_or(Errno::BADF)?)
     }
 
     pub(super) fn remove(&self, handle: Handle) -> Option<Arc<Open>> {
-        // Descriptors are closed outside the lock.
-        self.open.write().remove(&handle)
-    }
-
-    /// Opens lower file `ino`, for writing or not. Called with the overlay's `names` held, which keeps
-    /// a copy-up from being published before its handles are known here.
-    pub(super) fn add_lower(&self, ino: Ino, inode: Inode, writes: bool) -> Handle {
-        let file = {
-            let mut lowers = self.lowers.lock();
-            match lowers.get(&ino).and_then(Weak::upgrade) {
-                Some(shared) => shared,
-                None => {
-                    let shared = Arc::new(LowerOpen { ino, inode, moved: OnceLock::new() });
-                    lowers.retain(|_, weak| weak.strong_count() > 0);
-                    lowers.insert(ino, Arc::downgrade(&shared));
-                    shared
-                }
+        let mut table = self.open.write();
+        let open = table.handles.remove(&handle)?;
+        if let Some(others) = table.of.get_mut(&open.ino) {
+            others.retain(|other| *other != handle);
+            if others.is_empty() {
+                table.of.remove(&open.ino);
             }
-        };
-        self.add(Open::Lower { file, writes })
+        }
+        drop(table);
+        // Descriptors are closed outside the lock.
+        Some(open)
     }
 
-    /// Whether `ino` is open on the archive.
-    pub(super) fn has_lower(&self, ino: Ino) -> bool {
-        self.lowers.lock().get(&ino).is_some_and(|weak| weak.strong_count() > 0)
+    /// What is open of `ino`.
+    pub(super) fn of(&self, ino: Ino) -> Vec<Arc<Open>> {
+        let table = self.open.read();
+        let handles = table.of.get(&ino).map(Vec::as_slice).unwrap_or_default();
+        handles.iter().filter_map(|handle| table.handles.get(handle).cloned()).collect()
+    }
+
+    /// All files that are open.
+    pub(super) fn all(&self) -> Vec<Arc<Open>> {
+        self.open.read().handles.values().cloned().collect()
+    }
+
+    /// Whether `ino` is open where it is to be copied up from: in the archive, or in a layer that is not `live`.
+    pub(super) fn has_lower(&self, ino: Ino, live: LayerSerial) -> bool {
+        self.of(ino).iter().any(|open| match open.source() {
+            Source::Archive(_) => true,
+            Source::File(layer, _) => layer != live,
+        })
     }
 
     /// Whether somebody may write to `ino`, which is open on the archive.
-    pub(super) fn has_lower_writer(&self, ino: Ino) -> bool {
-        let writes = |open: &Arc<Open>| match &**open {
-            Open::Lower { file, writes } => *writes && file.ino == ino,
-            Open::Upper { .. } => false,
-        };
-        // Few are open at all, of those that are asked about.
-        self.has_lower(ino) && self.open.read().values().any(writes)
+    pub(super) fn has_archive_writer(&self, ino: Ino) -> bool {
+        let is_writer =
+            |open: &Arc<Open>| open.writes() && matches!(open.source(), Source::Archive(_));
+        self.of(ino).iter().any(is_writer)
     }
 
-    /// Leads the handles of lower file `ino` to its copy, open for reading and writing. Called with
+    /// Leads the handles of `ino` to its copy in layer `layer`, open for reading and writing. Called with
     /// `names` held exclusively.
-    pub(super) fn moved(&self, ino: Ino, copy: Arc<OwnedFd>) {
-        let shared = self.lowers.lock().remove(&ino).and_then(|weak| weak.upgrade());
-        if let Some(shared) = shared {
-            self.prepare(&copy);
-            // A file is copied up once, so the cell was empty.
-            let _ = shared.moved.set(copy);
+    pub(super) fn moved(&self, ino: Ino, layer: LayerSerial, copy: &Arc<OwnedFd>) {
+        for open in self.of(ino) {
+            let fd = match open.flags.intersects(OFlags::SYNC | OFlags::DSYNC) {
+                true => reopened(copy, open.flags),
+                false => Arc::clone(copy),
+            };
+            self.prepare(&fd);
+            *open.source.write() = Source::File(layer, fd);
+        }
+    }
+}
+
+/// Another descriptor of the same file, for writes that wait for the disk; where there can be none, the same.
+fn reopened(copy: &Arc<OwnedFd>, flags: OFlags) -> Arc<OwnedFd> {
+    let flags = flags.difference(OFlags::TRUNC);
+    match Address::Pinned(Arc::clone(copy)).open(flags) {
+        Ok(fd) => Arc::new(fd),
+        Err(error) => {
+            tracing::warn!("writes to an open file do not wait for the disk any more: {error}");
+            Arc::clone(copy)
         }
     }
 }

@@ -18,9 +18,8 @@ use super::dirs::DirView;
 use super::error::{Error, Result};
 use super::lookup::Physical;
 use super::lower::Lower;
-use super::upper::{Mark, Upper, index_name, parse_index_name, parse_record};
+use super::upper::{Mark, Record, Upper, parse_index_name};
 use crate::inode_ops::{Address, list};
-use crate::squashfs::Inode;
 use crate::types::{FileKind, Ino, InodeRef};
 
 /// What is in the index directory.
@@ -35,10 +34,11 @@ struct Entries {
 
 #[derive(Clone, Debug)]
 pub(super) struct Entry {
-    name: OsString,
+    pub(super) name: OsString,
     pub(super) st_ino: u64,
-    pub(super) lower: InodeRef,
-    /// How many names the archive says it has.
+    /// The inode of the archive that it is a copy of; none of what was born in a layer.
+    pub(super) lower: Option<InodeRef>,
+    /// How many names the lower has of it.
     pub(super) lower_nlink: u32,
 }
 
@@ -47,20 +47,27 @@ impl Index {
     pub(super) fn load(upper: &Upper, lower: &Lower) -> Result<Self> {
         let mut entries = Entries::default();
         for (name, st_ino, _) in list(&upper.index)? {
-            let Some(number) = parse_index_name(name.as_encoded_bytes()) else {
+            let layers = parse_layer_index_name(name.as_encoded_bytes());
+            let number = parse_index_name(name.as_encoded_bytes());
+            if layers.is_none() && number.is_none() {
                 tracing::warn!("index: {} is not ours", name.display());
                 continue;
-            };
+            }
             let address = Address::at(&upper.index, &name);
             let stat = address.stat()?;
             let kind = kind_of(&stat)?;
             let record = upper.marks.for_kind(kind).get(&address, Mark::Record)?;
-            let inode = match record.as_deref().and_then(|record| parse_record(record, st_ino)) {
-                Some(inode) => Some(inode),
-                None => lower.archive().inode_by_number(number)?,
+            let record = record.as_deref().and_then(|record| Record::parse(record, st_ino));
+            let inode = match (record.and_then(Record::archive), number) {
+                (Some(inode), _) => Some(inode),
+                (None, Some(number)) => lower.archive().inode_by_number(number)?,
+                (None, None) => None,
             };
-            let Some(inode) = inode else { continue };
-            let lower_nlink = lower.inode(inode)?.nlink;
+            let (ino, lower_nlink) = match (layers, inode) {
+                (Some((ino, nlink)), _) => (ino, nlink),
+                (None, Some(inode)) => (lower.ino(inode)?, lower.inode(inode)?.nlink),
+                (None, None) => continue,
+            };
             let entry = Entry { name, st_ino, lower: inode, lower_nlink };
             let links = stat.stx_nlink;
             if i64::from(links) + extra_links(upper, &address, kind, &entry, links)? <= 0 {
@@ -68,7 +75,7 @@ impl Index {
                 rustix::fs::unlinkat(&upper.index, entry.name.as_os_str(), AtFlags::empty())
                     .map_err(Error::sys("unlink", entry.name.display()))?;
             } else {
-                entries.add(lower.ino(inode)?, entry);
+                entries.add(ino, entry);
             }
         }
         Ok(Self(RwLock::new(entries)))
@@ -84,16 +91,23 @@ impl Index {
         self.0.read().by_ino.values().cloned().collect()
     }
 
+    /// All entries, with what they are of.
+    pub(super) fn all_by_ino(&self) -> Vec<(Ino, Entry)> {
+        self.0.read().by_ino.iter().map(|(ino, entry)| (*ino, entry.clone())).collect()
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.read().by_ino.is_empty()
+    }
+
     /// The lower number of inode `st_ino` of the upper.
     pub(super) fn ino_of(&self, st_ino: u64) -> Option<Ino> {
         self.0.read().by_st_ino.get(&st_ino).copied()
     }
 
-    /// Notes that lower inode `inode` is in the index directory as inode `st_ino`.
-    pub(super) fn add(&self, ino: Ino, inode: &Inode, st_ino: u64) {
-        let name = OsString::from(index_name(inode.number));
-        let (lower, lower_nlink) = (inode.reference, inode.nlink);
-        self.0.write().add(ino, Entry { name, st_ino, lower, lower_nlink });
+    /// Notes that `ino` is in the index directory as `entry` says.
+    pub(super) fn add(&self, ino: Ino, entry: Entry) {
+        self.0.write().add(ino, entry);
     }
 
     fn remove(&self, ino: Ino) {
@@ -236,6 +250,19 @@ fn extra_links(
     })
 }
 
+/// The name in the index of `ino`, which has `nlink` names in the frozen layer that it is copied from. It is no name of
+/// kernel overlayfs's, which knows no numbers of ours.
+pub(super) fn layer_index_name(ino: Ino, nlink: u32) -> String {
+    format!("thawfs-{:016x}-{nlink}", ino.0)
+}
+
+/// What [`layer_index_name`] was made of.
+fn parse_layer_index_name(name: &[u8]) -> Option<(Ino, u32)> {
+    let (ino, nlink) = std::str::from_utf8(name).ok()?.strip_prefix("thawfs-")?.split_once('-')?;
+    let found = (Ino(u64::from_str_radix(ino, 16).ok()?), nlink.parse().ok()?);
+    (layer_index_name(found.0, found.1).as_bytes() == name).then_some(found)
+}
+
 /// How an nlink mark says `difference` to the count of the upper (`U`) or lower (`L`).
 pub(super) fn nlink_mark(base: u8, difference: i64) -> Vec<u8> {
     format!("{}{difference:+}", char::from(base)).into_bytes()
@@ -267,5 +294,15 @@ mod tests {
         }
         assert_eq!(parse_nlink(&nlink_mark(b'L', -3)), Some((b'L', -3)));
         assert_eq!(nlink_mark(b'U', 0), b"U+0");
+    }
+
+    #[test]
+    fn names_in_the_index_of_what_a_layer_has_are_read_as_written_and_others_are_not() {
+        let name = layer_index_name(Ino(u64::MAX - 5), 12);
+        assert_eq!(parse_layer_index_name(name.as_bytes()), Some((Ino(u64::MAX - 5), 12)));
+        for bad in ["thawfs-", "thawfs-1-2", &name[1..], &name.to_uppercase(), &format!("{name}0x")]
+        {
+            assert_eq!(parse_layer_index_name(bad.as_bytes()), None, "{bad}");
+        }
     }
 }

@@ -4,13 +4,24 @@
 //! - A lower inode's number is its place in the archive: `block << 13 | offset`, plus 2. The names of
 //!   a hard link share it, and inode numbers that repeat in a hostile archive do no harm.
 //! - A file that was copied up keeps the lower number, by the record on the upper inode.
-//! - A file born in the upper has the upper's own inode number, with the top bit set.
+//! - A file born in the upper has the upper's own inode number, with the serial of the layer that the upper was then in
+//!   front and the top bit set. It keeps that, by a record, when another layer gets a copy of it: an inode number is used
+//!   again once an inode is gone, a serial never.
 //! - A name of a damaged archive that leads to no inode has a number that leads nowhere, to be listed with.
 
-use crate::types::{Ino, InodeRef};
+use twox_hash::XxHash3_64;
+
+use crate::types::{Ino, InodeRef, LayerSerial};
 
 /// Marks numbers of files born in the upper.
 const UPPER_BORN: u64 = 1 << 63;
+
+/// Marks those of them that are made of more than there is room for.
+const MIXED: u64 = 1 << 62;
+
+/// How many bits an inode number of the upper has, usually, and how many are left for the serial of its layer.
+const ST_INO_BITS: u32 = 44;
+const SERIAL_BITS: u32 = 18;
 
 /// Marks numbers that lead nowhere. Those of lower inodes do not reach it: 48 bits and 13.
 const NOWHERE: u64 = 1 << 62;
@@ -42,9 +53,20 @@ pub(super) fn to_lower(ino: Ino, root: InodeRef) -> Option<InodeRef> {
     Some(InodeRef::new(packed >> OFFSET_BITS, offset))
 }
 
-/// The number of a file born in the upper as inode `st_ino`.
-pub(super) fn of_upper(st_ino: u64) -> Ino {
-    Ino(st_ino | UPPER_BORN)
+/// The number of a file born in layer `layer` as inode `st_ino`.
+pub(super) fn of_birth(layer: LayerSerial, st_ino: u64) -> Ino {
+    let serial = u64::from(layer.0);
+    if st_ino >> ST_INO_BITS == 0 && serial >> SERIAL_BITS == 0 {
+        return Ino(UPPER_BORN | serial << ST_INO_BITS | st_ino);
+    }
+    // There is not room for both. Two files with one number would need 2^31 of them.
+    let mut bytes = [0; 12];
+    for (to, from) in
+        bytes.iter_mut().zip(serial.to_le_bytes().into_iter().take(4).chain(st_ino.to_le_bytes()))
+    {
+        *to = from;
+    }
+    Ino(UPPER_BORN | MIXED | (XxHash3_64::oneshot(&bytes) & (MIXED - 1)))
 }
 
 /// The number of a name that leads to `inode`, where none can be.
@@ -78,11 +100,25 @@ mod tests {
 
     #[test]
     fn upper_born_numbers_and_those_of_nothing_do_not_lead_to_the_archive() {
-        assert_eq!(to_lower(of_upper(12), InodeRef::new(0, 0)), None);
+        assert_eq!(to_lower(of_birth(LayerSerial(0), 12), InodeRef::new(0, 0)), None);
         for offset in [8192, u16::MAX] {
             let number = of_nothing(InodeRef::new(0xffff_ffff, offset));
             assert_eq!(to_lower(number, InodeRef::new(0, 0)), None);
-            assert_ne!(number, of_upper(number.0));
+            assert_ne!(number, of_birth(LayerSerial(0), number.0));
         }
+    }
+
+    #[test]
+    fn numbers_of_the_upper_are_unique_over_its_layers_and_none_of_the_archive() {
+        let mut seen = std::collections::HashSet::new();
+        for serial in [0, 1, (1 << SERIAL_BITS) - 1, 1 << SERIAL_BITS, u32::MAX] {
+            for st_ino in [0, 1, (1 << ST_INO_BITS) - 1, 1 << ST_INO_BITS, 1 << 61, u64::MAX] {
+                let ino = of_birth(LayerSerial(serial), st_ino);
+                assert!(seen.insert(ino), "{ino} twice");
+                assert_eq!(to_lower(ino, InodeRef::new(0, 0)), None);
+            }
+        }
+        // As they were before there were layers.
+        assert_eq!(of_birth(LayerSerial(0), 12), Ino(UPPER_BORN | 12));
     }
 }

@@ -10,9 +10,10 @@ use rustix::io::Errno;
 
 use super::Overlay;
 use super::error::{Error, Result, not_copied};
-use super::handles::{Handle, LowerOpen, Open};
+use super::handles::{Handle, Open, Source};
 use super::node::Want;
 use crate::inode_ops::write_all;
+use crate::squashfs::Inode;
 use crate::types::FileOffset;
 
 /// The most that one `copy_file_range` from a lower file copies, in bytes; the caller asks again.
@@ -22,11 +23,9 @@ impl Overlay {
     /// `len` bytes at `at` of an open file if they are at hand in memory: decoded blocks of a lower
     /// file. `None` means [`Self::read`], on a thread that may wait.
     pub fn get(&self, handle: Handle, at: u64, len: usize) -> Option<Bytes> {
-        match &*self.handles.get(handle).ok()? {
-            Open::Lower { file, .. } if file.moved().is_none() => {
-                self.lower.archive().get(&file.inode, FileOffset(at), len)
-            }
-            Open::Lower { .. } | Open::Upper { .. } => None,
+        match self.handles.get(handle).ok()?.source() {
+            Source::Archive(inode) => self.lower.archive().get(&inode, FileOffset(at), len),
+            Source::File(..) => None,
         }
     }
 
@@ -35,28 +34,52 @@ impl Overlay {
     /// # Errors
     /// What reading the archive or the upper says.
     pub fn read(&self, handle: Handle, at: u64, len: usize) -> Result<Bytes> {
-        match &*self.handles.get(handle)? {
-            Open::Upper { fd, .. } => read_fd(fd, at, len),
-            Open::Lower { file, .. } => match file.moved() {
-                Some(fd) => read_fd(fd, at, len),
-                None => Ok(self.lower.archive().read(&file.inode, FileOffset(at), len)?),
-            },
+        match self.handles.get(handle)?.source() {
+            Source::File(_, fd) => read_fd(&fd, at, len),
+            Source::Archive(inode) => Ok(self.lower.archive().read(&inode, FileOffset(at), len)?),
         }
     }
 
-    /// The descriptor to write an open file through. A lower file is copied up now.
-    pub(super) fn to_write(&self, open: &Open) -> Result<Arc<OwnedFd>> {
-        match open {
-            Open::Upper { fd, .. } => Ok(Arc::clone(fd)),
-            Open::Lower { file, writes: true } => {
-                if file.moved().is_none() {
-                    self.copy_up(file.ino, Want::Data)?;
-                    // Who has put the copy in place leads the handles to it before it lets go of this.
-                    drop(self.names.read());
+    /// Does `change` to an open file, through a descriptor of it in the upper. A file that is elsewhere is copied up now.
+    pub(super) fn with_writable<T>(
+        &self,
+        open: &Open,
+        mut change: impl FnMut(&Arc<OwnedFd>) -> Result<T>,
+    ) -> Result<T> {
+        if !open.writes() {
+            return Err(Errno::BADF.into());
+        }
+        loop {
+            {
+                // No freeze comes between the look at where it is and the change.
+                let _changing = self.changing.read();
+                match open.source() {
+                    Source::File(layer, fd) if layer == self.live() => return change(&fd),
+                    Source::File(..) | Source::Archive(_) => {}
                 }
-                Ok(Arc::clone(file.moved().ok_or_else(|| not_copied(file.ino))?))
             }
-            Open::Lower { writes: false, .. } => Err(Errno::BADF.into()),
+            self.bring_up(open)?;
+        }
+    }
+
+    /// Makes sure that the data of an open file is in the upper, and the handle leads there.
+    fn bring_up(&self, open: &Open) -> Result<()> {
+        let ino = open.ino;
+        self.across_freezes(|| self.copy_up(ino, Want::Data))?;
+        // Who has put the copy in place leads the handles to it before it lets go of this.
+        let _names = self.names.read();
+        let state = self.nodes.upper(ino)?.ok_or_else(|| not_copied(ino))?;
+        if let Source::File(layer, _) = open.source()
+            && layer != self.live()
+            && !self.is_live(&state)
+            && self.may_change(&state)
+        {
+            // Its last name went before the freeze.
+            open.carried_to(self.live());
+        }
+        match open.source() {
+            Source::File(layer, _) if layer == self.live() || !self.is_live(&state) => Ok(()),
+            _ => Err(not_copied(ino)),
         }
     }
 
@@ -66,10 +89,10 @@ impl Overlay {
     /// `EBADF` where the handle is not for writing, or what copying up or `pwrite` says.
     pub fn write(&self, handle: Handle, at: u64, data: &[u8]) -> Result<usize> {
         let open = self.handles.get(handle)?;
-        let fd = self.to_write(&open)?;
-        let written =
-            rustix::io::pwrite(fd, data, at).map_err(Error::sys("pwrite", "an open file"))?;
-        self.tell_write(open.ino());
+        let written = self.with_writable(&open, |fd| {
+            rustix::io::pwrite(fd, data, at).map_err(Error::sys("pwrite", "an open file"))
+        })?;
+        self.tell_write(open.ino);
         Ok(written)
     }
 
@@ -94,7 +117,7 @@ impl Overlay {
     /// # Errors
     /// As [`Self::write`].
     pub fn ready_to_write(&self, handle: Handle) -> Result<()> {
-        self.to_write(&*self.handles.get(handle)?).map(drop)
+        self.with_writable(&*self.handles.get(handle)?, |_| Ok(()))
     }
 
     /// Keeps `data` in a file of the work directory without a name.
@@ -120,14 +143,7 @@ impl Overlay {
     /// # Errors
     /// What `fsync` says.
     pub fn fsync(&self, handle: Handle, datasync: bool) -> Result<()> {
-        let open = self.handles.get(handle)?;
-        let fd = match &*open {
-            Open::Upper { fd, .. } => fd,
-            Open::Lower { file, .. } => match file.moved() {
-                Some(fd) => fd,
-                None => return Ok(()),
-            },
-        };
+        let Source::File(_, fd) = self.handles.get(handle)?.source() else { return Ok(()) };
         match datasync {
             true => rustix::fs::fdatasync(fd),
             false => rustix::fs::fsync(fd),
@@ -141,10 +157,11 @@ impl Overlay {
     /// `EBADF` where the handle is not for writing, or what copying up or `fallocate` says.
     pub fn fallocate(&self, handle: Handle, mode: FallocateFlags, at: u64, len: u64) -> Result<()> {
         let open = self.handles.get(handle)?;
-        let fd = self.to_write(&open)?;
-        rustix::fs::fallocate(fd, mode, at, len)
-            .map_err(Error::sys("fallocate", "an open file"))?;
-        self.tell_write(open.ino());
+        self.with_writable(&open, |fd| {
+            rustix::fs::fallocate(fd, mode, at, len)
+                .map_err(Error::sys("fallocate", "an open file"))
+        })?;
+        self.tell_write(open.ino);
         Ok(())
     }
 
@@ -160,20 +177,17 @@ impl Overlay {
         // No reader or writer uses the descriptor's own position, so moving it disturbs nobody.
         let seek =
             |fd: &OwnedFd| rustix::fs::seek(fd, to).map_err(Error::sys("lseek", "an open file"));
-        match &*self.handles.get(handle)? {
-            Open::Upper { fd, .. } => seek(fd),
-            Open::Lower { file, .. } => match file.moved() {
-                Some(fd) => seek(fd),
-                None => self.seek_lower(file, to),
-            },
+        match self.handles.get(handle)?.source() {
+            Source::File(_, fd) => seek(&fd),
+            Source::Archive(inode) => self.seek_lower(&inode, to),
         }
     }
 
-    fn seek_lower(&self, file: &LowerOpen, to: SeekFrom) -> Result<u64> {
+    fn seek_lower(&self, inode: &Inode, to: SeekFrom) -> Result<u64> {
         let archive = self.lower.archive();
         let found = match to {
-            SeekFrom::Data(at) => archive.seek_data(&file.inode, FileOffset(at))?,
-            SeekFrom::Hole(at) => archive.seek_hole(&file.inode, FileOffset(at))?,
+            SeekFrom::Data(at) => archive.seek_data(inode, FileOffset(at))?,
+            SeekFrom::Hole(at) => archive.seek_hole(inode, FileOffset(at))?,
             _ => None,
         };
         Ok(found.ok_or(Errno::NXIO)?.0)
@@ -193,25 +207,27 @@ impl Overlay {
         len: usize,
     ) -> Result<usize> {
         let target = self.handles.get(to)?;
-        let to = self.to_write(&target)?;
-        let from = self.handles.get(from)?;
-        let mut copy = |from: &OwnedFd| {
-            rustix::fs::copy_file_range(from, Some(&mut from_at), &to, Some(&mut to_at), len)
-                .map_err(Error::sys("copy_file_range", "an open file"))
+        self.with_writable(&target, |_| Ok(()))?;
+        let from = self.handles.get(from)?.source();
+        // Read before others are kept from freezing, as it may touch the network.
+        let data = match &from {
+            Source::File(..) => None,
+            Source::Archive(inode) => {
+                let len = len.min(COPY_AT_ONCE);
+                Some(self.lower.archive().read(inode, FileOffset(from_at), len)?)
+            }
         };
-        let copied = match &*from {
-            Open::Upper { fd, .. } => copy(fd)?,
-            Open::Lower { file, .. } => match file.moved() {
-                Some(fd) => copy(fd)?,
-                None => {
-                    let len = len.min(COPY_AT_ONCE);
-                    let data = self.lower.archive().read(&file.inode, FileOffset(from_at), len)?;
-                    rustix::io::pwrite(&to, &data, to_at)
-                        .map_err(Error::sys("pwrite", "an open file"))?
-                }
-            },
-        };
-        self.tell_write(target.ino());
+        let copied = self.with_writable(&target, |to| match (&from, &data) {
+            (Source::File(_, from), _) => {
+                rustix::fs::copy_file_range(from, Some(&mut from_at), to, Some(&mut to_at), len)
+                    .map_err(Error::sys("copy_file_range", "an open file"))
+            }
+            (Source::Archive(_), data) => {
+                let data = data.as_deref().unwrap_or_default();
+                rustix::io::pwrite(to, data, to_at).map_err(Error::sys("pwrite", "an open file"))
+            }
+        })?;
+        self.tell_write(target.ino);
         Ok(copied)
     }
 }

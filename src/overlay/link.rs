@@ -9,6 +9,7 @@ use super::Overlay;
 use super::attr::Attr;
 use super::describe::Found;
 use super::error::Result;
+use super::ino;
 use super::lookup::Physical;
 use super::node::{Dentry, Want};
 use crate::types::{FileKind, Ino};
@@ -21,43 +22,46 @@ impl Overlay {
     /// `EPERM` for a directory, `EEXIST`, `ENOENT` where `ino` has no name left, `EROFS`, or what
     /// the upper says.
     pub fn link(&self, ino: Ino, parent: Ino, name: &OsStr) -> Result<Attr> {
+        self.across_freezes(|| self.try_to_link(ino, parent, name))?;
+        self.getattr(ino, None).inspect_err(|_| self.forget(ino, 1))
+    }
+
+    fn try_to_link(&self, ino: Ino, parent: Ino, name: &OsStr) -> Result<()> {
         let upper = self.upper()?;
-        let child = self.lower_child(parent, name)?;
+        let beneath = self.lower_child(parent, name)?;
         self.copy_up(ino, Want::Attributes)?;
         self.keep_data_found(ino)?;
         self.copy_up(parent, Want::Attributes)?;
-        {
-            let _names = self.names.write();
-            let dir = self.dir_view(parent)?;
-            let slot = self.slot(&dir, name, child)?;
-            if slot.found.is_some() {
-                return Err(Errno::EXIST.into());
-            }
-            let (inode, state) = self.address(ino)?;
-            if state.kind == FileKind::Directory {
-                return Err(Errno::PERM.into());
-            }
-            let fd = dir.fd()?;
-            if state.lower.is_some() {
-                self.set_impure(parent, fd)?;
-            }
-            if inode.stat()?.stx_nlink == 0 {
-                return Err(Errno::NOENT.into());
-            }
-            match slot.physical {
-                Physical::Absent => inode.link_to(fd, name)?,
-                Physical::Whiteout | Physical::Entry => {
-                    let (draft, ()) = upper.draft(|work, draft| inode.link_to(work, draft))?;
-                    draft.place(fd, name, RenameFlags::empty())?;
-                }
-            }
-            self.changed();
-            let kind = state.kind;
-            self.tell_write_before(ino);
-            self.tell_name(What::Create, (ino, kind), parent, name);
-            std::mem::forget(self.enter(parent, name, Found { ino, kind, upper: Some(state) })?);
+        let _names = self.names.write();
+        let dir = self.dir_view(parent)?;
+        let slot = self.slot(&dir, name, &beneath)?;
+        if slot.found.is_some() {
+            return Err(Errno::EXIST.into());
         }
-        self.getattr(ino, None).inspect_err(|_| self.forget(ino, 1))
+        let (inode, state) = self.live_address(ino)?;
+        if state.kind == FileKind::Directory {
+            return Err(Errno::PERM.into());
+        }
+        let fd = dir.fd()?;
+        if ino != ino::of_birth(state.layer, state.st_ino) {
+            self.set_impure(parent, fd)?;
+        }
+        if inode.stat()?.stx_nlink == 0 {
+            return Err(Errno::NOENT.into());
+        }
+        match slot.physical {
+            Physical::Absent => inode.link_to(fd, name)?,
+            Physical::Whiteout | Physical::Entry => {
+                let (draft, ()) = upper.draft(|work, draft| inode.link_to(work, draft))?;
+                draft.place(fd, name, RenameFlags::empty())?;
+            }
+        }
+        self.changed();
+        let kind = state.kind;
+        self.tell_write_before(ino);
+        self.tell_name(What::Create, (ino, kind), parent, name);
+        std::mem::forget(self.enter(parent, name, Found { ino, kind, upper: Some(state) })?);
+        Ok(())
     }
 
     /// Prepares for the name `name` of `ino` in `parent` to go: if it is the one by which we reach

@@ -12,8 +12,8 @@ use super::ctime::show_ctime;
 use super::describe::Found;
 use super::dirs::DirView;
 use super::error::{Error, Result, changed_behind};
-use super::lower::{Child, NAME_MAX};
-use super::node::{Data, Dentry, UpperState};
+use super::lower::{Beneath, NAME_MAX};
+use super::node::{Dentry, UpperState};
 use crate::inode_ops::{Address, stat_at};
 use crate::types::{FileKind, Ino};
 
@@ -66,7 +66,7 @@ impl Overlay {
     /// # Errors
     /// `ENOENT`, `ENAMETOOLONG` (more than 255 bytes), `ENOTDIR`, or what reading either half says.
     pub fn lookup(&self, parent: Ino, name: &OsStr) -> Result<Attr> {
-        let held = self.hold(parent, name)?;
+        let held = self.across_freezes(|| self.hold(parent, name))?;
         let attr = self.getattr(held.ino, None)?;
         std::mem::forget(held);
         Ok(attr)
@@ -82,6 +82,10 @@ impl Overlay {
     /// # Errors
     /// `ESTALE` where `ino` is not known, or what reading either half says.
     pub fn getattr(&self, ino: Ino, _handle: Option<super::Handle>) -> Result<Attr> {
+        self.across_freezes(|| self.attr_of(ino))
+    }
+
+    fn attr_of(&self, ino: Ino) -> Result<Attr> {
         let node = self.nodes.get(ino)?;
         if node.upper.is_none() {
             let lower = self.lower.place_of(ino)?;
@@ -95,7 +99,7 @@ impl Overlay {
         let (state, stat) = {
             let _names = self.names.read();
             let (inode, state) = self.address(ino)?;
-            (state, self.upper()?.identify(&inode, inode.stat()?)?)
+            (state, self.numbers.identify(&inode, inode.stat()?)?)
         };
         self.attr_of_upper(ino, &state, &stat)
     }
@@ -111,7 +115,7 @@ impl Overlay {
         }
         self.show_owner(&mut attr);
         if attr.kind == FileKind::Directory {
-            if state.lower.is_some() && attr.nlink > 0 {
+            if state.below.is_some() && attr.nlink > 0 {
                 attr.nlink = 1;
             }
             show_ctime(&mut attr, state.kept_ctime);
@@ -121,7 +125,7 @@ impl Overlay {
         if state.null_device {
             attr.rdev = 0;
         }
-        if let Data::Lower(_) = state.data {
+        if !state.data.is_here() {
             attr.blocks = attr.size.div_ceil(512);
         }
         Ok(attr)
@@ -129,10 +133,10 @@ impl Overlay {
 
     /// Finds `name` in `parent` for the length of an operation.
     pub(super) fn hold(&self, parent: Ino, name: &OsStr) -> Result<Held<'_>> {
-        let child = self.lower_child(parent, name)?;
+        let beneath = self.lower_child(parent, name)?;
         let _names = self.names.read();
         let dir = self.dir_view(parent)?;
-        let found = self.slot(&dir, name, child)?.found.ok_or(Errno::NOENT)?;
+        let found = self.slot(&dir, name, &beneath)?.found.ok_or(Errno::NOENT)?;
         self.enter(parent, name, found)
     }
 
@@ -158,23 +162,28 @@ impl Overlay {
 
     /// What the lower half of directory `parent` has under `name`. May touch the network, and so is
     /// asked before `names` is taken.
-    pub(super) fn lower_child(&self, parent: Ino, name: &OsStr) -> Result<Option<Child>> {
+    pub(super) fn lower_child(&self, parent: Ino, name: &OsStr) -> Result<Beneath> {
         if name.len() > NAME_MAX {
             return Err(Errno::NAMETOOLONG.into());
         }
+        let live = self.live();
         let node = self.nodes.get(parent)?;
         if node.upper.is_none() && node.dentry == Dentry::Nowhere && parent != Ino::ROOT {
             // A removed directory.
-            return Ok(None);
+            return Ok(Beneath { live, entry: None });
         }
-        match self.lower_half(parent)? {
-            Some(dir) => self.lower.child(dir, name.as_bytes()),
-            None => Ok(None),
-        }
+        let entry = self.find_entry(&self.lower_half(parent)?, name.as_bytes())?;
+        Ok(Beneath { live, entry })
     }
 
-    /// What `name` in `dir` means, `child` being what the lower half has. Called with `names` held.
-    pub(super) fn slot(&self, dir: &DirView, name: &OsStr, child: Option<Child>) -> Result<Slot> {
+    /// What `name` in `dir` means, `beneath` being what the lower half has. Called with `names` held.
+    ///
+    /// # Errors
+    /// [`Error::Frozen`] where that was so before a freeze.
+    pub(super) fn slot(&self, dir: &DirView, name: &OsStr, beneath: &Beneath) -> Result<Slot> {
+        if beneath.live != self.live() {
+            return Err(Error::Frozen);
+        }
         if let Some(fd) = &dir.fd {
             match stat_at(fd, name) {
                 Ok(stat) if is_null_device(&stat) => {
@@ -182,8 +191,9 @@ impl Overlay {
                 }
                 Ok(stat) => {
                     let address = Address::at(fd, name);
-                    let stat = self.upper()?.identify(&address, stat)?;
-                    let found = self.describe(dir, &address, &stat, child)?;
+                    let stat = self.numbers.identify(&address, stat)?;
+                    let mut entry = || Ok(beneath.entry.clone());
+                    let found = self.describe(dir, &address, &stat, &mut entry)?;
                     let physical = match found {
                         Some(_) => Physical::Entry,
                         None => Physical::Whiteout,
@@ -194,7 +204,7 @@ impl Overlay {
                 Err(errno) => return Err(Error::sys("statx", name.display())(errno)),
             }
         }
-        let found = child.map(|child| self.describe_lower(child)).transpose()?;
+        let found = beneath.entry.as_ref().map(|entry| self.describe_lower(entry)).transpose()?;
         Ok(Slot { physical: Physical::Absent, found })
     }
 }

@@ -4,11 +4,15 @@ use std::sync::Arc;
 
 use rustix::io::Errno;
 
+use super::Overlay;
 use super::attr::Attr;
+use super::describe::Found;
 use super::error::{Error, Result};
 use super::ino;
+use super::node::{Data, InLayer};
+use super::stack::Below;
 use crate::squashfs::{Archive, Inode};
-use crate::types::{FileKind, Ino, InodeRef};
+use crate::types::{FileKind, Ino, InodeRef, LayerSerial};
 
 /// Longest name that Linux knows, in bytes.
 pub(super) const NAME_MAX: usize = 255;
@@ -18,6 +22,66 @@ pub(super) const NAME_MAX: usize = 255;
 pub(super) struct Child {
     pub(super) inode: InodeRef,
     pub(super) kind: FileKind,
+}
+
+/// What the lower half of a directory has under a name, and the live layer that this is so below of: a freeze changes it.
+#[derive(Clone, Debug)]
+pub(super) struct Beneath {
+    pub(super) live: LayerSerial,
+    pub(super) entry: Option<LowerEntry>,
+}
+
+/// An entry of a lower directory, whichever layer has it.
+#[derive(Clone, Debug)]
+pub(super) enum LowerEntry {
+    /// The archive has it.
+    Archive(Child),
+    /// A frozen layer has it, by this name.
+    Layer(Box<Found>, InLayer),
+}
+
+impl Beneath {
+    pub(super) fn is_some(&self) -> bool {
+        self.entry.is_some()
+    }
+}
+
+impl LowerEntry {
+    pub(super) fn kind(&self) -> FileKind {
+        match self {
+            Self::Archive(child) => child.kind,
+            Self::Layer(found, _) => found.kind,
+        }
+    }
+
+    /// The number of what it names.
+    pub(super) fn ino(&self, overlay: &Overlay) -> Result<Ino> {
+        match self {
+            Self::Archive(child) => overlay.lower.ino(child.inode),
+            Self::Layer(found, _) => Ok(found.ino),
+        }
+    }
+
+    /// Of a directory: itself, and what is below it.
+    pub(super) fn whole(&self) -> Below {
+        match self {
+            Self::Archive(child) => Below::archive(Some(child.inode)),
+            Self::Layer(found, _) => {
+                found.upper.as_ref().and_then(|upper| upper.whole.clone()).unwrap_or_default()
+            }
+        }
+    }
+
+    /// Of a regular file: where its data is.
+    pub(super) fn data(&self) -> Data {
+        match self {
+            Self::Archive(child) => Data::Lower(child.inode),
+            Self::Layer(found, place) => match found.upper.as_ref().map(|upper| &upper.data) {
+                None | Some(Data::Upper) => Data::Layer(place.clone()),
+                Some(data) => data.clone(),
+            },
+        }
+    }
 }
 
 /// The archive below the merged tree.

@@ -76,7 +76,7 @@ mod xattr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use rustix::io::Errno;
 
 pub use attr::{Attr, Caller, Rights, SetAttr, SetTime, StatFs};
@@ -95,17 +95,18 @@ use crate::inode_ops;
 use crate::single_flight::Flights;
 use crate::squashfs::Archive;
 use crate::squashfs::mounted::MountedArchive;
-use crate::types::{FileKind, Ino};
+use crate::types::Ino;
 use crate::watch::{ChangeLog, Limits};
+use build::Original;
 use dirs::Dirs;
 use handles::Handles;
 use index::Index;
 use kernel_writes::KernelWrites;
 use lower::Lower;
-use node::UpperState;
 use nodes::Nodes;
+use stack::{PartFds, Stack};
 use tell::Writes;
-use upper::{Mark, Whiteouts};
+use upper::{Mark, Namespace, Numbers, Whiteouts};
 
 /// How a merged tree behaves.
 #[derive(Clone, Copy, Debug)]
@@ -166,11 +167,18 @@ pub struct Overlay {
     lower: Lower,
     /// Where the archive is, if who asks is to be told.
     source: Option<MountedArchive>,
+    stack: Stack,
     upper: Option<Upper>,
+    /// Of the upper and of all layers.
+    marks: Namespace,
+    numbers: Arc<Numbers>,
+    /// Locked as long as they are in use.
+    _layers: Mutex<Vec<Layer>>,
     options: Options,
     identity: Identity,
     nodes: Nodes,
     dirs: Dirs,
+    part_fds: PartFds,
     index: Index,
     handles: Handles,
     copies: Flights<Ino, ()>,
@@ -178,6 +186,8 @@ pub struct Overlay {
     listings: halves::Listings,
     /// See the module's documentation.
     names: RwLock<()>,
+    /// Held shared while data of the upper is changed, and exclusively, below `names`, when that is frozen.
+    changing: RwLock<()>,
     /// Counts changes of names and copy-ups, so that a listing knows whether it is still true.
     changes: AtomicU64,
     log: Arc<ChangeLog>,
@@ -205,40 +215,43 @@ impl Overlay {
         upper: Option<Upper>,
         options: Options,
     ) -> Result<Self> {
-        if let Some(layer) = layers.first() {
-            tracing::error!("layer {:?} at {:?} cannot be read yet", layer.serial, layer.root);
-            return Err(Errno::NOSYS.into());
-        }
         let lower = Lower::new(lower);
         let mut index = Index::default();
         let mut fresh = false;
-        let root = match &upper {
-            None => None,
-            Some(upper) => {
-                fresh = claim(upper, &lower)?;
-                index::claim(upper, fresh)?;
-                index = Index::load(upper, &lower)?;
-                let address = upper.root_address();
-                let stat = upper.identify(&address, address.stat()?)?;
-                let root = Some(lower.archive().root());
-                Some(UpperState::new(stat.stx_ino, FileKind::Directory, 0, root))
-            }
+        if let Some(upper) = &upper {
+            fresh = claim(upper, &lower)?;
+            index::claim(upper, fresh)?;
+            index = Index::load(upper, &lower)?;
+        }
+        let marks = stack::check(&layers, &lower, upper.as_ref())?;
+        let numbers = match (&upper, layers.last()) {
+            (Some(upper), _) => Arc::clone(&upper.numbers),
+            (None, Some(top)) => Arc::new(Numbers::of_layer(&top.root_address(), marks)?),
+            (None, None) => Arc::default(),
         };
+        let stack = Stack::new(&layers, upper.as_ref().map(|upper| upper.serial));
+        let root = stack.root(upper.as_ref(), &numbers, lower.archive().root())?;
         let journal = upper.as_ref().map(Upper::scratch_files);
         let overlay = Self {
             lower,
             source: None,
+            stack,
             upper,
+            marks,
+            numbers,
+            _layers: Mutex::new(layers),
             options,
             identity: Identity::default(),
             nodes: Nodes::new(root),
             dirs: Dirs::new(options.directory_fds),
+            part_fds: PartFds::new(options.directory_fds),
             index,
             handles: Handles::new(options.no_atime),
             copies: Flights::default(),
             walks: again::Walks::default(),
             listings: halves::Listings::default(),
             names: RwLock::new(()),
+            changing: RwLock::new(()),
             changes: AtomicU64::new(0),
             log: Arc::new(ChangeLog::new(Limits::default(), journal)),
             writes: Writes::default(),
@@ -247,8 +260,8 @@ impl Overlay {
         if fresh {
             overlay.dress_root()?;
         }
-        if let Some(upper) = &overlay.upper {
-            let address = upper.root_address();
+        if overlay.nodes.upper(Ino::ROOT)?.is_some() {
+            let (address, _) = overlay.address(Ino::ROOT)?;
             let owner = overlay.recorded_owner(&address)?;
             let kept_ctime = overlay.kept_ctime(&address)?;
             overlay.nodes.update(Ino::ROOT, |root| {
@@ -264,7 +277,7 @@ impl Overlay {
         let upper = self.upper()?;
         let lower = self.lower.archive().root();
         let root = upper.root_address();
-        self.dress(&root, lower, &self.lower.inode(lower)?)?;
+        self.dress(&root, Ino::ROOT, &Original::Archive(self.lower.inode(lower)?))?;
         upper.marks.set(&root, Mark::Archive, &self.lower.identity())
     }
 
@@ -275,7 +288,7 @@ impl Overlay {
             return false;
         }
         match self.nodes.upper(ino) {
-            Ok(Some(upper)) => upper.lower.is_some(),
+            Ok(Some(upper)) => upper.below.is_some(),
             Ok(None) | Err(_) => true,
         }
     }
@@ -299,7 +312,8 @@ impl Overlay {
                 name_max: lower::NAME_MAX as u32,
             });
         };
-        let stat = rustix::fs::fstatvfs(&upper.root).map_err(Error::sys("fstatvfs", "the root"))?;
+        let stat =
+            rustix::fs::fstatvfs(&*upper.root()).map_err(Error::sys("fstatvfs", "the root"))?;
         Ok(StatFs {
             blocks: stat.f_blocks,
             blocks_free: stat.f_bfree,
@@ -342,7 +356,7 @@ fn claim(upper: &Upper, lower: &Lower) -> Result<bool> {
         || -> Result<bool> { Ok(upper.marks.get(&root, Mark::Opaque)?.as_deref() == Some(b"x")) };
     if upper.whiteouts == Whiteouts::Files && !is_marked()? {
         // On the root it also says to the kernel, and to the next mount, that there may be some below.
-        upper.mark_whiteouts(&upper.root)?;
+        upper.mark_whiteouts(&upper.root())?;
     }
     match upper.marks.get(&root, Mark::Archive)? {
         Some(found) if found == lower.identity() => Ok(false),
@@ -351,7 +365,7 @@ fn claim(upper: &Upper, lower: &Lower) -> Result<bool> {
             problem: "belongs to another archive; use the one it was made over, or an empty upper"
                 .to_owned(),
         }),
-        None if inode_ops::list(&upper.root)?.is_empty() => Ok(true),
+        None if inode_ops::list(&upper.root())?.is_empty() => Ok(true),
         // Kernel overlayfs has written it.
         None => upper.marks.set(&root, Mark::Archive, &lower.identity()).map(|()| false),
     }

@@ -7,7 +7,8 @@ use std::sync::Arc;
 
 use super::ctime::KeptCtime;
 use super::name::Name;
-use crate::types::{FileKind, Ino, InodeRef, Owner};
+use super::stack::{Below, Part};
+use crate::types::{FileKind, Ino, InodeRef, LayerSerial, Owner};
 
 /// Where a node is found: its name in the merged tree, if it has one. Of several names of a hard link, the one
 /// last looked up or made.
@@ -39,12 +40,27 @@ impl Dentry {
 }
 
 /// Where the data of a regular file in the upper is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub(super) enum Data {
-    /// In the upper. So of everything that is not a regular file.
+    /// In the inode itself. So of everything that is not a regular file.
     Upper,
-    /// Still in this lower inode (the kernel's metacopy).
+    /// Still in this inode of the archive (the kernel's metacopy).
     Lower(InodeRef),
+    /// Still in this inode of a frozen layer.
+    Layer(InLayer),
+}
+
+impl Data {
+    pub(super) fn is_here(&self) -> bool {
+        matches!(self, Self::Upper)
+    }
+}
+
+/// An inode of a frozen layer, by its name.
+#[derive(Clone, Debug)]
+pub(super) struct InLayer {
+    pub(super) dir: Arc<Part>,
+    pub(super) name: Name,
 }
 
 /// How much of an inode has to be in the upper.
@@ -58,16 +74,20 @@ pub(super) enum Want {
     Truncated,
 }
 
-/// What is known of a node's inode in the upper.
+/// What is known of a node's inode in the upper, or in a layer, which is an upper that was frozen.
 #[derive(Clone, Debug)]
 pub(super) struct UpperState {
-    /// Its number in the upper.
+    /// The layer that it is in: the live one, or a frozen one.
+    pub(super) layer: LayerSerial,
+    /// Its number in the file system of the upper.
     pub(super) st_ino: u64,
     /// [`super::attr::generation_of`] it if born in the upper, else 0.
     pub(super) generation: u64,
     pub(super) kind: FileKind,
-    /// Of a directory: the lower one it merges with. Else: the lower inode it was copied from.
-    pub(super) lower: Option<InodeRef>,
+    /// Of a directory: what it merges with. Else: the inode of the archive that it was copied from.
+    pub(super) below: Below,
+    /// Of a directory of a frozen layer, once it is known: itself, and what is below it.
+    pub(super) whole: Option<Below>,
     pub(super) data: Data,
     /// Names in the merged tree less links in the upper; nonzero only in the index.
     pub(super) extra_links: i64,
@@ -77,6 +97,8 @@ pub(super) struct UpperState {
     pub(super) owner: Option<Owner>,
     /// Of a directory that merges with a lower one: see [`super::ctime`].
     pub(super) kept_ctime: Option<KeptCtime>,
+    /// Of a file of a frozen layer: whether it was opened there.
+    pub(super) was_opened: bool,
     /// Of a directory: whether it has [`super::upper::Mark::Impure`], once that is known.
     pub(super) impure: Option<bool>,
     /// Of a directory: whether it is known to be prepared for whiteouts.
@@ -88,21 +110,24 @@ pub(super) struct UpperState {
 impl UpperState {
     /// Of an inode in the upper that has nothing special about it.
     pub(super) fn new(
-        st_ino: u64,
+        (layer, st_ino): (LayerSerial, u64),
         kind: FileKind,
         generation: u64,
-        lower: Option<InodeRef>,
+        below: Below,
     ) -> Self {
         Self {
+            layer,
             st_ino,
             generation,
             kind,
-            lower,
+            below,
+            whole: None,
             data: Data::Upper,
             extra_links: 0,
             null_device: false,
             owner: None,
             kept_ctime: None,
+            was_opened: false,
             impure: None,
             whiteouts: false,
             pin: None,

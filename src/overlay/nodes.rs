@@ -16,6 +16,7 @@ use rustix::io::Errno;
 use super::aliases::Aliases;
 use super::dense::Dense;
 use super::error::{Error, Result};
+use super::name::Name;
 use super::node::{Dentry, Snapshot, UpperState};
 use super::parents::UpperParents;
 use crate::types::Ino;
@@ -167,6 +168,17 @@ impl Nodes {
         table.path(ino).into_iter().chain(others).collect()
     }
 
+    /// The names of `ino`, as far as they are known, each with its directory: the one used last is first.
+    pub(super) fn names(&self, ino: Ino) -> Vec<(Ino, Name)> {
+        let table = self.0.lock();
+        let own = table.nodes.get(ino).and_then(|node| match &node.dentry {
+            Dentry::Name(parent, name) => Some((*parent, name.clone())),
+            Dentry::Index | Dentry::Nowhere => None,
+        });
+        let others = table.aliases.of(ino).map(|(parent, name)| (parent, name.into()));
+        own.into_iter().chain(others).filter(|(dir, _)| table.nodes.contains(*dir)).collect()
+    }
+
     /// The path of `name` in directory `parent`, as [`Self::paths`].
     pub(super) fn path_in(&self, parent: Ino, name: &OsStr) -> Option<Vec<u8>> {
         self.0.lock().path_in(parent, name.as_bytes())
@@ -216,7 +228,8 @@ impl Nodes {
     pub(super) fn publish(&self, ino: Ino, upper: UpperState) {
         let mut table = self.0.lock();
         if let Some(node) = table.nodes.get_mut(ino) {
-            node.upper = Some(Box::new(upper));
+            let before = node.upper.replace(Box::new(upper));
+            table.forget_copied(ino, before.as_deref());
         }
         table.note_copied(ino);
     }
@@ -342,9 +355,17 @@ impl Table {
     fn note_copied(&mut self, ino: Ino) {
         if ino != Ino::ROOT
             && let Some(upper) = self.nodes.get(ino).and_then(|node| node.upper.as_ref())
-            && super::ino::of_upper(upper.st_ino) != ino
+            && super::ino::of_birth(upper.layer, upper.st_ino) != ino
         {
             self.copied.insert(upper.st_ino, ino);
+        }
+    }
+
+    fn forget_copied(&mut self, ino: Ino, upper: Option<&UpperState>) {
+        if let Some(upper) = upper
+            && self.copied.get(&upper.st_ino) == Some(&ino)
+        {
+            self.copied.remove(&upper.st_ino);
         }
     }
 
@@ -372,11 +393,7 @@ impl Table {
             }
             if let Some(node) = self.nodes.remove(ino) {
                 self.aliases.forget(ino);
-                if let Some(upper) = &node.upper
-                    && self.copied.get(&upper.st_ino) == Some(&ino)
-                {
-                    self.copied.remove(&upper.st_ino);
-                }
+                self.forget_copied(ino, node.upper.as_deref());
                 if let Some(parent) = node.dentry.parent() {
                     if let (Some(parents), Some(_)) = (&mut self.upper_parents, &node.upper) {
                         parents.note(ino, parent);

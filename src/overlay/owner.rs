@@ -50,11 +50,10 @@ impl Overlay {
 
     /// The owner stored for an upper inode, where it is not the file system's own.
     pub(super) fn recorded_owner(&self, inode: &Address) -> Result<Option<Owner>> {
-        let marks = self.upper()?.marks;
-        if marks == Namespace::Trusted {
+        if self.marks == Namespace::Trusted {
             return Ok(None);
         }
-        Ok(marks.get(inode, Mark::Owner)?.as_deref().and_then(Owner::parse))
+        Ok(self.marks.get(inode, Mark::Owner)?.as_deref().and_then(Owner::parse))
     }
 
     /// Gives a new inode, whose `stat` is at hand, its owner, and says whether that had to be recorded.

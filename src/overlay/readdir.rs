@@ -12,9 +12,10 @@
 //! The upper half is listed when reading begins, and kept until the end is reached or another directory needs
 //! the room. So a listing costs memory by what the upper holds.
 
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, HashSet};
 use std::ffi::OsStr;
 use std::ops::ControlFlow;
-use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -24,14 +25,15 @@ use rustix::io::Errno;
 
 use super::Overlay;
 use super::attr::Attr;
-use super::dirs::os_str;
+use super::dirs::{DirView, os_str};
 use super::error::{Error, Result};
 use super::halves::{Halves, LOWER_HALF, UPPER_HALF, UpperName};
 use super::ino;
 use super::lookup::Held;
-use super::lower::Child;
+use super::lower::{Child, LowerEntry};
 use super::node::Dentry;
-use crate::inode_ops::list_with;
+use super::stack::Below;
+use crate::inode_ops::{Address, list_with};
 use crate::squashfs::DirCursor;
 use crate::types::{FileKind, Ino};
 
@@ -93,7 +95,7 @@ impl Overlay {
         let halves = match known {
             Some(halves) => halves,
             None => {
-                let halves = Arc::new(self.list_halves(ino)?);
+                let halves = Arc::new(self.across_freezes(|| self.list_halves(ino))?);
                 self.listings.put(ino, &halves);
                 halves
             }
@@ -143,7 +145,7 @@ impl Overlay {
         if let Some(halves) = self.listings.get(ino).filter(|halves| halves.changes == changes) {
             return Ok(halves);
         }
-        let halves = Arc::new(self.list_halves(ino)?);
+        let halves = Arc::new(self.across_freezes(|| self.list_halves(ino))?);
         self.listings.put(ino, &halves);
         Ok(halves)
     }
@@ -155,64 +157,117 @@ impl Overlay {
             // A removed directory.
             return Ok(Halves::new(changes, None, Vec::new(), Vec::new()));
         }
-        let (dir, mixed) = {
+        let dir = {
             let _names = self.names.read();
-            let dir = self.dir_view(ino)?;
-            let mixed = match &dir.fd {
-                Some(fd) => dir.lower.is_some() || self.is_impure(ino, fd)?,
-                None => false,
-            };
-            (dir, mixed)
+            self.dir_view(ino)?
         };
-        let (mut added, mut covering) = (Vec::new(), Vec::new());
+        let flags = match self.options.no_dir_atime {
+            true => OFlags::NOATIME,
+            false => OFlags::empty(),
+        };
+        let mut names: Vec<(Box<[u8]>, Option<Shown>)> = Vec::new();
         if let Some(fd) = &dir.fd {
-            let flags = match self.options.no_dir_atime {
-                true => OFlags::NOATIME,
-                false => OFlags::empty(),
-            };
+            let mixed = dir.below.is_some() || self.is_impure(&dir)?;
             for (name, st_ino, kind) in list_with(fd, flags)? {
                 let shown = self
-                    .name_in_upper(ino, fd, &name, (st_ino, kind), mixed)
-                    .unwrap_or_else(|error| shown_anyway(&error, &name, st_ino, kind));
-                let covers = match dir.lower {
-                    Some(lower) => self.lower.child(lower, name.as_bytes())?.is_some(),
-                    None => false,
-                };
-                let entry = UpperName { name: name.as_bytes().into(), shown };
-                if covers { &mut covering } else { &mut added }.push(entry);
+                    .name_in_upper(&dir, &name, (st_ino, kind), mixed)
+                    .unwrap_or_else(|error| self.shown_anyway(&error, &dir, &name, st_ino, kind));
+                names.push((name.as_bytes().into(), shown));
             }
         }
-        Ok(Halves::new(changes, dir.lower, added, covering))
+        if dir.below.has_parts() {
+            let hidden: HashSet<Box<[u8]>> = names.iter().map(|(name, _)| name.clone()).collect();
+            let in_parts = self.names_in_parts(&dir.below)?.into_iter();
+            names.extend(in_parts.filter(|(name, _)| !hidden.contains(name)));
+        }
+        let (mut added, mut covering) = (Vec::new(), Vec::new());
+        for (name, shown) in names {
+            let covers = match dir.below.archive {
+                Some(lower) => self.lower.child(lower, &name)?.is_some(),
+                None => false,
+            };
+            let entry = UpperName { name, shown };
+            if covers { &mut covering } else { &mut added }.push(entry);
+        }
+        Ok(Halves::new(changes, dir.below.archive, added, covering))
     }
 
-    /// What a name in the upper half shows; `None` for a whiteout. `mixed` says that it may be an
-    /// inode that keeps a lower number.
+    /// What the frozen layers of `below` have, by name, and what it shows; `None` for a whiteout.
+    pub(super) fn names_in_parts(
+        &self,
+        below: &Below,
+    ) -> Result<BTreeMap<Box<[u8]>, Option<Shown>>> {
+        let mut names: BTreeMap<Box<[u8]>, Option<Shown>> = BTreeMap::new();
+        for (index, part) in below.parts().iter().enumerate() {
+            let view = self.part_view(part, below.after(index + 1))?;
+            let mixed = view.below.is_some() || self.is_impure(&view)?;
+            for (name, st_ino, kind) in list_with(view.fd()?, OFlags::NOATIME)? {
+                let Entry::Vacant(vacant) = names.entry(name.as_bytes().into()) else { continue };
+                let shown = self
+                    .name_in_upper(&view, &name, (st_ino, kind), mixed)
+                    .unwrap_or_else(|error| self.shown_anyway(&error, &view, &name, st_ino, kind));
+                vacant.insert(shown);
+            }
+        }
+        Ok(names)
+    }
+
+    /// What a name in the upper half of `dir` shows; `None` for a whiteout. `mixed` says that it may be an
+    /// inode that keeps another number.
     fn name_in_upper(
         &self,
-        dir: Ino,
-        fd: &Arc<OwnedFd>,
+        dir: &DirView,
         name: &OsStr,
         (st_ino, file_type): (u64, FileType),
         mixed: bool,
-    ) -> Result<Option<(Ino, FileKind)>> {
+    ) -> Result<Option<Shown>> {
+        let fd = dir.fd()?;
         let kind = FileKind::from_mode(file_type.as_raw_mode());
         if file_type == FileType::CharacterDevice && self.is_whiteout(fd, name, file_type)? {
             return Ok(None);
         }
-        let numbered = self.upper()?.numbers(file_type);
+        let numbered = self.numbers.are_listed(file_type);
         let known = self.nodes.copied_as(st_ino).or_else(|| self.index.ino_of(st_ino));
         if let (Some(ino), Some(kind), true) = (known, kind, numbered) {
             return Ok(Some((ino, kind)));
         }
-        let upper_born = ino::of_upper(st_ino);
-        let has_own = numbered && !(mixed && self.nodes.find(upper_born).is_none());
+        let born_here = ino::of_birth(dir.layer, st_ino);
+        let has_own = numbered && !(mixed && self.nodes.find(born_here).is_none());
         if let (true, Some(kind)) = (has_own, kind) {
-            return Ok(Some((upper_born, kind)));
+            return Ok(Some((born_here, kind)));
         }
-        let child = self.lower_child(dir, name)?;
-        let _names = self.names.read();
-        let found = self.slot(&self.dir_view(dir)?, name, child)?.found;
-        Ok(found.map(|found| (found.ino, found.kind)))
+        if dir.part.is_some() {
+            let below = dir.below.clone();
+            let address = Address::at(fd, name);
+            let stat = self.numbers.identify(&address, address.stat()?)?;
+            let mut beneath = || self.find_entry(&below, name.as_bytes());
+            let found = self.describe(dir, &address, &stat, &mut beneath)?;
+            return Ok(found.map(|found| (found.ino, found.kind)));
+        }
+        self.across_freezes(|| {
+            let beneath = self.lower_child(dir.ino, name)?;
+            let _names = self.names.read();
+            let found = self.slot(&self.dir_view(dir.ino)?, name, &beneath)?.found;
+            Ok(found.map(|found| (found.ino, found.kind)))
+        })
+    }
+
+    /// What is listed for a name that `dir` has, but that cannot be told what it is: what the file system
+    /// below says, without an inode behind it. `None` where it is gone.
+    fn shown_anyway(
+        &self,
+        error: &Error,
+        dir: &DirView,
+        name: &OsStr,
+        st_ino: u64,
+        file_type: FileType,
+    ) -> Option<Shown> {
+        if error.is(Errno::NOENT) {
+            return None;
+        }
+        tracing::debug!("{} is listed, but cannot be described: {error}", name.display());
+        let kind = FileKind::from_mode(file_type.as_raw_mode()).unwrap_or(FileKind::Regular);
+        Some((ino::of_birth(dir.layer, st_ino), kind))
     }
 
     fn give_dots(&self, reading: &mut Reading<'_, '_>) -> Result<ControlFlow<()>> {
@@ -244,7 +299,7 @@ impl Overlay {
         for (position, entry) in halves.added.iter().skip(start) {
             let Some(shown) = entry.shown else { continue };
             let name = os_str(&entry.name);
-            let held = |dir| self.hold(dir, name);
+            let held = |dir| self.across_freezes(|| self.hold(dir, name));
             if self.give_one(name, shown, position + 1, held, reading)?.is_break() {
                 return Ok(ControlFlow::Break(()));
             }
@@ -268,7 +323,7 @@ impl Overlay {
             let flow = match halves.covers(&entry.name) {
                 Some(UpperName { shown: None, .. }) => continue,
                 Some(UpperName { shown: Some(shown), .. }) => {
-                    let held = |dir| self.hold(dir, name);
+                    let held = |dir| self.across_freezes(|| self.hold(dir, name));
                     self.give_one(name, *shown, next_cookie, held, reading)?
                 }
                 None => {
@@ -293,13 +348,14 @@ impl Overlay {
         name: &OsStr,
         child: Child,
     ) -> Result<Held<'_>> {
-        let _names = self.names.read();
-        let found = if self.changes.load(Ordering::Acquire) == halves.changes {
-            self.describe_lower(child)?
-        } else {
-            self.slot(&self.dir_view(dir)?, name, Some(child))?.found.ok_or(Errno::NOENT)?
-        };
-        self.enter(dir, name, found)
+        {
+            let _names = self.names.read();
+            if self.changes.load(Ordering::Acquire) == halves.changes {
+                let found = self.describe_lower(&LowerEntry::Archive(child))?;
+                return self.enter(dir, name, found);
+            }
+        }
+        self.across_freezes(|| self.hold(dir, name))
     }
 
     /// Gives one name, listed as `(ino, kind)`. If attributes are asked for, `held` finds what it names,
@@ -347,18 +403,5 @@ impl Overlay {
     }
 }
 
-/// What is listed for a name that the upper has, but that cannot be told what it is: what the file system
-/// below says, without an inode behind it. `None` where it is gone.
-fn shown_anyway(
-    error: &Error,
-    name: &OsStr,
-    st_ino: u64,
-    file_type: FileType,
-) -> Option<(Ino, FileKind)> {
-    if error.is(Errno::NOENT) {
-        return None;
-    }
-    tracing::debug!("{} is listed, but cannot be described: {error}", name.display());
-    let kind = FileKind::from_mode(file_type.as_raw_mode()).unwrap_or(FileKind::Regular);
-    Some((ino::of_upper(st_ino), kind))
-}
+/// What a name in a listing shows: the number of what it names, and of what kind that is.
+pub(super) type Shown = (Ino, FileKind);

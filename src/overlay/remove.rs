@@ -15,8 +15,9 @@ use super::attr::is_null_device;
 use super::dirs::{DirView, os_str};
 use super::error::{Error, Result};
 use super::lookup::{Held, Physical};
-use super::lower::Child;
+use super::lower::Beneath;
 use super::node::{Dentry, Want};
+use super::stack::Below;
 use super::upper::Mark;
 use crate::inode_ops::{Address, list, stat_at};
 use crate::squashfs::DirCursor;
@@ -29,19 +30,23 @@ impl Overlay {
     /// # Errors
     /// `ENOENT`, `EISDIR`, `EROFS`, or what the upper says.
     pub fn unlink(&self, parent: Ino, name: &OsStr) -> Result<()> {
+        self.across_freezes(|| self.try_to_unlink(parent, name))
+    }
+
+    fn try_to_unlink(&self, parent: Ino, name: &OsStr) -> Result<()> {
         self.upper()?;
         let held = self.hold(parent, name)?;
         if held.kind == FileKind::Directory {
             return Err(Errno::ISDIR.into());
         }
-        let child = self.lower_child(parent, name)?;
-        self.prepare_removal(parent, &held, child)?;
+        let beneath = self.lower_child(parent, name)?;
+        self.prepare_removal(parent, &held, &beneath)?;
         let _names = self.names.write();
-        let (dir, physical) = self.recheck(parent, name, child, held.ino)?;
+        let (dir, physical) = self.recheck(parent, name, &beneath, held.ino)?;
         let physical = self.link_alias(held.ino, &dir, name, physical)?;
         self.tell_write_before(held.ino);
         self.unplace(held.ino, parent, name)?;
-        self.hide(&dir, name, physical, child).inspect_err(|_| {
+        self.hide(&dir, name, physical, beneath.is_some()).inspect_err(|_| {
             self.nodes.move_to(held.ino, Dentry::named(parent, name));
         })?;
         self.changed();
@@ -54,29 +59,33 @@ impl Overlay {
     /// # Errors
     /// `ENOENT`, `ENOTDIR`, `ENOTEMPTY`, `EROFS`, or what the upper says.
     pub fn rmdir(&self, parent: Ino, name: &OsStr) -> Result<()> {
+        self.across_freezes(|| self.try_to_rmdir(parent, name))
+    }
+
+    fn try_to_rmdir(&self, parent: Ino, name: &OsStr) -> Result<()> {
         let upper = self.upper()?;
         let held = self.hold(parent, name)?;
         if held.kind != FileKind::Directory {
             return Err(Errno::NOTDIR.into());
         }
         self.check_lower_hidden(held.ino)?;
-        let child = self.lower_child(parent, name)?;
-        self.prepare_removal(parent, &held, child)?;
+        let beneath = self.lower_child(parent, name)?;
+        self.prepare_removal(parent, &held, &beneath)?;
         // Declared first, so dropped last: whiteouts are removed when others may go on.
         let _removed;
         let _names = self.names.write();
-        let (dir, physical) = self.recheck(parent, name, child, held.ino)?;
+        let (dir, physical) = self.recheck(parent, name, &beneath, held.ino)?;
         self.check_upper_empty(held.ino)?;
         let fd = dir.fd()?;
-        if child.is_some() {
+        if beneath.is_some() {
             self.set_whiteouts(parent, fd)?;
         }
         self.unplace(held.ino, parent, name)?;
-        let removed = match (physical, child) {
-            (Physical::Entry, Some(_)) => {
+        let removed = match (physical, beneath.is_some()) {
+            (Physical::Entry, true) => {
                 upper.draft_whiteout()?.place(fd, name, RenameFlags::EXCHANGE).map(Some)
             }
-            (Physical::Entry, None) => match rustix::fs::unlinkat(fd, name, AtFlags::REMOVEDIR) {
+            (Physical::Entry, false) => match rustix::fs::unlinkat(fd, name, AtFlags::REMOVEDIR) {
                 Err(Errno::NOTEMPTY | Errno::EXIST) => upper.take_away(fd, name).map(Some),
                 other => other.map(|()| None).map_err(Error::sys("rmdir", name.display())),
             },
@@ -98,19 +107,30 @@ impl Overlay {
         &self,
         parent: Ino,
         held: &Held<'_>,
-        child: Option<Child>,
+        beneath: &Beneath,
     ) -> Result<()> {
-        if child.is_some() {
+        if beneath.is_some() {
             self.copy_up(parent, Want::Attributes)?;
         }
-        if held.kind != FileKind::Directory
-            && self.nodes.upper(held.ino)?.is_none()
-            && let Some(lower) = self.lower.inode_ref(held.ino)
-            && self.lower.inode(lower)?.nlink > 1
-        {
+        if held.kind != FileKind::Directory && self.has_other_lower_names(held.ino)? {
             self.copy_up(held.ino, Want::Attributes)?;
         }
         Ok(())
+    }
+
+    /// Whether file `ino` is not in the live upper, and has more than one name.
+    fn has_other_lower_names(&self, ino: Ino) -> Result<bool> {
+        match self.nodes.upper(ino)? {
+            Some(state) if self.may_change(&state) => Ok(false),
+            Some(_) => {
+                let _names = self.names.read();
+                Ok(self.address(ino)?.0.stat()?.stx_nlink > 1)
+            }
+            None => match self.lower.inode_ref(ino) {
+                Some(lower) => Ok(self.lower.inode(lower)?.nlink > 1),
+                None => Ok(false),
+            },
+        }
     }
 
     /// Whether `name` in `parent` still means `ino`. Called with `names` held exclusively.
@@ -118,11 +138,11 @@ impl Overlay {
         &self,
         parent: Ino,
         name: &OsStr,
-        child: Option<Child>,
+        beneath: &Beneath,
         ino: Ino,
     ) -> Result<(DirView, Physical)> {
         let dir = self.dir_view(parent)?;
-        let slot = self.slot(&dir, name, child)?;
+        let slot = self.slot(&dir, name, beneath)?;
         match slot.found {
             Some(found) if found.ino == ino => Ok((dir, slot.physical)),
             Some(_) | None => Err(Errno::NOENT.into()),
@@ -135,18 +155,18 @@ impl Overlay {
         dir: &DirView,
         name: &OsStr,
         physical: Physical,
-        child: Option<Child>,
+        lower_shows: bool,
     ) -> Result<()> {
         let upper = self.upper()?;
         let fd = dir.fd()?;
-        if child.is_some() {
+        if lower_shows {
             self.set_whiteouts(dir.ino, fd)?;
         }
-        match (physical, child) {
-            (Physical::Entry, Some(_)) => {
+        match (physical, lower_shows) {
+            (Physical::Entry, true) => {
                 upper.draft_whiteout()?.place(fd, name, RenameFlags::empty()).map(drop)
             }
-            (Physical::Entry, None) => rustix::fs::unlinkat(fd, name, AtFlags::empty())
+            (Physical::Entry, false) => rustix::fs::unlinkat(fd, name, AtFlags::empty())
                 .map_err(Error::sys("unlink", name.display())),
             (Physical::Absent | Physical::Whiteout, _) => upper.link_whiteout(fd, name),
         }
@@ -175,25 +195,29 @@ impl Overlay {
     /// Accounts for a directory that is gone: nothing is to be found in it any more.
     pub(super) fn directory_gone(&self, ino: Ino) {
         self.dirs.remove(ino);
-        self.nodes.update(ino, |upper| (upper.lower, upper.kept_ctime) = (None, None));
+        self.nodes.update(ino, |upper| (upper.below, upper.kept_ctime) = (Below::default(), None));
     }
 
     /// Checks that every name in the lower half of directory `ino` is hidden by something in its
     /// upper half. What is hidden once stays so. May touch the network.
     pub(super) fn check_lower_hidden(&self, ino: Ino) -> Result<()> {
-        let Some(lower) = self.lower_half(ino)? else { return Ok(()) };
+        let below = self.lower_half(ino)?;
         let fd = {
             let _names = self.names.read();
             self.dir_view(ino)?.fd
         };
+        let is_hidden = |name: &OsStr| fd.as_ref().is_some_and(|fd| stat_at(fd, name).is_ok());
+        let in_layers = self.names_in_parts(&below)?;
+        for (name, entry) in &in_layers {
+            if entry.is_some() && !is_hidden(os_str(name)) {
+                return Err(Errno::NOTEMPTY.into());
+            }
+        }
+        let Some(lower) = below.archive else { return Ok(()) };
         let directory = self.lower.directory(lower)?;
         for entry in self.lower.archive().read_dir(&directory, DirCursor::START)? {
             let entry = entry?;
-            let hidden = match &fd {
-                Some(fd) => stat_at(fd, os_str(&entry.name)).is_ok(),
-                None => false,
-            };
-            if !hidden {
+            if !in_layers.contains_key(&*entry.name) && !is_hidden(os_str(&entry.name)) {
                 return Err(Errno::NOTEMPTY.into());
             }
         }
@@ -225,9 +249,9 @@ impl Overlay {
                 Ok(is_null_device(&stat))
             }
             FileType::RegularFile => {
-                let marks = self.upper()?.marks;
                 let address = Address::at(dir, name);
-                Ok(marks.get(&address, Mark::Whiteout)?.is_some() && address.stat()?.stx_size == 0)
+                Ok(self.marks.get(&address, Mark::Whiteout)?.is_some()
+                    && address.stat()?.stx_size == 0)
             }
             _ => Ok(false),
         }

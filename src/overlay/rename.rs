@@ -16,8 +16,9 @@ use super::Overlay;
 use super::attr::{Caller, owner_of};
 use super::dirs::DirView;
 use super::error::{Error, Result, not_copied};
+use super::ino;
 use super::lookup::{Held, Physical};
-use super::lower::Child;
+use super::lower::Beneath;
 use super::node::{Dentry, Want};
 use super::upper::{Draft, Mark};
 use crate::inode_ops::{self, Address, make_directory};
@@ -29,7 +30,7 @@ struct End<'a> {
     parent: Ino,
     name: &'a OsStr,
     held: Option<Held<'a>>,
-    child: Option<Child>,
+    beneath: Beneath,
     /// Of a directory that merges with a lower one: the path of that.
     redirect: Option<Vec<u8>>,
 }
@@ -52,6 +53,20 @@ impl Overlay {
         flags: RenameFlags,
     ) -> Result<()> {
         self.upper()?;
+        self.across_freezes(|| self.try_to_rename((parent, name), (new_parent, new_name), flags))?;
+        if flags.contains(RenameFlags::WHITEOUT) {
+            let made = self.mknod(caller, parent, name, libc::S_IFCHR, 0)?;
+            self.forget(made.ino, 1);
+        }
+        Ok(())
+    }
+
+    fn try_to_rename(
+        &self,
+        (parent, name): (Ino, &OsStr),
+        (new_parent, new_name): (Ino, &OsStr),
+        flags: RenameFlags,
+    ) -> Result<()> {
         let exchange = flags.contains(RenameFlags::EXCHANGE);
         if exchange && flags.intersects(RenameFlags::NOREPLACE | RenameFlags::WHITEOUT) {
             return Err(Errno::INVAL.into());
@@ -71,26 +86,20 @@ impl Overlay {
         self.prepare_move(&mut from)?;
         match &to.held {
             Some(_) if exchange => self.prepare_move(&mut to)?,
-            Some(target) => self.prepare_removal(new_parent, target, to.child)?,
+            Some(target) => self.prepare_removal(new_parent, target, &to.beneath)?,
             None => {}
         }
-        {
-            // Declared first, so dropped last: whiteouts are removed when others may go on.
-            let mut replaced = None;
-            let _names = self.names.write();
-            for moved in [&from, &to].into_iter().filter_map(|end| end.held.as_ref()) {
-                self.tell_write_before(moved.ino);
-            }
-            match exchange {
-                true => self.exchange(&from, &to)?,
-                false => self.replace(&from, &to, &mut replaced)?,
-            }
-            self.changed();
+        // Declared first, so dropped last: whiteouts are removed when others may go on.
+        let mut replaced = None;
+        let _names = self.names.write();
+        for moved in [&from, &to].into_iter().filter_map(|end| end.held.as_ref()) {
+            self.tell_write_before(moved.ino);
         }
-        if flags.contains(RenameFlags::WHITEOUT) {
-            let made = self.mknod(caller, parent, name, libc::S_IFCHR, 0)?;
-            self.forget(made.ino, 1);
+        match exchange {
+            true => self.exchange(&from, &to)?,
+            false => self.replace(&from, &to, &mut replaced)?,
         }
+        self.changed();
         Ok(())
     }
 
@@ -114,8 +123,8 @@ impl Overlay {
             Err(error) if error.is(Errno::NOENT) => None,
             Err(error) => return Err(error),
         };
-        let child = self.lower_child(parent, name)?;
-        Ok(End { parent, name, held, child, redirect: None })
+        let beneath = self.lower_child(parent, name)?;
+        Ok(End { parent, name, held, beneath, redirect: None })
     }
 
     fn check_replaceable(&self, source: &Held<'_>, target: &Held<'_>) -> Result<()> {
@@ -132,13 +141,18 @@ impl Overlay {
         let Some(held) = &end.held else { return Ok(()) };
         self.copy_up(held.ino, Want::Attributes)?;
         match held.kind {
-            FileKind::Directory if self.lower_half(held.ino)?.is_some() => {
+            FileKind::Directory if self.merges(held.ino)? => {
                 end.redirect = Some(self.lower_path(held.ino)?);
                 Ok(())
             }
             FileKind::Regular => self.keep_data_found(held.ino),
             _ => Ok(()),
         }
+    }
+
+    /// Whether directory `ino`, which is in the upper, merges with something below.
+    fn merges(&self, ino: Ino) -> Result<bool> {
+        Ok(self.nodes.upper(ino)?.is_some_and(|state| state.below.is_some()))
     }
 
     /// Renames over what is at `to`. A directory of whiteouts that was there ends up in `replaced`.
@@ -150,7 +164,7 @@ impl Overlay {
     ) -> Result<()> {
         let (from_dir, source) = self.movable(from)?;
         let to_dir = self.dir_view(to.parent)?;
-        let slot = self.slot(&to_dir, to.name, to.child)?;
+        let slot = self.slot(&to_dir, to.name, &to.beneath)?;
         let target = to.held.as_ref();
         if slot.found.map(|found| found.ino) != target.map(|target| target.ino) {
             return Err(Errno::NOENT.into());
@@ -171,10 +185,10 @@ impl Overlay {
         }
         // A directory cannot replace a whiteout, but it can change places with it.
         let swap = is_directory && slot.physical == Physical::Whiteout;
-        let renamed = match (swap, from.child) {
+        let renamed = match (swap, from.beneath.is_some()) {
             (true, _) => self.swap_with_whiteout(from, &from_dir, to, to_fd),
-            (false, Some(_)) => self.leave_whiteout(from, &from_dir, to, to_fd),
-            (false, None) => rustix::fs::renameat(from_fd, from.name, to_fd, to.name)
+            (false, true) => self.leave_whiteout(from, &from_dir, to, to_fd),
+            (false, false) => rustix::fs::renameat(from_fd, from.name, to_fd, to.name)
                 .map_err(Error::sys("rename", to.name.display())),
         };
         if let Err(error) = renamed {
@@ -202,15 +216,15 @@ impl Overlay {
         to_fd: &OwnedFd,
     ) -> Result<()> {
         let from_fd = from_dir.fd()?;
-        match from.child {
-            Some(_) => self.set_whiteouts(from.parent, from_fd)?,
+        match from.beneath.is_some() {
+            true => self.set_whiteouts(from.parent, from_fd)?,
             // Should the server be killed before it goes, it is looked for.
-            None => self.set_impure(from.parent, from_fd)?,
+            false => self.set_impure(from.parent, from_fd)?,
         }
         let flags = RenameFlags::EXCHANGE;
         rustix::fs::renameat_with(from_fd, from.name, to_fd, to.name, flags)
             .map_err(Error::sys("rename", to.name.display()))?;
-        if from.child.is_none()
+        if !from.beneath.is_some()
             && let Err(errno) = rustix::fs::unlinkat(from_fd, from.name, AtFlags::empty())
         {
             // Renamed it is, and what is left shows nothing.
@@ -287,7 +301,7 @@ impl Overlay {
     /// Checks that `end` still means what it did, and that the upper has it by that name.
     fn movable<'a>(&self, end: &'a End<'_>) -> Result<(DirView, &'a Held<'a>)> {
         let held = end.held.as_ref().ok_or(Errno::NOENT)?;
-        let (dir, physical) = self.recheck(end.parent, end.name, end.child, held.ino)?;
+        let (dir, physical) = self.recheck(end.parent, end.name, &end.beneath, held.ino)?;
         self.link_alias(held.ino, &dir, end.name, physical)?;
         Ok((dir, held))
     }
@@ -303,7 +317,10 @@ impl Overlay {
     ) -> Result<()> {
         let marks = self.upper()?.marks;
         let mut state = self.nodes.upper(held.ino)?.ok_or_else(|| not_copied(held.ino))?;
-        if state.lower.is_some() {
+        if !self.is_live(&state) {
+            return Err(Error::Frozen);
+        }
+        if held.ino != ino::of_birth(state.layer, state.st_ino) {
             self.set_impure(to.ino, to.fd()?)?;
         }
         if held.kind != FileKind::Directory {
@@ -322,7 +339,7 @@ impl Overlay {
                 }
                 other => other,
             },
-            None if to.lower.is_some() => marks.set(&inode, Mark::Opaque, b"y"),
+            None if to.below.is_some() => marks.set(&inode, Mark::Opaque, b"y"),
             None => Ok(()),
         }
     }

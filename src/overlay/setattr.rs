@@ -5,9 +5,9 @@ use rustix::io::Errno;
 
 use super::Overlay;
 use super::attr::{Attr, Rights, SetAttr, SetTime};
-use super::error::Result;
+use super::error::{Error, Result};
 use super::handles::Handle;
-use super::node::{Data, UpperState, Want};
+use super::node::{UpperState, Want};
 use crate::inode_ops::{Address, set_size};
 use crate::types::{FileKind, Ino, Owner};
 use crate::watch::What;
@@ -40,15 +40,27 @@ impl Overlay {
         if *change == SetAttr::default() {
             return self.getattr(ino, handle);
         }
+        self.across_freezes(|| self.try_to_setattr(who, ino, handle, change))
+    }
+
+    fn try_to_setattr(
+        &self,
+        who: &dyn Rights,
+        ino: Ino,
+        handle: Option<Handle>,
+        change: &SetAttr,
+    ) -> Result<Attr> {
         let want = match change.size {
             Some(0) => Want::Truncated,
             Some(_) => Want::Data,
             // The copy has to be written through handles that are open, and must not refuse us then.
-            None if self.locks_us_out(change) && self.handles.has_lower(ino) => Want::Data,
+            None if self.locks_us_out(change) && self.handles.has_lower(ino, self.live()) => {
+                Want::Data
+            }
             None => Want::Attributes,
         };
         self.copy_up(ino, want)?;
-        let metacopy = |state: &UpperState| state.data != Data::Upper;
+        let metacopy = |state: &UpperState| !state.data.is_here();
         // While its data is being copied, times that are set would be put back.
         let _lead = match self.nodes.upper(ino)? {
             Some(state) if metacopy(&state) => Some(self.start_copy(ino)?),
@@ -62,7 +74,7 @@ impl Overlay {
         let _names = self.names.read();
         // Times that are set hide when it was written to.
         self.tell_write_before(ino);
-        let (inode, mut state) = self.address(ino)?;
+        let (inode, mut state) = self.live_address(ino)?;
         let done = self.change_attributes(who, ino, &inode, &mut state, change);
         // That the time has moved is no write if it was set.
         self.tell_found(ino, || match change.mtime {
@@ -74,7 +86,7 @@ impl Overlay {
             self.tell_inode(What::Attributes, ino, &state);
         }
         done?;
-        let stat = self.upper()?.identify(&inode, inode.stat()?)?;
+        let stat = self.numbers.identify(&inode, inode.stat()?)?;
         self.attr_of_upper(ino, &state, &stat)
     }
 
@@ -133,10 +145,14 @@ impl Overlay {
     /// # Errors
     /// What `stat` or `chmod` of the upper file says.
     pub fn drop_setid(&self, ino: Ino, who: &dyn Rights) -> Result<bool> {
+        self.across_freezes(|| self.try_to_drop_setid(ino, who))
+    }
+
+    fn try_to_drop_setid(&self, ino: Ino, who: &dyn Rights) -> Result<bool> {
         if self.nodes.upper(ino)?.is_none() {
             return Ok(false);
         }
-        let _names = self.names.read();
+        let names = self.names.read();
         let (inode, state) = self.address(ino)?;
         let stat = inode.stat()?;
         let mode = u32::from(stat.stx_mode);
@@ -148,6 +164,12 @@ impl Overlay {
         let bits = mode & libc::S_ISUID | setgid.unwrap_or(0);
         if bits == 0 {
             return Ok(false);
+        }
+        if !self.may_change(&state) {
+            // What was written is in the layer as it was then, with its bits.
+            drop(names);
+            self.copy_up(ino, Want::Attributes)?;
+            return Err(Error::Frozen);
         }
         inode.chmod(mode & 0o7777 & !bits)?;
         self.tell_inode(What::Attributes, ino, &state);
@@ -174,9 +196,13 @@ impl Overlay {
         if self.identity.is_plain() || bits(&self.getattr(ino, None)?) == 0 || who.keeps_setid() {
             return Ok(false);
         }
+        self.across_freezes(|| self.try_to_drop_lent(ino, who))
+    }
+
+    fn try_to_drop_lent(&self, ino: Ino, who: &dyn Rights) -> Result<bool> {
         self.copy_up(ino, Want::Attributes)?;
         let _names = self.names.read();
-        let (inode, state) = self.address(ino)?;
+        let (inode, state) = self.live_address(ino)?;
         let stat = inode.stat()?;
         let mode = u32::from(stat.stx_mode) & 0o7777;
         let lent = self.lent(self.owner_stored(&state, &stat), mode, who);
@@ -194,8 +220,13 @@ impl Overlay {
     /// # Errors
     /// What `stat` or `chmod` of the upper file says.
     pub fn drop_setgid(&self, ino: Ino, who: &dyn Rights) -> Result<()> {
+        self.across_freezes(|| self.try_to_drop_setgid(ino, who))
+    }
+
+    fn try_to_drop_setgid(&self, ino: Ino, who: &dyn Rights) -> Result<()> {
+        self.copy_up(ino, Want::Attributes)?;
         let _names = self.names.read();
-        let (inode, state) = self.address(ino)?;
+        let (inode, state) = self.live_address(ino)?;
         let stat = inode.stat()?;
         let mode = u32::from(stat.stx_mode) & 0o7777;
         if mode & libc::S_ISGID == 0
@@ -212,6 +243,10 @@ impl Overlay {
     /// # Errors
     /// `EINVAL` for other kinds, or what reading either half says.
     pub fn readlink(&self, ino: Ino) -> Result<Vec<u8>> {
+        self.across_freezes(|| self.target_of(ino))
+    }
+
+    fn target_of(&self, ino: Ino) -> Result<Vec<u8>> {
         match self.nodes.upper(ino)? {
             Some(state) if state.kind == FileKind::Symlink => {
                 let _names = self.names.read();
@@ -232,19 +267,23 @@ impl Overlay {
     fn truncate(&self, ino: Ino, handle: Option<Handle>, size: u64) -> Result<()> {
         // The caller's own descriptor may write where the permissions no longer allow to open one.
         if let Some(handle) = handle {
-            let fd = self.to_write(&*self.handles.get(handle)?)?;
-            return Ok(set_size(fd, size)?);
+            let open = self.handles.get(handle)?;
+            return self.with_writable(&open, |fd| Ok(set_size(fd, size)?));
         }
-        let fd = {
+        let (fd, state) = {
             let _names = self.names.read();
-            let (inode, state) = self.address(ino)?;
+            let (inode, state) = self.live_address(ino)?;
             match state.kind {
-                FileKind::Regular => inode.open(OFlags::WRONLY)?,
+                FileKind::Regular => (inode.open(OFlags::WRONLY)?, state),
                 FileKind::Directory => return Err(Errno::ISDIR.into()),
                 _ => return Err(Errno::INVAL.into()),
             }
         };
-        Ok(set_size(&fd, size)?)
+        let _changing = self.changing.read();
+        match self.may_change(&state) {
+            true => Ok(set_size(&fd, size)?),
+            false => Err(Error::Frozen),
+        }
     }
 
     /// Whether a server without privilege could not open a file for writing after `change`.

@@ -85,6 +85,10 @@ impl Overlay {
     /// `ENODATA` where it has none, also for ACLs on a file system without them; or what reading
     /// either half says.
     pub fn getxattr(&self, ino: Ino, name: &OsStr) -> Result<Vec<u8>> {
+        self.across_freezes(|| self.value_of(ino, name))
+    }
+
+    fn value_of(&self, ino: Ino, name: &OsStr) -> Result<Vec<u8>> {
         if name == mounted::DATA_XATTR {
             return Ok(self.data_in_archive(ino)?.to_text());
         }
@@ -118,7 +122,7 @@ impl Overlay {
     /// The inode of the archive that has all data of regular file `ino`. `ENODATA` also while somebody may write to it:
     /// the kernel may hold back what was written already.
     fn data_in_archive(&self, ino: Ino) -> Result<DataInArchive> {
-        if self.handles.has_lower_writer(ino) {
+        if self.handles.has_archive_writer(ino) {
             return Err(Errno::NODATA.into());
         }
         let node = self.nodes.get(ino)?;
@@ -142,6 +146,10 @@ impl Overlay {
     /// # Errors
     /// What reading either half says.
     pub fn listxattr(&self, caller: &Caller, ino: Ino) -> Result<Vec<u8>> {
+        self.across_freezes(|| self.xattr_names_of(caller, ino))
+    }
+
+    fn xattr_names_of(&self, caller: &Caller, ino: Ino) -> Result<Vec<u8>> {
         let mut shown = Vec::new();
         let mut show = |name: &[u8]| {
             if caller.uid == 0 || !name.starts_with(b"trusted.") {
@@ -176,6 +184,10 @@ impl Overlay {
     /// # Errors
     /// `EEXIST` or `ENODATA` as `flags` ask, `EROFS`, or what the upper says.
     pub fn setxattr(&self, ino: Ino, name: &OsStr, value: &[u8], flags: XattrFlags) -> Result<()> {
+        self.across_freezes(|| self.set_value(ino, name, value, flags))
+    }
+
+    fn set_value(&self, ino: Ino, name: &OsStr, value: &[u8], flags: XattrFlags) -> Result<()> {
         self.copy_up(ino, Want::Attributes)?;
         let InUpper { inode, mut state, marks, _names } = self.expect_in_upper(ino)?;
         let stored = c_name(name, marks)?;
@@ -204,6 +216,10 @@ impl Overlay {
             Err(error) if error.is(Errno::NODATA) && is_acl(name) => return Ok(()),
             other => other?,
         };
+        self.across_freezes(|| self.remove_value(ino, name))
+    }
+
+    fn remove_value(&self, ino: Ino, name: &OsStr) -> Result<()> {
         self.copy_up(ino, Want::Attributes)?;
         let InUpper { inode, mut state, marks, _names } = self.expect_in_upper(ino)?;
         self.let_ctime_move(ino, &inode, &mut state.kept_ctime)?;
@@ -217,17 +233,21 @@ impl Overlay {
 
     /// As [`Self::in_upper`], after a copy-up.
     fn expect_in_upper(&self, ino: Ino) -> Result<InUpper<'_>> {
-        self.in_upper(ino)?.ok_or_else(|| not_copied(ino))
+        let found = self.in_upper(ino)?.ok_or_else(|| not_copied(ino))?;
+        match self.may_change(&found.state) {
+            true => Ok(found),
+            false => Err(Error::Frozen),
+        }
     }
 
-    /// Where `ino` is reached in the upper, if it is there. The lock keeps it so.
+    /// Where `ino` is reached in the upper or in a layer, if it is there. The lock keeps it so.
     fn in_upper(&self, ino: Ino) -> Result<Option<InUpper<'_>>> {
         if self.nodes.upper(ino)?.is_none() {
             return Ok(None);
         }
         let names = self.names.read();
         let (inode, state) = self.address(ino)?;
-        Ok(Some(InUpper { inode, state, marks: self.upper()?.marks, _names: names }))
+        Ok(Some(InUpper { inode, state, marks: self.marks, _names: names }))
     }
 }
 

@@ -91,7 +91,7 @@ fn a_bad_file_of_the_upper_is_listed_and_alone_fails() {
     for name in ["d/new", "bad"] {
         assert_eio(fs::symlink_metadata(mountpoint.join(name)));
         assert_eio(fs::read(mountpoint.join(name)));
-        assert_told(&bench, &mountpoint, "has its data in no file of the archive");
+        assert_told(&bench, &mountpoint, "has its data in no file below it");
     }
     // ls(1) shows the others, too.
     let ls = Command::new("ls").arg("-l").arg(mountpoint.join("d")).output().unwrap();

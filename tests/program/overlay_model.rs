@@ -7,12 +7,13 @@ use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 use crate::overlay_support::{
-    KernelMount, Merged, Plain, Replica, Seen, Side, Tree, bytes, open_overlay, run, source,
+    KernelMount, Merged, Plain, Replica, Seen, Side, Stack, Tree, bytes, freeze, open_archive,
+    open_layers, open_overlay, open_stack, run, source,
 };
 use crate::support::surrounding::{Need, cannot_run};
 use proptest::prelude::*;
 use rustix::fs::RenameFlags;
-use thawfs::overlay::{Handle, Options};
+use thawfs::overlay::{Handle, Options, Overlay};
 use thawfs::types::{FileKind, Ino};
 
 #[derive(Clone, Debug)]
@@ -38,9 +39,12 @@ pub(crate) enum Op {
     Utime(PathBuf, i64),
     SetXattr(PathBuf, &'static str, u8),
     RemoveXattr(PathBuf, &'static str),
-    /// Opens a file for reading and keeps it open, and the kernel's reference to it.
+    /// Opens a file and keeps it open, and the kernel's reference to it.
     Hold(PathBuf),
+    /// Writes through one of the files that are open.
+    WriteHeld(usize, u64, usize, u8),
     Remount,
+    Freeze,
 }
 
 fn path() -> impl Strategy<Value = PathBuf> {
@@ -81,8 +85,15 @@ pub(crate) fn op() -> impl Strategy<Value = Op> {
         2 => (path(), xattr(), any::<u8>()).prop_map(|(p, name, v)| Op::SetXattr(p, name, v)),
         1 => (path(), xattr()).prop_map(|(path, name)| Op::RemoveXattr(path, name)),
         2 => path().prop_map(Op::Hold),
+        2 => (any::<usize>(), 0_u64..400_000, 0_usize..9000, any::<u8>())
+            .prop_map(|(which, at, len, seed)| Op::WriteHeld(which, at, len, seed)),
         2 => Just(Op::Remount),
     ]
+}
+
+/// The same, with freezes.
+fn op_in_layers() -> impl Strategy<Value = Op> {
+    prop_oneof![6 => op(), 1 => Just(Op::Freeze)]
 }
 
 /// An open file, on both sides.
@@ -102,6 +113,9 @@ pub(crate) struct World {
     numbers: HashMap<(u64, u128), u64>,
     options: Options,
     started: i64,
+    stack: Stack,
+    /// What the tree was when each layer but the last was frozen.
+    points: Vec<Tree>,
 }
 
 impl World {
@@ -125,6 +139,8 @@ impl World {
             options,
             // The clock that files are stamped with lags behind this one by a tick.
             started: now.as_secs() as i64 - 1,
+            stack: Stack::default(),
+            points: Vec::new(),
         }
     }
 
@@ -177,15 +193,44 @@ impl World {
             Op::Hold(path) => {
                 let Ok(mut chain) = self.merged.resolve(path) else { return };
                 if chain.kind() == FileKind::Regular {
-                    let plain = std::fs::File::open(self.plain.0.join(path)).unwrap();
+                    let mut plain = std::fs::OpenOptions::new();
+                    let plain = plain.read(true).write(true).open(self.plain.0.join(path)).unwrap();
                     let ino = chain.last();
-                    let handle = self.merged.overlay.open(ino, libc::O_RDONLY).unwrap().handle;
+                    let handle = self.merged.overlay.open(ino, libc::O_RDWR).unwrap().handle;
                     // The reference moves from the chain to the held file.
                     chain.attrs.pop();
                     self.held.push(Open { ino, handle, plain });
                 }
             }
+            Op::WriteHeld(which, at, len, seed) => {
+                if let Some(open) = self.held.get(which % self.held.len().max(1)) {
+                    let data = bytes(*seed, *len);
+                    std::os::unix::fs::FileExt::write_all_at(&open.plain, &data, *at).unwrap();
+                    let written = self.merged.overlay.write(open.handle, *at, &data).unwrap();
+                    assert_eq!(written, *len);
+                }
+            }
             Op::Remount => self.remount(),
+            Op::Freeze => self.freeze(),
+        }
+    }
+
+    fn freeze(&mut self) {
+        let before = self.merged.tree();
+        freeze(&self.merged.overlay, self.dir.path(), &mut self.stack);
+        assert!(self.merged.tree() == before, "a freeze is seen");
+        self.points.push(before);
+    }
+
+    /// Each layer still shows, over those below it, what the tree was when it was frozen.
+    fn check_points(&self) {
+        for (index, expected) in self.points.iter().enumerate() {
+            let layers = open_layers(self.dir.path(), &self.stack.0[..=index]);
+            let archive = open_archive(&source().archive);
+            let overlay = Overlay::stacked(archive, layers, None, self.options).unwrap();
+            let mut then = Merged { overlay, plus: index % 2 == 0 };
+            compare(&then.tree(), expected);
+            assert_eq!(then.overlay.node_count(), 1);
         }
     }
 
@@ -206,7 +251,8 @@ impl World {
 
     pub(crate) fn remount(&mut self) {
         self.unmount();
-        self.merged.overlay = open_overlay(self.dir.path(), &source().archive, self.options);
+        self.merged.overlay =
+            open_stack(self.dir.path(), &source().archive, &self.stack, self.options);
         let tree = self.merged.tree();
         self.replica = Replica::new(&self.merged.overlay, tree);
     }
@@ -344,6 +390,24 @@ fn play(ops: &[Op], options: Options) {
     world.check(1);
 }
 
+/// As [`play`], with a look at what each layer has at the end, and the kernel's.
+fn play_in_layers(ops: &[Op], options: Options) {
+    let mut world = World::new(options);
+    for (step, op) in ops.iter().enumerate() {
+        world.apply(op);
+        world.check(step);
+    }
+    world.check_points();
+    world.remount();
+    world.check(1);
+    world.check_points();
+    // What the index keeps is for an upper; layers have no other names than their own.
+    world.freeze();
+    world.unmount();
+    let kernel = KernelMount::stacked(world.dir.path(), &world.stack, "off");
+    world.check_kernel(&mut kernel.plain());
+}
+
 /// Then hands the upper to the kernel, goes on there, and takes it back.
 fn play_with_kernel(ops: &[Op], later: &[Op], options: Options) {
     let mut world = World::new(options);
@@ -381,6 +445,16 @@ proptest! {
         metacopy in any::<bool>(),
     ) {
         play(&ops, Options { metacopy, ..Options::default() });
+    }
+
+    #[test]
+    fn frozen_layers_hold_what_was_and_the_live_upper_what_is(
+        ops in prop::collection::vec(op_in_layers(), 1..60),
+        metacopy in any::<bool>(),
+    ) {
+        if !cannot_run("frozen_layers_hold_what_was", &[Need::KernelUpper]) {
+            play_in_layers(&ops, Options { metacopy, ..Options::default() });
+        }
     }
 
     #[test]

@@ -34,7 +34,8 @@ fn is_changed(overlay: &Overlay, entry: &Entry) -> Result<bool> {
         let Some(upper) = InUpper::indexed(overlay, entry)? else { return Ok(false) };
         upper
     };
-    Ok(compare(overlay, entry.lower, &upper)? != Change::None)
+    let Some(lower) = entry.lower else { return Ok(false) };
+    Ok(compare(overlay, lower, &upper)? != Change::None)
 }
 
 struct Teller<'a, 's> {

@@ -37,10 +37,10 @@ pub(super) fn compare(overlay: &Overlay, lower: InodeRef, upper: &InUpper<'_>) -
 fn has_other_data(overlay: &Overlay, inode: &Inode, upper: &InUpper<'_>) -> Result<bool> {
     let stat = &upper.stat;
     Ok(match upper.kind {
-        FileKind::Regular => match upper.state.data {
-            Data::Lower(lower) => lower != inode.reference,
-            Data::Upper if inode.size == 0 && stat.stx_size == 0 => false,
-            Data::Upper => {
+        FileKind::Regular => match &upper.state.data {
+            Data::Lower(lower) => *lower != inode.reference,
+            Data::Upper | Data::Layer(_) if inode.size == 0 && stat.stx_size == 0 => false,
+            Data::Upper | Data::Layer(_) => {
                 upper.lower != Some(inode.reference)
                     || stat.stx_size != inode.size
                     || mtime_of(stat) != inode.mtime
@@ -73,7 +73,7 @@ fn has_other_attributes(overlay: &Overlay, inode: &Inode, upper: &InUpper<'_>) -
         return Ok(true);
     }
     let Some(address) = &upper.inode else { return Ok(true) };
-    let in_upper = stored_xattrs(address, overlay.upper()?.marks)?;
+    let in_upper = stored_xattrs(address, overlay.marks)?;
     let in_lower = overlay.lower.archive().xattrs(inode)?;
     let mut in_lower: Vec<_> =
         in_lower.into_iter().map(|xattr| (xattr.name, xattr.value)).collect();

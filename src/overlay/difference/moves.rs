@@ -27,8 +27,12 @@ impl Guide {
         overlay: &Overlay,
         is_wanted: &dyn Fn(&Entry) -> Result<bool>,
     ) -> Result<Self> {
-        let indexed: HashMap<InodeRef, Entry> =
-            overlay.index.all().into_iter().map(|entry| (entry.lower, entry)).collect();
+        let indexed: HashMap<InodeRef, Entry> = overlay
+            .index
+            .all()
+            .into_iter()
+            .filter_map(|entry| Some((entry.lower?, entry)))
+            .collect();
         let mut guide = Self::default();
         let mut moved: HashMap<InodeRef, Moved> = HashMap::new();
         let mut files = 0;

@@ -20,7 +20,6 @@ use super::super::attr::from_upper;
 use super::super::ctime::show_ctime;
 use super::super::error::Result;
 use super::super::index::Entry;
-use super::super::node::Data;
 use super::Sink;
 use super::entry::{DifferenceEntry, Status};
 use super::guide::Guide;
@@ -93,7 +92,7 @@ fn file(
     upper: &InUpper<'_>,
     guide: &Guide,
 ) -> Option<DifferenceEntry> {
-    let is_metacopy = matches!(upper.state.data, Data::Lower(_));
+    let is_metacopy = !upper.state.data.is_here();
     let is_own = upper.lower == step.child.map(|child| child.inode);
     let (status, from) = match upper.lower {
         Some(lower) if !is_own => match guide.source(lower, 0) {

@@ -1,5 +1,6 @@
 //! One name on the way: what the backup has there, and what the view.
 
+use std::ffi::OsStr;
 use std::path::PathBuf;
 
 use rustix::fs::Statx;
@@ -11,8 +12,9 @@ use super::super::index::Entry;
 use super::super::lookup::Held;
 use super::super::lower::Child;
 use super::super::node::{Data, UpperState};
+use super::super::stack::Below;
 use super::entry::{DifferenceEntry, Status};
-use crate::inode_ops::Address;
+use crate::inode_ops::{Address, stat_at};
 use crate::types::{FileKind, Ino, InodeRef, Timestamp};
 
 /// What the view has under a name.
@@ -48,14 +50,16 @@ pub(super) struct InUpper<'o> {
 impl<'o> InUpper<'o> {
     /// The inode that the index keeps as `entry`. Called with `names` held.
     pub(super) fn indexed(overlay: &'o Overlay, entry: &Entry) -> Result<Option<Self>> {
-        let ino = overlay.lower.ino(entry.lower)?;
+        // What was born in a layer has nothing in the backup.
+        let Some(lower) = entry.lower else { return Ok(None) };
+        let ino = overlay.lower.ino(lower)?;
         if overlay.index.get(ino).is_none() {
             return Ok(None);
         }
         let inode = Address::Pinned(overlay.index_address(ino)?.pin()?);
         let stat = inode.stat()?;
-        let state = overlay.read_marks_of_copy(&inode, &stat, entry.lower)?;
-        let (kind, lower, inode) = (state.kind, state.lower, Some(inode));
+        let state = overlay.read_marks_of_copy(&inode, &stat, entry)?;
+        let (kind, lower, inode) = (state.kind, state.below.archive, Some(inode));
         let (redirected, lower_path, _held) = (false, None, None);
         Ok(Some(Self { ino, kind, state, stat, inode, lower, redirected, lower_path, _held }))
     }
@@ -73,7 +77,7 @@ impl<'o> InUpper<'o> {
             _ => 0,
         };
         let is_new = matches!(status, Status::Added | Status::Modified);
-        let bytes = match (kind, self.state.data) {
+        let bytes = match (kind, &self.state.data) {
             (FileKind::Regular, Data::Upper) if is_new => size,
             _ => 0,
         };
@@ -135,5 +139,17 @@ pub(super) fn as_path(path: &[u8]) -> PathBuf {
     match path {
         b"" => ".".into(),
         path => os_str(path).into(),
+    }
+}
+
+impl Overlay {
+    /// What hides a name that no layer of `below` shows: a whiteout, if there is one.
+    pub(super) fn whiteout_in<'o>(&self, below: &Below, name: &OsStr) -> Result<Here<'o>> {
+        for part in below.parts() {
+            if let Ok(stat) = stat_at(&*self.part_fds.get(part)?, name) {
+                return Ok(Here::Whiteout(ctime_of(&stat)));
+            }
+        }
+        Ok(Here::Nothing)
     }
 }

@@ -14,7 +14,7 @@ use super::super::attr::kind_of;
 use super::super::dirs::os_str;
 use super::super::error::{Error, Result};
 use super::super::lookup::Physical;
-use super::super::lower::Child;
+use super::super::lower::{Beneath, Child, LowerEntry};
 use super::super::node::Data;
 use super::super::upper::{Mark, parse_handle};
 use super::guide::Guide;
@@ -31,8 +31,6 @@ struct Frame<'o> {
     ino: Ino,
     /// The lower directory that it merges with, or that it hides.
     lower: Option<InodeRef>,
-    /// Whether it hides it.
-    hides: bool,
     /// The path of that in the backup.
     backup_path: Vec<u8>,
     ctime: Option<Timestamp>,
@@ -101,12 +99,16 @@ impl<'o> Walk<'o, '_> {
     }
 
     fn root(&self) -> Result<Option<Here<'o>>> {
-        let Some(upper) = &self.overlay.upper else { return Ok(None) };
-        let inode = upper.root_address();
-        let stat = upper.identify(&inode, inode.stat()?)?;
         let (ino, kind) = (Ino::ROOT, FileKind::Directory);
-        let Some(state) = self.overlay.nodes.upper(ino)? else { return Ok(None) };
-        let (lower, inode) = (state.lower, Some(inode));
+        if self.overlay.nodes.upper(ino)?.is_none() {
+            return Ok(None);
+        }
+        let (inode, state) = {
+            let _names = self.overlay.names.read();
+            self.overlay.address(ino)?
+        };
+        let stat = self.overlay.numbers.identify(&inode, inode.stat()?)?;
+        let (lower, inode) = (state.below.archive, Some(inode));
         let (redirected, lower_path, _held) = (false, None, None);
         Ok(Some(Here::Upper(Box::new(InUpper {
             ino,
@@ -128,11 +130,16 @@ impl<'o> Walk<'o, '_> {
             Some(directory) => overlay.lower.child(directory, name)?,
             None => None,
         };
-        let shown_through = child.filter(|_| !frame.hides);
-        let seen = {
+        let seen = overlay.across_freezes(|| {
+            let (live, below) = (overlay.live(), overlay.lower_half(frame.ino)?);
+            // The archive alone was asked already.
+            let beneath = match !below.has_parts() && below.archive == frame.lower {
+                true => Beneath { live, entry: child.map(LowerEntry::Archive) },
+                false => overlay.lower_child(frame.ino, os_str(name))?,
+            };
             let _names = overlay.names.read();
-            self.look_in_upper(frame.ino, os_str(name), shown_through, child.is_some())?
-        };
+            self.look_in_upper(frame.ino, os_str(name), &beneath, child.is_some())
+        })?;
         let (mut upper, redirect, origin) = match seen {
             Seen::Upper(upper, redirect, origin) => (upper, redirect, origin),
             Seen::Other(here) => return Ok((child, here)),
@@ -154,15 +161,15 @@ impl<'o> Walk<'o, '_> {
         &self,
         directory: Ino,
         name: &OsStr,
-        child: Option<Child>,
+        beneath: &Beneath,
         is_compared: bool,
     ) -> Result<Seen<'o>> {
         let overlay = self.overlay;
         let view = overlay.dir_view(directory)?;
-        let slot = overlay.slot(&view, name, child)?;
+        let slot = overlay.slot(&view, name, beneath)?;
         let Some(found) = slot.found else {
             return Ok(Seen::Other(match slot.physical {
-                Physical::Absent => Here::Nothing,
+                Physical::Absent => overlay.whiteout_in(&view.below, name)?,
                 Physical::Whiteout | Physical::Entry => Here::Whiteout(ctime_of(
                     &stat_at(view.fd()?, name).map_err(Error::sys("statx", name.display()))?,
                 )),
@@ -173,24 +180,25 @@ impl<'o> Walk<'o, '_> {
         if overlay.nodes.upper(ino)?.is_none() {
             return Ok(Seen::Other(Here::Lower(held)));
         }
-        let upper = overlay.upper()?;
         let (inode, state) = overlay.address(ino)?;
-        let stat = upper.identify(&inode, inode.stat()?)?;
-        let (kind, marks) = (kind_of(&stat)?, upper.marks);
+        let stat = overlay.numbers.identify(&inode, inode.stat()?)?;
+        let (kind, marks) = (kind_of(&stat)?, overlay.marks);
         let is_directory = kind == FileKind::Directory;
+        let lower = state.below.archive;
         let redirect = match state.data {
-            Data::Upper if !is_directory || state.lower.is_none() => None,
-            Data::Upper | Data::Lower(_) => marks.get(&inode, Mark::Redirect)?,
+            Data::Upper if !is_directory || lower.is_none() => None,
+            _ => marks.get(&inode, Mark::Redirect)?,
         };
         let mut origin = None;
-        if let (None, Some(fd), false) = (state.lower, &view.fd, is_directory)
-            && (view.lower.is_some() || overlay.is_impure(directory, fd)?)
+        if lower.is_none()
+            && !is_directory
+            && (view.below.is_some() || (view.fd.is_some() && overlay.is_impure(&view)?))
         {
             origin = self.origin(&inode, kind)?;
         }
-        let is_compared = is_compared || state.lower.is_some() || origin.is_some();
+        let is_compared = is_compared || lower.is_some() || origin.is_some();
         let inode = if is_compared { Some(Address::Pinned(inode.pin()?)) } else { None };
-        let (lower, redirected) = (state.lower, redirect.is_some());
+        let redirected = redirect.is_some();
         let (lower_path, _held) = (None, Some(held));
         let upper = InUpper { ino, kind, state, stat, inode, lower, redirected, lower_path, _held };
         Ok(Seen::Upper(Box::new(upper), redirect, origin))
@@ -199,7 +207,7 @@ impl<'o> Walk<'o, '_> {
     /// The number of the lower inode that kernel overlayfs has copied `inode` from. Where we have, our own record
     /// says so, and if that is another inode's this one is a copy that somebody else has made.
     fn origin(&self, inode: &Address, kind: FileKind) -> Result<Option<InodeNumber>> {
-        let marks = self.overlay.upper()?.marks.for_kind(kind);
+        let marks = self.overlay.marks.for_kind(kind);
         let Some(handle) = marks.get(inode, Mark::Origin)? else { return Ok(None) };
         match marks.get(inode, Mark::Record)? {
             Some(_) => Ok(None),
@@ -282,24 +290,28 @@ impl<'o> Walk<'o, '_> {
             }
             _ => return Ok(None),
         };
-        let (fd, ctime, may_be_old) = {
+        let (fd, below, ctime, may_be_old) = {
             let overlay = self.overlay;
             let _names = overlay.names.read();
             let view = overlay.dir_view(ino)?;
-            match view.fd {
-                None => (None, None, false),
-                Some(fd) => {
+            match overlay.nodes.upper(ino)? {
+                None => (None, view.below, None, false),
+                Some(_) => {
                     let (inode, state) = overlay.address(ino)?;
-                    let stat = overlay.upper()?.identify(&inode, inode.stat()?)?;
+                    let stat = overlay.numbers.identify(&inode, inode.stat()?)?;
                     let ctime = overlay.attr_of_upper(ino, &state, &stat)?.ctime;
-                    let may_be_old = lower.is_some() || overlay.is_impure(ino, &fd)?;
-                    (Some(fd), Some(ctime), may_be_old)
+                    let may_be_old = lower.is_some()
+                        || view.below.has_parts()
+                        || (view.fd.is_some() && overlay.is_impure(&view)?);
+                    (view.fd, view.below, Some(ctime), may_be_old)
                 }
             }
         };
+        let parts = below.parts().iter().map(|part| self.overlay.part_fds.get(part));
+        let fds = fd.into_iter().map(Ok).chain(parts).collect::<Result<Vec<_>>>()?;
         let mut names: Vec<Box<[u8]>> = Vec::new();
-        if let Some(fd) = &fd {
-            for (name, _, kind) in list_with(fd, OFlags::NOATIME)? {
+        for fd in fds {
+            for (name, _, kind) in list_with(&fd, OFlags::NOATIME)? {
                 let is_directory = matches!(kind, FileType::Directory | FileType::Unknown);
                 if may_be_old || is_directory || !self.passes_over_new {
                     names.push(name.as_encoded_bytes().into());
@@ -323,7 +335,7 @@ impl<'o> Walk<'o, '_> {
         names.sort_unstable();
         names.dedup();
         let (names, len, _keep) = (names.into_iter(), step.path.len(), step.here);
-        Ok(Some(Frame { ino, lower, hides, backup_path, ctime, names, len, _keep }))
+        Ok(Some(Frame { ino, lower, backup_path, ctime, names, len, _keep }))
     }
 }
 

@@ -1,14 +1,15 @@
 //! One frozen layer.
 
+use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustix::fs::FlockOperation;
 
 use super::super::error::Result;
 use super::super::upper::unusable;
-use crate::inode_ops::Directory;
+use crate::inode_ops::{Address, Directory};
 use crate::types::LayerSerial;
 
 /// A frozen upper. Nobody makes it their upper while it is in use.
@@ -16,6 +17,8 @@ use crate::types::LayerSerial;
 pub struct Layer {
     pub(in super::super) serial: LayerSerial,
     pub(in super::super) root: Arc<OwnedFd>,
+    /// For messages only.
+    pub(in super::super) path: PathBuf,
 }
 
 impl Layer {
@@ -28,6 +31,21 @@ impl Layer {
         let root = opened.map_err(|error| unusable(dir, error.to_string()))?;
         rustix::fs::flock(&root, FlockOperation::NonBlockingLockShared)
             .map_err(|errno| unusable(dir, format!("cannot be locked: {errno}")))?;
-        Ok(Self { serial, root: Arc::new(root) })
+        Ok(Self { serial, root: Arc::new(root), path: dir.to_owned() })
+    }
+
+    /// The attributes of its root.
+    pub(in super::super) fn root_address(&self) -> Address {
+        Address::at(&self.root, OsStr::new("."))
+    }
+}
+
+impl Drop for Layer {
+    fn drop(&mut self) {
+        // Closing would not do: a child that another thread is just starting holds the descriptor until it executes its
+        // program.
+        if let Err(errno) = rustix::fs::flock(&self.root, FlockOperation::Unlock) {
+            tracing::warn!("{}: cannot be unlocked: {errno}", self.path.display());
+        }
     }
 }

@@ -1,17 +1,158 @@
 //! The stack of a mount: the archive, the frozen layers over it, and the live upper.
+//!
+//! A layer is an upper that was frozen. What a node knows of its inode in the upper says which layer that is in; once
+//! the upper is frozen, its number is no more that of the live one, and with that all that is in it has become lower.
+//! So a freeze changes nothing that is known of files.
+//!
+//! | file | idea |
+//! | --- | --- |
+//! | `layer` | one frozen layer, opened |
+//! | `part` | a directory of a frozen layer, and what is below it |
+//! | `names` | where the other names of a file are |
+//! | `freeze` | how an upper becomes a layer |
+//! | `settle` | before that: the index is emptied |
+//! | `carry` | at that: what the kernel writes to goes on in the next upper |
 
+mod carry;
+mod freeze;
 mod layer;
+mod names;
+mod part;
+mod settle;
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
+use parking_lot::{Mutex, RwLock};
 use rustix::io::Errno;
 
 pub use layer::Layer;
+pub(super) use part::{Below, Part, PartFds};
 
+use self::names::Names;
 use super::Overlay;
-use super::error::Result;
-use crate::types::LayerSerial;
+use super::error::{Error, Result};
+use super::lower::Lower;
+use super::node::UpperState;
+use super::upper::{Mark, Namespace, Numbers, Upper, unusable};
+use crate::types::{FileKind, InodeRef, LayerSerial};
+
+/// The number of no layer: what is live where there is no upper.
+const NONE: u32 = u32::MAX;
+
+/// How often an operation begins again because of freezes. There is no end of them only where something is wrong.
+const ATTEMPTS: usize = 1000;
+
+/// The frozen layers of a stack, and which upper is over them.
+#[derive(Debug)]
+pub(super) struct Stack {
+    live: AtomicU32,
+    /// The roots of the frozen layers, the bottom one first.
+    roots: RwLock<Vec<Arc<Part>>>,
+    names: Names,
+    /// Held by who freezes or rolls back.
+    freezing: Mutex<()>,
+}
+
+impl Stack {
+    /// `layers`, the bottom one first, and over them an upper, if there is one.
+    pub(super) fn new(layers: &[Layer], live: Option<LayerSerial>) -> Self {
+        let root = |layer: &Layer| Part::root(layer.serial, Arc::clone(&layer.root));
+        Self {
+            live: AtomicU32::new(live.map_or(NONE, |live| live.0)),
+            roots: RwLock::new(layers.iter().map(root).collect()),
+            names: Names::default(),
+            freezing: Mutex::new(()),
+        }
+    }
+
+    /// What is known of the root directory: of the upper, or of the topmost layer. None where there is only the archive.
+    pub(super) fn root(
+        &self,
+        upper: Option<&Upper>,
+        numbers: &Numbers,
+        archive: InodeRef,
+    ) -> Result<Option<UpperState>> {
+        let live = self.live();
+        let below = self.root_below(live, archive);
+        let top = below.parts().first().cloned();
+        let (address, layer, below) = match (upper, top) {
+            (Some(upper), _) => (upper.root_address(), live, below),
+            (None, Some(top)) => (top.address()?, top.layer, below),
+            (None, None) => return Ok(None),
+        };
+        let stat = numbers.identify(&address, address.stat()?)?;
+        let mut state = UpperState::new((layer, stat.stx_ino), FileKind::Directory, 0, below);
+        if upper.is_none() {
+            state.whole = Some(state.below.clone());
+            state.below = state.below.after(1);
+        }
+        Ok(Some(state))
+    }
+
+    /// Puts the layer whose root is `root` on top of the others; `live` is over it from now on.
+    fn push(&self, layer: LayerSerial, root: Arc<OwnedFd>, live: LayerSerial) {
+        self.roots.write().push(Part::root(layer, root));
+        self.live.store(live.0, Ordering::Release);
+    }
+
+    pub(super) fn live(&self) -> LayerSerial {
+        LayerSerial(self.live.load(Ordering::Acquire))
+    }
+
+    /// Whether there are frozen layers.
+    pub(super) fn has_layers(&self) -> bool {
+        !self.roots.read().is_empty()
+    }
+
+    /// Whether there are some below `layer`.
+    pub(super) fn has_layers_below(&self, layer: LayerSerial) -> bool {
+        self.roots.read().first().is_some_and(|bottom| bottom.layer < layer)
+    }
+
+    /// The roots of the frozen layers below `layer`, the topmost first.
+    pub(super) fn roots_below(&self, layer: LayerSerial) -> Vec<Arc<Part>> {
+        let roots = self.roots.read();
+        roots.iter().rev().filter(|part| part.layer < layer).cloned().collect()
+    }
+
+    /// The root directory from `layer` downwards.
+    pub(super) fn root_from(&self, layer: LayerSerial, archive: InodeRef) -> Below {
+        Below::new(self.roots_below(LayerSerial(layer.0 + 1)), Some(archive))
+    }
+
+    /// The root directory below `layer`, that of the archive being `archive`.
+    pub(super) fn root_below(&self, layer: LayerSerial, archive: InodeRef) -> Below {
+        Below::new(self.roots_below(layer), Some(archive))
+    }
+}
+
+/// Checks that `layers` are of the archive `lower`, and that their marks are of one kind with those of `upper`; gives
+/// that kind.
+pub(super) fn check(layers: &[Layer], lower: &Lower, upper: Option<&Upper>) -> Result<Namespace> {
+    let mut marks = upper.map(|upper| upper.marks);
+    let mut above = upper.map(|upper| upper.serial);
+    for layer in layers.iter().rev() {
+        let unusable = |problem: &str| unusable(&layer.path, problem);
+        if above.is_some_and(|above| above <= layer.serial) {
+            return Err(unusable("is a layer out of order"));
+        }
+        above = Some(layer.serial);
+        let root = layer.root_address();
+        if let Some(of) = Namespace::of(&root)? {
+            if *marks.get_or_insert(of) != of {
+                return Err(unusable("has marks of another kind than the layers above it"));
+            }
+            if of.get(&root, Mark::Archive)?.is_some_and(|archive| archive != lower.identity()) {
+                return Err(unusable("belongs to another archive"));
+            }
+        }
+    }
+    Ok(marks.unwrap_or(Namespace::Trusted))
+}
 
 /// What a freeze has made of the live upper: a layer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -29,19 +170,21 @@ pub struct RolledBack {
 }
 
 impl Overlay {
-    /// Makes the live upper a layer, and the empty directory `next` the live upper, whose number is `serial`. `commit` is
-    /// called once, when nothing else can fail; the tree is at rest then, so it is to be quick.
-    ///
-    /// # Errors
-    /// `EROFS` without an upper, what the upper's file system says, or what `commit` does. Nothing has changed then.
-    pub fn freeze(
-        &self,
-        _next: &Path,
-        _serial: LayerSerial,
-        _commit: &mut dyn FnMut() -> io::Result<()>,
-    ) -> Result<Frozen> {
-        self.upper()?;
-        Err(Errno::NOSYS.into())
+    /// The number of the live layer.
+    pub(super) fn live(&self) -> LayerSerial {
+        self.stack.live()
+    }
+
+    /// Does `operation`, and begins again where the upper was frozen in the middle of it: what it has found out of the
+    /// lower is not true any more then.
+    pub(super) fn across_freezes<T>(&self, operation: impl Fn() -> Result<T>) -> Result<T> {
+        for _ in 0..ATTEMPTS {
+            match operation() {
+                Err(Error::Frozen) => {}
+                done => return done,
+            }
+        }
+        Err(Error::stale("the layers of the mount are not what they should be"))
     }
 
     /// Makes `layers`, the bottom one first, the frozen ones of the stack, and the empty directory `next` the live upper,

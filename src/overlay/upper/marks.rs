@@ -62,6 +62,18 @@ const USER: &[u8] = b"user.overlay.";
 impl Namespace {
     pub(super) const ALL: [Self; 2] = [Self::Trusted, Self::User];
 
+    /// That of the marks on `root`, the root of an upper that has been used, by us or by kernel overlayfs.
+    pub(in super::super) fn of(root: &Address) -> Result<Option<Self>> {
+        for namespace in Self::ALL {
+            for mark in [Mark::Archive, Mark::Opaque, Mark::Impure, Mark::Origin] {
+                if namespace.get(root, mark)?.is_some() {
+                    return Ok(Some(namespace));
+                }
+            }
+        }
+        Ok(None)
+    }
+
     /// Where our own marks of a file of `kind` are: no symbolic link or special file can have `user.*`
     /// attributes, but root may give it others. They are none of the kernel's then.
     pub(in super::super) const fn for_kind(self, kind: FileKind) -> Self {

@@ -14,7 +14,6 @@ pub(super) use open::unusable;
 
 pub(super) use form::Whiteouts;
 pub(super) use marks::{Mark, Namespace};
-pub(super) use origin::{
-    handle_of, index_name, parse_handle, parse_index_name, parse_record, record,
-};
+pub(super) use numbers::Numbers;
+pub(super) use origin::{Record, handle_of, index_name, parse_handle, parse_index_name};
 pub(super) use work::Draft;

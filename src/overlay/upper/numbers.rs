@@ -7,11 +7,12 @@
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 
+use parking_lot::Mutex;
 use rustix::fs::{FileType, Statx};
 
 use super::super::attr::generation_of;
 use super::super::error::Result;
-use super::marks::Mark;
+use super::marks::{Mark, Namespace};
 use super::open::Upper;
 use crate::inode_ops::Address;
 use crate::types::FileKind;
@@ -21,32 +22,54 @@ const OURS: u64 = 1 << 61;
 
 const RECORD_LEN: usize = 16;
 
-impl Upper {
-    /// Whether the file system gives directories numbers that last: then they are on the same device as
-    /// files.
-    pub(super) fn keeps_numbers(&self) -> Result<bool> {
-        let file = self.draft_file(rustix::fs::OFlags::WRONLY, 0o600)?.0.address().stat()?;
-        let dir = Address::at(&self.work, std::ffi::OsStr::new(".")).stat()?;
+/// The inode numbers of an upper's file system, and of its layers.
+#[derive(Debug)]
+pub(in super::super) struct Numbers {
+    marks: Namespace,
+    /// Whether directories can be known again by theirs.
+    are_kept: bool,
+    /// Taken while a directory is given a number.
+    giving: Mutex<()>,
+}
+
+impl Default for Numbers {
+    fn default() -> Self {
+        Self { marks: Namespace::Trusted, are_kept: true, giving: Mutex::new(()) }
+    }
+}
+
+impl Numbers {
+    /// Those of `upper`. The file system gives directories numbers that last if they are on the same device as files.
+    pub(super) fn of(upper: &Upper) -> Result<Self> {
+        let file = upper.draft_file(rustix::fs::OFlags::WRONLY, 0o600)?.0.address().stat()?;
+        let dir = Address::at(&upper.work, std::ffi::OsStr::new(".")).stat()?;
         let device = |stat: &Statx| (stat.stx_dev_major, stat.stx_dev_minor);
-        Ok(device(&file) == device(&dir))
+        let are_kept = device(&file) == device(&dir);
+        Ok(Self { marks: upper.marks, are_kept, ..Self::default() })
+    }
+
+    /// Those of the layer whose root is at `root`, which has a number of ours where directories have no others.
+    pub(in super::super) fn of_layer(root: &Address, marks: Namespace) -> Result<Self> {
+        let are_kept = marks.get(root, Mark::Number)?.is_none();
+        Ok(Self { marks, are_kept, ..Self::default() })
     }
 
     /// What `inode` is, as `stat` has it, with a number by which it can be known again.
     pub(in super::super) fn identify(&self, inode: &Address, mut stat: Statx) -> Result<Statx> {
         let kind = FileKind::from_mode(stat.stx_mode.into());
-        if !self.keeps_numbers && kind == Some(FileKind::Directory) {
+        if !self.are_kept && kind == Some(FileKind::Directory) {
             stat.stx_ino = self.number_of(inode, generation_of(&stat))?;
         }
         Ok(stat)
     }
 
     /// Whether what is listed as of `file_type` is listed with the number that it is known by.
-    pub(in super::super) fn numbers(&self, file_type: FileType) -> bool {
-        self.keeps_numbers || file_type != FileType::Directory
+    pub(in super::super) fn are_listed(&self, file_type: FileType) -> bool {
+        self.are_kept || file_type != FileType::Directory
     }
 
     fn number_of(&self, inode: &Address, born: u64) -> Result<u64> {
-        let _one_at_a_time = self.numbering.lock();
+        let _one_at_a_time = self.giving.lock();
         let record = self.marks.get(inode, Mark::Number)?;
         if let Some(number) = record.and_then(|record| parse(&record, born)) {
             return Ok(number);

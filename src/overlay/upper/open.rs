@@ -6,13 +6,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
-use parking_lot::Mutex;
+use parking_lot::RwLock;
 use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags, StatxFlags};
 use rustix::io::Errno;
 
 use super::super::error::{Error, Result};
 use super::form::{Form, Whiteouts};
 use super::marks::Namespace;
+use super::numbers::Numbers;
 use crate::inode_ops::{Address, Directory, Privilege};
 use crate::types::LayerSerial;
 
@@ -28,7 +29,8 @@ const LAYERS: &str = "layers";
 pub struct Upper {
     /// For messages only.
     pub(in super::super) path: PathBuf,
-    pub(in super::super) root: Arc<OwnedFd>,
+    /// Another one after each freeze.
+    root: RwLock<Arc<OwnedFd>>,
     pub(in super::super) work: Arc<OwnedFd>,
     pub(in super::super) index: Arc<OwnedFd>,
     pub(in super::super) marks: Namespace,
@@ -37,10 +39,7 @@ pub struct Upper {
     pub(in super::super) whiteout_in_one_step: bool,
     /// Whether owners, devices and `trusted.*` can be written as they come.
     pub(in super::super) privileged: bool,
-    /// Whether directories can be known again by their numbers.
-    pub(super) keeps_numbers: bool,
-    /// Taken while a directory is given a number.
-    pub(super) numbering: Mutex<()>,
+    pub(in super::super) numbers: Arc<Numbers>,
     pub(super) drafts: AtomicU64,
     /// Its number in its stack.
     pub(in super::super) serial: LayerSerial,
@@ -101,15 +100,14 @@ impl Upper {
         };
         let mut upper = Self {
             path: upper_dir.to_owned(),
-            root: Arc::new(root),
+            root: RwLock::new(Arc::new(root)),
             work: below(WORK)?,
             index: below(INDEX)?,
             marks: Namespace::Trusted,
             whiteouts: Whiteouts::Devices,
             whiteout_in_one_step: false,
             privileged: rustix::process::geteuid().is_root(),
-            keeps_numbers: true,
-            numbering: Mutex::new(()),
+            numbers: Arc::default(),
             drafts: AtomicU64::new(0),
             serial: LayerSerial::default(),
             lock,
@@ -121,7 +119,7 @@ impl Upper {
         upper.whiteout_in_one_step = in_one_step;
         // The root of a user namespace is root of nothing else.
         upper.privileged &= by_root;
-        upper.keeps_numbers = upper.keeps_numbers()?;
+        upper.numbers = Arc::new(Numbers::of(&upper)?);
         upper.finish_renaming()?;
         Ok(upper)
     }
@@ -143,7 +141,17 @@ impl Upper {
 
     /// The attributes and name of the upper's own root.
     pub(in super::super) fn root_address(&self) -> Address {
-        Address::at(&self.root, OsStr::new("."))
+        Address::at(&self.root(), OsStr::new("."))
+    }
+
+    /// Makes `root`, which is locked, the upper's own root, and gives the one before, which stays so.
+    pub(in super::super) fn replace_root(&self, root: Arc<OwnedFd>) -> Arc<OwnedFd> {
+        std::mem::replace(&mut self.root.write(), root)
+    }
+
+    /// The upper's own root.
+    pub(in super::super) fn root(&self) -> Arc<OwnedFd> {
+        Arc::clone(&self.root.read())
     }
 }
 
@@ -151,7 +159,7 @@ impl Drop for Upper {
     fn drop(&mut self) {
         // Closing would not do: a child that another thread is just starting holds the descriptors
         // until it executes its program.
-        for dir in [&*self.root, &self.lock] {
+        for dir in [&**self.root.read(), &self.lock] {
             if let Err(errno) = rustix::fs::flock(dir, FlockOperation::Unlock) {
                 tracing::warn!("{}: cannot be unlocked: {errno}", self.path.display());
             }

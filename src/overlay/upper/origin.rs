@@ -2,11 +2,12 @@
 //!
 //! Two are kept. The kernel's, an `ovl_fh` file handle, is for kernel overlayfs and names the
 //! inode by its number; it is also, in hexadecimal, the name of the inode's entry in the index.
-//! Ours holds the place of the inode in the archive, and the upper inode it was written for: a
+//! Ours holds the place of the inode in the archive, or else the number that the copy of a layer's
+//! inode keeps, and the upper inode it was written for: a
 //! copy made behind our back (`cp -a` of the upper) carries the record along, and two files must
 //! not end up with one number.
 
-use crate::types::{InodeNumber, InodeRef};
+use crate::types::{Ino, InodeNumber, InodeRef};
 
 /// `struct ovl_fb` (fs/overlayfs/overlayfs.h): version, magic, length, flags, type, uuid, handle.
 /// Flags are 0: little-endian, of a lower inode.
@@ -18,7 +19,9 @@ const FH_TYPE: u8 = 1;
 /// Where the inode number lies; the uuid before it is 16 zeros, as squashfs has none.
 const FH_NUMBER: usize = 21;
 
-const RECORD_VERSION: u8 = 1;
+/// What a record holds.
+const OF_ARCHIVE: u8 = 1;
+const OF_NUMBER: u8 = 2;
 const RECORD_LEN: usize = 17;
 
 /// The kernel's handle of lower inode `number`.
@@ -60,22 +63,52 @@ pub(in super::super) fn parse_handle(handle: &[u8]) -> Option<InodeNumber> {
     (handle_of(number) == handle).then_some(number)
 }
 
-/// Our record of lower inode `lower` for upper inode `st_ino`.
-pub(in super::super) fn record(lower: InodeRef, st_ino: u64) -> Vec<u8> {
-    let mut record = Vec::with_capacity(RECORD_LEN);
-    record.push(RECORD_VERSION);
-    record.extend_from_slice(&lower.packed().to_le_bytes());
-    record.extend_from_slice(&st_ino.to_le_bytes());
-    record
+/// What a record says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in super::super) enum Record {
+    /// It was copied from this inode of the archive.
+    Archive(InodeRef),
+    /// It has this number.
+    Number(Ino),
 }
 
-/// The lower inode in a record that was written for upper inode `st_ino`.
-pub(in super::super) fn parse_record(record: &[u8], st_ino: u64) -> Option<InodeRef> {
-    let (version, rest) = record.split_first()?;
-    let (lower, rest) = rest.split_first_chunk::<8>()?;
-    let (of, rest) = rest.split_first_chunk::<8>()?;
-    (*version == RECORD_VERSION && rest.is_empty() && u64::from_le_bytes(*of) == st_ino)
-        .then(|| InodeRef::from_packed(u64::from_le_bytes(*lower)))
+impl Record {
+    /// As it is written for upper inode `st_ino`.
+    pub(in super::super) fn to_bytes(self, st_ino: u64) -> Vec<u8> {
+        let (version, value) = match self {
+            Self::Archive(lower) => (OF_ARCHIVE, lower.packed()),
+            Self::Number(ino) => (OF_NUMBER, ino.0),
+        };
+        let mut record = Vec::with_capacity(RECORD_LEN);
+        record.push(version);
+        record.extend_from_slice(&value.to_le_bytes());
+        record.extend_from_slice(&st_ino.to_le_bytes());
+        record
+    }
+
+    /// What a record says that was written for upper inode `st_ino`.
+    pub(in super::super) fn parse(record: &[u8], st_ino: u64) -> Option<Self> {
+        let (version, rest) = record.split_first()?;
+        let (value, rest) = rest.split_first_chunk::<8>()?;
+        let (of, rest) = rest.split_first_chunk::<8>()?;
+        if !rest.is_empty() || u64::from_le_bytes(*of) != st_ino {
+            return None;
+        }
+        let value = u64::from_le_bytes(*value);
+        match *version {
+            OF_ARCHIVE => Some(Self::Archive(InodeRef::from_packed(value))),
+            OF_NUMBER => Some(Self::Number(Ino(value))),
+            _ => None,
+        }
+    }
+
+    /// The inode of the archive, if it says one.
+    pub(in super::super) fn archive(self) -> Option<InodeRef> {
+        match self {
+            Self::Archive(inode) => Some(inode),
+            Self::Number(_) => None,
+        }
+    }
 }
 
 #[cfg(test)]
@@ -99,11 +132,13 @@ mod tests {
 
     #[test]
     fn a_record_holds_only_for_the_inode_it_was_written_for() {
-        let lower = InodeRef::new(4096, 17);
-        let record = record(lower, 99);
-        assert_eq!(parse_record(&record, 99), Some(lower));
-        assert_eq!(parse_record(&record, 98), None);
-        assert_eq!(parse_record(&record[..16], 99), None);
-        assert_eq!(parse_record(&[], 99), None);
+        for said in [Record::Archive(InodeRef::new(4096, 17)), Record::Number(Ino(u64::MAX - 1))] {
+            let record = said.to_bytes(99);
+            assert_eq!(Record::parse(&record, 99), Some(said));
+            assert_eq!(Record::parse(&record, 98), None);
+            assert_eq!(Record::parse(&record[..16], 99), None);
+            assert_eq!(Record::parse(&[&[3], &record[1..]].concat(), 99), None);
+        }
+        assert_eq!(Record::parse(&[], 99), None);
     }
 }

@@ -53,16 +53,10 @@ impl Upper {
     /// The form of an upper that has been used, by us or by kernel overlayfs.
     fn recorded(&self) -> Result<Option<(Namespace, Whiteouts)>> {
         let root = self.root_address();
-        for namespace in Namespace::ALL {
-            let files = namespace.get(&root, Mark::Opaque)?.as_deref() == Some(b"x");
-            for mark in [Mark::Archive, Mark::Opaque, Mark::Impure, Mark::Origin] {
-                if namespace.get(&root, mark)?.is_some() {
-                    let whiteouts = if files { Whiteouts::Files } else { Whiteouts::Devices };
-                    return Ok(Some((namespace, whiteouts)));
-                }
-            }
-        }
-        Ok(None)
+        let Some(namespace) = Namespace::of(&root)? else { return Ok(None) };
+        let files = namespace.get(&root, Mark::Opaque)?.as_deref() == Some(b"x");
+        let whiteouts = if files { Whiteouts::Files } else { Whiteouts::Devices };
+        Ok(Some((namespace, whiteouts)))
     }
 
     /// Tries what the file system can do for us.

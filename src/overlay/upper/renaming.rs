@@ -64,7 +64,7 @@ impl Upper {
     }
 
     fn find(&self, names: &[&OsStr]) -> Result<Option<Arc<OwnedFd>>> {
-        let mut dir = Arc::clone(&self.root);
+        let mut dir = self.root();
         for name in names {
             match Address::at(&dir, name).open(OFlags::PATH | OFlags::DIRECTORY) {
                 Ok(below) => dir = Arc::new(below),

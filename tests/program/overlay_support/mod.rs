@@ -14,9 +14,11 @@ use std::sync::{Arc, OnceLock};
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, RenameFlags, XattrFlags};
 use rustix::io::Errno;
 use thawfs::cache::FileBlob;
-use thawfs::overlay::{Attr, Caller, Error, Options, Overlay, SetAttr, SetTime, Upper};
+use thawfs::overlay::{
+    Attr, Caller, Error, Frozen, Layer, Options, Overlay, SetAttr, SetTime, Upper,
+};
 use thawfs::squashfs::{Archive, OpenOptions};
-use thawfs::types::{FileKind, Ino, Timestamp};
+use thawfs::types::{FileKind, Ino, LayerSerial, Timestamp};
 
 pub(crate) use replica::Replica;
 
@@ -28,7 +30,7 @@ pub(crate) fn errno(error: &Error) -> Errno {
         Error::Refused(errno) | Error::Sys { errno, .. } => *errno,
         Error::Lower(_) | Error::Damaged(_) => Errno::IO,
         Error::Stale(_) => Errno::STALE,
-        Error::WouldCopy | Error::Unusable { .. } => Errno::INVAL,
+        Error::WouldCopy | Error::Frozen | Error::Unusable { .. } => Errno::INVAL,
     }
 }
 
@@ -121,12 +123,65 @@ pub(crate) fn open_archive(path: &Path) -> Arc<Archive> {
 
 /// Opens the merged tree over the upper in `dir`.
 pub(crate) fn open_overlay(dir: &Path, archive: &Path, options: Options) -> Overlay {
-    let (upper, work) = (dir.join("upper"), dir.join("work"));
+    open_stack(dir, archive, &Stack::default(), options)
+}
+
+/// The serials of the layers of a stack, the bottom one first, the live one last.
+#[derive(Clone, Debug)]
+pub(crate) struct Stack(pub(crate) Vec<u32>);
+
+impl Default for Stack {
+    fn default() -> Self {
+        Self(vec![0])
+    }
+}
+
+impl Stack {
+    pub(crate) fn live(&self) -> u32 {
+        *self.0.last().unwrap()
+    }
+
+    pub(crate) fn frozen(&self) -> &[u32] {
+        &self.0[..self.0.len() - 1]
+    }
+}
+
+/// Where a layer is.
+pub(crate) fn layer_dir(dir: &Path, serial: u32) -> PathBuf {
+    match serial {
+        0 => dir.join("upper"),
+        serial => dir.join("layers").join(serial.to_string()),
+    }
+}
+
+pub(crate) fn open_layers(dir: &Path, serials: &[u32]) -> Vec<Layer> {
+    let open = |serial: &u32| Layer::open(&layer_dir(dir, *serial), LayerSerial(*serial)).unwrap();
+    serials.iter().map(open).collect()
+}
+
+/// As [`open_overlay`], of the layers in `dir` that `stack` names.
+pub(crate) fn open_stack(dir: &Path, archive: &Path, stack: &Stack, options: Options) -> Overlay {
+    let (upper, work) = (layer_dir(dir, stack.live()), dir.join("work"));
     for dir in [&upper, &work] {
         std::fs::create_dir_all(dir).unwrap();
     }
-    let upper = Upper::open(&upper, &work).unwrap();
-    Overlay::new(open_archive(archive), Some(upper), options).unwrap()
+    let upper = Upper::open(&upper, &work).unwrap().with_serial(LayerSerial(stack.live()));
+    let layers = open_layers(dir, stack.frozen());
+    Overlay::stacked(open_archive(archive), layers, Some(upper), options).unwrap()
+}
+
+/// Freezes the live upper of `overlay`, whose layers are `stack` in `dir`.
+pub(crate) fn freeze(overlay: &Overlay, dir: &Path, stack: &mut Stack) {
+    let next = stack.live() + 1;
+    std::fs::create_dir_all(layer_dir(dir, next)).unwrap();
+    let mut committed = 0;
+    let mut commit = || {
+        committed += 1;
+        Ok(())
+    };
+    let frozen = overlay.freeze(&layer_dir(dir, next), LayerSerial(next), &mut commit).unwrap();
+    assert_eq!((frozen, committed), (Frozen::default(), 1));
+    stack.0.push(next);
 }
 
 /// What one file of a tree looks like from outside.
@@ -589,6 +644,11 @@ pub(crate) struct KernelMount {
 
 impl KernelMount {
     pub(crate) fn new(dir: &Path, index: &str) -> Self {
+        Self::stacked(dir, &Stack::default(), index)
+    }
+
+    /// Of the layers in `dir` that `stack` names, the live one as upper.
+    pub(crate) fn stacked(dir: &Path, stack: &Stack, index: &str) -> Self {
         for name in ["lower", "merged"] {
             std::fs::create_dir_all(dir.join(name)).unwrap();
         }
@@ -603,9 +663,16 @@ impl KernelMount {
         );
         let mut options =
             OsString::from(format!("redirect_dir=on,metacopy=on,index={index},xino=off"));
-        for (key, name) in [("lowerdir", "lower"), ("upperdir", "upper"), ("workdir", "work")] {
+        let frozen = stack.frozen().iter().rev().map(|serial| layer_dir(dir, *serial));
+        let lowers: Vec<_> =
+            frozen.chain([dir.join("lower")]).map(PathBuf::into_os_string).collect();
+        let upper = layer_dir(dir, stack.live()).into_os_string();
+        let work = dir.join("work").into_os_string();
+        for (key, value) in
+            [("lowerdir", lowers.join(OsStr::new(":"))), ("upperdir", upper), ("workdir", work)]
+        {
             options.push(format!(",{key}="));
-            options.push(dir.join(name));
+            options.push(value);
         }
         let mount = Self { dir: dir.to_owned() };
         let args = ["-t", "overlay", "overlay", "-o"].map(OsStr::new);

@@ -32,19 +32,31 @@ impl Replica {
     /// and what looks otherwise than before was named by it.
     pub(crate) fn check(&mut self, tree: &Tree) {
         let (mut touched, mut changes) = (BTreeSet::new(), Vec::new());
+        let mut missed = false;
         loop {
             let items = self.reader.read(100);
             if items.is_empty() {
                 break;
             }
             for item in items {
-                let Item::Change(change) = item else { panic!("{item:?}") };
+                let Item::Change(change) = item else {
+                    // A file was changed of which no name is known.
+                    missed = true;
+                    continue;
+                };
+                if missed {
+                    continue;
+                }
                 self.apply(&change);
                 touched.insert(change.ino);
                 changes.push(change);
             }
         }
         let now = tree.iter().map(|(path, seen)| (path.clone(), (seen.ino, seen.kind)));
+        if missed {
+            (self.names, self.before) = (now.collect(), tree.clone());
+            return;
+        }
         assert_eq!(self.names, now.collect(), "names by the stream (left), after {changes:#?}");
         for (path, seen) in tree {
             let Some(before) = self.before.get(path).filter(|before| before.ino == seen.ino) else {

@@ -1,0 +1,183 @@
+//! Files that the kernel reads or writes by itself (passthrough), and so will not have exchanged for another.
+//!
+//! Elsewhere a layer keeps the inode and the live upper gets a copy. Of these the live upper gets the inode, and the
+//! layer a copy: at the freeze if the kernel writes to it, else when it is first changed.
+//!
+//! A copy is made while the kernel may write, so it is of no one moment unless the file stood still meanwhile, or its
+//! file system shares blocks.
+
+use std::ffi::OsStr;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use rustix::fs::{OFlags, RenameFlags};
+use rustix::io::Errno;
+
+use super::super::Overlay;
+use super::super::build::{Built, FrozenInode, Original};
+use super::super::dirs::os_str;
+use super::super::error::{Error, Result};
+use super::super::index::nlink_mark;
+use super::super::node::{Data, Dentry, UpperState};
+use super::super::upper::{Mark, Record};
+use super::Below;
+use super::names::LayerName;
+use crate::cache::may_wait;
+use crate::inode_ops::{Address, copy_data, stat_fd, times_of};
+use crate::types::{FileKind, Ino};
+
+/// How often a file is copied again that has changed meanwhile.
+const ATTEMPTS: usize = 3;
+
+/// A copy for a layer, of a file as it was when it was last changed before.
+pub(super) struct LayerCopy<'a> {
+    pub(super) built: Built<'a>,
+    /// The `st_ctime` of the file, seconds and nanoseconds, when the copying began.
+    pub(super) of: (i64, u32),
+    /// Whether it has changed until that was done.
+    pub(super) is_fuzzy: bool,
+}
+
+impl Overlay {
+    /// Makes a copy of regular file `ino`, `frozen`, which is to take its place in a layer.
+    pub(super) fn copy_for_layer(
+        &self,
+        ino: Ino,
+        frozen: &FrozenInode,
+        attempts: usize,
+    ) -> Result<LayerCopy<'_>> {
+        let upper = self.upper()?;
+        let from = frozen.address.open(OFlags::RDONLY)?;
+        let mut attempt = 0;
+        loop {
+            attempt += 1;
+            let of = changed_at(&from)?;
+            let (draft, fd) = upper.draft_file(OFlags::RDWR, 0o600)?;
+            copy_data(&from, &fd)?;
+            let fd = Arc::new(fd);
+            let copy = Address::Open(Arc::clone(&fd));
+            let stat = frozen.address.stat()?;
+            let frozen = FrozenInode { stat, ..frozen.clone() };
+            let (st_ino, owner) = self.dress(&copy, ino, &Original::Layer(frozen))?;
+            let is_fuzzy = changed_at(&from)? != of;
+            if !is_fuzzy || attempt >= attempts {
+                let (fd, data) = (Some(fd), Data::Upper);
+                let built = Built { draft, fd, st_ino, owner, data, null_device: false };
+                return Ok(LayerCopy { built, of, is_fuzzy });
+            }
+        }
+    }
+
+    /// Takes frozen file `ino`, which the kernel reads by itself, into the live upper, and leaves a copy in the layer.
+    /// Says whether it is there: not where the directory above is not in the upper.
+    pub(in super::super) fn take_up(&self, ino: Ino, frozen: &FrozenInode) -> Result<bool> {
+        if !may_wait() {
+            return Err(Error::WouldCopy);
+        }
+        let copy = self.copy_for_layer(ino, frozen, ATTEMPTS)?;
+        let layer = frozen.state.layer;
+        let in_layer = match (&frozen.place, frozen.stat.stx_nlink) {
+            (None, _) => Vec::new(),
+            (Some(place), 1) => vec![LayerName { dir: Ino::ROOT, place: place.clone() }],
+            (Some(_), _) => self.names_in_layer(ino, layer)?,
+        };
+        let upper = self.upper()?;
+        let _names = self.names.write();
+        let node = self.nodes.get(ino)?;
+        let Dentry::Name(parent, name) = node.dentry else { return Err(Error::Frozen) };
+        let is_live = self.nodes.upper(parent)?.is_some_and(|state| self.is_live(&state));
+        let is_same = node.upper.is_some_and(|now| {
+            (now.layer, now.st_ino) == (layer, frozen.state.st_ino) && now.pin.is_none()
+        });
+        if !is_live || !is_same {
+            return Ok(false);
+        }
+        let dir = self.dir_fd(parent)?;
+        let stat = stat_fd(&dir).map_err(Error::sys("statx", "a directory"))?;
+        self.keep_ctime(parent, &dir, &stat)?;
+        self.set_impure(parent, &dir)?;
+        let inode = &frozen.address;
+        let st_ino = frozen.state.st_ino;
+        self.record(ino, inode, &frozen.state.below, st_ino)?;
+        let mut state = UpperState {
+            owner: frozen.state.owner,
+            ..UpperState::new(
+                (self.live(), st_ino),
+                FileKind::Regular,
+                0,
+                Below::archive(frozen.state.below.archive),
+            )
+        };
+        // First the layer, which holds the same then; the other way round a write would be in both.
+        let (own, ()) = upper.draft(|work, draft| inode.link_to(work, draft))?;
+        for name in &in_layer {
+            self.put_in_layer(&copy.built, name)?;
+        }
+        own.place(&dir, os_str(&name), RenameFlags::NOREPLACE)?;
+        if frozen.stat.stx_nlink > 1 {
+            let entry = Original::Layer(frozen.clone()).index_entry(ino, st_ino);
+            inode.link_to(&upper.index, &entry.name)?;
+            state.extra_links = i64::from(entry.lower_nlink) - 2;
+            self.marks.set(inode, Mark::Nlink, &nlink_mark(b'U', state.extra_links))?;
+            self.index.add(ino, entry);
+            self.nodes.move_to(ino, Dentry::Index);
+            self.nodes.note_alias(ino, parent, os_str(&name));
+        }
+        Address::at(&dir, OsStr::new(".")).set_times(&times_of(&stat))?;
+        self.changed();
+        self.nodes.publish(ino, state);
+        for open in self.handles.of(ino) {
+            open.carried_to(self.live());
+        }
+        Ok(true)
+    }
+
+    /// Gives an inode of the upper that came from a layer the record of its number.
+    pub(super) fn record(
+        &self,
+        ino: Ino,
+        inode: &Address,
+        below: &Below,
+        st_ino: u64,
+    ) -> Result<()> {
+        let record = below.archive.map_or(Record::Number(ino), Record::Archive);
+        self.marks.set(inode, Mark::Record, &record.to_bytes(st_ino))
+    }
+
+    /// Puts a copy under `name` of a layer, in the place of what is there.
+    fn put_in_layer(&self, copy: &Built<'_>, name: &LayerName) -> Result<()> {
+        let dir = self.part_fds.get(&name.place.dir)?;
+        self.put_in_place(copy, &dir, os_str(&name.place.name))?;
+        name.place.dir.set_impure(true);
+        Ok(())
+    }
+
+    /// Puts a copy under `name` in directory `dir`, in the place of what is there, with no change of the directory
+    /// that shows.
+    pub(super) fn put_in_place(
+        &self,
+        copy: &Built<'_>,
+        dir: &Arc<OwnedFd>,
+        name: &OsStr,
+    ) -> Result<()> {
+        let upper = self.upper()?;
+        let stat = stat_fd(dir).map_err(Error::sys("statx", "a directory"))?;
+        let here = Address::at(dir, OsStr::new("."));
+        self.marks.set(&here, Mark::Impure, b"y")?;
+        let address = copy.draft.address();
+        let (draft, ()) = upper.draft(|work, draft| address.link_to(work, draft))?;
+        draft.place(dir, name, RenameFlags::empty())?;
+        Ok(here.set_times(&times_of(&stat))?)
+    }
+}
+
+/// When the file behind `fd` was last changed.
+pub(super) fn changed_at(fd: &OwnedFd) -> Result<(i64, u32)> {
+    let stat = stat_fd(fd).map_err(Error::sys("statx", "an open file"))?;
+    Ok((stat.stx_ctime.tv_sec, stat.stx_ctime.tv_nsec))
+}
+
+/// Of a file that is to be carried to the next upper and has more names than are known.
+pub(super) fn unknown_names() -> Error {
+    Errno::BUSY.into()
+}
