@@ -21,7 +21,7 @@ pub(super) fn file_type(kind: FileKind) -> FileType {
 
 pub(super) fn file_attr(attr: &Attr) -> FileAttr {
     FileAttr {
-        ino: INodeNo(attr.ino.0),
+        ino: INodeNo(attr.number.0),
         size: attr.size,
         blocks: attr.blocks,
         atime: system_time(attr.atime),
@@ -49,6 +49,7 @@ pub(super) fn negative_entry() -> FileAttr {
 pub(super) fn bare(ino: Ino, kind: FileKind) -> FileAttr {
     file_attr(&Attr {
         ino,
+        number: ino,
         generation: 0,
         kind,
         perm: 0,

@@ -76,10 +76,22 @@ impl Context {
         (told, if written.is_some() { Duration::ZERO } else { self.attr_ttl })
     }
 
+    /// As [`Self::told`], with the node's id for its number: the library has one for both. Where they are not the same
+    /// the kernel is to ask for the attributes, which come with the number.
+    pub(super) fn told_of_entry(&self, attr: &Attr) -> (FileAttr, Duration) {
+        match attr.number == attr.ino {
+            true => self.told(attr),
+            false => {
+                let (told, _) = self.told(&Attr { number: attr.ino, ..*attr });
+                (told, Duration::ZERO)
+            }
+        }
+    }
+
     pub(super) fn reply_entry(&self, result: overlay::Result<Attr>, reply: ReplyEntry) {
         match result {
             Ok(attr) => {
-                let (told, ttl) = self.told(&attr);
+                let (told, ttl) = self.told_of_entry(&attr);
                 let generation = Generation(attr.generation);
                 reply.entry_with_ttls(&ttl, &self.entry_ttl, &told, generation);
             }

@@ -42,6 +42,7 @@ mod options;
 mod parked;
 mod pool;
 mod prune;
+mod refresh;
 mod session;
 mod work;
 
@@ -49,5 +50,6 @@ pub use faults::Fault;
 pub(crate) use faults::Faults;
 pub use flags::MountFlags;
 pub use mount::{detach, unmount};
+pub(crate) use refresh::Kernel;
 pub(crate) use options::MountOptions;
 pub(crate) use session::{Mount, Unmounter};

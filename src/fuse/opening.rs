@@ -98,8 +98,8 @@ impl Adapter {
                 let fh = FileHandle(opened.handle.0);
                 let generation = Generation(attr.generation);
                 let (attr, ttl) = match attr.size {
-                    0 => (file_attr(&attr), context.attr_ttl),
-                    _ => context.told(&attr),
+                    0 if attr.number == attr.ino => (file_attr(&attr), context.attr_ttl),
+                    _ => context.told_of_entry(&attr),
                 };
                 let ttl = &context.entry_ttl.min(ttl);
                 let direct = FopenFlags::empty();

@@ -12,6 +12,7 @@ use super::context::Context;
 use super::faults::Faults;
 use super::mount::{detach, mount, unmount};
 use super::options::MountOptions;
+use super::refresh::Kernel;
 use crate::inode_ops::Directory;
 use crate::overlay::Overlay;
 
@@ -67,6 +68,11 @@ impl Mount {
         // Set once, before the first request is served.
         let _ = context.notifier.set(session.notifier());
         Ok(Self { session, overlay: served, context })
+    }
+
+    /// The kernel, to tell it what it does not know.
+    pub(crate) fn kernel(&self) -> Kernel {
+        Kernel::new(&self.context)
     }
 
     /// A handle that unmounts, for signal handlers.

@@ -139,7 +139,8 @@ impl Overlay {
     }
 
     /// Counts a lookup of `ino` if it need not be looked for.
-    pub(super) fn hold_known(&self, ino: Ino) -> Result<Option<Held<'_>>> {
+    pub(super) fn hold_known(&self, number: Ino) -> Result<Option<Held<'_>>> {
+        let ino = self.node_for(number);
         {
             let _names = self.names.read();
             if !self.nodes.enter_known(ino) {
@@ -161,7 +162,7 @@ impl Overlay {
     fn hold_in(&self, directory: &Held<'_>, ino: Ino) -> Result<Option<Held<'_>>> {
         let Some(name) = self.name_in(directory.ino, ino)? else { return Ok(None) };
         match self.across_freezes(|| self.hold(directory.ino, &name)) {
-            Ok(held) => Ok(Some(held).filter(|held| held.ino == ino)),
+            Ok(held) => Ok(Some(held).filter(|held| self.number(held.ino) == self.number(ino))),
             Err(error) if error.is(Errno::NOENT) => Ok(None),
             Err(error) => Err(error),
         }

@@ -40,8 +40,10 @@ impl Rights for Caller {
 /// What `stat` shows of a merged file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Attr {
-    /// FUSE node id and `st_ino`.
+    /// FUSE node id, and its `st_ino` unless [`Attr::number`] is another.
     pub ino: Ino,
+    /// `st_ino`. It is no node's id of a file that was open when a rollback has changed it.
+    pub number: Ino,
     /// Tells apart two files of the upper that had the same inode number one after the other.
     pub generation: u64,
     /// The kind of file.
@@ -160,6 +162,7 @@ pub(super) fn from_upper(ino: Ino, generation: u64, stat: &Statx) -> Result<Attr
     let time = |t: rustix::fs::StatxTimestamp| Timestamp { seconds: t.tv_sec, nanos: t.tv_nsec };
     Ok(Attr {
         ino,
+        number: ino,
         generation,
         kind: kind_of(stat)?,
         perm: stat.stx_mode & 0o7777,

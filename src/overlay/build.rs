@@ -310,7 +310,7 @@ impl Overlay {
         // After the file's own, as these can be done without if there is no room for all.
         let recorded = if begun.refused.owner { self.record_owner(copy, owner)? } else { None };
         let kind = original.kind();
-        let record = original.archive().map_or(Record::Number(ino), Record::Archive);
+        let record = original.archive().map_or(Record::Number(self.number(ino)), Record::Archive);
         upper.marks.try_set(copy, kind, Mark::Record, &record.to_bytes(stat.stx_ino))?;
         match original {
             Original::Archive(inode) => {

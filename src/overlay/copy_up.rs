@@ -174,7 +174,7 @@ impl Overlay {
                 let stat = stat_fd(&dir).map_err(Error::sys("statx", "a directory"))?;
                 self.keep_ctime(*parent, &dir, &stat)?;
                 self.set_impure(*parent, &dir)?;
-                let entry = original.index_entry(ino, built.st_ino);
+                let entry = original.index_entry(self.number(ino), built.st_ino);
                 if kind != FileKind::Directory
                     && entry.lower_nlink > 1
                     && self.is_unindexed(&entry)?

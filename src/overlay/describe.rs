@@ -22,6 +22,7 @@ use crate::types::{FileKind, Ino, LayerSerial, Owner};
 /// What a name in the merged tree means.
 #[derive(Clone, Debug)]
 pub(super) struct Found {
+    /// Its number.
     pub(super) ino: Ino,
     pub(super) kind: FileKind,
     pub(super) upper: Option<UpperState>,
@@ -76,7 +77,7 @@ impl Overlay {
             LowerEntry::Archive(child) => (self.lower.ino(child.inode)?, child.kind, None),
             LowerEntry::Layer(found, _) => (found.ino, found.kind, found.upper.clone()),
         };
-        let known = self.nodes.find(ino).and_then(|node| node.upper);
+        let known = self.nodes.meant(ino).and_then(|node| node.upper);
         let upper = match (known, self.index.get(ino)) {
             (Some(upper), _) => Some(upper),
             (None, Some(entry)) => {
@@ -101,7 +102,7 @@ impl Overlay {
         let kind = kind_of(stat)?;
         let known =
             self.nodes.copied_as(stat.stx_ino).unwrap_or(ino::of_birth(dir.layer, stat.stx_ino));
-        if let Some(upper) = self.nodes.find(known).and_then(|node| node.upper)
+        if let Some(upper) = self.nodes.meant(known).and_then(|node| node.upper)
             && (upper.layer, upper.st_ino) == (dir.layer, stat.stx_ino)
         {
             return Ok(Some(Found { ino: known, kind, upper: Some(upper) }));
@@ -169,7 +170,7 @@ impl Overlay {
         if let Some(upper) = &mut found.upper {
             if self.is_metacopy(address, stat)? {
                 upper.data = match archive {
-                    Some(inode) if !dir.below.has_parts() => Data::Lower(inode),
+                    Some(inode) if !self.stack.has_layers_below(dir.layer) => Data::Lower(inode),
                     _ => self.data_of(dir, address, beneath)?,
                 };
             }

@@ -101,7 +101,7 @@ impl Overlay {
         let is_nameless = |pin: &Arc<OwnedFd>| {
             state.kind == FileKind::Directory || stat_fd(pin).is_ok_and(|stat| stat.stx_nlink == 0)
         };
-        self.is_live(state) || state.pin.as_ref().is_some_and(is_nameless)
+        self.is_live(state) || state.is_apart || state.pin.as_ref().is_some_and(is_nameless)
     }
 
     /// Both halves of directory `ino`. Called with `names` held.
@@ -127,7 +127,7 @@ impl Overlay {
         match state.whole {
             Some(whole) => Ok(whole),
             // One that was removed has nothing in it.
-            None if state.pin.is_some() => Ok(Below::default()),
+            None if state.pin.is_some() || state.place.is_some() => Ok(Below::default()),
             None => self.part_of(ino, state.layer).map(|top| state.below.with_top(top)),
         }
     }
@@ -219,6 +219,7 @@ impl Overlay {
         let is_live = self.is_live(&state);
         let address = match (&state.pin, node.dentry) {
             (Some(pin), _) => Address::Pinned(Arc::clone(pin)),
+            (None, Dentry::Nowhere) if let Some(place) = &state.place => self.in_layer(place)?,
             (None, Dentry::Name(parent, name)) if is_live => {
                 Address::at(&self.dir_fd(parent)?, os_str(&name))
             }

@@ -120,4 +120,8 @@ impl Listings {
     pub(super) fn remove(&self, ino: Ino) {
         self.0.lock().pop(&ino);
     }
+
+    pub(super) fn clear(&self) {
+        self.0.lock().clear();
+    }
 }

@@ -61,11 +61,14 @@ pub(super) struct Open {
     source: RwLock<Source>,
     /// Whether the kernel was given the descriptor, to read or write by itself.
     is_kernel_s: AtomicBool,
+    /// Whether it is of a live upper that was rolled away: what is written goes there.
+    is_apart: AtomicBool,
 }
 
 impl Open {
     pub(super) fn new(ino: Ino, flags: OFlags, source: Source) -> Self {
-        Self { ino, flags, source: RwLock::new(source), is_kernel_s: AtomicBool::new(false) }
+        let (is_kernel_s, is_apart) = (AtomicBool::new(false), AtomicBool::new(false));
+        Self { ino, flags, source: RwLock::new(source), is_kernel_s, is_apart }
     }
 
     /// Where its data is now.
@@ -86,6 +89,15 @@ impl Open {
     /// The kernel is about to read or write it by itself.
     pub(super) fn give_to_kernel(&self) {
         self.is_kernel_s.store(true, Ordering::Release);
+    }
+
+    /// Whether it is of a live upper that was rolled away.
+    pub(super) fn is_apart(&self) -> bool {
+        self.is_apart.load(Ordering::Acquire)
+    }
+
+    pub(super) fn set_apart(&self) {
+        self.is_apart.store(true, Ordering::Release);
     }
 
     /// The same file is of layer `layer` now.

@@ -7,6 +7,7 @@
 
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
+use std::sync::Arc;
 
 use parking_lot::RwLock;
 use rustix::fs::AtFlags;
@@ -16,6 +17,7 @@ use super::Overlay;
 use super::attr::kind_of;
 use super::dirs::DirView;
 use super::error::{Error, Result};
+use super::ids::Ids;
 use super::lookup::Physical;
 use super::lower::Lower;
 use super::upper::{Mark, Record, Upper, parse_index_name};
@@ -24,7 +26,7 @@ use crate::types::{FileKind, Ino, InodeRef};
 
 /// What is in the index directory.
 #[derive(Debug, Default)]
-pub(super) struct Index(RwLock<Entries>);
+pub(super) struct Index(RwLock<Entries>, Arc<Ids>);
 
 #[derive(Debug, Default)]
 struct Entries {
@@ -44,7 +46,7 @@ pub(super) struct Entry {
 
 impl Index {
     /// Reads the index of `upper`. Entries that do not lead to a lower inode are left alone.
-    pub(super) fn load(upper: &Upper, lower: &Lower) -> Result<Self> {
+    pub(super) fn load(upper: &Upper, lower: &Lower, ids: Arc<Ids>) -> Result<Self> {
         let mut entries = Entries::default();
         for (name, st_ino, _) in list(&upper.index)? {
             let layers = parse_layer_index_name(name.as_encoded_bytes());
@@ -78,12 +80,12 @@ impl Index {
                 entries.add(ino, entry);
             }
         }
-        Ok(Self(RwLock::new(entries)))
+        Ok(Self(RwLock::new(entries), ids))
     }
 
     /// The entry of `ino`.
     pub(super) fn get(&self, ino: Ino) -> Option<Entry> {
-        self.0.read().by_ino.get(&ino).cloned()
+        self.0.read().by_ino.get(&self.1.number_of(ino)).cloned()
     }
 
     /// All entries.
@@ -107,12 +109,12 @@ impl Index {
 
     /// Notes that `ino` is in the index directory as `entry` says.
     pub(super) fn add(&self, ino: Ino, entry: Entry) {
-        self.0.write().add(ino, entry);
+        self.0.write().add(self.1.number_of(ino), entry);
     }
 
     fn remove(&self, ino: Ino) {
         let mut entries = self.0.write();
-        if let Some(entry) = entries.by_ino.remove(&ino) {
+        if let Some(entry) = entries.by_ino.remove(&self.1.number_of(ino)) {
             entries.by_st_ino.remove(&entry.st_ino);
         }
     }

@@ -19,6 +19,9 @@ const UPPER_BORN: u64 = 1 << 63;
 /// Marks those of them that are made of more than there is room for.
 const MIXED: u64 = 1 << 62;
 
+/// Marks, with the two above, node ids that are no numbers.
+const ID: u64 = 1 << 61;
+
 /// How many bits an inode number of the upper has, usually, and how many are left for the serial of its layer.
 const ST_INO_BITS: u32 = 44;
 const SERIAL_BITS: u32 = 18;
@@ -59,14 +62,24 @@ pub(super) fn of_birth(layer: LayerSerial, st_ino: u64) -> Ino {
     if st_ino >> ST_INO_BITS == 0 && serial >> SERIAL_BITS == 0 {
         return Ino(UPPER_BORN | serial << ST_INO_BITS | st_ino);
     }
-    // There is not room for both. Two files with one number would need 2^31 of them.
+    // There is not room for both. Two files with one number would need 2^30 of them.
     let mut bytes = [0; 12];
     for (to, from) in
         bytes.iter_mut().zip(serial.to_le_bytes().into_iter().take(4).chain(st_ino.to_le_bytes()))
     {
         *to = from;
     }
-    Ino(UPPER_BORN | MIXED | (XxHash3_64::oneshot(&bytes) & (MIXED - 1)))
+    Ino(UPPER_BORN | MIXED | (XxHash3_64::oneshot(&bytes) & (ID - 1)))
+}
+
+/// Whether `ino` is a node id that is no number: see [`super::ids`].
+pub(super) fn is_id(ino: Ino) -> bool {
+    ino.0 & (UPPER_BORN | MIXED | ID) == UPPER_BORN | MIXED | ID
+}
+
+/// The `nth` such id.
+pub(super) fn of_id(nth: u64) -> Ino {
+    Ino(UPPER_BORN | MIXED | ID | (nth & (ID - 1)))
 }
 
 /// The number of a name that leads to `inode`, where none can be.
@@ -116,8 +129,10 @@ mod tests {
                 let ino = of_birth(LayerSerial(serial), st_ino);
                 assert!(seen.insert(ino), "{ino} twice");
                 assert_eq!(to_lower(ino, InodeRef::new(0, 0)), None);
+                assert!(!is_id(ino));
             }
         }
+        assert!(is_id(of_id(0)) && is_id(of_id(u64::MAX)) && of_id(0) != of_id(1));
         // As they were before there were layers.
         assert_eq!(of_birth(LayerSerial(0), 12), Ino(UPPER_BORN | 12));
     }

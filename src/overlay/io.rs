@@ -54,7 +54,9 @@ impl Overlay {
                 // No freeze comes between the look at where it is and the change.
                 let _changing = self.changing.read();
                 match open.source() {
-                    Source::File(layer, fd) if layer == self.live() => return change(&fd),
+                    Source::File(layer, fd) if layer == self.live() || open.is_apart() => {
+                        return change(&fd);
+                    }
                     Source::File(..) | Source::Archive(_) => {}
                 }
             }

@@ -43,7 +43,7 @@ impl Overlay {
             return Err(Errno::PERM.into());
         }
         let fd = dir.fd()?;
-        if ino != ino::of_birth(state.layer, state.st_ino) {
+        if self.number(ino) != ino::of_birth(state.layer, state.st_ino) {
             self.set_impure(parent, fd)?;
         }
         if inode.stat()?.stx_nlink == 0 {

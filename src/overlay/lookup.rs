@@ -110,6 +110,7 @@ impl Overlay {
             return Err(changed_behind(format_args!("inode {}", state.st_ino)));
         }
         let mut attr = from_upper(ino, state.generation, stat)?;
+        attr.number = self.number(ino);
         if let Some(owner) = state.owner {
             (attr.uid, attr.gid) = (owner.uid, owner.gid);
         }
@@ -140,8 +141,19 @@ impl Overlay {
         self.enter(parent, name, found)
     }
 
+    /// The number of node `ino`.
+    pub(super) fn number(&self, ino: Ino) -> Ino {
+        self.ids.number_of(ino)
+    }
+
+    /// The node that stands for `number` from now on.
+    pub(super) fn node_for(&self, number: Ino) -> Ino {
+        self.nodes.stand_in(number, |id| !self.handles.of(id).is_empty())
+    }
+
     /// Counts a lookup of `found`. Called with `names` held.
-    pub(super) fn enter(&self, parent: Ino, name: &OsStr, found: Found) -> Result<Held<'_>> {
+    pub(super) fn enter(&self, parent: Ino, name: &OsStr, mut found: Found) -> Result<Held<'_>> {
+        found.ino = self.node_for(found.ino);
         let dentry = match self.index.get(found.ino) {
             Some(_) => Dentry::Index,
             None => Dentry::named(parent, name),

@@ -8,6 +8,7 @@ use super::Overlay;
 use super::attr::Attr;
 use super::describe::Found;
 use super::error::{Error, Result};
+use super::ids::Ids;
 use super::ino;
 use super::node::{Data, InLayer};
 use super::stack::Below;
@@ -87,11 +88,12 @@ impl LowerEntry {
 /// The archive below the merged tree.
 pub(super) struct Lower {
     archive: Arc<Archive>,
+    ids: Arc<Ids>,
 }
 
 impl Lower {
-    pub(super) fn new(archive: Arc<Archive>) -> Self {
-        Self { archive }
+    pub(super) fn new(archive: Arc<Archive>, ids: Arc<Ids>) -> Self {
+        Self { archive, ids }
     }
 
     pub(super) fn archive(&self) -> &Archive {
@@ -121,7 +123,7 @@ impl Lower {
 
     /// The lower inode behind a merged number, if it is not of the upper.
     pub(super) fn inode_ref(&self, ino: Ino) -> Option<InodeRef> {
-        ino::to_lower(ino, self.archive.root())
+        ino::to_lower(self.ids.number_of(ino), self.archive.root())
     }
 
     /// The lower inode behind a merged number that nothing in the upper stands for.
@@ -176,6 +178,7 @@ impl Lower {
     pub(super) fn attr(&self, ino: Ino, inode: &Inode) -> Attr {
         Attr {
             ino,
+            number: self.ids.number_of(ino),
             generation: 0,
             kind: inode.kind,
             perm: inode.permissions,

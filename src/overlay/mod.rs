@@ -2,7 +2,7 @@
 //!
 //! | file | idea |
 //! | --- | --- |
-//! | `ino` | how merged files get their numbers |
+//! | `ino`, `ids` | how merged files get their numbers, and which nodes have others than their ids |
 //! | `identity`, `owner` | whose files are shown to be, and what the upper stores of that |
 //! | `node`, `nodes`, `dense`, `name` | what the kernel knows: number → dentry and inode in the upper |
 //! | `lower` | the archive, with merged numbers |
@@ -51,6 +51,7 @@ mod error;
 mod halves;
 mod handles;
 mod identity;
+mod ids;
 mod index;
 mod ino;
 mod io;
@@ -100,6 +101,7 @@ use crate::watch::{ChangeLog, Limits};
 use build::Original;
 use dirs::Dirs;
 use handles::Handles;
+use ids::Ids;
 use index::Index;
 use kernel_writes::KernelWrites;
 use lower::Lower;
@@ -177,6 +179,7 @@ pub struct Overlay {
     options: Options,
     identity: Identity,
     nodes: Nodes,
+    ids: Arc<Ids>,
     dirs: Dirs,
     part_fds: PartFds,
     index: Index,
@@ -215,13 +218,14 @@ impl Overlay {
         upper: Option<Upper>,
         options: Options,
     ) -> Result<Self> {
-        let lower = Lower::new(lower);
+        let ids: Arc<Ids> = Arc::default();
+        let lower = Lower::new(lower, Arc::clone(&ids));
         let mut index = Index::default();
         let mut fresh = false;
         if let Some(upper) = &upper {
             fresh = claim(upper, &lower)?;
             index::claim(upper, fresh)?;
-            index = Index::load(upper, &lower)?;
+            index = Index::load(upper, &lower, Arc::clone(&ids))?;
         }
         let marks = stack::check(&layers, &lower, upper.as_ref())?;
         let numbers = match (&upper, layers.last()) {
@@ -242,7 +246,8 @@ impl Overlay {
             _layers: Mutex::new(layers),
             options,
             identity: Identity::default(),
-            nodes: Nodes::new(root),
+            nodes: Nodes::new(root, Arc::clone(&ids)),
+            ids,
             dirs: Dirs::new(options.directory_fds),
             part_fds: PartFds::new(options.directory_fds),
             index,

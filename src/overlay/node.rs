@@ -103,6 +103,10 @@ pub(super) struct UpperState {
     pub(super) impure: Option<bool>,
     /// Of a directory: whether it is known to be prepared for whiteouts.
     pub(super) whiteouts: bool,
+    /// Where the inode is in a layer, of what a rollback has taken its name from.
+    pub(super) place: Option<InLayer>,
+    /// Whether it was in the live upper when that was rolled away: then nobody else has it.
+    pub(super) is_apart: bool,
     /// Reaches the inode where no name does.
     pub(super) pin: Option<Arc<OwnedFd>>,
 }
@@ -130,6 +134,8 @@ impl UpperState {
             was_opened: false,
             impure: None,
             whiteouts: false,
+            place: None,
+            is_apart: false,
             pin: None,
         }
     }

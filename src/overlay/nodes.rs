@@ -9,6 +9,7 @@ use std::collections::hash_map::RandomState;
 use std::ffi::{OsStr, OsString};
 use std::hash::BuildHasher;
 use std::os::unix::ffi::OsStrExt;
+use std::sync::Arc;
 
 use parking_lot::{MappedMutexGuard, Mutex, MutexGuard};
 use rustix::io::Errno;
@@ -16,6 +17,7 @@ use rustix::io::Errno;
 use super::aliases::Aliases;
 use super::dense::Dense;
 use super::error::{Error, Result};
+use super::ids::Ids;
 use super::name::Name;
 use super::node::{Dentry, Snapshot, UpperState};
 use super::parents::UpperParents;
@@ -31,13 +33,15 @@ struct Node {
     lookups: u32,
     /// Nodes that have their dentry in this one.
     children: u32,
+    /// Whether it does not stand for its number any more: what has that is something else since a rollback.
+    is_orphan: bool,
     dentry: Dentry,
     upper: Option<Box<UpperState>>,
 }
 
 /// The node table.
 #[derive(Debug)]
-pub(super) struct Nodes(Mutex<Table>);
+pub(super) struct Nodes(Mutex<Table>, Arc<Ids>);
 
 #[derive(Debug)]
 struct Table {
@@ -47,18 +51,112 @@ struct Table {
     /// Where files in the upper are that have no node, once somebody asked.
     upper_parents: Option<UpperParents>,
     aliases: Aliases,
+    ids: Arc<Ids>,
 }
 
 impl Nodes {
     /// A table with only the root, which stays.
-    pub(super) fn new(root: Option<UpperState>) -> Self {
-        let root =
-            Node { lookups: 1, children: 0, dentry: Dentry::Nowhere, upper: root.map(Box::new) };
+    pub(super) fn new(root: Option<UpperState>, ids: Arc<Ids>) -> Self {
+        let root = Node { lookups: 1, ..Node::new(Dentry::Nowhere, root) };
         let mut nodes = Dense::new();
         // There is room for the first.
         let _ = nodes.insert(Ino::ROOT, root);
         let (copied, aliases) = (HashMap::new(), Aliases::default());
-        Self(Mutex::new(Table { nodes, copied, upper_parents: None, aliases }))
+        let same = Arc::clone(&ids);
+        Self(Mutex::new(Table { nodes, copied, upper_parents: None, aliases, ids: same }), ids)
+    }
+
+    /// The node that stands for number `number`, if there is one that does.
+    pub(super) fn meant(&self, number: Ino) -> Option<Snapshot> {
+        let id = self.1.id_of(number);
+        self.0.lock().nodes.get(id).filter(|node| !node.is_orphan).map(Node::snapshot)
+    }
+
+    /// The node that is to stand for number `number` from now on, if it is found. `is_open` says of a node whether
+    /// somebody has it open, and so has to keep it.
+    pub(super) fn stand_in(&self, number: Ino, is_open: impl Fn(Ino) -> bool) -> Ino {
+        let id = self.1.id_of(number);
+        let orphan = {
+            let mut table = self.0.lock();
+            match table.nodes.get_mut(id).filter(|node| node.is_orphan) {
+                None => return id,
+                // In this order: who opens it looks once more at what it is when it is known to be open.
+                Some(node) => {
+                    node.is_orphan = false;
+                    node.upper.take()
+                }
+            }
+        };
+        if !is_open(id) {
+            return id;
+        }
+        let mut table = self.0.lock();
+        if let Some(node) = table.nodes.get_mut(id) {
+            (node.is_orphan, node.upper) = (true, orphan);
+        }
+        self.1.split(number)
+    }
+
+    /// Has `id` stand for nothing any more, from where `place` it is reached, if it is not in the archive. `change` changes
+    /// what is known of it in a layer. Says whether it is known.
+    pub(super) fn orphan(&self, id: Ino, change: impl FnOnce(&mut UpperState)) -> bool {
+        let mut dropped = Vec::new();
+        let mut table = self.0.lock();
+        let Some(node) = table.nodes.get_mut(id).filter(|node| !node.is_orphan) else {
+            return false;
+        };
+        node.is_orphan = true;
+        if let Some(upper) = &mut node.upper {
+            change(upper);
+        }
+        self.1.take(id);
+        let old = table.move_to(id, Dentry::Nowhere);
+        table.aliases.forget(id);
+        if let Some(parent) = old {
+            table.collect(parent, &mut dropped);
+        }
+        true
+    }
+
+    /// Has directory `ino`, if it is known, be what `upper` says, at `dentry` if that is another.
+    pub(super) fn restate(
+        &self,
+        ino: Ino,
+        upper: Option<UpperState>,
+        dentry: Option<Dentry>,
+    ) -> bool {
+        let mut dropped = Vec::new();
+        let mut table = self.0.lock();
+        let Some(node) = table.nodes.get_mut(ino) else { return false };
+        let before = std::mem::replace(&mut node.upper, upper.map(Box::new));
+        table.forget_copied(ino, before.as_deref());
+        table.note_copied(ino);
+        if let Some(dentry) = dentry
+            && let Some(parent) = table.move_to(ino, dentry)
+        {
+            table.collect(parent, &mut dropped);
+        }
+        true
+    }
+
+    /// Makes a node for directory `ino` at `dentry`, if there is none, which stays for as long as another is in it.
+    pub(super) fn make_known(&self, ino: Ino, dentry: Dentry, upper: Option<UpperState>) {
+        let mut table = self.0.lock();
+        if table.nodes.contains(ino) {
+            return;
+        }
+        let above = dentry.parent();
+        if table.nodes.insert(ino, Node::new(dentry, upper)).is_ok()
+            && let Some(parent) = above.and_then(|parent| table.nodes.get_mut(parent))
+        {
+            parent.children += 1;
+        }
+        table.note_copied(ino);
+    }
+
+    /// Whether there is a node of `ino`.
+    pub(super) fn is_known(&self, ino: Ino) -> bool {
+        self.0.lock().nodes.contains(ino)
     }
 
     /// The node of `ino`, if there is one.
@@ -77,7 +175,7 @@ impl Nodes {
         Ok(table.nodes.get(ino).ok_or_else(|| unknown(ino))?.upper.as_deref().cloned())
     }
 
-    /// The node that keeps a lower number over inode `st_ino` of the upper.
+    /// The number that is kept over inode `st_ino` of the upper, or of a layer.
     pub(super) fn copied_as(&self, st_ino: u64) -> Option<Ino> {
         self.0.lock().copied.get(&st_ino).copied()
     }
@@ -115,8 +213,8 @@ impl Nodes {
                 }
             }
             None => {
-                let (above, upper) = (dentry.parent(), upper.map(Box::new));
-                let node = Node { lookups: 1, children: 0, dentry, upper };
+                let above = dentry.parent();
+                let node = Node { lookups: 1, ..Node::new(dentry, upper) };
                 table.nodes.insert(ino, node).map_err(|_| Errno::NOMEM)?;
                 if let Some(parent) = above.and_then(|p| table.nodes.get_mut(p)) {
                     parent.children += 1;
@@ -135,7 +233,7 @@ impl Nodes {
             node.lookups = node.lookups.saturating_add(1);
             return Ok(());
         }
-        let node = Node { lookups: 1, children: 0, dentry: Dentry::Nowhere, upper: None };
+        let node = Node { lookups: 1, ..Node::new(Dentry::Nowhere, None) };
         Ok(table.nodes.insert(ino, node).map_err(|_| Errno::NOMEM)?)
     }
 
@@ -278,6 +376,11 @@ fn unknown(ino: Ino) -> Error {
 }
 
 impl Node {
+    fn new(dentry: Dentry, upper: Option<UpperState>) -> Self {
+        let upper = upper.map(Box::new);
+        Self { lookups: 0, children: 0, is_orphan: false, dentry, upper }
+    }
+
     /// Whether nothing but the kernel's memory of it keeps it.
     fn is_free(&self) -> bool {
         let pinned = self.upper.as_ref().is_some_and(|upper| upper.pin.is_some());
@@ -357,13 +460,13 @@ impl Table {
             && let Some(upper) = self.nodes.get(ino).and_then(|node| node.upper.as_ref())
             && super::ino::of_birth(upper.layer, upper.st_ino) != ino
         {
-            self.copied.insert(upper.st_ino, ino);
+            self.copied.insert(upper.st_ino, self.ids.number_of(ino));
         }
     }
 
     fn forget_copied(&mut self, ino: Ino, upper: Option<&UpperState>) {
         if let Some(upper) = upper
-            && self.copied.get(&upper.st_ino) == Some(&ino)
+            && self.copied.get(&upper.st_ino) == Some(&self.ids.number_of(ino))
         {
             self.copied.remove(&upper.st_ino);
         }
@@ -394,6 +497,7 @@ impl Table {
             if let Some(node) = self.nodes.remove(ino) {
                 self.aliases.forget(ino);
                 self.forget_copied(ino, node.upper.as_deref());
+                self.ids.forget(ino);
                 if let Some(parent) = node.dentry.parent() {
                     if let (Some(parents), Some(_)) = (&mut self.upper_parents, &node.upper) {
                         parents.note(ino, parent);
@@ -418,7 +522,7 @@ mod tests {
     }
 
     fn tree() -> Nodes {
-        let nodes = Nodes::new(None);
+        let nodes = Nodes::new(None, Arc::default());
         nodes.enter(Ino(10), at(1, "a"), None).unwrap();
         nodes.enter(Ino(11), at(10, "b"), None).unwrap();
         nodes.enter(Ino(12), at(11, "c"), None).unwrap();
@@ -462,7 +566,7 @@ mod tests {
 
     #[test]
     fn siblings_are_picked_together_and_directories_by_chance() {
-        let nodes = Nodes::new(None);
+        let nodes = Nodes::new(None, Arc::default());
         for dir in 100..1100 {
             nodes.enter(Ino(dir), at(1, &dir.to_string()), None).unwrap();
             for file in 0..10 {

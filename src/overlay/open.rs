@@ -105,8 +105,13 @@ impl Overlay {
             if let Backing::Layer { was_there: false } = backing {
                 self.nodes.update(ino, |state| state.was_opened = true);
             }
+            let of = self.nodes.upper(ino)?.map(|state| (state.layer, state.st_ino));
             let handle = self.handles.add(Open::new(ino, flags, source));
-            return Ok(Opened { handle, backing });
+            // Who finds it under its name after a rollback may have taken it for another, until it was known to be open.
+            if self.nodes.upper(ino)?.map(|state| (state.layer, state.st_ino)) == of {
+                return Ok(Opened { handle, backing });
+            }
+            self.handles.remove(handle);
         }
     }
 

@@ -381,10 +381,12 @@ impl Overlay {
             }
         };
         let (held, entry) = match &described {
-            Some(Ok((held, attr))) => {
+            Some(Ok((held, attr))) if attr.number == held.ino => {
                 let (ino, kind) = (held.ino, held.kind);
                 (None, DirEntry { ino, kind, attr: Some(*attr), ..bare })
             }
+            // What is listed with attributes has one number for both.
+            Some(Ok(_)) => (Some(self.count(ino, kind)?), bare),
             Some(Err(error)) if error.is(Errno::NOENT) => return Ok(ControlFlow::Continue(())),
             Some(Err(error)) => {
                 reading.unreachable = error.is_of_the_store();
@@ -392,10 +394,12 @@ impl Overlay {
             }
             None => (Some(self.count(ino, kind)?), bare),
         };
-        let flow = reading.give(&entry);
+        let (flow, has_attr) = (reading.give(&entry), entry.attr.is_some());
         if flow.is_continue() {
             std::mem::forget(held);
-            if let Some(Ok((held, _))) = described {
+            if let Some(Ok((held, _))) = described
+                && has_attr
+            {
                 std::mem::forget(held);
             }
         }

@@ -144,7 +144,7 @@ impl Overlay {
         let dir = self.dir_view(parent)?;
         let slot = self.slot(&dir, name, beneath)?;
         match slot.found {
-            Some(found) if found.ino == ino => Ok((dir, slot.physical)),
+            Some(found) if found.ino == self.number(ino) => Ok((dir, slot.physical)),
             Some(_) | None => Err(Errno::NOENT.into()),
         }
     }

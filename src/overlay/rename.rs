@@ -166,7 +166,7 @@ impl Overlay {
         let to_dir = self.dir_view(to.parent)?;
         let slot = self.slot(&to_dir, to.name, &to.beneath)?;
         let target = to.held.as_ref();
-        if slot.found.map(|found| found.ino) != target.map(|target| target.ino) {
+        if slot.found.map(|found| found.ino) != target.map(|target| self.number(target.ino)) {
             return Err(Errno::NOENT.into());
         }
         let (from_fd, to_fd) = (from_dir.fd()?, to_dir.fd()?);
@@ -320,7 +320,7 @@ impl Overlay {
         if !self.is_live(&state) {
             return Err(Error::Frozen);
         }
-        if held.ino != ino::of_birth(state.layer, state.st_ino) {
+        if self.number(held.ino) != ino::of_birth(state.layer, state.st_ino) {
             self.set_impure(to.ino, to.fd()?)?;
         }
         if held.kind != FileKind::Directory {

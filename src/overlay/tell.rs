@@ -127,7 +127,7 @@ impl Overlay {
         if self.log.is_watched()
             && let Some(path) = self.nodes.path_in(parent, name)
         {
-            self.log.write(what, kind, ino.0, path);
+            self.log.write(what, kind, self.number(ino).0, path);
         }
     }
 
@@ -147,7 +147,7 @@ impl Overlay {
             self.log.lose();
         }
         for path in paths {
-            self.log.write(what.clone(), kind, ino.0, path);
+            self.log.write(what.clone(), kind, self.number(ino).0, path);
         }
     }
 

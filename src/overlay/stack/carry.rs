@@ -115,7 +115,7 @@ impl Overlay {
         }
         own.place(&dir, os_str(&name), RenameFlags::NOREPLACE)?;
         if frozen.stat.stx_nlink > 1 {
-            let entry = Original::Layer(frozen.clone()).index_entry(ino, st_ino);
+            let entry = Original::Layer(frozen.clone()).index_entry(self.number(ino), st_ino);
             inode.link_to(&upper.index, &entry.name)?;
             state.extra_links = i64::from(entry.lower_nlink) - 2;
             self.marks.set(inode, Mark::Nlink, &nlink_mark(b'U', state.extra_links))?;
@@ -140,7 +140,7 @@ impl Overlay {
         below: &Below,
         st_ino: u64,
     ) -> Result<()> {
-        let record = below.archive.map_or(Record::Number(ino), Record::Archive);
+        let record = below.archive.map_or(Record::Number(self.number(ino)), Record::Archive);
         self.marks.set(inode, Mark::Record, &record.to_bytes(st_ino))
     }
 

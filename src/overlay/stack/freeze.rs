@@ -58,7 +58,7 @@ struct Carried<'a> {
 }
 
 /// The next upper, in the making.
-struct Next<'a> {
+pub(super) struct Next<'a> {
     overlay: &'a Overlay,
     serial: LayerSerial,
     root: Arc<OwnedFd>,
@@ -97,8 +97,7 @@ impl Overlay {
             }
             let _names = self.names.write();
             if self.index.is_empty() {
-                let made = HashMap::new();
-                let mut next = Next { overlay: self, serial, root, made, order: Vec::new() };
+                let mut next = Next::new(self, serial, root);
                 let frozen = next.freeze(copies, commit);
                 if frozen.is_err() {
                     next.give_up();
@@ -152,7 +151,7 @@ impl Overlay {
     }
 
     /// What the live upper has of `ino`, if that has a name. Called with `names` held.
-    fn in_upper_now(&self, ino: Ino) -> Result<Option<FrozenInode>> {
+    pub(super) fn in_upper_now(&self, ino: Ino) -> Result<Option<FrozenInode>> {
         let (address, state) = self.address(ino)?;
         let address = Address::Pinned(address.pin()?);
         let stat = self.numbers.identify(&address, address.stat()?)?;
@@ -164,6 +163,18 @@ impl Overlay {
 }
 
 impl<'a> Next<'a> {
+    pub(super) fn new(overlay: &'a Overlay, serial: LayerSerial, root: Arc<OwnedFd>) -> Self {
+        Self { overlay, serial, root, made: HashMap::new(), order: Vec::new() }
+    }
+
+    pub(super) fn serial(&self) -> LayerSerial {
+        self.serial
+    }
+
+    pub(super) fn root(&self) -> &Arc<OwnedFd> {
+        &self.root
+    }
+
     /// Called with `names` held exclusively.
     fn freeze(
         &mut self,
@@ -171,17 +182,15 @@ impl<'a> Next<'a> {
         commit: &mut dyn FnMut() -> io::Result<()>,
     ) -> Result<Frozen> {
         let overlay = self.overlay;
-        self.dress_root()?;
+        let now = overlay.in_upper_now(Ino::ROOT)?.ok_or(Errno::NOENT)?;
+        self.dress_root_as(&Original::Layer(now))?;
         let mut carried = Vec::new();
         for ino in overlay.files_of_kernel() {
             carried.extend(self.carry(ino, copies.remove(&ino))?);
         }
         self.set_times()?;
         let changing = overlay.changing.write();
-        commit().map_err(|error| {
-            let errno = Errno::from_io_error(&error).unwrap_or(Errno::IO);
-            Error::sys("commit", format_args!("a freeze: {error}"))(errno)
-        })?;
+        self.commit(commit)?;
         self.flip()?;
         drop(changing);
         let mut frozen = Frozen::default();
@@ -197,8 +206,16 @@ impl<'a> Next<'a> {
         Ok(frozen)
     }
 
-    /// Gives the root what the root of the upper has.
-    fn dress_root(&mut self) -> Result<()> {
+    /// The point of no return.
+    pub(super) fn commit(&self, commit: &mut dyn FnMut() -> io::Result<()>) -> Result<()> {
+        commit().map_err(|error| {
+            let errno = Errno::from_io_error(&error).unwrap_or(Errno::IO);
+            Error::sys("commit", error)(errno)
+        })
+    }
+
+    /// Makes the root what `original`, the root of another stack, is.
+    pub(super) fn dress_root_as(&mut self, original: &Original) -> Result<()> {
         let overlay = self.overlay;
         let upper = overlay.upper()?;
         let root = Address::at(&self.root, OsStr::new("."));
@@ -209,17 +226,21 @@ impl<'a> Next<'a> {
         if let Some(id) = upper.marks.get(&upper.root_address(), Mark::Index)? {
             upper.marks.set(&root, Mark::Index, &id)?;
         }
-        self.dress(Ino::ROOT, root)
+        self.dress(Ino::ROOT, root, original)
     }
 
-    /// Makes a copy of directory `ino` at `address` what the directory is.
-    fn dress(&mut self, ino: Ino, address: Address) -> Result<()> {
+    /// Makes the new directory at `address` what directory `ino`, `original`, is.
+    fn dress(&mut self, ino: Ino, address: Address, original: &Original) -> Result<()> {
         let overlay = self.overlay;
-        let frozen = overlay.in_upper_now(ino)?.ok_or(Errno::NOENT)?;
-        let attr = overlay.attr_of_upper(ino, &frozen.state, &frozen.stat)?;
-        let kept_ctime = KeptCtime { ctime: attr.ctime, mtime: attr.mtime };
-        let times = times_of(&frozen.stat);
-        let (st_ino, owner) = overlay.dress(&address, ino, &Original::Layer(frozen))?;
+        let kept_ctime = match original {
+            Original::Archive(inode) => KeptCtime::of_lower(inode.mtime),
+            Original::Layer(frozen) => {
+                let attr = overlay.attr_of_upper(ino, &frozen.state, &frozen.stat)?;
+                KeptCtime { ctime: attr.ctime, mtime: attr.mtime }
+            }
+        };
+        let (st_ino, owner) = overlay.dress(&address, ino, original)?;
+        let times = times_of(&address.stat()?);
         overlay.mark_ctime(&address, kept_ctime)?;
         let fd = Arc::new(address.open(OFlags::PATH | OFlags::DIRECTORY)?);
         self.made.insert(ino, Made { address, fd, st_ino, owner, kept_ctime, times });
@@ -241,7 +262,8 @@ impl<'a> Next<'a> {
             self.overlay.marks.set(&above.address, Mark::Impure, b"y")?;
             let above = Arc::clone(&above.fd);
             make_directory(&above, &name, 0o700)?;
-            self.dress(ino, Address::at(&above, &name))?;
+            let now = self.overlay.in_upper_now(ino)?.ok_or(Errno::NOENT)?;
+            self.dress(ino, Address::at(&above, &name), &Original::Layer(now))?;
         }
         Ok(Arc::clone(&self.made.get(&ino).ok_or(Errno::NOENT)?.fd))
     }
@@ -311,12 +333,7 @@ impl<'a> Next<'a> {
                 Ino::ROOT => overlay.stack.root_below(self.serial, overlay.lower.archive().root()),
                 ino => overlay.lower_half(ino)?,
             };
-            let state = UpperState {
-                owner: made.owner,
-                kept_ctime: Some(made.kept_ctime),
-                ..UpperState::new((self.serial, made.st_ino), FileKind::Directory, 0, below)
-            };
-            overlay.nodes.publish(ino, state);
+            overlay.nodes.publish(ino, self.state_of(made, below));
         }
         Ok(())
     }
@@ -334,13 +351,27 @@ impl<'a> Next<'a> {
         Ok(())
     }
 
+    /// What is known of the root, over `below`.
+    pub(super) fn root_state(&self, below: Below) -> Result<UpperState> {
+        let made = self.made.get(&Ino::ROOT).ok_or(Errno::NOENT)?;
+        Ok(self.state_of(made, below))
+    }
+
+    fn state_of(&self, made: &Made, below: Below) -> UpperState {
+        UpperState {
+            owner: made.owner,
+            kept_ctime: Some(made.kept_ctime),
+            ..UpperState::new((self.serial, made.st_ino), FileKind::Directory, 0, below)
+        }
+    }
+
     fn paths(&self, ino: Ino) -> Option<PathBuf> {
         let paths = self.overlay.nodes.paths(ino);
         paths.first().map(|path| os_str(path).into())
     }
 
     /// Empties what was to be the next upper.
-    fn give_up(&self) {
+    pub(super) fn give_up(&self) {
         let Ok(names) = list(&self.root) else { return };
         for (name, ..) in names {
             if let Err(error) = inode_ops::remove_tree(&self.root, &name) {

@@ -12,25 +12,26 @@
 //! | `freeze` | how an upper becomes a layer |
 //! | `settle` | before that: the index is emptied |
 //! | `carry` | at that: what the kernel writes to goes on in the next upper |
+//! | `rollback` | how other layers take the place of some |
 
 mod carry;
 mod freeze;
 mod layer;
 mod names;
 mod part;
+mod rollback;
 mod settle;
 
-use std::io;
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use parking_lot::{Mutex, RwLock};
-use rustix::io::Errno;
 
 pub use layer::Layer;
 pub(super) use part::{Below, Part, PartFds};
+pub use rollback::RolledBack;
 
 use self::names::Names;
 use super::Overlay;
@@ -50,11 +51,19 @@ const ATTEMPTS: usize = 1000;
 #[derive(Debug)]
 pub(super) struct Stack {
     live: AtomicU32,
-    /// The roots of the frozen layers, the bottom one first.
-    roots: RwLock<Vec<Arc<Part>>>,
+    roots: RwLock<Roots>,
     names: Names,
     /// Held by who freezes or rolls back.
     freezing: Mutex<()>,
+}
+
+/// The roots of frozen layers.
+#[derive(Debug, Default)]
+struct Roots {
+    /// Those of the stack, the bottom one first.
+    own: Vec<Arc<Part>>,
+    /// Those of the stack that may come next, the topmost first.
+    considered: Vec<Arc<Part>>,
 }
 
 impl Stack {
@@ -63,7 +72,10 @@ impl Stack {
         let root = |layer: &Layer| Part::root(layer.serial, Arc::clone(&layer.root));
         Self {
             live: AtomicU32::new(live.map_or(NONE, |live| live.0)),
-            roots: RwLock::new(layers.iter().map(root).collect()),
+            roots: RwLock::new(Roots {
+                own: layers.iter().map(root).collect(),
+                considered: Vec::new(),
+            }),
             names: Names::default(),
             freezing: Mutex::new(()),
         }
@@ -95,7 +107,7 @@ impl Stack {
 
     /// Puts the layer whose root is `root` on top of the others; `live` is over it from now on.
     fn push(&self, layer: LayerSerial, root: Arc<OwnedFd>, live: LayerSerial) {
-        self.roots.write().push(Part::root(layer, root));
+        self.roots.write().own.push(Part::root(layer, root));
         self.live.store(live.0, Ordering::Release);
     }
 
@@ -105,18 +117,44 @@ impl Stack {
 
     /// Whether there are frozen layers.
     pub(super) fn has_layers(&self) -> bool {
-        !self.roots.read().is_empty()
+        let roots = self.roots.read();
+        !roots.own.is_empty() || !roots.considered.is_empty()
     }
 
     /// Whether there are some below `layer`.
     pub(super) fn has_layers_below(&self, layer: LayerSerial) -> bool {
-        self.roots.read().first().is_some_and(|bottom| bottom.layer < layer)
+        !self.roots_below(layer).is_empty()
     }
 
     /// The roots of the frozen layers below `layer`, the topmost first.
     pub(super) fn roots_below(&self, layer: LayerSerial) -> Vec<Arc<Part>> {
         let roots = self.roots.read();
-        roots.iter().rev().filter(|part| part.layer < layer).cloned().collect()
+        let is_it = |part: &Arc<Part>| part.layer == layer;
+        let is_below = |part: &&Arc<Part>| part.layer < layer;
+        match roots.considered.iter().any(is_it) && !roots.own.iter().any(is_it) {
+            true => roots.considered.iter().filter(is_below).cloned().collect(),
+            false => roots.own.iter().rev().filter(is_below).cloned().collect(),
+        }
+    }
+
+    /// The root of `layer`: that of the stack, if it is of it.
+    fn root_of(&self, layer: &Layer) -> Arc<Part> {
+        let roots = self.roots.read();
+        let own = roots.own.iter().find(|part| part.layer == layer.serial).cloned();
+        own.unwrap_or_else(|| Part::root(layer.serial, Arc::clone(&layer.root)))
+    }
+
+    /// Looks at layers whose roots are `roots`, the topmost first, as well, each below those above it.
+    fn consider(&self, roots: Vec<Arc<Part>>) {
+        self.roots.write().considered = roots;
+    }
+
+    /// Makes `roots`, the topmost first, those of the stack, and `live` what is over them.
+    fn replace(&self, roots: Vec<Arc<Part>>, live: LayerSerial) {
+        let own: Vec<Arc<Part>> = roots.into_iter().rev().collect();
+        self.names.retain(|layer| own.iter().any(|part| part.layer == layer));
+        *self.roots.write() = Roots { own, considered: Vec::new() };
+        self.live.store(live.0, Ordering::Release);
     }
 
     /// The root directory from `layer` downwards.
@@ -162,13 +200,6 @@ pub struct Frozen {
     pub fuzzy: Vec<PathBuf>,
 }
 
-/// What a rollback has changed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct RolledBack {
-    /// How many names mean something else than before, or nothing.
-    pub names: u64,
-}
-
 impl Overlay {
     /// The number of the live layer.
     pub(super) fn live(&self) -> LayerSerial {
@@ -185,21 +216,5 @@ impl Overlay {
             }
         }
         Err(Error::stale("the layers of the mount are not what they should be"))
-    }
-
-    /// Makes `layers`, the bottom one first, the frozen ones of the stack, and the empty directory `next` the live upper,
-    /// as [`Self::freeze`]. What is open stays what it was.
-    ///
-    /// # Errors
-    /// As [`Self::freeze`].
-    pub fn roll_back(
-        &self,
-        _layers: Vec<Layer>,
-        _next: &Path,
-        _serial: LayerSerial,
-        _commit: &mut dyn FnMut() -> io::Result<()>,
-    ) -> Result<RolledBack> {
-        self.upper()?;
-        Err(Errno::NOSYS.into())
     }
 }

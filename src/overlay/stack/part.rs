@@ -121,16 +121,6 @@ impl PartFds {
         }
         Ok(fd)
     }
-
-    /// Closes all.
-    pub(in super::super) fn clear(&self) {
-        let mut fds = self.0.lock();
-        let (capacity, empty) = (fds.cap(), LruCache::new(fds.cap()));
-        let closed = std::mem::replace(&mut *fds, empty);
-        debug_assert_eq!(capacity, fds.cap());
-        drop(fds);
-        drop(closed);
-    }
 }
 
 /// What is held in the cache keeps its place in memory to itself.

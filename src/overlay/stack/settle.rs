@@ -20,10 +20,11 @@ use crate::types::Ino;
 impl Overlay {
     /// Makes the index empty.
     pub(super) fn settle_index(&self) -> Result<()> {
-        for (ino, entry) in self.index.all_by_ino() {
+        for (number, entry) in self.index.all_by_ino() {
             // Its node is needed while its names are made.
-            let Some(_held) = self.hold_known(ino)? else { continue };
-            for (dir, name) in self.lower_names(ino, &entry)? {
+            let Some(held) = self.hold_known(number)? else { continue };
+            let ino = held.ino;
+            for (dir, name) in self.lower_names(number, &entry)? {
                 let dir = match self.hold_again(dir) {
                     Ok(dir) => dir,
                     // It was removed, with all in it.
@@ -48,7 +49,7 @@ impl Overlay {
         let view = self.dir_view(dir)?;
         let slot = self.slot(&view, name, &beneath)?;
         if slot.physical != Physical::Absent
-            || slot.found.is_none_or(|found| found.ino != ino)
+            || slot.found.is_none_or(|found| found.ino != self.number(ino))
             || self.index.get(ino).is_none()
         {
             return Ok(());

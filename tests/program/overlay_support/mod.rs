@@ -15,7 +15,7 @@ use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, RenameFlags, XattrFlags};
 use rustix::io::Errno;
 use thawfs::cache::FileBlob;
 use thawfs::overlay::{
-    Attr, Caller, Error, Frozen, Layer, Options, Overlay, SetAttr, SetTime, Upper,
+    Attr, Caller, Error, Frozen, Layer, Options, Overlay, RolledBack, SetAttr, SetTime, Upper,
 };
 use thawfs::squashfs::{Archive, OpenOptions};
 use thawfs::types::{FileKind, Ino, LayerSerial, Timestamp};
@@ -170,9 +170,8 @@ pub(crate) fn open_stack(dir: &Path, archive: &Path, stack: &Stack, options: Opt
     Overlay::stacked(open_archive(archive), layers, Some(upper), options).unwrap()
 }
 
-/// Freezes the live upper of `overlay`, whose layers are `stack` in `dir`.
-pub(crate) fn freeze(overlay: &Overlay, dir: &Path, stack: &mut Stack) {
-    let next = stack.live() + 1;
+/// Freezes the live upper of `overlay`, whose layers are `stack` in `dir`, and makes `next` the live one.
+pub(crate) fn freeze(overlay: &Overlay, dir: &Path, stack: &mut Stack, next: u32) {
     std::fs::create_dir_all(layer_dir(dir, next)).unwrap();
     let mut committed = 0;
     let mut commit = || {
@@ -182,6 +181,20 @@ pub(crate) fn freeze(overlay: &Overlay, dir: &Path, stack: &mut Stack) {
     let frozen = overlay.freeze(&layer_dir(dir, next), LayerSerial(next), &mut commit).unwrap();
     assert_eq!((frozen, committed), (Frozen::default(), 1));
     stack.0.push(next);
+}
+
+/// Rolls `overlay`, whose layers are in `dir`, back to `layers`, and makes `next` the live one over them.
+pub(crate) fn roll_back(overlay: &Overlay, dir: &Path, layers: &[u32], next: u32) -> RolledBack {
+    std::fs::create_dir_all(layer_dir(dir, next)).unwrap();
+    let mut committed = 0;
+    let mut commit = || {
+        committed += 1;
+        Ok(())
+    };
+    let (frozen, next_dir) = (open_layers(dir, layers), layer_dir(dir, next));
+    let done = overlay.roll_back(frozen, &next_dir, LayerSerial(next), &[], &mut commit).unwrap();
+    assert_eq!(committed, 1);
+    done
 }
 
 /// What one file of a tree looks like from outside.
@@ -441,8 +454,11 @@ impl Merged {
                 room -= 1;
                 from = entry.next_cookie;
                 if let Some(attr) = entry.attr {
-                    assert_eq!(attr.ino, entry.ino);
+                    assert_eq!((attr.ino, attr.number), (entry.ino, entry.ino));
                     self.overlay.forget(attr.ino, 1);
+                } else if self.plus && entry.name != "." && entry.name != ".." {
+                    // The kernel gives back at once what comes without attributes.
+                    self.overlay.forget(entry.ino, 1);
                 }
                 names.push((entry.name.to_owned(), entry.ino, entry.kind));
                 ControlFlow::Continue(())
@@ -495,14 +511,14 @@ impl Merged {
             mtime: attr.mtime,
             contents,
             xattrs: xattrs.collect(),
-            ino: attr.ino.0,
+            ino: attr.number.0,
         };
         tree.insert(path.to_owned(), seen);
         if directory {
             for (name, ino, kind) in self.list(attr.ino) {
                 let child = overlay.lookup(attr.ino, &name).unwrap();
                 let path = path.join(&name);
-                assert_eq!((child.ino, child.kind), (ino, kind), "d_ino of {path:?}");
+                assert_eq!((child.number, child.kind), (ino, kind), "d_ino of {path:?}");
                 self.see(&path, &child, tree);
                 overlay.forget(child.ino, 1);
             }

@@ -1,0 +1,443 @@
+//! The rollback: other layers take the place of some of the stack, in the mount as it is.
+//!
+//! What differs is what one of these layers has a name for. Those names are looked up in both stacks, directory by
+//! directory. A directory that both have, by its number, is one and the same node, wherever it is in each; so whoever is in
+//! it stays there. A file of which either has another inode is an orphan: what is open goes on with what it was, as
+//! after unlink(2), and whoever looks the name up gets what it is now.
+//!
+//! All of that is found out before anything changes, as it takes calls that may fail. The kernel is told afterwards.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustix::fs::{FlockOperation, OFlags};
+use rustix::io::Errno;
+
+use super::super::Overlay;
+use super::super::build::{FrozenInode, Original};
+use super::super::dirs::os_str;
+#[cfg(doc)]
+use super::super::error::Error;
+use super::super::error::Result;
+use super::super::handles::Source;
+use super::super::lower::LowerEntry;
+use super::super::name::Name;
+use super::super::node::{Dentry, InLayer, UpperState};
+use super::super::upper::{Mark, unusable};
+use super::freeze::Next;
+use super::{Below, Layer, Part, check};
+use crate::inode_ops::list_with;
+use crate::types::{FileKind, Ino, LayerSerial};
+
+/// How often names of hard links are seen to that come while others are.
+const ATTEMPTS: usize = 8;
+
+/// What a rollback has changed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RolledBack {
+    /// Names that mean something else than before, or nothing, each in a directory that somebody may have looked it up in.
+    pub names: Vec<(Ino, OsString)>,
+    /// Directories of which names or attributes are others.
+    pub directories: Vec<Ino>,
+    /// Files that are others.
+    pub files: Vec<Ino>,
+    /// The paths that directories have come to which somebody knows by other ones. The kernel finds out when it looks
+    /// them up.
+    pub moved: Vec<PathBuf>,
+    /// How many names mean something else than before, whoever knows of them.
+    pub changed: u64,
+}
+
+/// Where a directory is in one of the stacks.
+type Place = (Ino, Name, LowerEntry);
+
+/// What is to be compared: a directory's number, what it is in the stack that is left, and what in the one that comes.
+type Pair = (Ino, Below, Option<Below>);
+
+/// One stack in the place of another.
+struct Switch<'a> {
+    overlay: &'a Overlay,
+    /// The root in each.
+    from: Below,
+    to: Below,
+    /// The layers that only one has.
+    gone: HashSet<LayerSerial>,
+    come: HashSet<LayerSerial>,
+    names: Vec<(Ino, Name)>,
+    /// Directories that both have, by the same names.
+    kept: Vec<(Ino, LowerEntry)>,
+    /// Directories that both have, by different names: where they come to be.
+    moved: Vec<(Ino, Place)>,
+    /// Directories that the one that comes has not.
+    vanished: Vec<(Ino, LowerEntry)>,
+    /// Files that are others, and where they were.
+    files: HashMap<Ino, Option<InLayer>>,
+    /// Directories that were met under a name in one of the stacks, and not yet in the other.
+    left: HashMap<Ino, Place>,
+    right: HashMap<Ino, Place>,
+    /// Where directories are in the stack that comes.
+    places: HashMap<Ino, Place>,
+}
+
+impl Overlay {
+    /// Makes `layers`, the bottom one first, the frozen ones of the stack, and the empty directory `next` the live upper, as
+    /// [`Self::freeze`]. What is open stays what it was. At the paths `mounted` something is mounted: there nothing may
+    /// change.
+    ///
+    /// # Errors
+    /// As [`Self::freeze`], and [`Error::Unusable`] where one of `mounted` would be something else.
+    pub fn roll_back(
+        &self,
+        layers: Vec<Layer>,
+        next: &Path,
+        serial: LayerSerial,
+        mounted: &[PathBuf],
+        commit: &mut dyn FnMut() -> io::Result<()>,
+    ) -> Result<RolledBack> {
+        self.upper()?;
+        let _one_at_a_time = self.stack.freezing.lock();
+        if serial <= self.live() || layers.iter().any(|layer| layer.serial >= serial) {
+            return Err(Errno::INVAL.into());
+        }
+        if !layers.is_empty() && check(&layers, &self.lower, None)? != self.marks {
+            return Err(unusable(next, "the layers' marks are of another kind"));
+        }
+        let root = self.open_next(next)?;
+        for _ in 0..ATTEMPTS {
+            self.settle_index()?;
+            let _names = self.names.write();
+            if self.index.is_empty() {
+                let mut next = Next::new(self, serial, root);
+                let done = self.switch(layers, &mut next, mounted, commit);
+                if done.is_err() {
+                    self.stack.consider(Vec::new());
+                    next.give_up();
+                }
+                return done;
+            }
+        }
+        Err(Errno::BUSY.into())
+    }
+
+    /// Called with `names` held exclusively.
+    fn switch<'a>(
+        &'a self,
+        layers: Vec<Layer>,
+        next: &mut Next<'a>,
+        mounted: &[PathBuf],
+        commit: &mut dyn FnMut() -> io::Result<()>,
+    ) -> Result<RolledBack> {
+        let upper = self.upper()?;
+        let (live, archive) = (self.live(), self.lower.archive().root());
+        let old_root = upper.root();
+        let now = self.stack.roots_below(live);
+        let then: Vec<Arc<Part>> =
+            layers.iter().rev().map(|layer| self.stack.root_of(layer)).collect();
+        let serials =
+            |parts: &[Arc<Part>]| parts.iter().map(|part| part.layer).collect::<HashSet<_>>();
+        let (mut gone, mut come) = (serials(&now), serials(&then));
+        gone.insert(live);
+        let both: Vec<LayerSerial> = gone.intersection(&come).copied().collect();
+        for layer in both {
+            gone.remove(&layer);
+            come.remove(&layer);
+        }
+        let from = Below::new(now, Some(archive)).with_top(Part::root(live, Arc::clone(&old_root)));
+        let to = Below::new(then.clone(), Some(archive));
+        // What a redirect of a layer that comes means is to be found below that.
+        self.stack.consider(then.clone());
+        let mut switch = Switch {
+            overlay: self,
+            from,
+            to: to.clone(),
+            gone,
+            come,
+            names: Vec::new(),
+            kept: Vec::new(),
+            moved: Vec::new(),
+            vanished: Vec::new(),
+            files: HashMap::new(),
+            left: HashMap::new(),
+            right: HashMap::new(),
+            places: HashMap::new(),
+        };
+        switch.check_mounted(mounted)?;
+        switch.compare_all()?;
+        next.dress_root_as(&self.root_of(&to)?)?;
+        let changing = self.changing.write();
+        next.commit(commit)?;
+        upper.replace_root(Arc::clone(next.root()));
+        self.stack.replace(then, next.serial());
+        self.dirs.clear();
+        let root = next.root_state(to)?;
+        self.nodes.restate(Ino::ROOT, Some(root), None);
+        let rolled_back = switch.apply(live);
+        drop(changing);
+        // Who has it as a layer of another stack may lock it.
+        if let Err(errno) = rustix::fs::flock(&old_root, FlockOperation::Unlock) {
+            tracing::warn!("a layer that was rolled away stays locked: {errno}");
+        }
+        *self._layers.lock() = layers;
+        self.listings.clear();
+        self.changed();
+        // Who reads what changes finds out by a comparison.
+        self.log.lose();
+        Ok(rolled_back)
+    }
+
+    /// The root directory of the stack `whole`.
+    fn root_of(&self, whole: &Below) -> Result<Original> {
+        let Some(top) = whole.parts().first() else {
+            let root = self.lower.archive().root();
+            return Ok(Original::Archive(self.lower.inode(root)?));
+        };
+        let address = top.address()?;
+        let stat = self.numbers.identify(&address, address.stat()?)?;
+        let mut state =
+            UpperState::new((top.layer, stat.stx_ino), FileKind::Directory, 0, whole.after(1));
+        state.owner = self.recorded_owner(&address)?;
+        state.kept_ctime = self.kept_ctime(&address)?;
+        Ok(Original::Layer(FrozenInode { address, stat, state, whole: whole.clone(), place: None }))
+    }
+}
+
+impl Switch<'_> {
+    /// Checks that what is mounted inside stays where it is.
+    fn check_mounted(&self, mounted: &[PathBuf]) -> Result<()> {
+        for path in mounted {
+            let (mut a, mut b) = (self.from.clone(), self.to.clone());
+            for name in path {
+                let name = name.as_bytes();
+                let [now, then] = [&a, &b].map(|dir| self.overlay.find_entry(dir, name));
+                let (now, then) = (now?, then?);
+                if !self.are_same(now.as_ref(), then.as_ref())? {
+                    return Err(unusable(path, "something is mounted there, which would be gone"));
+                }
+                let whole =
+                    |entry: Option<LowerEntry>| entry.map(|e| e.whole()).unwrap_or_default();
+                (a, b) = (whole(now), whole(then));
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether both are the same directory, or one and the same inode, or nothing.
+    fn are_same(&self, now: Option<&LowerEntry>, then: Option<&LowerEntry>) -> Result<bool> {
+        let (Some(now), Some(then)) = (now, then) else {
+            return Ok(now.is_none() && then.is_none());
+        };
+        if is_directory(now) && is_directory(then) {
+            return Ok(now.ino(self.overlay)? == then.ino(self.overlay)?);
+        }
+        Ok(match (now, then) {
+            (LowerEntry::Archive(now), LowerEntry::Archive(then)) => now == then,
+            (LowerEntry::Layer(now, _), LowerEntry::Layer(then, _)) => {
+                let inode = |upper: &Option<UpperState>| {
+                    upper.as_ref().map(|upper| (upper.layer, upper.st_ino))
+                };
+                inode(&now.upper) == inode(&then.upper)
+            }
+            _ => false,
+        })
+    }
+
+    fn compare_all(&mut self) -> Result<()> {
+        let mut pairs: Vec<Pair> = vec![(Ino::ROOT, self.from.clone(), Some(self.to.clone()))];
+        loop {
+            while let Some(pair) = pairs.pop() {
+                self.compare(&pair, &mut pairs)?;
+            }
+            let both: Vec<Ino> =
+                self.left.keys().filter(|ino| self.right.contains_key(ino)).copied().collect();
+            for ino in both {
+                if let (Some((.., now)), Some(then)) =
+                    (self.left.remove(&ino), self.right.remove(&ino))
+                {
+                    self.has_moved(ino, &now, then, &mut pairs);
+                }
+            }
+            if !pairs.is_empty() {
+                continue;
+            }
+            for (ino, (_, _, now)) in std::mem::take(&mut self.left) {
+                match self.find_by_redirect(ino, &now)? {
+                    Some(then) => self.has_moved(ino, &now, then, &mut pairs),
+                    None => {
+                        pairs.push((ino, now.whole(), None));
+                        self.vanished.push((ino, now));
+                    }
+                }
+            }
+            if pairs.is_empty() {
+                return Ok(());
+            }
+        }
+    }
+
+    fn has_moved(&mut self, ino: Ino, now: &LowerEntry, then: Place, pairs: &mut Vec<Pair>) {
+        pairs.push((ino, now.whole(), Some(then.2.whole())));
+        self.places.insert(ino, then.clone());
+        self.moved.push((ino, then));
+    }
+
+    /// Compares what is in one directory, as far as it is of a layer that only one stack has.
+    fn compare(&mut self, (dir, a, b): &Pair, pairs: &mut Vec<Pair>) -> Result<()> {
+        let overlay = self.overlay;
+        let of_gone = a.parts().iter().filter(|part| self.gone.contains(&part.layer));
+        let of_come =
+            b.iter().flat_map(Below::parts).filter(|part| self.come.contains(&part.layer));
+        let mut names: BTreeSet<Box<[u8]>> = BTreeSet::new();
+        for part in of_gone.chain(of_come) {
+            let listed = list_with(&*overlay.part_fds.get(part)?, OFlags::NOATIME)?;
+            names.extend(listed.into_iter().map(|(name, ..)| name.as_bytes().into()));
+        }
+        for name in names {
+            let now = overlay.find_entry(a, &name)?;
+            let then = match b {
+                Some(b) => overlay.find_entry(b, &name)?,
+                None => None,
+            };
+            if self.are_same(now.as_ref(), then.as_ref())? {
+                if let (Some(now), Some(then)) = (now, then)
+                    && is_directory(&now)
+                {
+                    let ino = now.ino(overlay)?;
+                    pairs.push((ino, now.whole(), Some(then.whole())));
+                    self.places.insert(ino, (*dir, (&*name).into(), then.clone()));
+                    self.kept.push((ino, then));
+                }
+                continue;
+            }
+            let name: Name = (&*name).into();
+            if let Some(now) = now {
+                let ino = now.ino(overlay)?;
+                match (is_directory(&now), now) {
+                    (true, now) => drop(self.left.insert(ino, (*dir, name.clone(), now))),
+                    (false, LowerEntry::Layer(_, place)) => {
+                        drop(self.files.insert(ino, Some(place)))
+                    }
+                    (false, LowerEntry::Archive(_)) => drop(self.files.entry(ino).or_insert(None)),
+                }
+            }
+            if let Some(then) = then {
+                let ino = then.ino(overlay)?;
+                match is_directory(&then) {
+                    true => drop(self.right.insert(ino, (*dir, name.clone(), then))),
+                    false => drop(self.files.entry(ino).or_insert(None)),
+                }
+            }
+            self.names.push((*dir, name));
+        }
+        Ok(())
+    }
+
+    /// Where directory `ino` is in the stack that comes, if a redirect says so: what it was in may be gone from the one
+    /// that is left.
+    fn find_by_redirect(&mut self, ino: Ino, now: &LowerEntry) -> Result<Option<Place>> {
+        let LowerEntry::Layer(_, place) = now else { return Ok(None) };
+        let overlay = self.overlay;
+        let redirect = overlay.marks.get(&overlay.in_layer(place)?, Mark::Redirect)?;
+        let Some(path) = redirect.as_deref().and_then(|path| path.strip_prefix(b"/")) else {
+            return Ok(None);
+        };
+        let (mut dir, mut whole) = (Ino::ROOT, self.to.clone());
+        let mut found = None;
+        for name in path.split(|byte| *byte == b'/') {
+            if let Some(above) = found.take() {
+                let (_, _, entry): &Place = &above;
+                (dir, whole) = (entry.ino(overlay)?, entry.whole());
+                self.places.entry(dir).or_insert(above);
+            }
+            let entry = overlay.find_entry(&whole, name)?.filter(is_directory);
+            let Some(entry) = entry else { return Ok(None) };
+            found = Some((dir, name.into(), entry));
+        }
+        match found {
+            Some(place) if place.2.ino(overlay)? == ino => Ok(Some(place)),
+            _ => Ok(None),
+        }
+    }
+
+    /// Changes what is known. Nothing of it can fail.
+    fn apply(self, live: LayerSerial) -> RolledBack {
+        let nodes = &self.overlay.nodes;
+        let state = |entry: &LowerEntry| match entry {
+            LowerEntry::Archive(_) => None,
+            LowerEntry::Layer(found, _) => found.upper.clone(),
+        };
+        let mut done = RolledBack { changed: self.names.len() as u64, ..RolledBack::default() };
+        done.directories.push(Ino::ROOT);
+        for (ino, then) in &self.kept {
+            if nodes.restate(*ino, state(then), None) {
+                done.directories.push(*ino);
+            }
+        }
+        for (ino, (parent, name, then)) in &self.moved {
+            if nodes.is_known(*ino) {
+                self.make_known(*parent, &state);
+                let dentry = Dentry::Name(*parent, name.clone());
+                nodes.restate(*ino, state(then), Some(dentry));
+                done.directories.push(*ino);
+                done.moved.extend(nodes.paths(*ino).first().map(|path| os_str(path).into()));
+            }
+        }
+        for (ino, now) in &self.vanished {
+            let place = match now {
+                LowerEntry::Layer(_, place) => Some(place.clone()),
+                LowerEntry::Archive(_) => None,
+            };
+            nodes.orphan(*ino, |upper| {
+                (upper.place, upper.whole, upper.below) = (place, None, Below::default());
+            });
+        }
+        for (number, place) in self.files {
+            let id = self.overlay.ids.id_of(number);
+            let is_orphan = nodes.orphan(id, |upper| {
+                upper.is_apart |= upper.layer == live;
+                if upper.pin.is_none() {
+                    upper.place = place;
+                }
+            });
+            if !is_orphan {
+                continue;
+            }
+            done.files.push(id);
+            for open in self.overlay.handles.of(id) {
+                if matches!(open.source(), Source::File(layer, _) if layer == live) {
+                    open.set_apart();
+                }
+            }
+        }
+        let known = self.names.into_iter().filter(|(dir, _)| nodes.is_known(*dir));
+        done.names = known.map(|(dir, name)| (dir, os_string(&name))).collect();
+        done
+    }
+
+    /// Makes sure that directory `ino`, which others are in now, is known.
+    fn make_known(&self, ino: Ino, state: &impl Fn(&LowerEntry) -> Option<UpperState>) {
+        let nodes = &self.overlay.nodes;
+        let mut way = Vec::new();
+        let mut at = ino;
+        while !nodes.is_known(at) {
+            let Some((parent, name, entry)) = self.places.get(&at) else { return };
+            way.push((at, *parent, name, entry));
+            at = *parent;
+        }
+        for (ino, parent, name, entry) in way.into_iter().rev() {
+            nodes.make_known(ino, Dentry::Name(parent, name.clone()), state(entry));
+        }
+    }
+}
+
+fn is_directory(entry: &LowerEntry) -> bool {
+    entry.kind() == FileKind::Directory
+}
+
+fn os_string(name: &[u8]) -> OsString {
+    let name: &OsStr = os_str(name);
+    name.to_owned()
+}
