@@ -50,6 +50,6 @@ pub use faults::Fault;
 pub(crate) use faults::Faults;
 pub use flags::MountFlags;
 pub use mount::{detach, unmount};
-pub(crate) use refresh::Kernel;
 pub(crate) use options::MountOptions;
+pub(crate) use refresh::Kernel;
 pub(crate) use session::{Mount, Unmounter};

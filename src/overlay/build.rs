@@ -44,7 +44,7 @@ pub(super) enum Original {
     /// An inode of the archive.
     Archive(Inode),
     /// An inode of a frozen layer.
-    Layer(FrozenInode),
+    Layer(Box<FrozenInode>),
 }
 
 /// An inode of a frozen layer.
@@ -96,8 +96,8 @@ impl Original {
                 stand_in()
             }
             Self::Archive(inode) => inode.rdev,
-            Self::Layer(FrozenInode { stat, .. }) => {
-                rustix::fs::makedev(stat.stx_rdev_major, stat.stx_rdev_minor)
+            Self::Layer(frozen) => {
+                rustix::fs::makedev(frozen.stat.stx_rdev_major, frozen.stat.stx_rdev_minor)
             }
         }
     }
@@ -293,9 +293,10 @@ impl Overlay {
                 let xattrs: Vec<_> = xattrs.map(|xattr| (xattr.name, xattr.value)).collect();
                 (Owner { uid: inode.uid, gid: inode.gid }, xattrs)
             }
-            Original::Layer(FrozenInode { address, stat, state, .. }) => {
-                (self.owner_stored(state, stat), stored_xattrs(address, upper.marks)?)
-            }
+            Original::Layer(frozen) => (
+                self.owner_stored(&frozen.state, &frozen.stat),
+                stored_xattrs(&frozen.address, upper.marks)?,
+            ),
         };
         let mut xattrs = Vec::new();
         for (name, value) in shown {

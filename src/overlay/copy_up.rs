@@ -101,7 +101,9 @@ impl Overlay {
             Some(state) if self.is_read_by_kernel(ino) => {
                 self.take_up(ino, &self.in_frozen(ino, state)?)
             }
-            Some(state) => self.copy_inode(ino, Original::Layer(self.in_frozen(ino, state)?), want),
+            Some(state) => {
+                self.copy_inode(ino, Original::Layer(Box::new(self.in_frozen(ino, state)?)), want)
+            }
             None => {
                 let inode = self.lower.inode(self.lower.place_of(ino)?)?;
                 self.copy_inode(ino, Original::Archive(inode), want)

@@ -106,10 +106,14 @@ pub(super) fn serve_in(
         .map_err(|error| mount_failed(&request.mountpoint, &error))?;
     // Nor is the file system that it is on in use any longer than the mount is there.
     drop(mountpoint);
-    let unmounter = mount.unmounter(&request.mountpoint);
+    let (unmounter, kernel) = (mount.unmounter(&request.mountpoint), mount.kernel());
     let mounted = read_mount_at(&request.mountpoint).ok().flatten();
-    let checkpoints =
-        Checkpoints::new(Weak::clone(&tree), request.mountpoint.clone(), mounted.clone(), layers);
+    let checkpoints = Checkpoints::new(
+        (Weak::clone(&tree), kernel),
+        request.mountpoint.clone(),
+        mounted.clone(),
+        layers,
+    );
     let checkpoints = Arc::new(checkpoints);
     let signals = unmount_on_signal(unmounter.clone(), mounted.clone()).map_err(state_failed)?;
     let write_back = WriteBack::new(request.mountpoint.clone());

@@ -63,7 +63,7 @@ impl Overlay {
     pub(super) fn look(&self, ino: Ino) -> Result<Option<Look>> {
         let node = self.nodes.get(ino)?;
         if node.upper.is_some() {
-            return self.look_in_upper(ino);
+            return self.across_freezes(|| self.look_in_upper(ino));
         }
         if node.dentry == Dentry::Nowhere && ino != Ino::ROOT {
             return Ok(None);
@@ -90,16 +90,16 @@ impl Overlay {
 
     fn look_in_upper(&self, ino: Ino) -> Result<Option<Look>> {
         let _names = self.names.read();
-        let upper = self.upper()?;
         let (inode, state) = self.address(ino)?;
-        let stat = upper.identify(&inode, inode.stat()?)?;
+        let stat = self.numbers.identify(&inode, inode.stat()?)?;
         let attr = self.attr_of_upper(ino, &state, &stat)?;
         if attr.nlink == 0 {
             return Ok(None);
         }
-        let xattrs = stored_xattrs(&inode, upper.marks)?;
-        let content = match (attr.kind, state.data) {
-            (FileKind::Regular, Data::Lower(place)) => Content::Archived(place),
+        let xattrs = stored_xattrs(&inode, self.marks)?;
+        let content = match (attr.kind, &state.data) {
+            (FileKind::Regular, Data::Lower(place)) => Content::Archived(*place),
+            (FileKind::Regular, Data::Layer(place)) => Content::File(open(&self.in_layer(place)?)?),
             (FileKind::Regular, Data::Upper) => Content::File(open(&inode)?),
             (FileKind::Symlink, _) => Content::Target(inode.read_link()?),
             _ => Content::Nothing,
@@ -126,7 +126,7 @@ fn attributes(attr: &Attr, owner: Owner) -> Attributes {
         uid: owner.uid,
         gid: owner.gid,
         nlink: attr.nlink,
-        number: attr.ino.0,
+        number: attr.number.0,
         rdev: attr.rdev,
         mtime: attr.mtime,
     }

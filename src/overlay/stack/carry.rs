@@ -58,7 +58,7 @@ impl Overlay {
             let copy = Address::Open(Arc::clone(&fd));
             let stat = frozen.address.stat()?;
             let frozen = FrozenInode { stat, ..frozen.clone() };
-            let (st_ino, owner) = self.dress(&copy, ino, &Original::Layer(frozen))?;
+            let (st_ino, owner) = self.dress(&copy, ino, &Original::Layer(Box::new(frozen)))?;
             let is_fuzzy = changed_at(&from)? != of;
             if !is_fuzzy || attempt >= attempts {
                 let (fd, data) = (Some(fd), Data::Upper);
@@ -115,7 +115,8 @@ impl Overlay {
         }
         own.place(&dir, os_str(&name), RenameFlags::NOREPLACE)?;
         if frozen.stat.stx_nlink > 1 {
-            let entry = Original::Layer(frozen.clone()).index_entry(self.number(ino), st_ino);
+            let entry =
+                Original::Layer(Box::new(frozen.clone())).index_entry(self.number(ino), st_ino);
             inode.link_to(&upper.index, &entry.name)?;
             state.extra_links = i64::from(entry.lower_nlink) - 2;
             self.marks.set(inode, Mark::Nlink, &nlink_mark(b'U', state.extra_links))?;

@@ -183,7 +183,7 @@ impl<'a> Next<'a> {
     ) -> Result<Frozen> {
         let overlay = self.overlay;
         let now = overlay.in_upper_now(Ino::ROOT)?.ok_or(Errno::NOENT)?;
-        self.dress_root_as(&Original::Layer(now))?;
+        self.dress_root_as(&Original::Layer(Box::new(now)))?;
         let mut carried = Vec::new();
         for ino in overlay.files_of_kernel() {
             carried.extend(self.carry(ino, copies.remove(&ino))?);
@@ -263,7 +263,7 @@ impl<'a> Next<'a> {
             let above = Arc::clone(&above.fd);
             make_directory(&above, &name, 0o700)?;
             let now = self.overlay.in_upper_now(ino)?.ok_or(Errno::NOENT)?;
-            self.dress(ino, Address::at(&above, &name), &Original::Layer(now))?;
+            self.dress(ino, Address::at(&above, &name), &Original::Layer(Box::new(now)))?;
         }
         Ok(Arc::clone(&self.made.get(&ino).ok_or(Errno::NOENT)?.fd))
     }

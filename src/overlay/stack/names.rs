@@ -29,11 +29,14 @@ pub(in super::super) struct LayerName {
     pub(in super::super) place: InLayer,
 }
 
-/// All names of files that have several, by the number of the file.
+/// Names by the number of the file.
+type NamesOf<N> = Arc<HashMap<Ino, Vec<N>>>;
+
+/// All names of files that have several.
 #[derive(Debug, Default)]
 pub(in super::super) struct Names {
-    archive: Mutex<Option<Arc<HashMap<Ino, Vec<(Ino, Name)>>>>>,
-    layers: Mutex<HashMap<LayerSerial, Arc<HashMap<Ino, Vec<LayerName>>>>>,
+    archive: Mutex<Option<NamesOf<(Ino, Name)>>>,
+    layers: Mutex<HashMap<LayerSerial, NamesOf<LayerName>>>,
 }
 
 impl Names {
@@ -68,7 +71,7 @@ impl Overlay {
         Ok(Vec::new())
     }
 
-    fn archive_names(&self) -> Result<Arc<HashMap<Ino, Vec<(Ino, Name)>>>> {
+    fn archive_names(&self) -> Result<NamesOf<(Ino, Name)>> {
         let mut known = self.stack.names.archive.lock();
         if let Some(names) = &*known {
             return Ok(Arc::clone(names));
@@ -95,7 +98,7 @@ impl Overlay {
         Ok(Arc::clone(known.insert(Arc::new(names))))
     }
 
-    fn layer_names(&self, root: &Arc<Part>) -> Result<Arc<HashMap<Ino, Vec<LayerName>>>> {
+    fn layer_names(&self, root: &Arc<Part>) -> Result<NamesOf<LayerName>> {
         let mut known = self.stack.names.layers.lock();
         if let Some(names) = known.get(&root.layer) {
             return Ok(Arc::clone(names));

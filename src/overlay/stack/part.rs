@@ -88,7 +88,9 @@ impl Drop for Part {
 }
 
 /// `O_PATH` descriptors of [`Part`]s, the most recently used ones.
-pub(in super::super) struct PartFds(Mutex<LruCache<usize, (Arc<Part>, Arc<OwnedFd>)>>);
+pub(in super::super) struct PartFds(Mutex<LruCache<usize, OpenPart>>);
+
+type OpenPart = (Arc<Part>, Arc<OwnedFd>);
 
 impl PartFds {
     pub(in super::super) fn new(capacity: usize) -> Self {

@@ -201,7 +201,8 @@ impl Overlay {
             UpperState::new((top.layer, stat.stx_ino), FileKind::Directory, 0, whole.after(1));
         state.owner = self.recorded_owner(&address)?;
         state.kept_ctime = self.kept_ctime(&address)?;
-        Ok(Original::Layer(FrozenInode { address, stat, state, whole: whole.clone(), place: None }))
+        let (whole, place) = (whole.clone(), None);
+        Ok(Original::Layer(Box::new(FrozenInode { address, stat, state, whole, place })))
     }
 }
 

@@ -30,12 +30,14 @@ use super::mounts::{MountInfo, in_words, mounted_inside, read_mounts};
 use super::report::LayersReport;
 use crate::backup::{BackupId, check_name};
 use crate::failure::{Code, Failure};
+use crate::fuse::Kernel;
 use crate::names::printable;
 use crate::overlay::{self, Overlay};
 
 /// Checkpoints of one mount.
 pub(super) struct Checkpoints {
     tree: Weak<Overlay>,
+    kernel: Kernel,
     mountpoint: PathBuf,
     mounted: Option<MountInfo>,
     /// None where nothing is written.
@@ -45,7 +47,7 @@ pub(super) struct Checkpoints {
 impl Checkpoints {
     /// Those of `tree`, whose upper has `layers`.
     pub(super) fn new(
-        tree: Weak<Overlay>,
+        (tree, kernel): (Weak<Overlay>, Kernel),
         mountpoint: PathBuf,
         mounted: Option<MountInfo>,
         layers: Option<Layers>,
@@ -54,7 +56,7 @@ impl Checkpoints {
         if let Some(background) = &background {
             background.begin();
         }
-        Self { tree, mountpoint, mounted, background }
+        Self { tree, kernel, mountpoint, mounted, background }
     }
 
     /// Waits for what is being done, and leaves on disk what has to be there. Nothing is done from then on.
@@ -132,12 +134,15 @@ impl Checkpoints {
         let rolled_away = away.as_ref().map(|point| point.id.clone());
         let mut change = layers.rolling_back(top, away)?;
         let (next, serial) = (change.next.clone(), change.serial);
-        let rolled = tree.roll_back(below, &next, serial, &mut || change.commit());
+        let rolled = tree.roll_back(below, &next, serial, &[], &mut || change.commit());
+        if let Ok(rolled) = &rolled {
+            self.kernel.refresh(rolled);
+        }
         let rolled = self.settle(&mut layers, change, rolled, "roll back")?;
         Ok(RolledBack {
             id: to.map(|point| point.id.clone()),
             name: to.and_then(|point| point.name.clone()),
-            names: rolled.unwrap_or_default().names,
+            names: rolled.unwrap_or_default().changed,
             rolled_away,
         })
     }
