@@ -9,6 +9,7 @@ use super::archive::{CatArgs, InspectArgs};
 use super::backups::{DeleteArgs, ListArgs, PruneArgs, ShowArgs};
 use super::bench::BenchArgs;
 use super::cache::CacheArgs;
+use super::checkpoints::{CheckpointArgs, CheckpointsArgs, ForgetArgs, RollbackArgs};
 use super::create::CreateArgs;
 use super::diff::DiffArgs;
 use super::extract::ExtractArgs;
@@ -29,6 +30,7 @@ Examples:
   thawfs mount s3://bucket/backups/ID ~/work      a writable view, ready in one round trip
   thawfs mount ./data.sqsh /mnt --read-only       an archive on this machine
   thawfs status                                   what is mounted, and what it has fetched
+  thawfs checkpoint ~/work                        and thawfs rollback ~/work: all is as it was
   thawfs unmount ~/work                           throws the changes away (--keep-upper keeps them)
   thawfs cat s3://bucket/backups/ID etc/os-release
   thawfs list --bucket s3://bucket                its backups, and what state each is in
@@ -66,6 +68,14 @@ pub(crate) enum Command {
     Diff(DiffArgs),
     /// Tell what changes in a mount, as it happens; with --json one object per line.
     Watch(WatchArgs),
+    /// Make a checkpoint of a mount, in a moment; prints its id.
+    Checkpoint(CheckpointArgs),
+    /// List the checkpoints of a mount; with --json one object per line.
+    Checkpoints(CheckpointsArgs),
+    /// Make a mount what it was at a checkpoint, in place.
+    Rollback(RollbackArgs),
+    /// Forget checkpoints of a mount, and free what only they needed.
+    Forget(ForgetArgs),
     /// List what belongs to no live mount: uppers and records of servers that were killed; or remove it.
     Gc(GcArgs),
     /// List files of an archive without mounting it.

@@ -104,7 +104,7 @@ pub(super) fn diff(args: &DiffArgs, output: &Output) -> Result<(), Failure> {
 }
 
 /// Has the kernel hand on what was written and lies with it: in the mount of an ordinary user it has a cache.
-fn write_back(dir: &Path) {
+pub(super) fn write_back(dir: &Path) {
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let synced = rustix::fs::open(dir, flags, Mode::empty()).and_then(rustix::fs::syncfs);
     if let Err(errno) = synced {

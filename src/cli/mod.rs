@@ -3,8 +3,9 @@
 //! Results go to standard output, everything else to standard error. Exit codes are those of
 //! [`Code`]; called as a mount(8) helper, those of mount(8).
 //!
-//! Each command has a file by its name, with its arguments; `backups` has those of a bucket, `archive` those that
-//! read an archive without a mount. Beside them:
+//! Each command has a file by its name, with its arguments; `backups` has those of a bucket, `archive`
+//! those that read an archive without a mount, `checkpoints` those that make checkpoints and roll back to
+//! them. Beside them:
 //!
 //! | file | idea |
 //! | --- | --- |
@@ -20,6 +21,7 @@ mod args;
 mod backups;
 mod bench;
 mod cache;
+mod checkpoints;
 mod create;
 mod diff;
 mod extract;
@@ -110,6 +112,10 @@ fn execute(command: Command, output: &Output) -> Result<(), Failure> {
         Command::Status(args) => status::status(&args, output),
         Command::Diff(args) => diff::diff(&args, output),
         Command::Watch(args) => watch::watch(&args, output),
+        Command::Checkpoint(args) => checkpoints::checkpoint(&args, output),
+        Command::Checkpoints(args) => checkpoints::checkpoints(&args, output),
+        Command::Rollback(args) => checkpoints::rollback(&args, output),
+        Command::Forget(args) => checkpoints::forget(&args, output),
         Command::Gc(args) => gc::gc(&args, output),
         Command::Ls(args) => ls::ls(&args, output),
         Command::Cat(args) => archive::cat(&args),

@@ -20,7 +20,7 @@
 //! | `dead`, `leftovers` | servers and commands that were killed, and what they left |
 
 mod changes;
-mod checkpoints;
+pub(crate) mod checkpoints;
 mod control;
 mod dead;
 mod detach;
@@ -41,7 +41,7 @@ pub mod mounts;
 mod owners;
 mod privileges;
 mod program;
-mod questions;
+pub(crate) mod questions;
 mod record;
 pub mod report;
 mod request;

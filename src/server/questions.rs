@@ -18,7 +18,7 @@ use crate::overlay::Overlay;
 /// A question, as a line of JSON: an object of the one member that is its name.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub(super) enum Question {
+pub(crate) enum Question {
     /// What differs from the backup.
     Difference(DifferenceRequest),
     /// What changes.
@@ -162,6 +162,7 @@ mod tests {
     use std::os::unix::ffi::OsStringExt;
     use std::path::PathBuf;
 
+    use super::super::checkpoints::Target;
     use super::*;
 
     #[test]
@@ -188,6 +189,32 @@ mod tests {
                 }),
                 r#"{"changes":{"#,
             ),
+            (
+                Question::Checkpoint(CheckpointRequest {
+                    name: Some("a\u{7}\"".into()),
+                    sync: true,
+                    keep: Some(3),
+                }),
+                r#"{"checkpoint":{"#,
+            ),
+            (Question::Checkpoints(ListRequest {}), r#"{"checkpoints":{"#),
+            (
+                Question::Rollback(RollbackRequest {
+                    to: Target::Point("x".into()),
+                    discard: true,
+                    strict: false,
+                }),
+                r#"{"rollback":{"to":{"point":"x"}"#,
+            ),
+            (
+                Question::Rollback(RollbackRequest {
+                    to: Target::Archive,
+                    discard: false,
+                    strict: true,
+                }),
+                r#"{"rollback":{"to":"archive""#,
+            ),
+            (Question::Forget(ForgetRequest { which: None, keep: Some(1) }), r#"{"forget":{"#),
         ] {
             let text = serde_json::to_string(&question).unwrap();
             assert!(text.starts_with(begins) && !text.contains('\n'), "{text}");

@@ -23,6 +23,7 @@ mod cache_disk;
 mod cache_identity;
 mod cache_remote;
 mod cache_warm;
+mod checkpoints_cli;
 mod diff_cli;
 mod docs;
 mod environment;

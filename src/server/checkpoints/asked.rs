@@ -2,16 +2,19 @@
 //! question is understood, and one with the answer. Who is not sent the first asks a server that knows no
 //! checkpoints.
 
-use std::io::{self, Write};
+use std::io::{self, BufRead, Write};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::super::control;
 use super::super::layers::FuzzyFile;
 use super::super::questions::Question;
 use super::Checkpoints;
 use crate::backup::BackupId;
-use crate::failure::Failure;
+use crate::failure::{Code, Failure};
 
 /// Make a checkpoint.
 #[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -163,4 +166,50 @@ pub(in super::super) fn tell(
 
 fn answer<T: Serialize>(to: &mut UnixStream, done: Result<T, Failure>) -> io::Result<()> {
     write_line(to, &done.map_or_else(Line::Failed, Line::Done))
+}
+
+/// Asks the server whose socket lies at `path`, and waits for the answer.
+///
+/// # Errors
+/// Where no server answers there, or it is of a version that knows no checkpoints; and what it fails with.
+pub(crate) fn ask<T: DeserializeOwned>(path: &Path, question: &Question) -> Result<T, Failure> {
+    let silent = |error: io::Error| {
+        Failure::new(Code::Failed, format!("the server does not answer: {error}"))
+            .hint("thawfs status shows what it does")
+    };
+    let mut lines = control::ask(path, question).map_err(silent)?;
+    let mut has_begun = false;
+    loop {
+        let mut line = Vec::new();
+        match lines.read_until(b'\n', &mut line) {
+            // It may close the connection before it has read all.
+            Err(error) if error.kind() != io::ErrorKind::ConnectionReset => {
+                return Err(silent(error));
+            }
+            _ => {}
+        }
+        if line.last() != Some(&b'\n') {
+            return Err(match has_begun {
+                true => {
+                    let message = "the server ended before it had answered";
+                    Failure::new(Code::Failed, message)
+                        .hint("thawfs checkpoints shows what it has done")
+                }
+                false => {
+                    let message = "the server is of a version of thawfs that knows no checkpoints";
+                    let hint = "it is that with which it was mounted: unmount, and mount again; \
+                                --keep-upper keeps what was changed";
+                    Failure::new(Code::Unsupported, message).hint(hint)
+                }
+            });
+        }
+        match serde_json::from_slice(&line).map_err(|error| silent(error.into()))? {
+            Line::Begun => {
+                has_begun = true;
+                lines.get_ref().set_read_timeout(None).map_err(silent)?;
+            }
+            Line::Done(answer) => return Ok(answer),
+            Line::Failed(failure) => return Err(failure),
+        }
+    }
 }

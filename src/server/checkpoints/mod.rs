@@ -21,17 +21,18 @@ use parking_lot::MutexGuard;
 
 pub(crate) use self::asked::{
     CheckpointRequest, ForgetRequest, Forgotten, ListRequest, Listed, ListedPoint, Made,
-    RollbackRequest, RolledBack, Target,
+    RollbackRequest, RolledBack, Target, ask,
 };
 pub(super) use self::asked::{refuse, tell};
 use self::background::Background;
+pub(crate) use self::writers::check_nobody_writes;
+pub(crate) use super::layers::FuzzyFile;
 use super::layers::{Change, Layers, Manifest, NewPoint, Point};
 use super::mounts::{MountInfo, in_words, mounted_inside, read_mounts};
 use super::report::LayersReport;
 use crate::backup::{BackupId, check_name};
 use crate::failure::{Code, Failure};
 use crate::fuse::Kernel;
-use crate::names::printable;
 use crate::overlay::{self, Overlay};
 
 /// Checkpoints of one mount.
@@ -124,9 +125,10 @@ impl Checkpoints {
             Target::Point(text) => Some(manifest.find(text)?),
             Target::Archive => None,
         };
-        self.check_nothing_inside()?;
-        if request.strict {
-            self.check_nobody_writes()?;
+        let inside = self.mounted_inside()?;
+        if let Some(mounted) = self.mounted.as_ref().filter(|_| request.strict) {
+            // Who asks has looked as well, and may look at more.
+            check_nobody_writes(mounted)?;
         }
         let top = to.map(|point| point.serial);
         let below = layers.open_chain(top)?;
@@ -134,9 +136,21 @@ impl Checkpoints {
         let rolled_away = away.as_ref().map(|point| point.id.clone());
         let mut change = layers.rolling_back(top, away)?;
         let (next, serial) = (change.next.clone(), change.serial);
-        let rolled = tree.roll_back(below, &next, serial, &[], &mut || change.commit());
+        let paths: Vec<_> = inside.iter().map(|(path, _)| path.clone()).collect();
+        let rolled = tree.roll_back(below, &next, serial, &paths, &mut || change.commit());
         if let Ok(rolled) = &rolled {
             self.kernel.refresh(rolled);
+        }
+        let in_the_way = |path: &Path| inside.iter().find(|(inside, _)| inside == path);
+        if let Err(overlay::Error::Unusable { path, .. }) = &rolled
+            && let Some((_, what)) = in_the_way(path)
+        {
+            layers.settle(change);
+            let shown = self.mountpoint.display();
+            let message = format!("{what} is mounted inside {shown}, and would go with it");
+            return Err(
+                Failure::new(Code::Busy, message).hint("what is inside has to be unmounted first")
+            );
         }
         let rolled = self.settle(&mut layers, change, rolled, "roll back")?;
         Ok(RolledBack {
@@ -233,34 +247,17 @@ impl Checkpoints {
         }
     }
 
-    /// Refuses where something is mounted inside: the kernel would take it down with the directory that it
-    /// is on.
-    fn check_nothing_inside(&self) -> Result<(), Failure> {
-        let Some(mounted) = &self.mounted else { return Ok(()) };
+    /// What is mounted inside, by its path from the root and in words: the kernel would take it down with the directory
+    /// that it is on.
+    fn mounted_inside(&self) -> Result<Vec<(PathBuf, String)>, Failure> {
+        let Some(mounted) = &self.mounted else { return Ok(Vec::new()) };
         let failed = |error| Failure::io("read what is mounted in", &self.mountpoint, &error);
         let mounts = read_mounts().map_err(failed)?;
-        let inside = mounted_inside(&mounts, mounted.id);
-        if inside.is_empty() {
-            return Ok(());
-        }
-        let (inside, shown) = (in_words(inside), self.mountpoint.display());
-        let message = format!("{inside} is mounted inside {shown}, and would go with it");
-        Err(Failure::new(Code::Busy, message).hint("what is inside has to be unmounted first"))
-    }
-
-    fn check_nobody_writes(&self) -> Result<(), Failure> {
-        let Some(mounted) = &self.mounted else { return Ok(()) };
-        let writers = writers::of(&mounted.device);
-        if writers.is_empty() {
-            return Ok(());
-        }
-        let shown = |(pid, path): &(u32, PathBuf)| {
-            format!("process {pid}: {}", printable(path.to_string_lossy().as_bytes()))
-        };
-        let list = writers.iter().map(shown).collect();
-        let message = format!("files of {} are open for writing", self.mountpoint.display());
-        let failure = Failure::new(Code::Busy, message);
-        Err(Failure { list, ..failure.hint("close them, or roll back without --strict") })
+        let inside = mounted_inside(&mounts, mounted.id).into_iter().filter_map(|inside| {
+            let path = inside.mountpoint.strip_prefix(&mounted.mountpoint).ok()?;
+            Some((path.to_owned(), in_words([inside])))
+        });
+        Ok(inside.collect())
     }
 }
 

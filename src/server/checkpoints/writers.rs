@@ -5,13 +5,30 @@ use std::collections::BTreeSet;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use super::super::mounts::read_mounts_of;
+use super::super::mounts::{MountInfo, read_mounts_of};
+use crate::failure::{Code, Failure};
 
 /// Most that are named.
 const MOST: usize = 20;
 
+/// Refuses where a file of `mounted` is open for writing, as far as this process may know.
+///
+/// # Errors
+/// [`Code::Busy`], with the processes and the files.
+pub(crate) fn check_nobody_writes(mounted: &MountInfo) -> Result<(), Failure> {
+    let writers = of(&mounted.device);
+    if writers.is_empty() {
+        return Ok(());
+    }
+    let shown = |(pid, path): &(u32, PathBuf)| format!("process {pid}: {}", path.display());
+    let list = writers.iter().map(shown).collect();
+    let message = format!("files of {} are open for writing", mounted.mountpoint.display());
+    let failure = Failure::new(Code::Busy, message);
+    Err(Failure { list, ..failure.hint("close them, or roll back without --strict") })
+}
+
 /// Processes and files, of the file system with number `device` (`major:minor`).
-pub(super) fn of(device: &str) -> Vec<(u32, PathBuf)> {
+fn of(device: &str) -> Vec<(u32, PathBuf)> {
     let mut found = BTreeSet::new();
     for process in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
         let name = process.file_name();

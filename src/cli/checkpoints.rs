@@ -1,0 +1,277 @@
+//! `thawfs checkpoint`, `checkpoints`, `rollback` and `forget`.
+
+use std::path::{Path, PathBuf};
+
+use chrono::{DateTime, SecondsFormat};
+use clap::{Args, ValueHint};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::diff::write_back;
+use super::inside::find;
+use super::output::{Output, human_bytes, human_time, say};
+use crate::backup::BackupId;
+use crate::failure::{Code, Failure};
+use crate::names::printable;
+use crate::server::checkpoints::{
+    CheckpointRequest, ForgetRequest, Forgotten, FuzzyFile, ListRequest, Listed, ListedPoint, Made,
+    RollbackRequest, RolledBack, Target, ask, check_nobody_writes,
+};
+use crate::server::mounts::MountInfo;
+use crate::server::questions::Question;
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Prints the checkpoint's id. It takes a moment, whatever the size of the tree, and programs in the
+mount go on: what they had written before is in it, what they write afterwards is not.
+  thawfs checkpoint ~/work --name before-upgrade
+  thawfs rollback ~/work before-upgrade            everything in ~/work is as it was then
+  thawfs checkpoints ~/work                        which there are
+A checkpoint is there until it is forgotten. The mount's end is the end of those without a name; one
+with a name keeps the mount's changes, as --keep-upper does. Without a name, the last 64 are kept
+(--keep).")]
+pub(crate) struct CheckpointArgs {
+    /// A mount.
+    #[arg(value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub(crate) dir: PathBuf,
+
+    /// What to call it; what has a name is kept until it is forgotten.
+    #[arg(long, short, value_name = "NAME")]
+    pub(crate) name: Option<String>,
+
+    /// Keep it on this machine, as all of them are so far.
+    #[arg(long)]
+    pub(crate) local: bool,
+
+    /// Return only when the disk has it: it outlives a power failure then.
+    #[arg(long)]
+    pub(crate) sync: bool,
+
+    /// How many checkpoints without a name to keep of this mount, from now on; the oldest go first
+    /// [default: 64].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) keep: Option<u32>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+The one marked with * is where thawfs rollback DIR goes. What the last rollback has rolled away is the
+last line, until the next rollback: rolling back to its id takes the rollback back.")]
+pub(crate) struct CheckpointsArgs {
+    /// A mount.
+    #[arg(value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub(crate) dir: PathBuf,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+The mount stays, and so do programs in it. What they have open and is not as it was stays what it is
+for them, as a file that was removed does. What is rolled away is kept until the next rollback, and
+can be had back by the id that is printed.")]
+pub(crate) struct RollbackArgs {
+    /// A mount.
+    #[arg(value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub(crate) dir: PathBuf,
+
+    /// To which checkpoint: its id, the first eight digits of that or more, or its name [default: the last].
+    #[arg(value_name = "ID|NAME")]
+    pub(crate) checkpoint: Option<String>,
+
+    /// To what was mounted, without any change.
+    #[arg(long, conflicts_with = "checkpoint")]
+    pub(crate) to_archive: bool,
+
+    /// Throw away what is rolled away, and what was before.
+    #[arg(long)]
+    pub(crate) discard: bool,
+
+    /// Refuse while a program has a file open for writing, and say which.
+    #[arg(long)]
+    pub(crate) strict: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ForgetArgs {
+    /// A mount.
+    #[arg(value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub(crate) dir: PathBuf,
+
+    /// Which checkpoint: its id, the first eight digits of that or more, or its name.
+    #[arg(value_name = "ID|NAME", required_unless_present = "keep")]
+    pub(crate) checkpoint: Option<String>,
+
+    /// All without a name but the last N, now and from now on.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) keep: Option<u32>,
+}
+
+/// A checkpoint, as it is printed.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Shown<'a> {
+    id: &'a BackupId,
+    dir: &'a str,
+    name: Option<&'a str>,
+    created_at: String,
+    durable: bool,
+    bytes: Option<u64>,
+    fuzzy: &'a [FuzzyFile],
+    rolled_away: bool,
+    last: bool,
+}
+
+/// A mount with its server.
+struct Asked {
+    mount: MountInfo,
+    shown: String,
+    control: PathBuf,
+}
+
+impl Asked {
+    /// The mount on `dir`.
+    fn find(dir: &Path) -> Result<Self, Failure> {
+        let (mount, server, below) = find(dir)?;
+        let (mountpoint, shown) = (&mount.mountpoint, dir.display());
+        if !below.as_os_str().is_empty() {
+            let whole = mountpoint.display();
+            let message =
+                format!("{shown} is only a part of a mount: checkpoints are of all of it");
+            return Err(Failure::new(Code::NotMounted, message).hint(format!("name {whole}")));
+        }
+        let shown = mountpoint.to_string_lossy().into_owned();
+        Ok(Self { mount, shown, control: server.control_path() })
+    }
+
+    fn ask<T: DeserializeOwned>(&self, question: &Question) -> Result<T, Failure> {
+        ask(&self.control, question).map_err(|failure| {
+            match failure.message.contains(&self.shown) {
+                true => failure,
+                false => {
+                    let message = format!("{}: {}", self.shown, failure.message);
+                    Failure { message, ..failure }
+                }
+            }
+        })
+    }
+}
+
+pub(super) fn checkpoint(args: &CheckpointArgs, output: &Output) -> Result<(), Failure> {
+    let asked = Asked::find(&args.dir)?;
+    write_back(&asked.mount.mountpoint);
+    let CheckpointArgs { name, sync, keep, .. } = args;
+    let request = CheckpointRequest { name: name.clone(), sync: *sync, keep: *keep };
+    let made: Made = asked.ask(&Question::Checkpoint(request))?;
+    if output.json {
+        let Made { id, fuzzy, durable } = &made;
+        let dir = &asked.shown;
+        let value = serde_json::json!({ "id": id, "dir": dir, "fuzzy": fuzzy, "durable": durable });
+        return output.print_json_line(&value);
+    }
+    for file in &made.fuzzy {
+        let path = printable(file.path.to_string_lossy().as_bytes());
+        output.warn(&format!("{path} was written to all the while: it may be of no one moment"));
+    }
+    output.print_line(made.id.as_str())
+}
+
+pub(super) fn checkpoints(args: &CheckpointsArgs, output: &Output) -> Result<(), Failure> {
+    let asked = Asked::find(&args.dir)?;
+    let listed: Listed = asked.ask(&Question::Checkpoints(ListRequest::default()))?;
+    for (count, point) in listed.checkpoints.iter().enumerate() {
+        if output.json {
+            output.print_json_line(&shown(point, &asked.shown))?;
+            continue;
+        }
+        if count == 0 && !output.quiet {
+            let columns = ["ID", "SIZE", "CREATED", "STATE", "NAME"];
+            output.print_line(&row(" ", columns.map(str::to_owned)))?;
+        }
+        output.print_line(&point_row(point))?;
+    }
+    if listed.checkpoints.is_empty() && !output.json && !output.quiet {
+        say(&format!("thawfs: no checkpoints of {}", asked.shown));
+    }
+    Ok(())
+}
+
+fn shown<'a>(point: &'a ListedPoint, dir: &'a str) -> Shown<'a> {
+    let ListedPoint { id, name, created_ms, durable, bytes, fuzzy, rolled_away, last } = point;
+    let created = i64::try_from(*created_ms).ok().and_then(DateTime::from_timestamp_millis);
+    Shown {
+        id,
+        dir,
+        name: name.as_deref(),
+        created_at: created.unwrap_or_default().to_rfc3339_opts(SecondsFormat::Millis, true),
+        durable: *durable,
+        bytes: *bytes,
+        fuzzy,
+        rolled_away: *rolled_away,
+        last: *last,
+    }
+}
+
+fn row(mark: &str, [id, size, created, state, name]: [String; 5]) -> String {
+    let line = format!("{mark} {id:<36}  {size:>9}  {created:<16}  {state:<11}  {name}");
+    line.trim_end().to_owned()
+}
+
+fn point_row(point: &ListedPoint) -> String {
+    let state = match (point.rolled_away, point.durable) {
+        (true, _) => "rolled away",
+        (false, true) => "durable",
+        (false, false) => "not synced",
+    };
+    let columns = [
+        point.id.to_string(),
+        point.bytes.map_or_else(|| "-".to_owned(), human_bytes),
+        human_time(i64::try_from(point.created_ms / 1000).unwrap_or(i64::MAX)),
+        state.to_owned(),
+        point.name.clone().unwrap_or_default(),
+    ];
+    row(if point.last { "*" } else { " " }, columns)
+}
+
+pub(super) fn rollback(args: &RollbackArgs, output: &Output) -> Result<(), Failure> {
+    let asked = Asked::find(&args.dir)?;
+    write_back(&asked.mount.mountpoint);
+    if args.strict {
+        check_nobody_writes(&asked.mount)?;
+    }
+    let to = match (&args.checkpoint, args.to_archive) {
+        (_, true) => Target::Archive,
+        (Some(which), false) => Target::Point(which.clone()),
+        (None, false) => Target::Last,
+    };
+    let request = RollbackRequest { to, discard: args.discard, strict: args.strict };
+    let done: RolledBack = asked.ask(&Question::Rollback(request))?;
+    let RolledBack { id, name, names, rolled_away } = &done;
+    if output.json {
+        let dir = &asked.shown;
+        return output.print_json_line(&serde_json::json!({
+            "id": id, "dir": dir, "name": name, "names": names, "rolledAway": rolled_away
+        }));
+    }
+    let to = match (id, name) {
+        (None, _) => "what was mounted".to_owned(),
+        (Some(id), None) => id.to_string(),
+        (Some(id), Some(name)) => format!("{id} ({name})"),
+    };
+    output.print_line(&format!("{} is {to} again: {names} names changed", asked.shown))?;
+    if let Some(away) = rolled_away.as_ref().filter(|_| !output.quiet) {
+        output.print_line(&format!("thawfs rollback {} {away} takes this back", asked.shown))?;
+    }
+    Ok(())
+}
+
+pub(super) fn forget(args: &ForgetArgs, output: &Output) -> Result<(), Failure> {
+    let asked = Asked::find(&args.dir)?;
+    let request = ForgetRequest { which: args.checkpoint.clone(), keep: args.keep };
+    let done: Forgotten = asked.ask(&Question::Forget(request))?;
+    if output.json {
+        let Forgotten { forgotten, keep } = &done;
+        let dir = &asked.shown;
+        let value = serde_json::json!({ "dir": dir, "forgotten": forgotten, "keep": keep });
+        return output.print_json_line(&value);
+    }
+    done.forgotten.iter().try_for_each(|id| output.print_line(&format!("forgot {id}")))
+}
