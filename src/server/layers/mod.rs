@@ -287,10 +287,11 @@ impl Layers {
     /// # Errors
     /// [`Code::Upper`] where it would be too much.
     pub(super) fn flushing(&self, facts: Facts) -> Result<Option<Flush>, Failure> {
-        let manifest = self.manifest.with_facts(&facts).on_boot(&self.boot);
-        if manifest == *self.manifest && !self.noted {
+        let manifest = self.manifest.with_facts(&facts);
+        if !self.begun || (manifest == *self.manifest && !self.noted) {
             return Ok(None);
         }
+        let manifest = manifest.on_boot(&self.boot);
         let path = self.disk.manifest_path();
         let bytes = manifest.to_json().map_err(|error| failed("write", &path, &error))?;
         let (disk, written) = (Arc::clone(&self.disk), self.written);

@@ -168,7 +168,9 @@ fn a_stack_grows_and_is_rolled_back_into_a_tree() {
 fn a_stack_of_nothing_but_an_upper_leaves_nothing() {
     let scratch = Scratch::new();
     let mut layers = scratch.open();
+    flush(&mut layers, Facts::default()).unwrap();
     layers.finish().unwrap();
+    assert_eq!(scratch.names(), Vec::<String>::new());
     layers.prepare().unwrap();
     assert_eq!(scratch.names(), ["layers", "layers/1", "stack.json"]);
     assert!(layers.disk.read_mark().unwrap().is_some());
