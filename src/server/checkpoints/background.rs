@@ -1,5 +1,6 @@
 //! What follows a change of layers, on a thread of its own, which there is once it is needed.
 
+use std::io;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
@@ -107,32 +108,31 @@ impl Background {
         }
     }
 
-    /// Has the disk have all points that there are, and writes down that it does; and, if asked to
-    /// `measure`, how much room layers take.
+    /// Has the disk have all points that there are, and writes down that it does; and, if asked to `measure`, how much
+    /// room layers take.
     pub(super) fn make_durable(&self, measure: bool) -> Result<(), Failure> {
-        let (points, layers, syncer) = {
-            let layers = self.layers.lock();
-            let manifest = layers.manifest();
-            let unmeasured = manifest.frozen_layers().filter(|it| manifest.bytes_of(*it).is_none());
-            let unmeasured: Vec<_> = unmeasured.filter(|_| measure).collect();
-            (manifest.undurable(), unmeasured, layers.syncer())
+        let failed = |error: io::Error| {
+            Failure::new(Code::Upper, format!("the upper's file system cannot be synced: {error}"))
         };
-        if !points.is_empty() {
-            syncer.sync().map_err(|error| {
-                Failure::new(Code::Upper, format!("the upper's file system: {error}"))
-            })?;
-        }
-        let bytes = layers.into_iter().map(|serial| (serial, syncer.usage(serial))).collect();
-        let facts = Facts { synced: points, bytes };
         let _one_at_a_time = self.flushing.lock();
         loop {
-            let Some(flush) = self.layers.lock().flushing(facts.clone())? else { return Ok(()) };
-            // Nobody waits for this.
+            let (synced, layers, syncer) = {
+                let layers = self.layers.lock();
+                let manifest = layers.manifest();
+                let frozen = manifest.frozen_layers();
+                let unknown = frozen.filter(|it| measure && manifest.bytes_of(*it).is_none());
+                (manifest.undurable(), unknown.collect::<Vec<_>>(), layers.syncer())
+            };
+            let bytes = layers.into_iter().map(|serial| (serial, syncer.usage(serial))).collect();
+            let Some(flush) = self.layers.lock().flushing(Facts { synced, bytes })? else {
+                return Ok(());
+            };
+            // Nobody waits for this. What is written says of the points that the disk has them, so it has first.
             flush.write()?;
-            let mut layers = self.layers.lock();
-            let is_done = layers.flushed(flush)?;
-            *self.seen.lock() = Arc::clone(layers.manifest());
-            if is_done {
+            syncer.sync().map_err(failed)?;
+            if self.layers.lock().flushed(flush)? {
+                syncer.sync_names().map_err(failed)?;
+                *self.seen.lock() = Arc::clone(self.layers.lock().manifest());
                 return Ok(());
             }
         }

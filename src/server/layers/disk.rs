@@ -4,10 +4,12 @@ use std::ffi::CStr;
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
 use rustix::fs::{Mode, OFlags, XattrFlags};
 use rustix::io::Errno;
 
+use super::super::inherited;
 use super::Serials;
 use super::manifest::{MAX_BYTES, StackId};
 use crate::inode_ops::{Directory, remove_tree};
@@ -190,7 +192,7 @@ impl Disk {
         Ok(())
     }
 
-    /// Writes the next manifest, and waits until the disk has it.
+    /// Writes the next manifest. Now, it waits until the disk has it; later, that is for who writes it.
     pub(super) fn stage(&self, bytes: &[u8], when: When) -> io::Result<()> {
         self.step()?;
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW;
@@ -199,8 +201,11 @@ impl Disk {
         self.step()?;
         let mut file = std::fs::File::from(file);
         file.write_all(bytes)?;
-        // Tests kill the server, and not the machine.
-        if cfg!(test) { Ok(()) } else { file.sync_data() }
+        match when {
+            // Tests kill the server, and not the machine.
+            When::Now if !cfg!(test) => file.sync_data(),
+            _ => Ok(()),
+        }
     }
 
     pub(super) fn commit(&self, when: When) -> io::Result<()> {
@@ -367,7 +372,28 @@ impl Disk {
 
     /// Waits until the disk has all that it was given.
     pub(super) fn sync(&self) -> io::Result<()> {
-        Ok(rustix::fs::syncfs(self.work.open_to_read()?)?)
+        match self.sync_elsewhere(&["-f"]) {
+            true => Ok(()),
+            false => Ok(rustix::fs::syncfs(self.work.open_to_read()?)?),
+        }
+    }
+
+    /// Waits until the disk has the names in the work directory.
+    pub(super) fn sync_names(&self) -> io::Result<()> {
+        match self.sync_elsewhere(&[]) {
+            true => Ok(()),
+            false => Ok(rustix::fs::fsync(self.work.open_to_read()?)?),
+        }
+    }
+
+    /// Has coreutils' sync(1) wait for the work directory: a process that is killed while it waits for a disk does not
+    /// end, nor does its mount. `false` where there is none, or it knows no such `options`.
+    fn sync_elsewhere(&self, options: &[&str]) -> bool {
+        let mut sync = Command::new("sync");
+        sync.args(options).arg("--").arg(self.work.path()).current_dir("/");
+        inherited::leave_secrets(&mut sync);
+        let quiet = sync.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        quiet.status().is_ok_and(|status| status.success())
     }
 }
 

@@ -21,7 +21,7 @@ pub(in super::super) struct Flush {
 }
 
 impl Flush {
-    /// Waits until the disk has it. By one at a time.
+    /// Writes it, by one at a time. It is to be on disk before it is put in its place.
     ///
     /// # Errors
     /// [`Code::Upper`]: what the disk says.
@@ -62,6 +62,14 @@ impl Syncer {
     /// What syncfs(2) says.
     pub(in super::super) fn sync(&self) -> io::Result<()> {
         self.disk.sync()
+    }
+
+    /// As [`Self::sync`], of the names of what is in the work directory alone.
+    ///
+    /// # Errors
+    /// What fsync(2) says.
+    pub(in super::super) fn sync_names(&self) -> io::Result<()> {
+        self.disk.sync_names()
     }
 
     /// Room that a layer takes, in bytes.
