@@ -244,6 +244,7 @@ impl MountOption {
             "uidmapping" => request.owners.uid_ranges = self.ranges()?,
             "gidmapping" => request.owners.gid_ranges = self.ranges()?,
             "no_passthrough" => request.passthrough = false,
+            "checkpoints" => request.passthrough = !self.parsed(parse_exactness)?,
             "entry_ttl" => request.entry_ttl = Some(self.time()?),
             "attr_ttl" => request.attr_ttl = Some(self.time()?),
             "max_nodes" => request.max_nodes = Some(self.count()?),
@@ -274,6 +275,15 @@ impl MountOption {
             }
         }
         Ok(())
+    }
+}
+
+/// Whether checkpoints are to be of one moment, whoever writes: then the kernel writes nothing by itself.
+fn parse_exactness(text: &str) -> Result<bool, String> {
+    match text {
+        "exact" => Ok(true),
+        "fast" => Ok(false),
+        other => Err(format!("{other:?} is neither exact nor fast")),
     }
 }
 

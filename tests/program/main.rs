@@ -38,6 +38,7 @@ mod mount_entries;
 mod mount_files;
 mod mount_handles;
 mod mount_inotify;
+mod mount_layers;
 mod mount_model;
 mod mount_nodes;
 mod mount_owners;

@@ -1,0 +1,391 @@
+//! Programs that go on over checkpoints and rollbacks, in real mounts: with files open in every way, in directories that
+//! move, and with what the kernel remembers.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use serde_json::Value;
+
+use crate::support::mount::{Mounts, can_mount};
+use crate::support::words::text;
+
+/// The ways in which files are read and written: by the kernel itself, where it may, or by the server.
+const WAYS: [&[&str]; 2] = [&[], &["-o", "checkpoints=exact"]];
+
+struct Layers(Mounts);
+
+impl Layers {
+    fn new(more: &[&str]) -> Self {
+        let mounts = Mounts::new();
+        let words = ["-q", "mount", text(&mounts.archive), text(&mounts.mountpoint)];
+        mounts.bench.ok(&[&words, more].concat());
+        Self(mounts)
+    }
+
+    fn at(&self, path: &str) -> PathBuf {
+        self.0.mountpoint.join(path)
+    }
+
+    /// Makes a checkpoint; gives its id, and how many files are of no one moment.
+    fn checkpoint(&self) -> (String, usize) {
+        let said = self.0.bench.ok(&["checkpoint", "--json", text(&self.0.mountpoint)]);
+        let said: Value = serde_json::from_str(&said).unwrap();
+        let fuzzy = said["fuzzy"].as_array().unwrap().len();
+        (said["id"].as_str().unwrap().to_owned(), fuzzy)
+    }
+
+    fn roll_back(&self, id: &str) {
+        self.0.bench.ok(&["rollback", "--json", text(&self.0.mountpoint), id]);
+    }
+
+    fn read(&self, path: &str) -> Option<String> {
+        fs::read_to_string(self.at(path)).ok()
+    }
+
+    fn end(self) {
+        self.0.bench.ok(&["unmount", text(&self.0.mountpoint)]);
+        self.0.bench.assert_nothing_left();
+    }
+}
+
+fn open(path: PathBuf) -> File {
+    OpenOptions::new().read(true).write(true).open(path).unwrap()
+}
+
+#[test]
+fn what_is_open_for_writing_goes_on_and_the_checkpoint_has_the_moment() {
+    if !can_mount("what_is_open_for_writing_goes_on_and_the_checkpoint_has_the_moment") {
+        return;
+    }
+    for way in WAYS {
+        let layers = Layers::new(way);
+        fs::create_dir_all(layers.at("new/deep")).unwrap();
+        fs::write(layers.at("new/deep/file"), "").unwrap();
+        fs::write(layers.at("linked"), "").unwrap();
+        fs::hard_link(layers.at("linked"), layers.at("new/other")).unwrap();
+        // Of the archive, with two names there.
+        let paths = ["new/deep/file", "linked", "sub/data", "hello", "unlinked"];
+        fs::write(layers.at("unlinked"), "").unwrap();
+        let mut files: Vec<File> = paths.iter().map(|path| open(layers.at(path))).collect();
+        fs::remove_file(layers.at("unlinked")).unwrap();
+        for file in &mut files {
+            file.set_len(0).unwrap();
+        }
+        let mut points = Vec::new();
+        for round in 0..4 {
+            for file in &mut files {
+                write!(file, "{round}").unwrap();
+            }
+            let (id, fuzzy) = layers.checkpoint();
+            assert_eq!(fuzzy, 0, "{way:?}: nobody wrote meanwhile");
+            points.push(id);
+        }
+        for file in &mut files {
+            write!(file, "end").unwrap();
+            file.seek(SeekFrom::Start(0)).unwrap();
+            let mut read = String::new();
+            file.read_to_string(&mut read).unwrap();
+            assert_eq!(read, "0123end", "{way:?}");
+        }
+        for (path, as_well) in [("linked", "new/other"), ("hello", "sub/hello-too")] {
+            assert_eq!(layers.read(path).unwrap(), "0123end", "{way:?} {path}");
+            assert_eq!(layers.read(as_well).unwrap(), "0123end", "{way:?} {as_well}");
+            let numbers = [path, as_well].map(|path| layers.at(path).metadata().unwrap().ino());
+            assert_eq!(numbers[0], numbers[1]);
+        }
+        for (round, point) in points.iter().enumerate().rev() {
+            layers.roll_back(point);
+            let expected = &"0123"[..=round];
+            let named =
+                ["new/deep/file", "linked", "new/other", "sub/data", "hello", "sub/hello-too"];
+            for path in named {
+                assert_eq!(layers.read(path).as_deref(), Some(expected), "{way:?} {path}");
+            }
+            assert!(!layers.at("unlinked").exists());
+        }
+        // What is open is what it was.
+        for file in &mut files {
+            write!(file, ".").unwrap();
+            let mut read = [0; 8];
+            file.read_exact_at(&mut read, 0).unwrap();
+            assert_eq!(&read, b"0123end.", "{way:?}");
+        }
+        assert_eq!(layers.read("hello").unwrap(), "0");
+        drop(files);
+        layers.end();
+    }
+}
+
+#[test]
+fn who_reads_sees_what_others_write_after_a_checkpoint_and_the_layer_does_not() {
+    if !can_mount("who_reads_sees_what_others_write_after_a_checkpoint_and_the_layer_does_not") {
+        return;
+    }
+    for way in WAYS {
+        let layers = Layers::new(way);
+        fs::create_dir(layers.at("d")).unwrap();
+        for name in ["d/one", "d/two"] {
+            fs::write(layers.at(name), "before").unwrap();
+        }
+        fs::hard_link(layers.at("d/two"), layers.at("two")).unwrap();
+        let read = |file: &File| {
+            let mut read = [0; 6];
+            file.read_exact_at(&mut read, 0).unwrap();
+            String::from_utf8(read.to_vec()).unwrap()
+        };
+        let readers = ["d/one", "d/two"].map(|name| File::open(layers.at(name)).unwrap());
+        let (point, _) = layers.checkpoint();
+        let late = File::open(layers.at("d/one")).unwrap();
+        fs::write(layers.at("d/one"), "after!").unwrap();
+        open(layers.at("two")).write_all_at(b"after?", 0).unwrap();
+        assert_eq!(readers.each_ref().map(read), ["after!", "after?"], "{way:?}");
+        assert_eq!(read(&late), "after!", "{way:?}");
+        assert_eq!(layers.read("d/two").unwrap(), "after?", "{way:?}");
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+        fs::set_permissions(layers.at("d/one"), mode).unwrap();
+        layers.roll_back(&point);
+        for name in ["d/one", "d/two", "two"] {
+            assert_eq!(layers.read(name).unwrap(), "before", "{way:?} {name}");
+            assert_eq!(layers.at(name).metadata().unwrap().mode() & 0o777, 0o644, "{way:?} {name}");
+        }
+        assert_eq!(readers.each_ref().map(read), ["after!", "after?"], "{way:?}");
+        // The same file, although another is open.
+        let [now, held] = [layers.at("d/one").metadata(), readers[0].metadata()];
+        assert_eq!(now.unwrap().ino(), held.unwrap().ino());
+        drop((readers, late));
+        layers.end();
+    }
+}
+
+#[test]
+fn working_directories_stay_what_they_are_wherever_a_rollback_moves_them() {
+    if !can_mount("working_directories_stay_what_they_are_wherever_a_rollback_moves_them") {
+        return;
+    }
+    let layers = Layers::new(&[]);
+    fs::create_dir_all(layers.at("made/in")).unwrap();
+    let (point, _) = layers.checkpoint();
+    fs::rename(layers.at("sub"), layers.at("renamed")).unwrap();
+    fs::rename(layers.at("made"), layers.at("renamed/moved")).unwrap();
+    fs::create_dir(layers.at("gone")).unwrap();
+    let script = "read _; pwd -P; ls; echo new > new; cat new";
+    let shells = ["renamed", "renamed/deeper", "renamed/moved/in", "gone", "."].map(|dir| {
+        let mut shell = Command::new("sh");
+        shell.args(["-c", script]).current_dir(layers.at(dir));
+        shell.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+        shell.spawn().unwrap()
+    });
+    std::thread::sleep(std::time::Duration::from_millis(200));
+    layers.roll_back(&point);
+    let said = shells.map(|mut shell| {
+        writeln!(shell.stdin.take().unwrap(), "go").unwrap();
+        String::from_utf8(shell.wait_with_output().unwrap().stdout).unwrap()
+    });
+    let root = text(&layers.0.mountpoint);
+    assert_eq!(
+        said[0],
+        format!("{root}/sub\ndata\ndeeper\nhello-too\nlink\nnew\n").replace("new\n", "") + "new\n"
+    );
+    assert_eq!(said[1], format!("{root}/sub/deeper\nempty\nnew\n"));
+    assert_eq!(said[2], format!("{root}/made/in\nnew\n"));
+    assert!(!said[3].contains("new"), "{said:?}");
+    assert!(said[4].ends_with("sub\nnew\n"), "{said:?}");
+    for path in ["sub/new", "sub/deeper/new", "made/in/new", "new"] {
+        assert_eq!(layers.read(path).as_deref(), Some("new\n"), "{path}");
+    }
+    layers.end();
+}
+
+#[test]
+fn nothing_that_the_kernel_remembers_outlasts_a_rollback() {
+    if !can_mount("nothing_that_the_kernel_remembers_outlasts_a_rollback") {
+        return;
+    }
+    for way in WAYS {
+        let layers = Layers::new(&[way, &["-o", "entry_ttl=1h,attr_ttl=1h"]].concat());
+        let names: Vec<String> = (0..200).map(|number| format!("d/n{number}")).collect();
+        fs::create_dir(layers.at("d")).unwrap();
+        for name in names.iter().step_by(2) {
+            fs::write(layers.at(name), "first").unwrap();
+        }
+        let (first, _) = layers.checkpoint();
+        for (number, name) in names.iter().enumerate() {
+            match number % 4 {
+                0 => fs::write(layers.at(name), "second, longer").unwrap(),
+                2 => fs::remove_file(layers.at(name)).unwrap(),
+                1 => fs::create_dir(layers.at(name)).unwrap(),
+                _ => {}
+            }
+        }
+        let (second, _) = layers.checkpoint();
+        let look = || {
+            let see = |name: &String| {
+                let path = layers.at(name);
+                let size =
+                    path.metadata().map(|about| if about.is_dir() { 0 } else { about.len() });
+                (size.ok(), fs::read_to_string(&path).ok())
+            };
+            let mut listed: Vec<_> =
+                fs::read_dir(layers.at("d")).unwrap().map(|e| e.unwrap().file_name()).collect();
+            listed.sort();
+            (names.iter().map(see).collect::<Vec<_>>(), listed)
+        };
+        let now = look();
+        layers.roll_back(&first);
+        let then = look();
+        for (number, seen) in then.0.iter().enumerate() {
+            let expected = (number % 2 == 0).then(|| "first".to_owned());
+            assert_eq!(*seen, (expected.as_ref().map(|_| 5), expected), "{way:?} {number}");
+        }
+        for _ in 0..3 {
+            layers.roll_back(&second);
+            assert!(look() == now, "{way:?}");
+            layers.roll_back(&first);
+            assert!(look() == then, "{way:?}");
+        }
+        layers.end();
+    }
+}
+
+/// Path to contents, of regular files, or nothing of what is none.
+fn tree(root: &Path) -> BTreeMap<PathBuf, Option<Vec<u8>>> {
+    let entries = walkdir::WalkDir::new(root).into_iter().map(Result::unwrap);
+    let see = |entry: walkdir::DirEntry| {
+        let contents = entry.file_type().is_file().then(|| fs::read(entry.path()).unwrap());
+        (entry.path().strip_prefix(root).unwrap().to_owned(), contents)
+    };
+    entries.map(see).collect()
+}
+
+#[test]
+fn a_storm_goes_on_over_checkpoints_and_each_of_them_is_what_was_when_it_stood_still() {
+    const PROGRAMS: usize = 6;
+    let test = "a_storm_goes_on_over_checkpoints_and_each_of_them_is_what_was_when_it_stood_still";
+    if !can_mount(test) {
+        return;
+    }
+    for way in WAYS {
+        let layers = Layers::new(way);
+        let root = &layers.0.mountpoint;
+        let (over, turn) = (AtomicBool::new(false), parking_lot::RwLock::new(()));
+        let mut points = Vec::new();
+        std::thread::scope(|scope| {
+            for program in 0..PROGRAMS {
+                let (over, turn) = (&over, &turn);
+                scope.spawn(move || {
+                    let own = root.join(format!("p{program}"));
+                    fs::create_dir(&own).unwrap();
+                    let mut log = File::create(own.join("log")).unwrap();
+                    for step in 0.. {
+                        if over.load(Ordering::Relaxed) {
+                            break;
+                        }
+                        let _going = turn.read();
+                        let at = |number: usize| own.join(format!("f{}", number % 17));
+                        writeln!(log, "{step}").unwrap();
+                        match step % 7 {
+                            0 | 1 => fs::write(at(step), vec![b'x'; step % 5000]).unwrap(),
+                            2 => drop(fs::remove_file(at(step / 2))),
+                            3 => drop(fs::rename(at(step), at(step / 3))),
+                            4 => drop(fs::hard_link(at(step / 2), at(step + 5))),
+                            5 => {
+                                let dir = own.join(format!("d{}", step % 3));
+                                let _ = fs::create_dir(&dir);
+                                let _ = fs::rename(&dir, own.join(format!("e{}", step % 5)));
+                            }
+                            _ => {
+                                if let Ok(mut file) = OpenOptions::new().append(true).open(at(step))
+                                {
+                                    write!(file, "appended at {step}").unwrap();
+                                }
+                            }
+                        }
+                    }
+                });
+            }
+            for round in 0..12 {
+                std::thread::sleep(std::time::Duration::from_millis(60));
+                if round % 3 == 2 {
+                    let _still = turn.write();
+                    let (point, fuzzy) = layers.checkpoint();
+                    assert_eq!(fuzzy, 0, "{way:?}");
+                    points.push((point, tree(root)));
+                } else {
+                    // In the middle of it.
+                    layers.checkpoint();
+                }
+            }
+            over.store(true, Ordering::Relaxed);
+        });
+        for (point, expected) in points.iter().rev().chain(&points) {
+            layers.roll_back(point);
+            let found = tree(root);
+            let differs = |path: &&PathBuf| found.get(*path) != expected.get(*path);
+            let differ: Vec<_> = found.keys().chain(expected.keys()).filter(differs).collect();
+            assert!(differ.is_empty(), "{way:?}: {differ:?}");
+        }
+        layers.end();
+    }
+}
+
+#[test]
+fn a_database_is_whole_in_each_checkpoint_that_is_made_while_it_commits() {
+    if !can_mount("a_database_is_whole_in_each_checkpoint_that_is_made_while_it_commits") {
+        return;
+    }
+    const WRITER: &str = r#"
+import sqlite3, sys
+db = sqlite3.connect(sys.argv[1], isolation_level=None)
+db.execute("pragma journal_mode=wal")
+db.execute("create table t(a integer primary key, b blob)")
+n = 0
+print("ready", flush=True)
+while True:
+    db.execute("begin")
+    for _ in range(5):
+        db.execute("insert into t(b) values (?)", (b"%d" % n * 200,))
+        n += 1
+    db.execute("commit")
+    if n % 500 == 0:
+        db.execute("delete from t where a % 3 = 0")
+"#;
+    const CHECK: &str = r#"
+import sqlite3, sys
+db = sqlite3.connect(sys.argv[1])
+print(db.execute("pragma integrity_check").fetchone()[0], db.execute("select count(*) from t").fetchone()[0])
+"#;
+    let layers = Layers::new(&["-o", "checkpoints=exact"]);
+    let file = layers.at("db/file");
+    fs::create_dir(layers.at("db")).unwrap();
+    let mut writer = Command::new("python3")
+        .args(["-c", WRITER, text(&file)])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut ready = [0; 5];
+    writer.stdout.as_mut().unwrap().read_exact(&mut ready).unwrap();
+    let mut points = Vec::new();
+    for _ in 0..25 {
+        points.push(layers.checkpoint().0);
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    writer.kill().unwrap();
+    writer.wait().unwrap();
+    let mut before = 0;
+    for point in points {
+        layers.roll_back(&point);
+        let said = Command::new("python3").args(["-c", CHECK, text(&file)]).output().unwrap();
+        let said = String::from_utf8(said.stdout).unwrap();
+        let (whole, rows) = said.trim().split_once(' ').unwrap();
+        assert_eq!(whole, "ok");
+        let rows: usize = rows.parse().unwrap();
+        assert!(rows > 0 || before == 0, "{rows} after {before}");
+        before = rows;
+    }
+    layers.end();
+}
