@@ -1,5 +1,7 @@
 //! `thawfs checkpoint`, `checkpoints`, `rollback` and `forget`.
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use chrono::{DateTime, SecondsFormat};
@@ -244,7 +246,12 @@ pub(super) fn rollback(args: &RollbackArgs, output: &Output) -> Result<(), Failu
     };
     let request = RollbackRequest { to, discard: args.discard, strict: args.strict };
     let done: RolledBack = asked.ask(&Question::Rollback(request))?;
-    let RolledBack { id, name, names, rolled_away } = &done;
+    let RolledBack { id, name, names, rolled_away, moved } = &done;
+    // The kernel finds a directory that has moved when it is looked up, and whose working directory it is has a path
+    // again then.
+    for path in moved {
+        let _ = asked.mount.mountpoint.join(OsStr::from_bytes(path)).symlink_metadata();
+    }
     if output.json {
         let dir = &asked.shown;
         return output.print_json_line(&serde_json::json!({

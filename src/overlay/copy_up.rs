@@ -98,6 +98,11 @@ impl Overlay {
             Some(state) if self.may_change(&state) => {
                 self.copy_data(ino, &state, want).map(|()| true)
             }
+            Some(state)
+                if node.dentry == Dentry::Nowhere && self.has_another_name(ino, &state)? =>
+            {
+                Ok(false)
+            }
             Some(state) if self.is_read_by_kernel(ino) => {
                 self.take_up(ino, &self.in_frozen(ino, state)?)
             }
@@ -108,6 +113,23 @@ impl Overlay {
                 let inode = self.lower.inode(self.lower.place_of(ino)?)?;
                 self.copy_inode(ino, Original::Archive(inode), want)
             }
+        }
+    }
+
+    /// Whether file `ino` of a frozen layer, of which a name went that it was known by, has another: it is known by that
+    /// then.
+    fn has_another_name(&self, ino: Ino, state: &UpperState) -> Result<bool> {
+        let Some(pin) = state.pin.as_ref().filter(|_| state.kind != FileKind::Directory) else {
+            return Ok(false);
+        };
+        let stat = stat_fd(pin).map_err(Error::sys("statx", "an open file"))?;
+        if stat.stx_nlink == 0 || self.nodes.meant(self.number(ino)).is_none() {
+            return Ok(false);
+        }
+        match self.hold_again(self.number(ino)) {
+            Ok(held) => Ok(held.ino == ino),
+            Err(error) if error.is(Errno::NOENT) => Ok(false),
+            Err(error) => Err(error),
         }
     }
 

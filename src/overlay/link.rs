@@ -8,10 +8,12 @@ use rustix::io::Errno;
 use super::Overlay;
 use super::attr::Attr;
 use super::describe::Found;
+use super::dirs::os_str;
 use super::error::Result;
 use super::ino;
 use super::lookup::Physical;
-use super::node::{Dentry, Want};
+use super::node::{Dentry, UpperState, Want};
+use crate::inode_ops::stat_at;
 use crate::types::{FileKind, Ino};
 use crate::watch::What;
 
@@ -73,6 +75,11 @@ impl Overlay {
         }
         if self.nodes.upper(ino)?.is_some() {
             let (inode, state) = self.address(ino)?;
+            if let Some(other) = self.other_name(ino, &state)? {
+                self.nodes.move_to(ino, other);
+                self.nodes.alias_gone(ino, parent, name);
+                return Ok(());
+            }
             let asked = self.nodes.upper_parents().is_some();
             let others = state.kind != FileKind::Directory && asked && inode.stat()?.stx_nlink > 1;
             if let Some(parents) = self.nodes.upper_parents().as_mut().filter(|_| others) {
@@ -83,5 +90,23 @@ impl Overlay {
         }
         self.nodes.move_to(ino, Dentry::Nowhere);
         Ok(())
+    }
+
+    /// Another name by which `ino` was used, and which leads to the same inode. Called with `names` held.
+    pub(super) fn other_name(&self, ino: Ino, state: &UpperState) -> Result<Option<Dentry>> {
+        if state.kind == FileKind::Directory || !self.is_live(state) {
+            return Ok(None);
+        }
+        for (dir, name) in self.nodes.names(ino) {
+            if self.nodes.is_at(ino, dir, os_str(&name)) {
+                continue;
+            }
+            let is_live = self.nodes.upper(dir)?.is_some_and(|dir| self.is_live(&dir));
+            let is_it = |stat: rustix::fs::Statx| stat.stx_ino == state.st_ino;
+            if is_live && stat_at(&*self.dir_fd(dir)?, os_str(&name)).is_ok_and(is_it) {
+                return Ok(Some(Dentry::Name(dir, name)));
+            }
+        }
+        Ok(None)
     }
 }

@@ -9,12 +9,10 @@ use rustix::io::Errno;
 use super::super::Overlay;
 use super::super::dirs::os_str;
 use super::super::error::{Error, Result};
-use super::super::index::Entry;
 use super::super::lookup::Physical;
-use super::super::name::Name;
 use super::super::node::{Dentry, Want};
 use super::super::upper::Mark;
-use crate::inode_ops::{Address, stat_at, stat_fd, times_of};
+use crate::inode_ops::{Address, stat_fd, times_of};
 use crate::types::Ino;
 
 impl Overlay {
@@ -33,7 +31,7 @@ impl Overlay {
                 };
                 self.across_freezes(|| self.link_if_hidden_by_none(ino, dir.ino, os_str(&name)))?;
             }
-            self.take_from_index(ino, &entry)?;
+            self.take_from_index(ino)?;
         }
         Ok(())
     }
@@ -66,15 +64,16 @@ impl Overlay {
     }
 
     /// Takes `ino`, all names of which are in the upper now, from the index.
-    fn take_from_index(&self, ino: Ino, entry: &Entry) -> Result<()> {
+    fn take_from_index(&self, ino: Ino) -> Result<()> {
         let _names = self.names.write();
         if self.index.get(ino).is_none() {
             return Ok(());
         }
         let address = self.index_address(ino)?;
         if self.nodes.find(ino).is_some_and(|node| node.upper.is_some()) {
-            match self.name_in_upper_of(ino, entry.st_ino)? {
-                Some((dir, name)) => self.nodes.move_to(ino, Dentry::Name(dir, name)),
+            let state = self.nodes.upper(ino)?.ok_or(Errno::NOENT)?;
+            match self.other_name(ino, &state)? {
+                Some(name) => self.nodes.move_to(ino, name),
                 None => {
                     // It is found by its number again, or has no name any more.
                     let pin = address.pin()?;
@@ -87,18 +86,5 @@ impl Overlay {
         let marks = self.marks.for_kind(super::super::attr::kind_of(&address.stat()?)?);
         marks.clear(&address, Mark::Nlink)?;
         self.unindex(ino)
-    }
-
-    /// One of the names by which `ino` was used that lead to inode `st_ino` of the upper. Called with `names` held.
-    fn name_in_upper_of(&self, ino: Ino, st_ino: u64) -> Result<Option<(Ino, Name)>> {
-        for (dir, name) in self.nodes.names(ino) {
-            let is_live = self.nodes.upper(dir)?.is_some_and(|state| self.is_live(&state));
-            if is_live
-                && stat_at(&*self.dir_fd(dir)?, os_str(&name)).is_ok_and(|at| at.stx_ino == st_ino)
-            {
-                return Ok(Some((dir, name)));
-            }
-        }
-        Ok(None)
     }
 }

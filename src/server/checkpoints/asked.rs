@@ -113,6 +113,9 @@ pub(crate) struct RolledBack {
     pub(crate) names: u64,
     /// By which it can be taken back.
     pub(crate) rolled_away: Option<BackupId>,
+    /// The bytes of the paths that directories have come to which somebody knows by other ones.
+    #[serde(default)]
+    pub(crate) moved: Vec<Vec<u8>>,
 }
 
 /// What was forgotten.

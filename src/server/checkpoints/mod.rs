@@ -153,10 +153,13 @@ impl Checkpoints {
             );
         }
         let rolled = self.settle(&mut layers, change, rolled, "roll back")?;
+        let rolled = rolled.unwrap_or_default();
+        let bytes = |path: &PathBuf| path.as_os_str().as_encoded_bytes().to_vec();
         Ok(RolledBack {
+            moved: rolled.moved.iter().map(bytes).collect(),
             id: to.map(|point| point.id.clone()),
             name: to.and_then(|point| point.name.clone()),
-            names: rolled.unwrap_or_default().changed,
+            names: rolled.changed,
             rolled_away,
         })
     }
