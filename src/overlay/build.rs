@@ -74,6 +74,13 @@ impl Original {
         }
     }
 
+    pub(super) fn generation(&self) -> u64 {
+        match self {
+            Self::Archive(_) => 0,
+            Self::Layer(frozen) => frozen.state.generation,
+        }
+    }
+
     fn size(&self) -> u64 {
         match self {
             Self::Archive(inode) => inode.size,
@@ -311,7 +318,8 @@ impl Overlay {
         // After the file's own, as these can be done without if there is no room for all.
         let recorded = if begun.refused.owner { self.record_owner(copy, owner)? } else { None };
         let kind = original.kind();
-        let record = original.archive().map_or(Record::Number(self.number(ino)), Record::Archive);
+        let number = Record::Number(self.number(ino), original.generation());
+        let record = original.archive().map_or(number, Record::Archive);
         upper.marks.try_set(copy, kind, Mark::Record, &record.to_bytes(stat.stx_ino))?;
         match original {
             Original::Archive(inode) => {

@@ -184,7 +184,12 @@ impl Overlay {
             null_device: built.null_device,
             owner: built.owner,
             kept_ctime,
-            ..UpperState::new((self.live(), built.st_ino), kind, 0, original.below())
+            ..UpperState::new(
+                (self.live(), built.st_ino),
+                kind,
+                original.generation(),
+                original.below(),
+            )
         };
         if kind == FileKind::Directory && node.dentry == Dentry::Nowhere {
             // A removed directory merges with nothing.

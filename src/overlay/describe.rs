@@ -1,22 +1,19 @@
 //! What an inode is that a name leads to: of the archive, born in the upper, or a copy. The marks of the upper, and of
 //! each frozen layer, say.
 
-use std::sync::Arc;
-
 use rustix::fs::Statx;
-use rustix::io::Errno;
 
 use super::Overlay;
-use super::attr::{generation_of, is_null_device, kind_of};
-use super::dirs::{DirView, os_str};
+use super::attr::{generation_of, kind_of};
+use super::dirs::DirView;
 use super::error::{Error, Result};
 use super::index::Entry;
 use super::ino;
 use super::lower::LowerEntry;
-use super::node::{Data, InLayer, UpperState};
-use super::stack::{Below, Part};
+use super::node::{Data, UpperState};
+use super::stack::Below;
 use super::upper::{Mark, Record};
-use crate::inode_ops::{Address, stat_at};
+use crate::inode_ops::Address;
 use crate::types::{FileKind, Ino, LayerSerial, Owner};
 
 /// What a name in the merged tree means.
@@ -40,37 +37,6 @@ impl Found {
 pub(super) type FindEntry<'a> = dyn FnMut() -> Result<Option<LowerEntry>> + 'a;
 
 impl Overlay {
-    /// What is under `name` in `below`, the lower half of a directory.
-    pub(super) fn find_entry(&self, below: &Below, name: &[u8]) -> Result<Option<LowerEntry>> {
-        for (index, part) in below.parts().iter().enumerate() {
-            let view = self.part_view(part, below.after(index + 1))?;
-            let fd = view.fd()?;
-            let stat = match stat_at(fd, os_str(name)) {
-                Ok(stat) if is_null_device(&stat) => return Ok(None),
-                Ok(stat) => stat,
-                Err(Errno::NOENT | Errno::NAMETOOLONG) => continue,
-                Err(errno) => {
-                    return Err(Error::sys("statx", String::from_utf8_lossy(name))(errno));
-                }
-            };
-            let address = Address::at(fd, os_str(name));
-            let stat = self.numbers.identify(&address, stat)?;
-            let mut beneath = || self.find_entry(&view.below, name);
-            let found = self.describe_in(&view, &address, &stat, &mut beneath)?;
-            return Ok(found.map(|mut found| {
-                if let Some(upper) =
-                    found.upper.as_mut().filter(|_| found.kind == FileKind::Directory)
-                {
-                    upper.whole = Some(upper.below.with_top(Part::child(part, name)));
-                }
-                let place = InLayer { dir: Arc::clone(part), name: name.into() };
-                LowerEntry::Layer(Box::new(found), place)
-            }));
-        }
-        let Some(archive) = below.archive else { return Ok(None) };
-        Ok(self.lower.child(archive, name)?.map(LowerEntry::Archive))
-    }
-
     /// A lower name that nothing in the upper hides.
     pub(super) fn describe_lower(&self, entry: &LowerEntry) -> Result<Found> {
         let (ino, kind, in_layer) = match entry {
@@ -111,7 +77,7 @@ impl Overlay {
     }
 
     /// As [`Self::describe`], by the marks alone, whatever is known of it.
-    fn describe_in(
+    pub(super) fn describe_in(
         &self,
         dir: &DirView,
         address: &Address,
@@ -161,8 +127,8 @@ impl Overlay {
         }
         let record = record()?;
         let (ino, archive) = match record {
-            Some(Record::Archive(inode)) => (Some(self.lower.ino(inode)?), Some(inode)),
-            Some(Record::Number(ino)) => (Some(ino), None),
+            Some(Record::Archive(inode)) => (Some((self.lower.ino(inode)?, 0)), Some(inode)),
+            Some(Record::Number(ino, generation)) => (Some((ino, generation)), None),
             None => (None, None),
         };
         let mut found = self.found_in_upper(dir, stat, kind, ino, Below::archive(archive));
@@ -171,7 +137,7 @@ impl Overlay {
             if self.is_metacopy(address, stat)? {
                 upper.data = match archive {
                     Some(inode) if !self.stack.has_layers_below(dir.layer) => Data::Lower(inode),
-                    _ => self.data_of(dir, address, beneath)?,
+                    _ => self.data_of(dir, address)?,
                 };
             }
             upper.null_device = self.is_null_stand_in(address, kind)?;
@@ -179,19 +145,17 @@ impl Overlay {
         Ok(Some(found))
     }
 
-    /// An inode of number `ino`, or else of the number that it was born with.
+    /// An inode of number and generation `kept`, or else of those that it was born with.
     fn found_in_upper(
         &self,
         dir: &DirView,
         stat: &Statx,
         kind: FileKind,
-        ino: Option<Ino>,
+        kept: Option<(Ino, u64)>,
         below: Below,
     ) -> Found {
-        let (ino, generation) = match ino {
-            Some(ino) => (ino, 0),
-            None => (ino::of_birth(dir.layer, stat.stx_ino), generation_of(stat)),
-        };
+        let born = || (ino::of_birth(dir.layer, stat.stx_ino), generation_of(stat));
+        let (ino, generation) = kept.unwrap_or_else(born);
         let upper = UpperState::new((dir.layer, stat.stx_ino), kind, generation, below);
         Found { ino, kind, upper: Some(upper) }
     }
@@ -205,12 +169,17 @@ impl Overlay {
     ) -> Result<UpperState> {
         let kind = kind_of(stat)?;
         let below = Below::archive(entry.lower);
-        let mut state = UpperState::new((self.live(), stat.stx_ino), kind, 0, below);
+        let record = self.marks.for_kind(kind).get(address, Mark::Record)?;
+        let generation = match record.and_then(|record| Record::parse(&record, stat.stx_ino)) {
+            Some(Record::Number(_, generation)) => generation,
+            Some(Record::Archive(_)) | None => 0,
+        };
+        let mut state = UpperState::new((self.live(), stat.stx_ino), kind, generation, below);
         state.owner = self.recorded_owner(address)?;
         if self.is_metacopy(address, stat)? {
             state.data = match entry.lower {
                 Some(inode) if !self.stack.has_layers() => Data::Lower(inode),
-                _ => self.data_at_redirect(self.live(), address)?,
+                _ => self.data_at_redirect(address)?,
             };
         }
         state.extra_links = self.extra_links(address, kind, entry, stat.stx_nlink)?;
@@ -226,7 +195,7 @@ impl Overlay {
 
     /// Whether the data of an inode is still in the lower. Empty files have no metacopies: one that
     /// is empty was being truncated when the server was killed, and loses its mark here.
-    fn is_metacopy(&self, address: &Address, stat: &Statx) -> Result<bool> {
+    pub(super) fn is_metacopy(&self, address: &Address, stat: &Statx) -> Result<bool> {
         let marks = self.marks;
         if kind_of(stat)? != FileKind::Regular || marks.get(address, Mark::Metacopy)?.is_none() {
             return Ok(false);
@@ -238,38 +207,32 @@ impl Overlay {
     }
 
     /// Where the data of a metacopy is: where a redirect or else its own name leads.
-    fn data_of(
-        &self,
-        dir: &DirView,
-        address: &Address,
-        beneath: &mut FindEntry<'_>,
-    ) -> Result<Data> {
-        let entry = match self.marks.get(address, Mark::Redirect)? {
-            Some(path) => self.follow(dir.layer, &dir.below, &path)?,
-            None => beneath()?,
+    fn data_of(&self, dir: &DirView, address: &Address) -> Result<Data> {
+        let name: &[u8] = match address {
+            Address::Name(_, name) => name.as_encoded_bytes(),
+            // It has a redirect, which begins at the root.
+            Address::Pinned(_) | Address::Open(_) => b"",
         };
-        data_in(entry, address)
+        let data = self.find_data(dir.layer, address.clone(), &dir.below, name)?;
+        data.ok_or_else(|| no_data(address))
     }
 
-    /// As [`Self::data_of`], of a metacopy of layer `layer` that several names lead to.
-    fn data_at_redirect(&self, layer: LayerSerial, address: &Address) -> Result<Data> {
-        let entry = match self.marks.get(address, Mark::Redirect)? {
-            Some(path) => self.follow(layer, &Below::default(), &path)?,
-            None => None,
-        };
-        data_in(entry, address)
+    /// As [`Self::data_of`], of a metacopy of the upper that several names lead to.
+    fn data_at_redirect(&self, address: &Address) -> Result<Data> {
+        let data = self.find_data(self.live(), address.clone(), &Below::default(), b"")?;
+        data.ok_or_else(|| no_data(address))
     }
 
-    /// What an upper directory merges with, if it is not opaque, and the number that it keeps.
+    /// What an upper directory merges with, if it is not opaque, and the number and generation that it keeps.
     fn merges_with(
         &self,
         dir: &DirView,
         address: &Address,
         record: Option<Record>,
         beneath: &mut FindEntry<'_>,
-    ) -> Result<(Option<Ino>, Below)> {
+    ) -> Result<(Option<(Ino, u64)>, Below)> {
         let number = match record {
-            Some(Record::Number(ino)) => Some(ino),
+            Some(Record::Number(ino, generation)) => Some((ino, generation)),
             Some(Record::Archive(_)) | None => None,
         };
         if self.marks.get(address, Mark::Opaque)?.as_deref() == Some(b"y") {
@@ -278,7 +241,7 @@ impl Overlay {
         if let Some(inode) = record.and_then(Record::archive)
             && !self.stack.has_layers_below(dir.layer)
         {
-            return Ok((Some(self.lower.ino(inode)?), Below::archive(Some(inode))));
+            return Ok((Some((self.lower.ino(inode)?, 0)), Below::archive(Some(inode))));
         }
         let entry = match self.marks.get(address, Mark::Redirect)? {
             Some(path) => self.follow(dir.layer, &dir.below, &path)?,
@@ -288,8 +251,10 @@ impl Overlay {
             return Ok((number, Below::default()));
         };
         let own = match &entry {
-            LowerEntry::Archive(child) => self.lower.ino(child.inode)?,
-            LowerEntry::Layer(found, _) => found.ino,
+            LowerEntry::Archive(child) => (self.lower.ino(child.inode)?, 0),
+            LowerEntry::Layer(found, _) => {
+                (found.ino, found.upper.as_ref().map_or(0, |upper| upper.generation))
+            }
         };
         Ok((Some(number.unwrap_or(own)), entry.whole()))
     }
@@ -337,10 +302,7 @@ impl Overlay {
     }
 }
 
-fn data_in(entry: Option<LowerEntry>, address: &Address) -> Result<Data> {
-    let file = entry.filter(|entry| entry.kind() == FileKind::Regular);
-    file.map(|entry| entry.data()).ok_or_else(|| {
-        let name = address.label();
-        Error::damaged(format_args!("{name} in the upper has its data in no file below it"))
-    })
+fn no_data(address: &Address) -> Error {
+    let name = address.label();
+    Error::damaged(format_args!("{name} in the upper has its data in no file below it"))
 }

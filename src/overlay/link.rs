@@ -101,9 +101,13 @@ impl Overlay {
             if self.nodes.is_at(ino, dir, os_str(&name)) {
                 continue;
             }
-            let is_live = self.nodes.upper(dir)?.is_some_and(|dir| self.is_live(&dir));
+            // It may be forgotten any moment.
+            let is_live = |state: Option<UpperState>| state.is_some_and(|dir| self.is_live(&dir));
+            if !self.nodes.upper(dir).is_ok_and(is_live) {
+                continue;
+            }
             let is_it = |stat: rustix::fs::Statx| stat.stx_ino == state.st_ino;
-            if is_live && stat_at(&*self.dir_fd(dir)?, os_str(&name)).is_ok_and(is_it) {
+            if stat_at(&*self.dir_fd(dir)?, os_str(&name)).is_ok_and(is_it) {
                 return Ok(Some(Dentry::Name(dir, name)));
             }
         }

@@ -10,7 +10,7 @@ use super::describe::Found;
 use super::error::{Error, Result};
 use super::ids::Ids;
 use super::ino;
-use super::node::{Data, InLayer};
+use super::node::InLayer;
 use super::stack::Below;
 use crate::squashfs::{Archive, Inode};
 use crate::types::{FileKind, Ino, InodeRef, LayerSerial};
@@ -70,17 +70,6 @@ impl LowerEntry {
             Self::Layer(found, _) => {
                 found.upper.as_ref().and_then(|upper| upper.whole.clone()).unwrap_or_default()
             }
-        }
-    }
-
-    /// Of a regular file: where its data is.
-    pub(super) fn data(&self) -> Data {
-        match self {
-            Self::Archive(child) => Data::Lower(child.inode),
-            Self::Layer(found, place) => match found.upper.as_ref().map(|upper| &upper.data) {
-                None | Some(Data::Upper) => Data::Layer(place.clone()),
-                Some(data) => data.clone(),
-            },
         }
     }
 }

@@ -33,8 +33,9 @@ impl Layers {
 
     /// Makes a checkpoint; gives its id, and how many files are of no one moment.
     fn checkpoint(&self) -> (String, usize) {
-        let said = self.0.bench.ok(&["checkpoint", "--json", text(&self.0.mountpoint)]);
-        let said: Value = serde_json::from_str(&said).unwrap();
+        let output = self.0.bench.run(&["checkpoint", "--json", text(&self.0.mountpoint)]);
+        let said: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert!(output.status.success(), "{said}");
         let fuzzy = said["fuzzy"].as_array().unwrap().len();
         (said["id"].as_str().unwrap().to_owned(), fuzzy)
     }
@@ -173,7 +174,7 @@ fn working_directories_stay_what_they_are_wherever_a_rollback_moves_them() {
     fs::rename(layers.at("sub"), layers.at("renamed")).unwrap();
     fs::rename(layers.at("made"), layers.at("renamed/moved")).unwrap();
     fs::create_dir(layers.at("gone")).unwrap();
-    let script = "read _; pwd -P; ls; echo new > new; cat new";
+    let script = "read _; /bin/pwd -P; ls; echo new > new; cat new";
     let shells = ["renamed", "renamed/deeper", "renamed/moved/in", "gone", "."].map(|dir| {
         let mut shell = Command::new("sh");
         shell.args(["-c", script]).current_dir(layers.at(dir));
@@ -252,6 +253,15 @@ fn nothing_that_the_kernel_remembers_outlasts_a_rollback() {
     }
 }
 
+/// Says that it is over once it is dropped.
+struct End<'a>(&'a AtomicBool);
+
+impl Drop for End<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// Path to contents, of regular files, or nothing of what is none.
 fn tree(root: &Path) -> BTreeMap<PathBuf, Option<Vec<u8>>> {
     let entries = walkdir::WalkDir::new(root).into_iter().map(Result::unwrap);
@@ -275,6 +285,8 @@ fn a_storm_goes_on_over_checkpoints_and_each_of_them_is_what_was_when_it_stood_s
         let (over, turn) = (AtomicBool::new(false), parking_lot::RwLock::new(()));
         let mut points = Vec::new();
         std::thread::scope(|scope| {
+            // Also where an assertion fails: they are waited for.
+            let _end = End(&over);
             for program in 0..PROGRAMS {
                 let (over, turn) = (&over, &turn);
                 scope.spawn(move || {
@@ -320,7 +332,6 @@ fn a_storm_goes_on_over_checkpoints_and_each_of_them_is_what_was_when_it_stood_s
                     layers.checkpoint();
                 }
             }
-            over.store(true, Ordering::Relaxed);
         });
         for (point, expected) in points.iter().rev().chain(&points) {
             layers.roll_back(point);

@@ -127,7 +127,7 @@ pub(crate) struct World {
     held: Vec<Open>,
     replica: Replica,
     /// Plain identity (inode number and birth) → merged number, for as long as the file lives.
-    numbers: HashMap<(u64, u128), u64>,
+    numbers: HashMap<(u64, u128), (u64, u64)>,
     options: Options,
     started: i64,
     stack: Stack,
@@ -343,7 +343,7 @@ impl World {
         let (mut seen, mut plain) = (kernel.tree(), self.plain.tree());
         for tree in [&mut seen, &mut plain] {
             for seen in tree.values_mut() {
-                (seen.ino, seen.mtime) = Default::default();
+                (seen.ino, seen.generation, seen.mtime) = Default::default();
             }
         }
         compare(&seen, &plain);
@@ -392,7 +392,7 @@ impl World {
         }
         for tree in [&mut merged, &mut plain] {
             for seen in tree.values_mut() {
-                seen.ino = 0;
+                (seen.ino, seen.generation) = (0, 0);
             }
         }
         compare(&merged, &plain);
@@ -409,9 +409,10 @@ impl World {
             let born = born.duration_since(std::time::UNIX_EPOCH).unwrap().as_nanos();
             let identity = (seen.ino, born);
             if let Some(before) = self.numbers.get(&identity) {
-                assert_eq!(in_merged.ino, *before, "{path:?} has changed its number");
+                let now = (in_merged.ino, in_merged.generation);
+                assert_eq!(now, *before, "{path:?} has changed its number");
             }
-            alive.insert(identity, in_merged.ino);
+            alive.insert(identity, (in_merged.ino, in_merged.generation));
         }
         self.numbers = alive;
     }

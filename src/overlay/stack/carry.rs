@@ -98,13 +98,13 @@ impl Overlay {
         self.set_impure(parent, &dir)?;
         let inode = &frozen.address;
         let st_ino = frozen.state.st_ino;
-        self.record(ino, inode, &frozen.state.below, st_ino)?;
+        self.record(ino, inode, &frozen.state)?;
         let mut state = UpperState {
             owner: frozen.state.owner,
             ..UpperState::new(
                 (self.live(), st_ino),
                 FileKind::Regular,
-                0,
+                frozen.state.generation,
                 Below::archive(frozen.state.below.archive),
             )
         };
@@ -134,15 +134,10 @@ impl Overlay {
     }
 
     /// Gives an inode of the upper that came from a layer the record of its number.
-    pub(super) fn record(
-        &self,
-        ino: Ino,
-        inode: &Address,
-        below: &Below,
-        st_ino: u64,
-    ) -> Result<()> {
-        let record = below.archive.map_or(Record::Number(self.number(ino)), Record::Archive);
-        self.marks.set(inode, Mark::Record, &record.to_bytes(st_ino))
+    pub(super) fn record(&self, ino: Ino, inode: &Address, state: &UpperState) -> Result<()> {
+        let number = Record::Number(self.number(ino), state.generation);
+        let record = state.below.archive.map_or(number, Record::Archive);
+        self.marks.set(inode, Mark::Record, &record.to_bytes(state.st_ino))
     }
 
     /// Puts a copy under `name` of a layer, in the place of what is there.

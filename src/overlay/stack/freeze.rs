@@ -43,6 +43,7 @@ struct Made {
     address: Address,
     fd: Arc<OwnedFd>,
     st_ino: u64,
+    generation: u64,
     owner: Option<Owner>,
     kept_ctime: KeptCtime,
     times: Timestamps,
@@ -152,6 +153,10 @@ impl Overlay {
 
     /// What the live upper has of `ino`, if that has a name. Called with `names` held.
     pub(super) fn in_upper_now(&self, ino: Ino) -> Result<Option<FrozenInode>> {
+        // The kernel may have forgotten it while its last handle is on the way to be released.
+        if !self.nodes.is_known(ino) {
+            return Ok(None);
+        }
         let (address, state) = self.address(ino)?;
         let address = Address::Pinned(address.pin()?);
         let stat = self.numbers.identify(&address, address.stat()?)?;
@@ -243,7 +248,8 @@ impl<'a> Next<'a> {
         let times = times_of(&address.stat()?);
         overlay.mark_ctime(&address, kept_ctime)?;
         let fd = Arc::new(address.open(OFlags::PATH | OFlags::DIRECTORY)?);
-        self.made.insert(ino, Made { address, fd, st_ino, owner, kept_ctime, times });
+        let generation = original.generation();
+        self.made.insert(ino, Made { address, fd, st_ino, generation, owner, kept_ctime, times });
         self.order.push(ino);
         Ok(())
     }
@@ -283,7 +289,8 @@ impl<'a> Next<'a> {
         let mut names = Vec::new();
         for (dir, name) in overlay.nodes.names(ino) {
             let is_live = |state: UpperState| overlay.is_live(&state);
-            if !overlay.nodes.upper(dir)?.is_some_and(is_live) {
+            // It may be forgotten any moment.
+            if !overlay.nodes.upper(dir).is_ok_and(|state| state.is_some_and(is_live)) {
                 continue;
             }
             let fd = overlay.dir_fd(dir)?;
@@ -299,9 +306,11 @@ impl<'a> Next<'a> {
             }
         }
         if names.len() != frozen.stat.stx_nlink as usize {
+            let (known, all) = (names.len(), frozen.stat.stx_nlink);
+            tracing::warn!("{known} of {all} names are known of a file that is open for writing");
             return Err(unknown_names());
         }
-        overlay.record(ino, &frozen.address, &frozen.state.below, frozen.stat.stx_ino)?;
+        overlay.record(ino, &frozen.address, &frozen.state)?;
         Ok(Some(Carried { ino, state: frozen.state, copy, names }))
     }
 
@@ -361,7 +370,12 @@ impl<'a> Next<'a> {
         UpperState {
             owner: made.owner,
             kept_ctime: Some(made.kept_ctime),
-            ..UpperState::new((self.serial, made.st_ino), FileKind::Directory, 0, below)
+            ..UpperState::new(
+                (self.serial, made.st_ino),
+                FileKind::Directory,
+                made.generation,
+                below,
+            )
         }
     }
 

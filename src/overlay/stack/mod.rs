@@ -8,6 +8,7 @@
 //! | --- | --- |
 //! | `layer` | one frozen layer, opened |
 //! | `part` | a directory of a frozen layer, and what is below it |
+//! | `find` | what is under a name in it |
 //! | `names` | where the other names of a file are |
 //! | `freeze` | how an upper becomes a layer |
 //! | `settle` | before that: the index is emptied |
@@ -15,6 +16,7 @@
 //! | `rollback` | how other layers take the place of some |
 
 mod carry;
+mod find;
 mod freeze;
 mod layer;
 mod names;

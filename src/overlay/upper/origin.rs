@@ -3,7 +3,7 @@
 //! Two are kept. The kernel's, an `ovl_fh` file handle, is for kernel overlayfs and names the
 //! inode by its number; it is also, in hexadecimal, the name of the inode's entry in the index.
 //! Ours holds the place of the inode in the archive, or else the number that the copy of a layer's
-//! inode keeps, and the upper inode it was written for: a
+//! inode keeps with its generation, and the upper inode it was written for: a
 //! copy made behind our back (`cp -a` of the upper) carries the record along, and two files must
 //! not end up with one number.
 
@@ -22,7 +22,8 @@ const FH_NUMBER: usize = 21;
 /// What a record holds.
 const OF_ARCHIVE: u8 = 1;
 const OF_NUMBER: u8 = 2;
-const RECORD_LEN: usize = 17;
+/// How long the longest is.
+const LONGEST: usize = 25;
 
 /// The kernel's handle of lower inode `number`.
 pub(in super::super) fn handle_of(number: InodeNumber) -> [u8; FH_LEN] {
@@ -68,21 +69,22 @@ pub(in super::super) fn parse_handle(handle: &[u8]) -> Option<InodeNumber> {
 pub(in super::super) enum Record {
     /// It was copied from this inode of the archive.
     Archive(InodeRef),
-    /// It has this number.
-    Number(Ino),
+    /// It has this number, and this generation.
+    Number(Ino, u64),
 }
 
 impl Record {
     /// As it is written for upper inode `st_ino`.
     pub(in super::super) fn to_bytes(self, st_ino: u64) -> Vec<u8> {
-        let (version, value) = match self {
-            Self::Archive(lower) => (OF_ARCHIVE, lower.packed()),
-            Self::Number(ino) => (OF_NUMBER, ino.0),
+        let (version, value, generation) = match self {
+            Self::Archive(lower) => (OF_ARCHIVE, lower.packed(), None),
+            Self::Number(ino, generation) => (OF_NUMBER, ino.0, Some(generation)),
         };
-        let mut record = Vec::with_capacity(RECORD_LEN);
+        let mut record = Vec::with_capacity(LONGEST);
         record.push(version);
         record.extend_from_slice(&value.to_le_bytes());
         record.extend_from_slice(&st_ino.to_le_bytes());
+        record.extend(generation.iter().flat_map(|generation| generation.to_le_bytes()));
         record
     }
 
@@ -91,13 +93,17 @@ impl Record {
         let (version, rest) = record.split_first()?;
         let (value, rest) = rest.split_first_chunk::<8>()?;
         let (of, rest) = rest.split_first_chunk::<8>()?;
-        if !rest.is_empty() || u64::from_le_bytes(*of) != st_ino {
+        if u64::from_le_bytes(*of) != st_ino {
             return None;
         }
         let value = u64::from_le_bytes(*value);
-        match *version {
-            OF_ARCHIVE => Some(Self::Archive(InodeRef::from_packed(value))),
-            OF_NUMBER => Some(Self::Number(Ino(value))),
+        match (*version, <&[u8; 8]>::try_from(rest).ok()) {
+            (OF_ARCHIVE, None) if rest.is_empty() => {
+                Some(Self::Archive(InodeRef::from_packed(value)))
+            }
+            (OF_NUMBER, Some(generation)) => {
+                Some(Self::Number(Ino(value), u64::from_le_bytes(*generation)))
+            }
             _ => None,
         }
     }
@@ -106,7 +112,7 @@ impl Record {
     pub(in super::super) fn archive(self) -> Option<InodeRef> {
         match self {
             Self::Archive(inode) => Some(inode),
-            Self::Number(_) => None,
+            Self::Number(..) => None,
         }
     }
 }
@@ -132,11 +138,13 @@ mod tests {
 
     #[test]
     fn a_record_holds_only_for_the_inode_it_was_written_for() {
-        for said in [Record::Archive(InodeRef::new(4096, 17)), Record::Number(Ino(u64::MAX - 1))] {
+        let number = Record::Number(Ino(u64::MAX - 1), 1 << 40);
+        for said in [Record::Archive(InodeRef::new(4096, 17)), number] {
             let record = said.to_bytes(99);
             assert_eq!(Record::parse(&record, 99), Some(said));
             assert_eq!(Record::parse(&record, 98), None);
-            assert_eq!(Record::parse(&record[..16], 99), None);
+            assert_eq!(Record::parse(&record[..record.len() - 1], 99), None);
+            assert_eq!(Record::parse(&[&*record, b"x"].concat(), 99), None);
             assert_eq!(Record::parse(&[&[3], &record[1..]].concat(), 99), None);
         }
         assert_eq!(Record::parse(&[], 99), None);
