@@ -273,6 +273,9 @@ impl Overlay {
                 (root.owner, root.kept_ctime) = (owner, kept_ctime);
             });
         }
+        if overlay.upper.is_some() && overlay.stack.has_layers() {
+            overlay.finish_carrying()?;
+        }
         Ok(overlay)
     }
 

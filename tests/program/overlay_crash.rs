@@ -7,10 +7,13 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use crate::overlay_support::{self, Merged, Plain, Side, Tree, bytes, open_overlay, run, source};
+use crate::overlay_support::{
+    self, Merged, Plain, Side, Stack, Tree, bytes, freeze, is_root, layer_dir, open_archive,
+    open_layers, open_overlay, open_stack, run, source,
+};
 use crate::support::again::only;
 use rustix::fs::RenameFlags;
-use thawfs::overlay::Options;
+use thawfs::overlay::{Options, Overlay};
 
 /// Set in the child: the directory of its upper.
 const CHILD: &str = "THAWFS_CRASH_DIR";
@@ -131,4 +134,42 @@ fn a_killed_server_leaves_each_operation_done_or_not_done() {
         }
     }
     assert!(cut_short > 20, "only {cut_short} of 60 were killed in the middle");
+}
+
+/// A server that is killed in the middle of a freeze leaves inodes that the layer and the upper both have.
+#[test]
+fn what_was_on_its_way_to_the_next_upper_when_the_server_was_killed_is_not_shared_with_the_layer() {
+    let dir = tempfile::tempdir().unwrap();
+    let (archive, mut stack) = (&source().archive, Stack::default());
+    let path = Path::new;
+    {
+        let overlay = open_overlay(dir.path(), archive, Options::default());
+        let mut merged = Merged { overlay, plus: false };
+        merged.mkdir(path("d"), 0o755).unwrap();
+        merged.write(path("d/file"), 0, b"before", libc::O_CREAT | libc::O_WRONLY).unwrap();
+        freeze(&merged.overlay, dir.path(), &mut stack, 1);
+        merged.chmod(path("d/file"), 0o600).unwrap();
+        merged.chmod(path("d/file"), 0o644).unwrap();
+    }
+    // As it is after the point of no return, before the layer has its copy.
+    let [in_layer, live] = [0, 1].map(|serial| layer_dir(dir.path(), serial).join("d/file"));
+    std::fs::remove_file(&live).unwrap();
+    std::fs::hard_link(&in_layer, &live).unwrap();
+    let root = layer_dir(dir.path(), 1);
+    let prefix = if is_root() { "trusted" } else { "user" };
+    let mark = format!("{prefix}.overlay.thawfs.carrying");
+    rustix::fs::setxattr(&root, &mark, b"y", rustix::fs::XattrFlags::empty()).unwrap();
+
+    let overlay = open_stack(dir.path(), archive, &stack, Options::default());
+    let mut merged = Merged { overlay, plus: false };
+    merged.write(path("d/file"), 0, b"after!", libc::O_WRONLY).unwrap();
+    assert_eq!(merged.tree()[path("d/file")].contents, b"after!");
+    assert_eq!(std::fs::read(&in_layer).unwrap(), b"before");
+    let mut value = [0; 8];
+    assert!(rustix::fs::getxattr(&root, &mark, &mut value[..]).is_err(), "it is done once");
+    drop(merged);
+    let layers = open_layers(dir.path(), &[0]);
+    let then = Overlay::stacked(open_archive(archive), layers, None, Options::default()).unwrap();
+    let mut then = Merged { overlay: then, plus: false };
+    assert_eq!(then.tree()[path("d/file")].contents, b"before");
 }

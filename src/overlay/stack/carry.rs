@@ -10,7 +10,7 @@ use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use rustix::fs::{OFlags, RenameFlags};
+use rustix::fs::{FileType, OFlags, RenameFlags};
 use rustix::io::Errno;
 
 use super::super::Overlay;
@@ -18,12 +18,13 @@ use super::super::build::{Built, FrozenInode, Original};
 use super::super::dirs::os_str;
 use super::super::error::{Error, Result};
 use super::super::index::nlink_mark;
+use super::super::lookup::Held;
 use super::super::node::{Data, Dentry, UpperState};
 use super::super::upper::{Mark, Record};
 use super::Below;
 use super::names::LayerName;
 use crate::cache::may_wait;
-use crate::inode_ops::{Address, copy_data, stat_fd, times_of};
+use crate::inode_ops::{Address, copy_data, list, stat_at, stat_fd, times_of};
 use crate::types::{FileKind, Ino};
 
 /// How often a file is copied again that has changed meanwhile.
@@ -133,6 +134,33 @@ impl Overlay {
         Ok(true)
     }
 
+    /// Gives the topmost layer copies of the files that a server before this one was killed over carrying from it.
+    pub(in super::super) fn finish_carrying(&self) -> Result<()> {
+        let root = self.upper()?.root_address();
+        if self.marks.get(&root, Mark::Carrying)?.is_none() {
+            return Ok(());
+        }
+        let mut pending: Vec<Held<'_>> = self.hold_known(Ino::ROOT)?.into_iter().collect();
+        while let Some(dir) = pending.pop() {
+            let view = self.dir_view(dir.ino)?;
+            // What came from there is in directories that it has, too.
+            let (fd, Some(part)) = (view.fd()?, view.below.parts().first()) else { continue };
+            let part_fd = self.part_fds.get(part)?;
+            for (name, _, kind) in list(fd)? {
+                if kind == FileType::Directory {
+                    pending.push(self.hold(dir.ino, &name)?);
+                } else if kind == FileType::RegularFile && are_same(fd, &part_fd, &name)? {
+                    let held = self.hold(dir.ino, &name)?;
+                    let Some(frozen) = self.in_upper_now(held.ino)? else { continue };
+                    let copy = self.copy_for_layer(held.ino, &frozen, ATTEMPTS)?;
+                    self.put_in_place(&copy.built, &part_fd, &name)?;
+                    part.set_impure(true);
+                }
+            }
+        }
+        self.marks.clear(&root, Mark::Carrying)
+    }
+
     /// Gives an inode of the upper that came from a layer the record of its number.
     pub(super) fn record(&self, ino: Ino, inode: &Address, state: &UpperState) -> Result<()> {
         let number = Record::Number(self.number(ino), state.generation);
@@ -165,6 +193,16 @@ impl Overlay {
         draft.place(dir, name, RenameFlags::empty())?;
         Ok(here.set_times(&times_of(&stat))?)
     }
+}
+
+/// Whether `name` is one inode in both directories.
+fn are_same(one: &OwnedFd, other: &OwnedFd, name: &OsStr) -> Result<bool> {
+    let inode = |dir| match stat_at(dir, name) {
+        Ok(stat) => Ok(Some(stat.stx_ino)),
+        Err(Errno::NOENT) => Ok(None),
+        Err(errno) => Err(Error::sys("statx", name.display())(errno)),
+    };
+    Ok(inode(one)? == inode(other)?)
 }
 
 /// When the file behind `fd` was last changed.

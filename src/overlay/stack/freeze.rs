@@ -193,19 +193,29 @@ impl<'a> Next<'a> {
         for ino in overlay.files_of_kernel() {
             carried.extend(self.carry(ino, copies.remove(&ino))?);
         }
+        let root = Address::at(&self.root, OsStr::new("."));
+        if !carried.is_empty() {
+            // Should the server be killed before the layer has its copies, it is given them at the next mount.
+            overlay.marks.set(&root, Mark::Carrying, b"y")?;
+        }
         self.set_times()?;
         let changing = overlay.changing.write();
         self.commit(commit)?;
         self.flip()?;
         drop(changing);
         let mut frozen = Frozen::default();
+        let (is_carried, mut is_left) = (!carried.is_empty(), true);
         for file in carried {
             if let Err(error) = self.leave_copy(&file) {
                 tracing::error!("a layer has not got its copy of a file that is open: {error}");
+                is_left = false;
                 frozen.fuzzy.extend(self.paths(file.ino));
             } else if file.copy.is_fuzzy {
                 frozen.fuzzy.extend(self.paths(file.ino));
             }
+        }
+        if is_carried && is_left {
+            overlay.marks.clear(&root, Mark::Carrying)?;
         }
         overlay.changed();
         Ok(frozen)

@@ -45,6 +45,9 @@ pub(in super::super) enum Mark {
     Archive,
     /// Ours, on the upper's root and on the index directory: that the two belong together.
     Index,
+    /// Ours, on the upper's root while files come to it from the layer below that the kernel writes to: that layer may have
+    /// the very inodes, and not yet copies of them.
+    Carrying,
 }
 
 /// Which attribute names the upper's marks have.
@@ -115,6 +118,7 @@ impl Namespace {
             (Self::Trusted, Mark::Number) => c"trusted.overlay.thawfs.number",
             (Self::Trusted, Mark::Archive) => c"trusted.overlay.thawfs.archive",
             (Self::Trusted, Mark::Index) => c"trusted.overlay.thawfs.index",
+            (Self::Trusted, Mark::Carrying) => c"trusted.overlay.thawfs.carrying",
             (Self::User, Mark::Opaque) => c"user.overlay.opaque",
             (Self::User, Mark::Redirect) => c"user.overlay.redirect",
             (Self::User, Mark::Origin) => c"user.overlay.origin",
@@ -129,6 +133,7 @@ impl Namespace {
             (Self::User, Mark::Number) => c"user.overlay.thawfs.number",
             (Self::User, Mark::Archive) => c"user.overlay.thawfs.archive",
             (Self::User, Mark::Index) => c"user.overlay.thawfs.index",
+            (Self::User, Mark::Carrying) => c"user.overlay.thawfs.carrying",
         }
     }
 

@@ -24,7 +24,7 @@ impl Flush {
     /// Writes it, by one at a time. It is to be on disk before it is put in its place.
     ///
     /// # Errors
-    /// [`Code::Upper`]: what the disk says.
+    /// [`crate::failure::Code::Upper`]: what the disk says.
     pub(in super::super) fn write(&self) -> Result<(), Failure> {
         let staged = self.disk.stage(&self.bytes, When::Later);
         staged.map_err(|error| {

@@ -16,7 +16,7 @@
 //! largest directory's names.
 //!
 //! [`archive_onto`] packs onto the data of another archive, in which what has not changed stays where it is (`base`).
-//! [`told`] packs a tree that is told instead of walked, whose files may be those of an archive (`told`, `source`).
+//! [`told()`] packs a tree that is told instead of walked, whose files may be those of an archive (`told`, `source`).
 //!
 //! The same tree makes the same bytes, however many threads there are. Archives are read by the
 //! kernel, squashfuse, unsquashfs, and ours.

@@ -213,8 +213,6 @@ pub(crate) struct Seen {
     pub(crate) xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
     /// The file's identity: equal for hard links.
     pub(crate) ino: u64,
-    /// Tells two files of one number apart. Of the merged tree alone.
-    pub(crate) generation: u64,
 }
 
 pub(crate) type Tree = BTreeMap<PathBuf, Seen>;
@@ -356,7 +354,6 @@ impl Side for Plain {
                 contents,
                 xattrs: xattrs.collect(),
                 ino: meta.ino(),
-                generation: 0,
             };
             (entry.path().strip_prefix(&self.0).unwrap().to_owned(), seen)
         };
@@ -515,7 +512,6 @@ impl Merged {
             contents,
             xattrs: xattrs.collect(),
             ino: attr.number.0,
-            generation: attr.generation,
         };
         tree.insert(path.to_owned(), seen);
         if directory {
