@@ -253,6 +253,31 @@ fn nothing_that_the_kernel_remembers_outlasts_a_rollback() {
     }
 }
 
+#[test]
+fn a_name_in_a_directory_that_comes_back_is_not_the_file_that_was_open() {
+    if !can_mount("a_name_in_a_directory_that_comes_back_is_not_the_file_that_was_open") {
+        return;
+    }
+    let layers = Layers::new(&[]);
+    let names = ["sub/hello-too", "hello"];
+    let links = || names.map(|name| layers.at(name).metadata().map(|about| about.nlink()).ok());
+    let (both, _) = layers.checkpoint();
+    assert_eq!(links(), [Some(2); 2]);
+    fs::remove_dir_all(layers.at("sub")).unwrap();
+    let (one, _) = layers.checkpoint();
+    assert_eq!(links(), [None, Some(1)]);
+    layers.roll_back(&both);
+    let held = File::open(layers.at(names[0])).unwrap();
+    for _ in 0..2 {
+        layers.roll_back(&one);
+        assert_eq!(links(), [None, Some(1)]);
+        layers.roll_back(&both);
+        assert_eq!(links(), [Some(2); 2]);
+    }
+    drop(held);
+    layers.end();
+}
+
 /// Says that it is over once it is dropped.
 struct End<'a>(&'a AtomicBool);
 

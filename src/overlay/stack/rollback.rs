@@ -397,6 +397,8 @@ impl Switch<'_> {
         }
         for (number, place) in self.files {
             let id = self.overlay.ids.id_of(number);
+            // Also names that no layer has, in a directory that comes back with all that the kernel remembers of it.
+            let known_by = nodes.names(id);
             let is_orphan = nodes.orphan(id, |upper| {
                 upper.is_apart |= upper.layer == live;
                 if upper.pin.is_none() {
@@ -407,6 +409,7 @@ impl Switch<'_> {
                 continue;
             }
             done.files.push(id);
+            done.names.extend(known_by.iter().map(|(dir, name)| (*dir, os_string(name))));
             for open in self.overlay.handles.of(id) {
                 if matches!(open.source(), Source::File(layer, _) if layer == live) {
                     open.set_apart();
@@ -414,7 +417,7 @@ impl Switch<'_> {
             }
         }
         let known = self.names.into_iter().filter(|(dir, _)| nodes.is_known(*dir));
-        done.names = known.map(|(dir, name)| (dir, os_string(&name))).collect();
+        done.names.extend(known.map(|(dir, name)| (dir, os_string(&name))));
         done
     }
 
