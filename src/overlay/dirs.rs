@@ -125,9 +125,9 @@ impl Overlay {
     /// Directory `ino` of a frozen layer, of which `state` is known, and what is below it.
     fn whole(&self, ino: Ino, state: UpperState) -> Result<Below> {
         match state.whole {
-            Some(whole) => Ok(whole),
             // One that was removed has nothing in it.
-            None if state.pin.is_some() || state.place.is_some() => Ok(Below::default()),
+            _ if state.pin.is_some() || state.place.is_some() => Ok(Below::default()),
+            Some(whole) => Ok(whole),
             None => self.part_of(ino, state.layer).map(|top| state.below.with_top(top)),
         }
     }

@@ -278,6 +278,44 @@ fn a_name_in_a_directory_that_comes_back_is_not_the_file_that_was_open() {
     layers.end();
 }
 
+#[test]
+fn what_is_open_in_a_directory_that_a_rollback_takes_away_stays_what_it_was() {
+    if !can_mount("what_is_open_in_a_directory_that_a_rollback_takes_away_stays_what_it_was") {
+        return;
+    }
+    for way in WAYS {
+        let layers = Layers::new(way);
+        fs::create_dir(layers.at("made")).unwrap();
+        fs::write(layers.at("made/born"), "born").unwrap();
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+        fs::set_permissions(layers.at("sub/data"), mode).unwrap();
+        let (all, _) = layers.checkpoint();
+        for dir in ["made", "sub"] {
+            fs::remove_dir_all(layers.at(dir)).unwrap();
+        }
+        let (none, _) = layers.checkpoint();
+        layers.roll_back(&all);
+        for write in [false, true] {
+            let paths = ["made/born", "sub/data", "sub/hello-too"];
+            let open = |path| OpenOptions::new().read(true).write(write).open(layers.at(path));
+            let held = paths.map(|path| (open(path).unwrap(), fs::read(layers.at(path)).unwrap()));
+            for point in [&none, &all, &none, &all] {
+                layers.roll_back(point);
+                for ((file, expected), path) in held.iter().zip(paths) {
+                    let mut read = vec![0; expected.len()];
+                    file.read_exact_at(&mut read, 0).unwrap();
+                    let len = file.metadata().unwrap().len();
+                    assert!(read == *expected && len == read.len() as u64, "{way:?} {path}");
+                    let found = fs::read(layers.at(path)).ok();
+                    assert_eq!(found.is_some(), point == &all, "{way:?} {path}");
+                    assert!(found.is_none_or(|found| found == *expected), "{way:?} {path}");
+                }
+            }
+        }
+        layers.end();
+    }
+}
+
 /// Says that it is over once it is dropped.
 struct End<'a>(&'a AtomicBool);
 

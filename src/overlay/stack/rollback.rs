@@ -391,9 +391,8 @@ impl Switch<'_> {
                 LowerEntry::Layer(_, place) => Some(place.clone()),
                 LowerEntry::Archive(_) => None,
             };
-            nodes.orphan(*ino, |upper| {
-                (upper.place, upper.whole, upper.below) = (place, None, Below::default());
-            });
+            // What is open in it is still found through it, but nothing else.
+            nodes.orphan(*ino, |upper| (upper.place, upper.whole) = (place, Some(now.whole())));
         }
         for (number, place) in self.files {
             let id = self.overlay.ids.id_of(number);
