@@ -11,7 +11,7 @@ use rustix::io::Errno;
 
 use super::Overlay;
 use super::error::{Error, Result, changed_behind, not_copied};
-use super::node::{Dentry, UpperState};
+use super::node::{Dentry, InLayer, UpperState};
 use super::stack::{Below, Part};
 use crate::inode_ops::{Address, stat_fd};
 use crate::types::{FileKind, Ino, LayerSerial};
@@ -166,6 +166,15 @@ impl Overlay {
             });
         }
         Ok(part)
+    }
+
+    /// Where file `ino` is in a frozen layer, if it is known to be in one.
+    pub(super) fn place_in_layer(&self, ino: Ino) -> Option<InLayer> {
+        let node = self.nodes.find(ino)?;
+        let (Some(state), Dentry::Name(parent, name)) = (node.upper, node.dentry) else {
+            return None;
+        };
+        Some(InLayer { dir: self.part_of(parent, state.layer).ok()?, name })
     }
 
     /// An `O_PATH` descriptor of the upper half of directory `ino`. Called with `names` held.

@@ -364,8 +364,14 @@ impl Switch<'_> {
     }
 
     /// Changes what is known. Nothing of it can fail.
-    fn apply(self, live: LayerSerial) -> RolledBack {
+    fn apply(mut self, live: LayerSerial) -> RolledBack {
         let nodes = &self.overlay.nodes;
+        // First, as it is found out of what is known of the directories.
+        for (number, place) in &mut self.files {
+            if place.is_none() {
+                *place = self.overlay.place_in_layer(self.overlay.ids.id_of(*number));
+            }
+        }
         let state = |entry: &LowerEntry| match entry {
             LowerEntry::Archive(_) => None,
             LowerEntry::Layer(found, _) => found.upper.clone(),
