@@ -42,6 +42,12 @@ impl Aliases {
         }
     }
 
+    /// All names, each with its file and its directory.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (Ino, Ino, &Name)> {
+        let names = self.0.iter().flat_map(|(ino, names)| names.iter().map(move |it| (*ino, it)));
+        names.map(|(ino, (dir, name))| (ino, *dir, name))
+    }
+
     /// The names of `ino`, the last used first.
     pub(super) fn of(&self, ino: Ino) -> impl Iterator<Item = (Ino, &[u8])> {
         let names = self.0.get(&ino).into_iter().flatten().rev();

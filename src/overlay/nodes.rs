@@ -4,8 +4,8 @@
 //! from any node up to the root is always known. A node of the archive alone costs 65 bytes, and more where
 //! its name is long: everything else about it follows from its number.
 
-use std::collections::HashMap;
 use std::collections::hash_map::RandomState;
+use std::collections::{HashMap, HashSet};
 use std::ffi::{OsStr, OsString};
 use std::hash::BuildHasher;
 use std::os::unix::ffi::OsStrExt;
@@ -21,7 +21,7 @@ use super::ids::Ids;
 use super::name::Name;
 use super::node::{Dentry, Snapshot, UpperState};
 use super::parents::UpperParents;
-use crate::types::Ino;
+use crate::types::{FileKind, Ino};
 
 /// Siblings are picked together if their numbers differ in no more than these low bits. In the archive they then
 /// lie within 8 KiB of compressed inodes, some 2,000 to 4,000 of them.
@@ -37,6 +37,15 @@ struct Node {
     is_orphan: bool,
     dentry: Dentry,
     upper: Option<Box<UpperState>>,
+}
+
+/// What is known in some directories, and in those in them.
+#[derive(Debug)]
+pub(super) struct Inside {
+    /// These directories, and what is reached through them.
+    pub(super) nodes: HashSet<Ino>,
+    /// The names there, each with the node and the directory.
+    pub(super) names: Vec<(Ino, Ino, Name)>,
 }
 
 /// The node table.
@@ -128,6 +137,7 @@ impl Nodes {
         let mut dropped = Vec::new();
         let mut table = self.0.lock();
         let Some(node) = table.nodes.get_mut(ino) else { return false };
+        node.is_orphan = false;
         let before = std::mem::replace(&mut node.upper, upper.map(Box::new));
         table.forget_copied(ino, before.as_deref());
         table.note_copied(ino);
@@ -152,6 +162,47 @@ impl Nodes {
             parent.children += 1;
         }
         table.note_copied(ino);
+    }
+
+    /// What is in the directories `tops`, and in those in them, and so on, but for what is in `others`.
+    pub(super) fn inside(&self, tops: &HashSet<Ino>, others: &HashSet<Ino>) -> Inside {
+        let table = self.0.lock();
+        let judged = |dirs: &HashSet<Ino>, is_in| dirs.iter().map(|dir| (*dir, is_in)).collect();
+        let mut is_in: HashMap<Ino, bool> = judged(tops, true);
+        is_in.extend(judged(others, false));
+        let mut names = Vec::new();
+        for (ino, _) in table.nodes.iter() {
+            let mut way = Vec::new();
+            let mut at = Some(ino);
+            let found = loop {
+                let Some(here) = at else { break false };
+                if let Some(known) = is_in.get(&here) {
+                    break *known;
+                }
+                way.push(here);
+                at = table.nodes.get(here).and_then(|node| node.dentry.parent());
+            };
+            is_in.extend(way.into_iter().map(|ino| (ino, found)));
+        }
+        is_in.retain(|_, is_in| *is_in);
+        for ino in is_in.keys().filter(|ino| !tops.contains(ino)) {
+            if let Some(Dentry::Name(dir, name)) = table.nodes.get(*ino).map(|node| &node.dentry) {
+                names.push((*ino, *dir, name.clone()));
+            }
+        }
+        let others = table.aliases.iter().filter(|(_, dir, _)| is_in.contains_key(dir));
+        names.extend(others.map(|(ino, dir, name)| (ino, dir, name.clone())));
+        Inside { nodes: is_in.into_keys().collect(), names }
+    }
+
+    /// The nodes that stand for nothing any more and may be directories.
+    pub(super) fn orphaned_directories(&self) -> Vec<Ino> {
+        let is_one = |node: &Node| {
+            let is_file = |upper: &UpperState| upper.kind != FileKind::Directory;
+            node.is_orphan && !node.upper.as_deref().is_some_and(is_file)
+        };
+        let table = self.0.lock();
+        table.nodes.iter().filter(|(_, node)| is_one(node)).map(|(ino, _)| ino).collect()
     }
 
     /// Whether there is a node of `ino`.

@@ -14,11 +14,13 @@
 //! | `settle` | before that: the index is emptied |
 //! | `carry` | at that: what the kernel writes to goes on in the next upper |
 //! | `rollback` | how other layers take the place of some |
+//! | `lost` | what is known in directories that a rollback takes away |
 
 mod carry;
 mod find;
 mod freeze;
 mod layer;
+mod lost;
 mod names;
 mod part;
 mod rollback;

@@ -14,7 +14,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::fs::{FlockOperation, OFlags};
+use rustix::fs::{FileType, FlockOperation, OFlags};
 use rustix::io::Errno;
 
 use super::super::Overlay;
@@ -29,6 +29,7 @@ use super::super::name::Name;
 use super::super::node::{Dentry, InLayer, UpperState};
 use super::super::upper::{Mark, unusable};
 use super::freeze::Next;
+use super::lost::Lost;
 use super::{Below, Layer, Part, check};
 use crate::inode_ops::list_with;
 use crate::types::{FileKind, Ino, LayerSerial};
@@ -79,6 +80,8 @@ struct Switch<'a> {
     /// Directories that were met under a name in one of the stacks, and not yet in the other.
     left: HashMap<Ino, Place>,
     right: HashMap<Ino, Place>,
+    /// Those of the latter that were looked into.
+    seen: HashSet<Ino>,
     /// Where directories are in the stack that comes.
     places: HashMap<Ino, Place>,
 }
@@ -163,6 +166,7 @@ impl Overlay {
             files: HashMap::new(),
             left: HashMap::new(),
             right: HashMap::new(),
+            seen: HashSet::new(),
             places: HashMap::new(),
         };
         switch.check_mounted(mounted)?;
@@ -258,15 +262,15 @@ impl Switch<'_> {
                 if let (Some((.., now)), Some(then)) =
                     (self.left.remove(&ino), self.right.remove(&ino))
                 {
-                    self.has_moved(ino, &now, then, &mut pairs);
+                    self.has_moved(ino, &now.whole(), then, &mut pairs);
                 }
             }
-            if !pairs.is_empty() {
+            if !pairs.is_empty() || self.look_further()? {
                 continue;
             }
             for (ino, (_, _, now)) in std::mem::take(&mut self.left) {
                 match self.find_by_redirect(ino, &now)? {
-                    Some(then) => self.has_moved(ino, &now, then, &mut pairs),
+                    Some(then) => self.has_moved(ino, &now.whole(), then, &mut pairs),
                     None => {
                         pairs.push((ino, now.whole(), None));
                         self.vanished.push((ino, now));
@@ -274,13 +278,56 @@ impl Switch<'_> {
                 }
             }
             if pairs.is_empty() {
+                self.find_known(&mut pairs)?;
+            }
+            if pairs.is_empty() {
                 return Ok(());
             }
         }
     }
 
-    fn has_moved(&mut self, ino: Ino, now: &LowerEntry, then: Place, pairs: &mut Vec<Pair>) {
-        pairs.push((ino, now.whole(), Some(then.2.whole())));
+    /// Looks for directories in those that only the stack that comes has. Says whether there were any.
+    fn look_further(&mut self) -> Result<bool> {
+        let overlay = self.overlay;
+        let new = self.right.iter().filter(|(ino, _)| !self.seen.contains(ino));
+        let new: Vec<(Ino, Place)> = new.map(|(ino, place)| (*ino, place.clone())).collect();
+        for (dir, place) in &new {
+            let whole = place.2.whole();
+            self.seen.insert(*dir);
+            self.places.insert(*dir, place.clone());
+            for part in whole.parts().iter().filter(|part| self.come.contains(&part.layer)) {
+                for (name, _, kind) in list_with(&*overlay.part_fds.get(part)?, OFlags::NOATIME)? {
+                    if kind == FileType::Directory
+                        && let Some(then) = overlay.find_entry(&whole, name.as_bytes())?
+                        && is_directory(&then)
+                    {
+                        let ino = then.ino(overlay)?;
+                        self.right.insert(ino, (*dir, name.as_bytes().into(), then));
+                    }
+                }
+            }
+        }
+        Ok(!new.is_empty())
+    }
+
+    /// Looks among directories that no layer of the stack that is left has for those that somebody knows: where it has
+    /// them is as the archive has it, or a layer that both have.
+    fn find_known(&mut self, pairs: &mut Vec<Pair>) -> Result<()> {
+        let nodes = &self.overlay.nodes;
+        for (ino, then) in std::mem::take(&mut self.right) {
+            if nodes.meant(ino).is_some() {
+                let now = self.overlay.lower_half(ino)?;
+                self.has_moved(ino, &now, then, pairs);
+            } else if nodes.is_known(ino) {
+                // It is back. Nothing that was in it is known any more.
+                self.moved.push((ino, then));
+            }
+        }
+        Ok(())
+    }
+
+    fn has_moved(&mut self, ino: Ino, now: &Below, then: Place, pairs: &mut Vec<Pair>) {
+        pairs.push((ino, now.clone(), Some(then.2.whole())));
         self.places.insert(ino, then.clone());
         self.moved.push((ino, then));
     }
@@ -363,6 +410,16 @@ impl Switch<'_> {
         }
     }
 
+    /// What is known in directories that vanish, beside what is found in the layers.
+    fn lost(&self) -> Lost {
+        let overlay = self.overlay;
+        let known = |ino: &Ino| overlay.nodes.is_known(*ino);
+        let vanished = self.vanished.iter().map(|(ino, _)| *ino).filter(known).collect();
+        let moved = self.moved.iter().map(|(ino, _)| *ino).collect();
+        let files = self.files.keys().map(|number| overlay.ids.id_of(*number)).collect();
+        Lost::find(overlay, &vanished, &moved, &files)
+    }
+
     /// Changes what is known. Nothing of it can fail.
     fn apply(mut self, live: LayerSerial) -> RolledBack {
         let nodes = &self.overlay.nodes;
@@ -372,6 +429,7 @@ impl Switch<'_> {
                 *place = self.overlay.place_in_layer(self.overlay.ids.id_of(*number));
             }
         }
+        let lost = self.lost();
         let state = |entry: &LowerEntry| match entry {
             LowerEntry::Archive(_) => None,
             LowerEntry::Layer(found, _) => found.upper.clone(),
@@ -379,7 +437,14 @@ impl Switch<'_> {
         let mut done = RolledBack { changed: self.names.len() as u64, ..RolledBack::default() };
         done.directories.push(Ino::ROOT);
         for (ino, then) in &self.kept {
-            if nodes.restate(*ino, state(then), None) {
+            // One that was gone for a while, and that somebody was in all the time, is back.
+            let is_back = nodes.is_known(*ino) && nodes.meant(*ino).is_none();
+            let place = self.places.get(ino).filter(|_| is_back);
+            let dentry = place.map(|(parent, name, _)| {
+                self.make_known(*parent, &state);
+                Dentry::Name(*parent, name.clone())
+            });
+            if nodes.restate(*ino, state(then), dentry) {
                 done.directories.push(*ino);
             }
         }
@@ -400,6 +465,7 @@ impl Switch<'_> {
             // What is open in it is still found through it, but nothing else.
             nodes.orphan(*ino, |upper| (upper.place, upper.whole) = (place, Some(now.whole())));
         }
+        lost.forget(nodes);
         for (number, place) in self.files {
             let id = self.overlay.ids.id_of(number);
             // Also names that no layer has, in a directory that comes back with all that the kernel remembers of it.
@@ -423,6 +489,10 @@ impl Switch<'_> {
         }
         let known = self.names.into_iter().filter(|(dir, _)| nodes.is_known(*dir));
         done.names.extend(known.map(|(dir, name)| (dir, os_string(&name))));
+        // Last: with a directory the kernel lets go of what nobody uses in it.
+        done.names.extend(lost.names.iter().map(|(dir, name)| (*dir, os_string(name))));
+        // What they had in them, which is nothing, counts no more once they are back.
+        done.directories.extend(nodes.orphaned_directories());
         done
     }
 
