@@ -1,5 +1,7 @@
 //! Random operations through a real mount and on a plain directory of this machine, which is the
-//! model: each must succeed or fail alike, and the trees must be the same, also after a remount.
+//! model: each must succeed or fail alike, and the trees must be the same, also after a remount. With
+//! checkpoints, of which the model is a copy of the directory, that holds after each rollback as well,
+//! whatever is open meanwhile.
 
 use std::collections::BTreeMap;
 use std::fs::{self, OpenOptions};
@@ -10,7 +12,9 @@ use std::process::Command;
 
 use crate::support::mount::{Bench, can_mount, write_tree};
 use crate::support::surrounding::owners_share;
+use crate::support::words::eventually;
 use proptest::prelude::*;
+use rustix::process::{Pid, Signal, kill_process};
 
 /// A path of one to three of a few names, so that operations meet.
 #[derive(Clone, Debug)]
@@ -206,7 +210,12 @@ struct Prepared {
 impl Prepared {
     fn new() -> Self {
         let bench = Bench::new();
-        write_tree(&bench.directory("tree"));
+        let tree = bench.directory("tree");
+        write_tree(&tree);
+        fs::create_dir_all(tree.join("deeper/sub")).unwrap();
+        fs::write(tree.join("deeper/sub/hello"), "hello again\n").unwrap();
+        fs::hard_link(tree.join("deeper/sub/hello"), tree.join("sub/deeper/hello")).unwrap();
+        fs::write(tree.join("deeper/data"), "some").unwrap();
         let archive = bench.archive(&bench.path("tree"), "data.sqsh", &["-comp", "zstd"]);
         Self { bench, archive }
     }
@@ -251,6 +260,259 @@ fn a_mount_behaves_as_a_plain_directory() {
     let config = ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() };
     proptest!(config, |(ops in prop::collection::vec(op(), 1..80))| {
         prepared.check(&ops)?;
+    });
+    prepared.bench.assert_nothing_left();
+}
+
+/// What is done with a stack.
+#[derive(Clone, Debug)]
+enum Step {
+    Change(Op),
+    Checkpoint,
+    /// To one of the checkpoints. Before that all files and directories are opened; they are closed after it, or at
+    /// the end.
+    RollBack {
+        to: usize,
+        closes: bool,
+    },
+    /// Takes the last rollback back, and that back again.
+    Undo,
+    Forget(usize),
+    Remount {
+        kills: bool,
+    },
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        14 => op().prop_map(Step::Change),
+        2 => Just(Step::Checkpoint),
+        2 => (any::<usize>(), any::<bool>()).prop_map(|(to, closes)| Step::RollBack { to, closes }),
+        1 => Just(Step::Undo),
+        1 => any::<usize>().prop_map(Step::Forget),
+        1 => any::<bool>().prop_map(|kills| Step::Remount { kills }),
+    ]
+}
+
+/// What is open in the mount.
+struct Held {
+    files: Vec<(PathBuf, fs::File, Vec<u8>)>,
+    directories: Vec<(PathBuf, fs::File)>,
+}
+
+impl Held {
+    /// Opens all there is, every other file for writing, too.
+    fn all(root: &Path) -> Self {
+        use std::os::unix::fs::OpenOptionsExt;
+        let mut held = Self { files: Vec::new(), directories: Vec::new() };
+        for entry in walkdir::WalkDir::new(root).sort_by_file_name() {
+            let entry = entry.unwrap();
+            let path = entry.path();
+            let relative = path.strip_prefix(root).unwrap().to_owned();
+            if entry.file_type().is_dir() {
+                held.directories.push((relative, fs::File::open(path).unwrap()));
+            } else if entry.file_type().is_file() {
+                let mut options = OpenOptions::new();
+                options.read(true).write(held.files.len() % 2 == 1).custom_flags(libc::O_NOFOLLOW);
+                held.files.push((relative, options.open(path).unwrap(), fs::read(path).unwrap()));
+            }
+        }
+        held
+    }
+
+    /// Checks that files are what they were, and that directories that are still there are what they are now.
+    fn check(&self, root: &Path) -> Result<(), TestCaseError> {
+        use std::os::fd::AsRawFd;
+        use std::os::unix::fs::FileExt;
+        for (path, file, contents) in &self.files {
+            let mut read = vec![0; contents.len() + 1];
+            let len = file.read_at(&mut read, 0).unwrap();
+            prop_assert!(read[..len] == contents[..], "{:?}, which is open, is another", path);
+            prop_assert_eq!(file.metadata().unwrap().len(), contents.len() as u64, "{:?}", path);
+        }
+        let paths = walkdir::WalkDir::new(root).into_iter().map(Result::unwrap);
+        let paths = paths.filter(|entry| entry.file_type().is_dir());
+        let paths: BTreeMap<u64, PathBuf> =
+            paths.map(|entry| (entry.metadata().unwrap().ino(), entry.into_path())).collect();
+        let names = |path: &Path| {
+            let names = fs::read_dir(path).unwrap().map(|entry| entry.unwrap().file_name());
+            names.collect::<std::collections::BTreeSet<_>>()
+        };
+        for (was, directory) in &self.directories {
+            if let Some(path) = paths.get(&directory.metadata().unwrap().ino()) {
+                let here = PathBuf::from(format!("/proc/self/fd/{}", directory.as_raw_fd()));
+                prop_assert_eq!(names(&here), names(path), "{:?}, now {:?}", was, path);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A mount with checkpoints, and a plain directory with copies.
+struct Copied<'a> {
+    prepared: &'a Prepared,
+    model: PathBuf,
+    mountpoint: PathBuf,
+    mount: Vec<String>,
+    /// By their ids.
+    points: Vec<(String, PathBuf)>,
+    /// To which checkpoint the last rollback was, and what it has rolled away.
+    rolled_back: Option<(String, PathBuf)>,
+    made: usize,
+    held: Vec<Held>,
+}
+
+impl<'a> Copied<'a> {
+    fn new(prepared: &'a Prepared, more: &[&str]) -> Self {
+        let bench = &prepared.bench;
+        let (model, mountpoint) = (bench.path("model"), bench.directory("mnt"));
+        let upper = bench.path("upper");
+        for entry in fs::read_dir(bench.path("")).unwrap().map(Result::unwrap) {
+            let name = entry.file_name();
+            let is_old = [&b"point-"[..], b"model", b"upper", b".upper"]
+                .iter()
+                .any(|old| name.as_encoded_bytes().starts_with(old));
+            if is_old {
+                fs::remove_dir_all(entry.path()).unwrap();
+            }
+        }
+        let text = |path: &Path| path.to_str().unwrap().to_owned();
+        let mut mount = vec!["mount".to_owned(), text(&prepared.archive), text(&mountpoint)];
+        mount.extend(["--upper".into(), text(&upper)]);
+        mount.extend(more.iter().map(|word| (*word).to_owned()));
+        bench.ok(&mount);
+        let (points, held) = (Vec::new(), Vec::new());
+        let new =
+            Self { prepared, model, mountpoint, mount, points, rolled_back: None, made: 0, held };
+        copy(&bench.path("tree"), &new.model);
+        new
+    }
+
+    /// What `words` print, said of the mount.
+    fn say(&self, words: &[&str]) -> String {
+        let [verb, more @ ..] = words else { unreachable!("a verb") };
+        let mountpoint = self.mountpoint.to_str().unwrap();
+        let output = self.prepared.bench.run(&[&["-q", verb, mountpoint], more].concat());
+        assert!(output.status.success(), "{words:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    }
+
+    fn copy_of_model(&mut self) -> PathBuf {
+        self.made += 1;
+        let to = self.prepared.bench.path(&format!("point-{}", self.made));
+        copy(&self.model, &to);
+        to
+    }
+
+    /// The mount is what `copy` is, and so is the model from now on.
+    fn is_now(&self, copy_of: &Path) -> Result<(), TestCaseError> {
+        prop_assert_eq!(look(&self.mountpoint), look(copy_of));
+        fs::remove_dir_all(&self.model).unwrap();
+        copy(copy_of, &self.model);
+        Ok(())
+    }
+
+    fn step(&mut self, step: &Step) -> Result<(), TestCaseError> {
+        match step {
+            Step::Change(op) => {
+                prop_assert_eq!(apply(&self.mountpoint, op), apply(&self.model, op));
+            }
+            Step::Checkpoint => {
+                let id = self.say(&["checkpoint", "--local"]);
+                let copy = self.copy_of_model();
+                self.points.push((id, copy));
+            }
+            Step::RollBack { to, closes } if !self.points.is_empty() => {
+                let (id, copy) = self.points[to % self.points.len()].clone();
+                prop_assert_eq!(look(&self.mountpoint), look(&self.model));
+                let held = Held::all(&self.mountpoint);
+                let was = self.copy_of_model();
+                self.say(&["rollback", &id]);
+                held.check(&self.mountpoint)?;
+                if !closes {
+                    self.held.push(held);
+                }
+                self.rolled_back = Some((id, was));
+                self.is_now(&copy)?;
+            }
+            Step::Undo => {
+                let Some((id, was)) = self.rolled_back.clone() else { return Ok(()) };
+                let copy = self.copy_of_model();
+                for (to, expected) in [(None, &was), (Some(&id), &copy)] {
+                    let listed = self.say(&["checkpoints", "--json"]);
+                    let mut lines = listed
+                        .lines()
+                        .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+                    let away = lines.find(|line| line["rolledAway"] == true);
+                    let Some(to) =
+                        to.cloned().or(away.map(|line| line["id"].as_str().unwrap().to_owned()))
+                    else {
+                        return Ok(());
+                    };
+                    let held = Held::all(&self.mountpoint);
+                    self.say(&["rollback", &to]);
+                    held.check(&self.mountpoint)?;
+                    if let Some((_, copy)) = self.points.iter().find(|(id, _)| *id == to) {
+                        self.is_now(&copy.clone())?;
+                    } else {
+                        self.is_now(expected)?;
+                    }
+                }
+            }
+            Step::Forget(which) if !self.points.is_empty() => {
+                let (id, copy) = self.points.remove(which % self.points.len());
+                self.say(&["forget", &id]);
+                fs::remove_dir_all(copy).unwrap();
+                self.rolled_back = self.rolled_back.take().filter(|(to, _)| *to != id);
+            }
+            Step::Remount { kills } => {
+                self.held.clear();
+                if *kills {
+                    // What the kernel alone has of an ordinary user's writes is lost with the server.
+                    rustix::fs::syncfs(fs::File::open(&self.mountpoint).unwrap()).unwrap();
+                    let servers = self.prepared.bench.servers();
+                    let pid = Pid::from_raw(servers[0] as i32).unwrap();
+                    kill_process(pid, Signal::KILL).unwrap();
+                    eventually("the server has ended", || self.prepared.bench.servers().is_empty());
+                }
+                self.say(&["unmount"]);
+                self.prepared.bench.ok(&self.mount);
+            }
+            Step::RollBack { .. } | Step::Forget(_) => {}
+        }
+        Ok(())
+    }
+
+    fn play(&mut self, steps: &[Step]) -> Result<(), TestCaseError> {
+        for (number, step) in steps.iter().enumerate() {
+            self.step(step).map_err(|error| TestCaseError::fail(format!("{number}: {error}")))?;
+        }
+        prop_assert_eq!(look(&self.mountpoint), look(&self.model), "at the end");
+        Ok(())
+    }
+}
+
+fn copy(from: &Path, to: &Path) {
+    let copied = Command::new("cp").arg("-a").args([from, to]).status().unwrap();
+    assert!(copied.success());
+}
+
+#[test]
+fn each_checkpoint_of_a_mount_is_what_a_copy_of_a_plain_directory_is() {
+    if !can_mount("each_checkpoint_of_a_mount_is_what_a_copy_of_a_plain_directory_is") {
+        return;
+    }
+    let prepared = Prepared::new();
+    let cases = std::env::var("PROPTEST_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(12);
+    let config = ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() };
+    proptest!(config, |(steps in prop::collection::vec(step(), 1..90))| {
+        for more in [&[][..], &["-o", "checkpoints=exact"]] {
+            let mut copied = Copied::new(&prepared, more);
+            let outcome = copied.play(&steps);
+            copied.held.clear();
+            copied.say(&["unmount"]);
+            outcome?;
+        }
     });
     prepared.bench.assert_nothing_left();
 }
