@@ -72,6 +72,12 @@ pub(super) fn of_birth(layer: LayerSerial, st_ino: u64) -> Ino {
     Ino(UPPER_BORN | MIXED | (XxHash3_64::oneshot(&bytes) & (ID - 1)))
 }
 
+/// The layer that a file was born in, if its number says so.
+pub(super) fn layer_of_birth(ino: Ino) -> Option<LayerSerial> {
+    let says = ino.0 & UPPER_BORN != 0 && ino.0 & MIXED == 0;
+    says.then_some(LayerSerial(((ino.0 & !UPPER_BORN) >> ST_INO_BITS) as u32))
+}
+
 /// Whether `ino` is a node id that is no number: see [`super::ids`].
 pub(super) fn is_id(ino: Ino) -> bool {
     ino.0 & (UPPER_BORN | MIXED | ID) == UPPER_BORN | MIXED | ID
@@ -130,9 +136,16 @@ mod tests {
                 assert!(seen.insert(ino), "{ino} twice");
                 assert_eq!(to_lower(ino, InodeRef::new(0, 0)), None);
                 assert!(!is_id(ino));
+                let born = layer_of_birth(ino);
+                assert!(born.is_none_or(|born| born == LayerSerial(serial)), "{ino}");
+                assert!(born.is_some() || serial > 1 << 17 || st_ino >> ST_INO_BITS > 0);
             }
         }
         assert!(is_id(of_id(0)) && is_id(of_id(u64::MAX)) && of_id(0) != of_id(1));
+        assert_eq!(
+            layer_of_birth(of_lower(InodeRef::new(7, 5), InodeRef::new(0, 0)).unwrap()),
+            None
+        );
         // As they were before there were layers.
         assert_eq!(of_birth(LayerSerial(0), 12), Ino(UPPER_BORN | 12));
     }

@@ -57,6 +57,7 @@ mod overlay_difference;
 mod overlay_interop;
 mod overlay_model;
 mod overlay_places;
+mod overlay_points;
 mod overlay_renames;
 mod overlay_semantics;
 mod overlay_support;

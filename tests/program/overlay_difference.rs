@@ -58,6 +58,17 @@ pub(crate) fn in_words(entries: &[DifferenceEntry]) -> Vec<String> {
         .collect()
 }
 
+/// All that differs between `from` and `to`.
+pub(crate) fn difference_from(from: &Overlay, to: &Overlay, below: &str) -> Vec<DifferenceEntry> {
+    let mut entries = Vec::new();
+    let mut keep = |entry| {
+        entries.push(entry);
+        ControlFlow::Continue(())
+    };
+    to.difference_from(from, Path::new(below), &mut keep).unwrap();
+    entries
+}
+
 /// The backup, as a view without an upper shows it: with the numbers that its files keep.
 fn backup() -> Tree {
     let overlay = Overlay::new(open_archive(&source().archive), None, Options::default()).unwrap();
@@ -235,16 +246,19 @@ impl Brute<'_> {
 }
 
 fn check_difference(merged: &mut Merged) {
-    let (before, after) = (backup(), merged.tree());
-    let mut brute =
-        Brute { before: &before, after: &after, homes: BTreeMap::new(), expected: Vec::new() };
+    let entries = difference(&merged.overlay, None, "");
+    check_told(&entries, &backup(), &merged.tree());
+}
+
+/// Checks that `entries` is what two walks say.
+pub(crate) fn check_told(entries: &[DifferenceEntry], before: &Tree, after: &Tree) {
+    let mut brute = Brute { before, after, homes: BTreeMap::new(), expected: Vec::new() };
     brute.run();
     let mut expected = brute.expected;
     let root = |path: &Path| if path == Path::new(".") { PathBuf::new() } else { path.to_owned() };
-    let entries = difference(&merged.overlay, None, "");
     let order: Vec<_> = entries.iter().map(|entry| root(&entry.path)).collect();
     assert!(order.is_sorted(), "{order:?}");
-    for entry in &entries {
+    for entry in entries {
         let path = root(&entry.path);
         let letter = match entry.status {
             Status::Added => "A",
@@ -262,7 +276,7 @@ fn check_difference(merged: &mut Merged) {
             Some(place) => drop(expected.remove(place)),
             None => panic!(
                 "{entry:?} is not expected; these are:\n{expected:#?}\nof {:#?}",
-                in_words(&entries)
+                in_words(entries)
             ),
         }
         if entry.status != Status::Removed {
@@ -283,7 +297,7 @@ fn check_difference(merged: &mut Merged) {
         }
     }
     expected.retain(|expected| expected.letter != '?');
-    assert!(expected.is_empty(), "not told: {expected:#?}\nbut {:#?}", in_words(&entries));
+    assert!(expected.is_empty(), "not told: {expected:#?}\nbut {:#?}", in_words(entries));
 }
 
 /// A copy of a tree, brought up to date by what a difference since a moment says.
@@ -363,7 +377,7 @@ fn path(path: &str) -> &Path {
 const CREATE: i32 = libc::O_CREAT | libc::O_WRONLY;
 
 /// What a case does.
-struct Do<'a>(&'a mut Merged);
+pub(crate) struct Do<'a>(pub(crate) &'a mut Merged);
 
 impl Do<'_> {
     fn write(&mut self, to: &str, data: &[u8]) {
@@ -409,9 +423,9 @@ impl Do<'_> {
 }
 
 /// A case: what is done, and what is told, each entry as a line.
-type Case = (&'static str, fn(&mut Do<'_>), &'static [&'static str]);
+pub(crate) type Case = (&'static str, fn(&mut Do<'_>), &'static [&'static str]);
 
-const CASES: &[Case] = &[
+pub(crate) const CASES: &[Case] = &[
     ("nothing", |_| {}, &[]),
     ("a file is made", |case| case.create("new"), &["A new"]),
     (
@@ -756,7 +770,7 @@ const CASES: &[Case] = &[
 ];
 
 /// Cases that root alone can do.
-const CASES_OF_ROOT: &[Case] = &[
+pub(crate) const CASES_OF_ROOT: &[Case] = &[
     (
         "an attribute by the name of a mark is set",
         |case| case.0.set_xattr(path("c/a"), "trusted.overlay.opaque", b"y").unwrap(),

@@ -99,7 +99,7 @@ fn op_in_layers() -> impl Strategy<Value = Op> {
 }
 
 /// The same, with rollbacks.
-fn op_with_rollbacks() -> impl Strategy<Value = Op> {
+pub(crate) fn op_with_rollbacks() -> impl Strategy<Value = Op> {
     prop_oneof![8 => op_in_layers(), 1 => any::<usize>().prop_map(Op::RollBack)]
 }
 
@@ -289,6 +289,17 @@ impl World {
             compare(&then.tree(), &point.tree);
             assert_eq!(then.overlay.node_count(), 1);
         }
+    }
+
+    /// The points, each opened, with what the tree was.
+    pub(crate) fn open_points(&self) -> Vec<(Merged, Tree)> {
+        let open = |point: &Point| {
+            let layers = open_layers(self.dir.path(), &point.layers);
+            let archive = open_archive(&source().archive);
+            let overlay = Overlay::stacked(archive, layers, None, self.options).unwrap();
+            (Merged { overlay, plus: false }, point.tree.clone())
+        };
+        self.points.iter().map(open).collect()
     }
 
     fn let_go(&mut self) {

@@ -11,7 +11,7 @@ use crate::squashfs::Inode;
 use crate::types::{FileKind, InodeRef, Owner, Timestamp};
 
 /// What an access control label of the machine is called. What is made on it gets one.
-const LABEL: &[u8] = b"security.selinux";
+pub(super) const LABEL: &[u8] = b"security.selinux";
 
 /// How one inode differs from another of the same kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -12,6 +12,7 @@
 //! | `compare` | whether an inode is as the backup has it |
 //! | `against` | the difference from the backup |
 //! | `since` | the difference from a moment |
+//! | `points/` | the difference between two points of a stack |
 //!
 //! The tree may change meanwhile. Each name is then told as it was at one moment, and what stays as it was is told
 //! right: no lock is held for longer than one name takes.
@@ -24,6 +25,7 @@ mod compare;
 mod entry;
 mod guide;
 mod moves;
+mod points;
 mod since;
 mod step;
 mod walk;
@@ -59,14 +61,7 @@ impl Overlay {
         below: &Path,
         sink: &mut dyn FnMut(DifferenceEntry) -> ControlFlow<()>,
     ) -> Result<()> {
-        let mut names: Vec<Box<[u8]>> = Vec::new();
-        for component in below.components() {
-            match component {
-                Component::Normal(name) => names.push(name.as_bytes().into()),
-                Component::CurDir => {}
-                _ => return Err(Errno::INVAL.into()),
-            }
-        }
+        let names = names_of(below)?;
         if self.upper.is_none() {
             return Ok(());
         }
@@ -75,4 +70,17 @@ impl Overlay {
             Some(since) => since::tell(self, since, &names, sink),
         }
     }
+}
+
+/// The names of a path from the root.
+fn names_of(path: &Path) -> Result<Vec<Box<[u8]>>> {
+    let mut names: Vec<Box<[u8]>> = Vec::new();
+    for component in path.components() {
+        match component {
+            Component::Normal(name) => names.push(name.as_bytes().into()),
+            Component::CurDir => {}
+            _ => return Err(Errno::INVAL.into()),
+        }
+    }
+    Ok(names)
 }

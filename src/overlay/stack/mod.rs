@@ -119,6 +119,12 @@ impl Stack {
         LayerSerial(self.live.load(Ordering::Acquire))
     }
 
+    /// The numbers of all layers, the bottom one first, the live one last.
+    pub(super) fn serials(&self) -> Vec<LayerSerial> {
+        let live = Some(self.live()).filter(|live| live.0 != NONE);
+        self.roots.read().own.iter().map(|part| part.layer).chain(live).collect()
+    }
+
     /// Whether there are frozen layers.
     pub(super) fn has_layers(&self) -> bool {
         let roots = self.roots.read();

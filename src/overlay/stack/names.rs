@@ -48,7 +48,11 @@ impl Names {
 
 impl Overlay {
     /// The names of `ino`, which the index has as `entry`, in the lower: each with the number of its directory.
-    pub(super) fn lower_names(&self, ino: Ino, entry: &Entry) -> Result<Vec<(Ino, Name)>> {
+    pub(in super::super) fn lower_names(
+        &self,
+        ino: Ino,
+        entry: &Entry,
+    ) -> Result<Vec<(Ino, Name)>> {
         // A layer has all names of what it has.
         for part in self.stack.roots_below(self.live()) {
             if let Some(names) = self.layer_names(&part)?.get(&ino) {
