@@ -1,4 +1,4 @@
-//! `thawfs diff`: what a mount's view has that its backup has not.
+//! `thawfs diff`: what a mount's view, or a checkpoint, has that its backup or another checkpoint has not.
 
 use std::collections::HashSet;
 use std::io::{self, BufWriter, Write};
@@ -15,6 +15,8 @@ use super::output::{Output, human_bytes, stdout_failed};
 use crate::failure::Failure;
 use crate::names::{printable, printable_json};
 use crate::overlay::{DifferenceEntry, Status};
+use crate::server::checkpoints::PointsRequest;
+use crate::server::questions::Question;
 use crate::server::{DifferenceRequest, fetch_difference};
 use crate::types::FileKind;
 use crate::watch::Cursor;
@@ -26,17 +28,30 @@ One line for each difference, in the order of paths, directories before what is 
   M modified    T permissions, owner, attributes or time
 With --since also:
   L a directory in which names may be gone    S one that may be another, with all in it
-Paths are from the root of the mount. The status is 0 whether or not there are differences.")]
+Paths are from the root of the mount. The status is 0 whether or not there are differences.
+  thawfs diff ~/work                      what the mount has that its backup has not
+  thawfs diff ~/work before-upgrade       what has changed since that checkpoint
+  thawfs diff ~/work before-upgrade 3f2a91c0   and until that one; also the other way round
+It takes as long as there are changes between the two, whatever the size of the tree.")]
 pub(crate) struct DiffArgs {
     /// A mount, or a directory or file in one.
     #[arg(value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub(crate) dir: PathBuf,
 
+    /// Compare with a checkpoint, by its id, the first eight digits of that or more, or its name; or with
+    /// what was mounted (archive) [default: archive].
+    #[arg(value_name = "FROM")]
+    pub(crate) from: Option<String>,
+
+    /// What is compared: a checkpoint, or archive [default: what is mounted now].
+    #[arg(value_name = "TO")]
+    pub(crate) to: Option<String>,
+
     /// What has changed since then, rather than from the backup; nothing is left out, but more may be named.
-    #[arg(long, value_name = "CURSOR")]
+    #[arg(long, value_name = "CURSOR", conflicts_with = "from")]
     pub(crate) since: Option<Cursor>,
 
-    /// Count the differences, and the bytes that the backup does not have.
+    /// Count the differences, and the bytes that what is compared with does not have.
     #[arg(long)]
     pub(crate) stat: bool,
 
@@ -66,15 +81,18 @@ pub(super) fn diff(args: &DiffArgs, output: &Output) -> Result<(), Failure> {
     let since = args.since.map(|cursor| (cursor.at.seconds, cursor.at.nanos));
     check_cursor(args.since.as_ref())?;
     let (mount, server, below) = find(&args.dir)?;
-    let shown = mount.mountpoint.display();
+    let shown = mount.mountpoint.display().to_string();
     write_back(&args.dir);
-    let request = DifferenceRequest { below, since };
+    let question = match args.from.clone() {
+        Some(from) => Question::Points(PointsRequest { below, from, to: args.to.clone() }),
+        None => Question::Difference(DifferenceRequest { below, since }),
+    };
     // A name shall not end its line, or be taken for another.
     let escaped = !args.null;
     let mut out = BufWriter::new(io::stdout().lock());
     let mut counts = Counts::default();
     let mut written = Ok(());
-    let told = fetch_difference(&server.control_path(), request, &mut |entry| {
+    let told = fetch_difference(&server.control_path(), &question, &mut |entry| {
         if args.stat {
             counts.count(&entry);
             return ControlFlow::Continue(());
@@ -92,14 +110,16 @@ pub(super) fn diff(args: &DiffArgs, output: &Output) -> Result<(), Failure> {
     });
     written.and_then(|()| out.flush()).map_err(|error| stdout_failed(&error))?;
     drop(out);
-    told.map_err(|failure| Failure {
-        message: format!("{shown}: {}", failure.message),
-        ..failure
+    told.map_err(|failure| match failure.message.contains(&shown) {
+        true => failure,
+        false => Failure { message: format!("{shown}: {}", failure.message), ..failure },
     })?;
     match (args.stat, output.json) {
         (false, _) => Ok(()),
         (true, true) => output.print_json(&counts),
-        (true, false) => counts.lines().iter().try_for_each(|line| output.print_line(line)),
+        (true, false) => {
+            counts.lines(args.from.as_deref()).iter().try_for_each(|line| output.print_line(line))
+        }
     }
 }
 
@@ -162,7 +182,7 @@ impl Counts {
         }
     }
 
-    fn lines(&self) -> Vec<String> {
+    fn lines(&self, from: Option<&str>) -> Vec<String> {
         let counts = [
             (self.added, "added"),
             (self.modified, "modified"),
@@ -176,7 +196,10 @@ impl Counts {
         let mut lines: Vec<_> = counts.map(|(count, words)| format!("{count} {words}")).collect();
         lines.push(match lines.is_empty() {
             true => "no differences".to_owned(),
-            false => format!("{} that the backup does not have", human_bytes(self.bytes)),
+            false => {
+                let from = printable(from.unwrap_or("the backup").as_bytes());
+                format!("{} that {from} does not have", human_bytes(self.bytes))
+            }
         });
         lines
     }
@@ -214,7 +237,7 @@ mod tests {
     #[test]
     fn the_names_of_one_file_count_its_bytes_once() {
         let mut counts = Counts::default();
-        assert_eq!(counts.lines(), ["no differences"]);
+        assert_eq!(counts.lines(None), ["no differences"]);
         for (ino, nlink) in [(1, 1), (1, 1), (2, 2), (2, 2), (3, 2)] {
             counts.count(&DifferenceEntry {
                 ino,
@@ -223,6 +246,7 @@ mod tests {
             });
         }
         assert_eq!((counts.added, counts.bytes), (5, 20));
-        assert_eq!(counts.lines(), ["5 added", "20 B that the backup does not have"]);
+        assert_eq!(counts.lines(None), ["5 added", "20 B that the backup does not have"]);
+        assert_eq!(counts.lines(Some("x\n"))[1], "20 B that x\\n does not have");
     }
 }

@@ -15,7 +15,7 @@ use super::control;
 use super::questions::Question;
 use crate::failure::{Code, Failure};
 use crate::names;
-use crate::overlay::{DifferenceEntry, Overlay};
+use crate::overlay::DifferenceEntry;
 use crate::types::Timestamp;
 
 /// Most differences that are told at a time: each takes a thread, and the names of directories.
@@ -31,6 +31,15 @@ pub(crate) struct DifferenceRequest {
     /// Since when, in seconds and nanoseconds; else from the backup.
     pub(crate) since: Option<(i64, u32)>,
 }
+
+impl DifferenceRequest {
+    pub(super) fn since(&self) -> Option<Timestamp> {
+        self.since.map(|(seconds, nanos)| Timestamp { seconds, nanos })
+    }
+}
+
+/// Gets the entries of a difference until it breaks.
+type Sink<'a> = dyn FnMut(DifferenceEntry) -> ControlFlow<()> + 'a;
 
 /// A line of the answer.
 #[derive(Serialize, Deserialize)]
@@ -53,29 +62,27 @@ fn write_line(to: &mut impl Write, line: &Line) -> io::Result<()> {
     to.write_all(b"\n")
 }
 
-/// Tells the difference.
+/// Tells the difference that `tell` gives.
 ///
 /// # Errors
 /// Where who listens went away meanwhile.
 pub(super) fn tell(
-    tree: &Overlay,
-    request: &DifferenceRequest,
     connection: UnixStream,
+    tell: impl FnOnce(&mut Sink<'_>) -> Result<(), Failure>,
 ) -> io::Result<()> {
     let mut to = BufWriter::new(connection);
     write_line(&mut to, &Line::Begun)?;
     to.flush()?;
-    let since = request.since.map(|(seconds, nanos)| Timestamp { seconds, nanos });
     let mut written = Ok(());
     let mut write = |entry| {
         written = write_line(&mut to, &Line::Entry(entry));
         if written.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
     };
-    let told = tree.difference(since, &request.below, &mut write);
+    let told = tell(&mut write);
     written?;
     let end = match told {
         Ok(()) => Line::End,
-        Err(error) => Line::Failed(error.into()),
+        Err(failure) => Line::Failed(failure),
     };
     write_line(&mut to, &end)?;
     to.flush()
@@ -87,26 +94,37 @@ pub(super) fn tell(
 /// Where no server answers there in time, or it is killed meanwhile; and what it fails with.
 pub(crate) fn fetch_difference(
     path: &Path,
-    request: DifferenceRequest,
-    sink: &mut dyn FnMut(DifferenceEntry) -> ControlFlow<()>,
+    question: &Question,
+    sink: &mut Sink<'_>,
 ) -> Result<(), Failure> {
     let silent = |error: io::Error| {
         Failure::new(Code::Failed, format!("the server does not answer: {error}"))
             .hint("thawfs status shows what it does")
     };
-    let mut lines = control::ask(path, &Question::Difference(request)).map_err(silent)?;
+    let mut lines = control::ask(path, question).map_err(silent)?;
     let mut line = Vec::new();
+    let mut has_begun = false;
     loop {
         line.clear();
-        lines.read_until(b'\n', &mut line).map_err(silent)?;
+        match lines.read_until(b'\n', &mut line) {
+            // It may close the connection before it has read all.
+            Err(error) if has_begun || error.kind() != io::ErrorKind::ConnectionReset => {
+                return Err(silent(error));
+            }
+            _ => {}
+        }
         if line.last() != Some(&b'\n') {
-            return Err(Failure::new(
-                Code::Failed,
-                "the server ended before it had told everything",
-            ));
+            if matches!(question, Question::Points(_)) && !has_begun {
+                return Err(unknown());
+            }
+            let message = "the server ended before it had told everything";
+            return Err(Failure::new(Code::Failed, message));
         }
         match serde_json::from_slice(&line).map_err(|error| silent(error.into()))? {
-            Line::Begun => lines.get_ref().set_read_timeout(None).map_err(silent)?,
+            Line::Begun => {
+                has_begun = true;
+                lines.get_ref().set_read_timeout(None).map_err(silent)?;
+            }
             Line::Entry(entry) => {
                 if sink(entry).is_break() {
                     return Ok(());
@@ -116,4 +134,11 @@ pub(crate) fn fetch_difference(
             Line::Failed(failure) => return Err(failure),
         }
     }
+}
+
+/// Of a question that is not even begun to be answered.
+fn unknown() -> Failure {
+    let message = "the server is of a version of thawfs that does not compare checkpoints";
+    Failure::new(Code::Unsupported, message)
+        .hint("it is that with which it was mounted: unmount, and mount again with --keep-upper")
 }

@@ -9,7 +9,8 @@ use serde::{Deserialize, Serialize};
 
 use super::changes::{self, ChangesRequest};
 use super::checkpoints::{
-    self, CheckpointRequest, Checkpoints, ForgetRequest, ListRequest, RollbackRequest,
+    self, CheckpointRequest, Checkpoints, ForgetRequest, ListRequest, PointsRequest,
+    RollbackRequest,
 };
 use super::difference::{self, DifferenceRequest};
 use crate::failure::{Code, Failure};
@@ -21,6 +22,8 @@ use crate::overlay::Overlay;
 pub(crate) enum Question {
     /// What differs from the backup.
     Difference(DifferenceRequest),
+    /// What differs between two checkpoints.
+    Points(PointsRequest),
     /// What changes.
     Changes(ChangesRequest),
     /// Make a checkpoint.
@@ -102,7 +105,20 @@ impl Questions {
                 };
                 connection.set_write_timeout(None)?;
                 on_a_thread("thawfs-difference", place, move || {
-                    difference::tell(&tree, &request, connection)
+                    difference::tell(connection, |sink| {
+                        Ok(tree.difference(request.since(), &request.below, sink)?)
+                    })
+                })
+            }
+            Question::Points(request) => {
+                let place = match self.differences.take() {
+                    Ok(place) => place,
+                    Err(busy) => return difference::refuse(connection, busy),
+                };
+                connection.set_write_timeout(None)?;
+                let checkpoints = Arc::clone(&self.checkpoints);
+                on_a_thread("thawfs-difference", place, move || {
+                    difference::tell(connection, |sink| checkpoints.compare(&request, sink))
                 })
             }
             Question::Changes(request) => {
@@ -176,6 +192,10 @@ mod tests {
             (
                 Question::Difference(DifferenceRequest { below: odd(), since: Some((-1, 5)) }),
                 r#"{"difference":{"#,
+            ),
+            (
+                Question::Points(PointsRequest { below: odd(), from: "x".into(), to: None }),
+                r#"{"points":{"#,
             ),
             (
                 Question::Changes(ChangesRequest { below: odd(), recursive: true, since: None }),

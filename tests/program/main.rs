@@ -25,6 +25,7 @@ mod cache_remote;
 mod cache_warm;
 mod checkpoints_cli;
 mod diff_cli;
+mod diff_points;
 mod docs;
 mod environment;
 mod files_limits;

@@ -163,7 +163,9 @@ pub(in super::super) fn tell(
         Question::Checkpoints(_) => answer(to, checkpoints.list()),
         Question::Rollback(request) => answer(to, checkpoints.roll_back(request)),
         Question::Forget(request) => answer(to, checkpoints.forget(request)),
-        Question::Difference(_) | Question::Changes(_) => Err(io::ErrorKind::InvalidInput.into()),
+        Question::Difference(_) | Question::Points(_) | Question::Changes(_) => {
+            Err(io::ErrorKind::InvalidInput.into())
+        }
     }
 }
 

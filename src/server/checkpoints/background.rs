@@ -73,6 +73,14 @@ impl Background {
         }
     }
 
+    /// Tidies again, where something was put aside that could not be removed then.
+    pub(super) fn tidy_later(self: &Arc<Self>) {
+        let layers = self.layers.lock();
+        if layers.has_discarded() {
+            self.changed(&layers);
+        }
+    }
+
     fn run(&self) {
         loop {
             {

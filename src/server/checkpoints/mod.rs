@@ -3,6 +3,7 @@
 //! | file | idea |
 //! | --- | --- |
 //! | `asked` | questions and answers, and who asks |
+//! | `compared` | what differs between two |
 //! | `background` | what follows a change: the disk has it, what nobody needs goes, the next directory is made |
 //! | `writers` | who has a file open for writing |
 //!
@@ -11,6 +12,7 @@
 
 mod asked;
 mod background;
+mod compared;
 mod writers;
 
 use std::path::{Path, PathBuf};
@@ -25,6 +27,7 @@ pub(crate) use self::asked::{
 };
 pub(super) use self::asked::{refuse, tell};
 use self::background::Background;
+pub(crate) use self::compared::PointsRequest;
 pub(crate) use self::writers::check_nobody_writes;
 pub(crate) use super::layers::FuzzyFile;
 use super::layers::{Change, Layers, Manifest, NewPoint, Point};

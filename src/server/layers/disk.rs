@@ -293,10 +293,15 @@ impl Disk {
         Ok(())
     }
 
-    /// Removes what was put aside, and the directory that it was in, if nothing else is.
-    pub(super) fn remove_discarded(&self) -> io::Result<()> {
+    /// Removes what was put aside, but for layers that are not free.
+    pub(super) fn remove_discarded(&self, is_free: &dyn Fn(LayerSerial) -> bool) -> io::Result<()> {
         let mut done = Ok(());
-        for name in self.names()?.into_iter().filter(|name| name.starts_with(DISCARDED)) {
+        for name in self.names()? {
+            let Some(layer) = name.strip_prefix(DISCARDED) else { continue };
+            let serial = layer.split('.').next().and_then(|serial| serial.parse().ok());
+            if serial.is_some_and(|serial| !is_free(LayerSerial(serial))) {
+                continue;
+            }
             self.step()?;
             let layers = self.open_layers()?;
             done = done.and(unless_missing(remove_tree(layers, name.as_str())));

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::super::leftovers;
 use super::disk::{Disk, When};
 use super::manifest::Manifest;
+use super::readers::Readers;
 use super::{Facts, failed};
 use crate::failure::Failure;
 use crate::types::LayerSerial;
@@ -38,6 +39,7 @@ impl Flush {
 #[derive(Debug)]
 pub(in super::super) struct Remover {
     pub(super) disk: Arc<Disk>,
+    pub(super) readers: Readers,
     /// Whether that is all in the upper as well.
     pub(super) upper: bool,
 }
@@ -46,8 +48,12 @@ impl Remover {
     /// # Errors
     /// When something cannot be removed; the rest is, and that is tried again when the stack is opened next.
     pub(in super::super) fn remove(&self) -> io::Result<()> {
-        let emptied = if self.upper { self.disk.empty_upper() } else { Ok(()) };
-        self.disk.remove_discarded().and(emptied)
+        let is_free = |layer| !self.readers.has(layer);
+        let emptied = match self.upper && is_free(LayerSerial::default()) {
+            true => self.disk.empty_upper(),
+            false => Ok(()),
+        };
+        self.disk.remove_discarded(&is_free).and(emptied)
     }
 }
 

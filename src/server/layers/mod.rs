@@ -24,6 +24,7 @@
 //! | `disk` | the single steps on disk, each of which may be the last |
 //! | `load` | what is on disk |
 //! | `later` | what nobody waits for |
+//! | `readers` | who reads layers besides |
 //!
 //! It belongs to the server, above the overlay, which knows layers that it is given, and below nobody: a
 //! layer's number and directory is all that the two have in common. Who holds the lock of the work
@@ -33,6 +34,7 @@ mod disk;
 mod later;
 mod load;
 mod manifest;
+mod readers;
 #[cfg(test)]
 mod tests;
 mod tree;
@@ -48,6 +50,8 @@ use self::load::{Paired, read_paired};
 pub(super) use self::load::{are_in, read};
 pub(crate) use self::manifest::FuzzyFile;
 pub(super) use self::manifest::{Manifest, Point};
+use self::readers::Readers;
+pub(super) use self::readers::Reading;
 use crate::backup::BackupId;
 use crate::failure::{Code, Failure};
 use crate::inode_ops::Directory;
@@ -69,6 +73,7 @@ pub(super) struct Layers {
     gone: Vec<LayerSerial>,
     /// How often the manifest on disk was replaced.
     written: u64,
+    readers: Readers,
     boot: String,
 }
 
@@ -117,7 +122,8 @@ impl Layers {
         let disk = Arc::new(Disk::open(upper, work).map_err(|e| failed("open", work.path(), &e))?);
         let Paired { begun, noted, manifest } = read_paired(&disk)?;
         let (manifest, gone) = (Arc::new(manifest), Vec::new());
-        Ok(Self { disk, manifest, begun, noted, gone, written: 0, prepared: false, boot })
+        let readers = Readers::default();
+        Ok(Self { disk, manifest, begun, noted, gone, written: 0, readers, prepared: false, boot })
     }
 
     /// What there is, now that nobody else can change it: to be called once the work directory is locked,
@@ -184,6 +190,17 @@ impl Layers {
     pub(super) fn open_chain(&self, top: Option<LayerSerial>) -> Result<Vec<Layer>, Failure> {
         let open = |serial| Layer::open(&self.disk.layer_path(serial), serial);
         Ok(self.manifest.chain(top).into_iter().map(open).collect::<Result<_, _>>()?)
+    }
+
+    /// As [`Self::open_chain`], for who reads them besides the mount: as long as it does, none is removed.
+    ///
+    /// # Errors
+    /// As [`Self::open_chain`].
+    pub(super) fn read_chain(
+        &self,
+        top: Option<LayerSerial>,
+    ) -> Result<(Vec<Layer>, Reading), Failure> {
+        Ok((self.open_chain(top)?, self.readers.read(self.manifest.chain(top))))
     }
 
     /// Makes the directory of the next live upper, if it is not made yet.
@@ -389,7 +406,7 @@ impl Layers {
     /// What removes all that was put aside, which may take its time, and needs nothing of this.
     pub(super) fn remover(&self) -> Remover {
         let upper = self.begun && !self.noted && !self.manifest.has(LayerSerial::default());
-        Remover { disk: Arc::clone(&self.disk), upper }
+        Remover { disk: Arc::clone(&self.disk), readers: self.readers.clone(), upper }
     }
 
     /// What asks the disk to have all that it was given, as [`Self::remover`].
