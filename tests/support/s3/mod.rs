@@ -148,6 +148,11 @@ impl S3Server {
         self.wire.inject(fault, times);
     }
 
+    /// Makes all requests of one sort fail like this from now on, until [`S3Server::heal`].
+    pub(crate) fn inject_always(&self, is_meant: fn(&Seen) -> bool, fault: Fault) {
+        self.wire.inject_always(is_meant, fault);
+    }
+
     /// Makes all answers wait from now on, until [`S3Server::release`].
     pub(crate) fn hold(&self) {
         self.wire.hold(true);

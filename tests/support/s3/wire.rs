@@ -99,6 +99,9 @@ struct Flip {
     times: usize,
 }
 
+/// Which requests are meant.
+type Sort = fn(&Seen) -> bool;
+
 struct Entry {
     seen: Seen,
     sent: Arc<AtomicU64>,
@@ -111,6 +114,8 @@ pub(super) struct Wire {
     log: Mutex<Vec<Entry>>,
     faults: Mutex<VecDeque<(Fault, usize)>>,
     flips: Mutex<VecDeque<Flip>>,
+    /// What requests of one sort meet, whenever.
+    always: Mutex<Option<(Sort, Fault)>>,
     total: Option<Pacer>,
     /// Whether answers wait until they are released, and how many do.
     holding: AtomicBool,
@@ -144,9 +149,9 @@ impl Wire {
         }
         let total = config.total_rate.map(Pacer::new);
         let service = builder.build();
-        let (log, faults, flips) = Default::default();
+        let (log, faults, flips, always) = Default::default();
         let (holding, held, unanswered, most) = Default::default();
-        Self { config, service, log, faults, flips, total, holding, held, unanswered, most }
+        Self { config, service, log, faults, flips, always, total, holding, held, unanswered, most }
     }
 
     pub(super) fn hold(&self, holding: bool) {
@@ -184,12 +189,17 @@ impl Wire {
         self.faults.lock().push_back((fault, times));
     }
 
+    pub(super) fn inject_always(&self, is_meant: Sort, fault: Fault) {
+        *self.always.lock() = Some((is_meant, fault));
+    }
+
     pub(super) fn flip(&self, at: u64, bit: u8, times: usize) {
         self.flips.lock().push_back(Flip { at, bit, times });
     }
 
     pub(super) fn heal(&self) {
         self.faults.lock().clear();
+        *self.always.lock() = None;
         self.flips.lock().clear();
     }
 
@@ -235,7 +245,8 @@ impl Wire {
             status: 0,
             sent: 0,
         };
-        let fault = self.next_fault();
+        let always = self.always.lock().clone().filter(|(is_meant, _)| is_meant(&seen));
+        let fault = always.map(|(_, fault)| fault).or_else(|| self.next_fault());
         let sent = Arc::new(AtomicU64::new(0));
         // Entered before the answer is known, so that the log has the order of arrival.
         let position = {
