@@ -3,6 +3,7 @@
 //! The archive comes first, its size is checked, and the metadata makes it a backup. Until then there
 //! is nothing that a restore would find, and if anything fails, what was sent is removed again.
 
+use std::fmt::Display;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -193,7 +194,9 @@ impl Destination {
         let CreateRequest { compression, threads, mkfs_time, .. } = *request;
         let own = tree::own(self.local_root.as_deref(), &root);
         let tree = Box::new(tree::Directory { root: root.clone(), selection, own });
-        self.make(backup, tree, Packing { compression, threads, mkfs_time }, base, progress).await
+        let packing = Packing { compression, threads, mkfs_time };
+        let made = self.make(backup, tree, packing, base, progress).await;
+        made.map_err(|failure| not_made(&root.display(), failure))
     }
 
     fn metadata(&self, backup: &New<'_>, size: u64) -> Result<Metadata, Failure> {
@@ -201,7 +204,7 @@ impl Destination {
         Metadata::new(self.id.clone(), dir, name, size, ttl, Utc::now())
     }
 
-    /// Makes a backup of `tree`.
+    /// Makes a backup of `tree`. A failure is told as what it is.
     pub(super) async fn make(
         self,
         backup: New<'_>,
@@ -229,11 +232,6 @@ impl Destination {
         match made.await {
             Ok(created) => Ok(created),
             Err(failure) => {
-                let failure = Failure {
-                    code: Code::BackupCreateFailed,
-                    message: format!("cannot back up {}: {}", backup.dir, failure.message),
-                    ..failure
-                };
                 let left = self.discard().await;
                 Err(left.into_iter().fold(failure, |it, error| left_behind(it, &error.into())))
             }
@@ -261,6 +259,15 @@ pub(super) struct New<'a> {
     pub(super) dir: &'a str,
     pub(super) name: Option<&'a str>,
     pub(super) ttl: u64,
+}
+
+/// What is told of a backup of `dir` that came to `failure`, unless nothing was begun.
+pub(super) fn not_made(dir: &dyn Display, failure: Failure) -> Failure {
+    if failure.code == Code::InvalidBackupConfig {
+        return failure;
+    }
+    let message = format!("cannot back up {dir}: {}", failure.message);
+    Failure { code: Code::BackupCreateFailed, message, ..failure }
 }
 
 /// Adds to `failure` that cleaning up failed, too.

@@ -43,6 +43,13 @@ pub(super) fn id_of_archive(name: &str) -> Option<BackupId> {
     name.strip_suffix(ARCHIVE)?.strip_suffix('/')?.rsplit('/').next()?.parse().ok()
 }
 
+/// What comes before the key of a backup's archive in its name: where its bucket is.
+pub(super) fn folder_of_archive(name: &str) -> Option<&str> {
+    let id = id_of_archive(name)?;
+    let folder = name.strip_suffix(&key(&id, ARCHIVE))?;
+    folder.strip_suffix('/')
+}
+
 /// The backup that a key within the folder belongs to, and what is behind its id: `/` and a name, or
 /// `.tar.zst` for a backup of the SDK's newer kind.
 pub(super) fn split(key: &str) -> Option<(BackupId, &str)> {
@@ -75,6 +82,22 @@ mod tests {
             ("backups/readme".into(), None),
         ] {
             assert_eq!(split(&key).map(|(_, rest)| rest), rest, "{key}");
+        }
+    }
+
+    #[test]
+    fn the_bucket_of_an_archive_is_known_by_its_name() {
+        for (archive, folder) in [
+            (format!("s3://b/backups/{ID}/data.sqsh"), Some("s3://b")),
+            (format!("s3://b/p/q/backups/{ID}/data.sqsh"), Some("s3://b/p/q")),
+            (format!("/backups/{ID}/data.sqsh"), Some("")),
+            (format!("/x/backups/{ID}/data.sqsh"), Some("/x")),
+            (format!("s3://b/other/{ID}/data.sqsh"), None),
+            (format!("s3://b/xbackups/{ID}/data.sqsh"), None),
+            (format!("s3://b/backups/{}/data.sqsh", ID.to_uppercase()), None),
+            ("s3://b/data.sqsh".into(), None),
+        ] {
+            assert_eq!(folder_of_archive(&archive), folder, "{archive}");
         }
     }
 

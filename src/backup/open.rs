@@ -6,8 +6,9 @@ use std::thread;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use tokio::runtime::{self, Runtime};
+use tokio::runtime::{self, Handle, Runtime};
 
+use super::bucket::BucketRequest;
 use super::layout;
 use super::memory::default_cache_memory;
 use crate::cache::{self, Blob, CacheDir, DiskLimit, FileBlob, RemoteBlob};
@@ -50,6 +51,8 @@ pub struct OpenArchive {
     pub remote: Option<Arc<RemoteBlob>>,
     /// Where in the bucket its trace is, if it is the archive of a backup.
     pub trace: Option<Object>,
+    /// The bucket that it is a backup in, reached as it was; `None` where it is none, or only a URL is known of it.
+    pub bucket: Option<BucketRequest>,
     /// Does the requests of `remote`; they end with it.
     requests: Option<Requests>,
 }
@@ -57,6 +60,13 @@ pub struct OpenArchive {
 /// Ends requests when it is dropped, and helpers with them, without waiting for a name that is still being
 /// looked up.
 pub(crate) struct Requests(Option<Runtime>);
+
+impl Requests {
+    /// What else may be done by those who do them.
+    pub(crate) fn handle(&self) -> Option<Handle> {
+        self.0.as_ref().map(|runtime| runtime.handle().clone())
+    }
+}
 
 impl Drop for Requests {
     fn drop(&mut self) {
@@ -121,7 +131,19 @@ impl SourceRequest {
             hold_metadata(Arc::clone(&archive));
         }
         let requests = runtime.map(|runtime| Requests(Some(runtime)));
-        Ok(OpenArchive { archive, name, version, remote, trace, requests })
+        let bucket = self.bucket(&source, &name);
+        Ok(OpenArchive { archive, name, version, remote, trace, bucket, requests })
+    }
+
+    /// The bucket of the backup whose archive this is, which is called `name`.
+    fn bucket(&self, source: &Source, name: &str) -> Option<BucketRequest> {
+        let folder = layout::folder_of_archive(name).filter(|_| self.offset == 0)?;
+        let bucket = match source {
+            Source::S3 { .. } => folder.to_owned(),
+            Source::Local(path) if path.is_absolute() => format!("{folder}/"),
+            Source::Local(_) | Source::Http(_) => return None,
+        };
+        Some(BucketRequest { access: self.access.clone(), ..BucketRequest::new(bucket) })
     }
 
     /// Whether opening or reading it may run a program that the user chose (`credential_process`).

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::bucket::Backups;
-use super::create::{CreateProgress, Created, New};
+use super::create::{CreateProgress, Created, New, not_made};
 use super::destination::Destination;
 use super::id::BackupId;
 use super::layout;
@@ -15,7 +15,7 @@ use super::tree::{self, Merged};
 use crate::failure::{Code, Failure};
 use crate::overlay::Overlay;
 use crate::squashfs::write::Compression;
-use crate::store::{Error, GetRange, ReadRanges};
+use crate::store::{Error, GetRange, Pages, ReadRanges, Unfinished};
 
 /// How a merged tree is to be backed up.
 ///
@@ -92,6 +92,17 @@ impl Backups {
         request: &PublishRequest,
         progress: Arc<CreateProgress>,
     ) -> Result<Created, Failure> {
+        let published = self.try_publish(tree, request, progress).await;
+        published.map_err(|failure| not_made(&request.dir.display(), failure))
+    }
+
+    /// As [`Self::publish`], and a failure is told as what it is.
+    pub(crate) async fn try_publish(
+        &self,
+        tree: &Arc<Overlay>,
+        request: &PublishRequest,
+        progress: Arc<CreateProgress>,
+    ) -> Result<Created, Failure> {
         let destination = match &request.id {
             None => self.destination()?,
             Some(id) => self.vacant(id).await?,
@@ -112,13 +123,52 @@ impl Backups {
         destination.make(backup, Box::new(merged), packing, base, progress).await
     }
 
+    /// Removes the parts that a process which was killed has left of publishing the backup of this id. Gives the
+    /// metadata instead where it was done by then.
+    ///
+    /// # Errors
+    /// What the store says. Where it does not say what was left, nothing is removed, and that is no error.
+    pub(crate) async fn resume(&self, id: &BackupId) -> Result<Option<Metadata>, Failure> {
+        let metadata = self.object(id, layout::METADATA);
+        match metadata.get_whole(Metadata::MAX_BYTES).await {
+            Ok(json) => {
+                let parsed = Metadata::parse(&json, id).map_err(|reason| {
+                    Failure::new(Code::Corrupt, format!("{}: {reason}", metadata.name()))
+                })?;
+                return Ok(Some(parsed));
+            }
+            // Who may not list what is there is told so of what is not.
+            Err(Error::NotFound { .. } | Error::AccessDenied { .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let prefix = self.folder.object(&layout::prefix(id)).key;
+        let bucket = &self.folder.bucket;
+        let (mut pages, mut left) = (Pages::default(), Vec::new());
+        while let Some(token) = pages.next() {
+            let page = match bucket.list_uploads(&prefix, token).await {
+                Ok(page) => page,
+                Err(error) => {
+                    tracing::warn!("parts of {id} may be left in the bucket: {error}");
+                    return Ok(None);
+                }
+            };
+            page.turn(&mut pages, &prefix)?;
+            left.extend(page.uploads);
+        }
+        for Unfinished { upload, .. } in left {
+            bucket.abort_upload(&upload).await?;
+        }
+        Ok(None)
+    }
+
     /// A place for a new backup of this id. Were there one already, a failure would remove it.
     async fn vacant(&self, id: &BackupId) -> Result<Destination, Failure> {
         let metadata = self.object(id, layout::METADATA);
         match metadata.get_range(GetRange::Last(1), None, 1).await {
-            Err(Error::NotFound { .. } | Error::NoSuchBucket { .. }) => {
-                Ok(self.destination_of(id.clone()))
-            }
+            // Who may not list what is there is told so of what is not.
+            Err(
+                Error::NotFound { .. } | Error::NoSuchBucket { .. } | Error::AccessDenied { .. },
+            ) => Ok(self.destination_of(id.clone())),
             Err(error) => Err(error.into()),
             Ok(_) => {
                 let message = format!("there is a backup {id} already");

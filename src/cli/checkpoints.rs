@@ -3,21 +3,26 @@
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 
 use chrono::{DateTime, SecondsFormat};
 use clap::{Args, ValueHint};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 
 use super::diff::write_back;
 use super::inside::find;
 use super::output::{Output, human_bytes, human_time, say};
-use crate::backup::BackupId;
+use super::published::{self, NotPublished, outcome_as_json};
+use super::values::parse_seconds;
+use crate::backup::{BackupId, Metadata};
 use crate::failure::{Code, Failure};
 use crate::names::printable;
 use crate::server::checkpoints::{
     CheckpointRequest, ForgetRequest, Forgotten, FuzzyFile, ListRequest, Listed, ListedPoint, Made,
-    RollbackRequest, RolledBack, Target, ask, check_nobody_writes,
+    Outcome, PublishAsked, Publishing, RollbackRequest, RolledBack, Target, ask,
+    check_nobody_writes,
 };
 use crate::server::mounts::MountInfo;
 use crate::server::questions::Question;
@@ -31,7 +36,11 @@ mount go on: what they had written before is in it, what they write afterwards i
   thawfs checkpoints ~/work                        which there are
 A checkpoint is there until it is forgotten. The mount's end is the end of those without a name; one
 with a name keeps the mount's changes, as --keep-upper does. Without a name, the last 64 are kept
-(--keep).")]
+(--keep).
+Of a mount of a backup, the server makes a backup of the same id of it meanwhile, in the same bucket:
+  thawfs checkpoint ~/work --wait                  prints the id once it can be restored elsewhere
+  thawfs checkpoint ~/work --local                 sends nothing
+What is not published yet stays until it is, and goes on with the next mount of the same changes.")]
 pub(crate) struct CheckpointArgs {
     /// A mount.
     #[arg(value_name = "DIR", value_hint = ValueHint::DirPath)]
@@ -41,9 +50,18 @@ pub(crate) struct CheckpointArgs {
     #[arg(long, short, value_name = "NAME")]
     pub(crate) name: Option<String>,
 
-    /// Keep it on this machine, as all of them are so far.
-    #[arg(long)]
+    /// How long the backup of it may be restored: 30d, 12h, or seconds [default: 3d].
+    #[arg(long, value_name = "DURATION", value_parser = parse_seconds)]
+    pub(crate) ttl: Option<u64>,
+
+    /// Keep it on this machine: make no backup of it.
+    #[arg(long, conflicts_with_all = ["ttl", "wait"])]
     pub(crate) local: bool,
+
+    /// Return only when the backup of it is in the bucket. What could not be published before is tried
+    /// again, too.
+    #[arg(long)]
+    pub(crate) wait: bool,
 
     /// Return only when the disk has it: it outlives a power failure then.
     #[arg(long)]
@@ -120,18 +138,19 @@ struct Shown<'a> {
     fuzzy: &'a [FuzzyFile],
     rolled_away: bool,
     last: bool,
+    published: Value,
 }
 
 /// A mount with its server.
-struct Asked {
-    mount: MountInfo,
-    shown: String,
-    control: PathBuf,
+pub(super) struct Asked {
+    pub(super) mount: MountInfo,
+    pub(super) shown: String,
+    pub(super) control: PathBuf,
 }
 
 impl Asked {
     /// The mount on `dir`.
-    fn find(dir: &Path) -> Result<Self, Failure> {
+    pub(super) fn find(dir: &Path) -> Result<Self, Failure> {
         let (mount, server, below) = find(dir)?;
         let (mountpoint, shown) = (&mount.mountpoint, dir.display());
         if !below.as_os_str().is_empty() {
@@ -144,7 +163,7 @@ impl Asked {
         Ok(Self { mount, shown, control: server.control_path() })
     }
 
-    fn ask<T: DeserializeOwned>(&self, question: &Question) -> Result<T, Failure> {
+    pub(super) fn ask<T: DeserializeOwned>(&self, question: &Question) -> Result<T, Failure> {
         ask(&self.control, question).map_err(|failure| {
             match failure.message.contains(&self.shown) {
                 true => failure,
@@ -160,20 +179,71 @@ impl Asked {
 pub(super) fn checkpoint(args: &CheckpointArgs, output: &Output) -> Result<(), Failure> {
     let asked = Asked::find(&args.dir)?;
     write_back(&asked.mount.mountpoint);
-    let CheckpointArgs { name, sync, keep, .. } = args;
-    let request = CheckpointRequest { name: name.clone(), sync: *sync, keep: *keep };
+    let CheckpointArgs { name, sync, keep, ttl, local, wait, .. } = args;
+    let publish = PublishAsked {
+        ttl: ttl.unwrap_or(Metadata::DEFAULT_TTL),
+        name: None,
+        whole: false,
+        passing: false,
+        required: *wait,
+    };
+    let publish = (!local).then_some(publish);
+    let request = CheckpointRequest { name: name.clone(), sync: *sync, keep: *keep, publish };
     let made: Made = asked.ask(&Question::Checkpoint(request))?;
+    let published = match (wait, made.publishes) {
+        (true, true) => Some(wait_for(&asked, &made.id, output)?),
+        (true, false) => {
+            let message = "the server is of a version of thawfs that publishes no checkpoints";
+            return Err(Failure::new(Code::Unsupported, message)
+                .hint(format!("checkpoint {} is kept on this machine", made.id)));
+        }
+        (false, _) => None,
+    };
     if output.json {
-        let Made { id, fuzzy, durable } = &made;
+        let Made { id, fuzzy, durable, publishes, local_because } = &made;
         let dir = &asked.shown;
-        let value = serde_json::json!({ "id": id, "dir": dir, "fuzzy": fuzzy, "durable": durable });
+        let published = match &published {
+            Some(outcome) => outcome_as_json(outcome),
+            None => {
+                let queued = Publishing::Queued { why: None };
+                published::as_json(publishes.then_some(&queued))
+            }
+        };
+        let value = serde_json::json!({
+            "id": id, "dir": dir, "fuzzy": fuzzy, "durable": durable, "published": published,
+            "localBecause": local_because
+        });
         return output.print_json_line(&value);
+    }
+    if let Some(because) = &made.local_because {
+        output.warn(&format!("kept on this machine only: {because}"));
+    }
+    for warning in published.iter().flat_map(|outcome| &outcome.warnings) {
+        output.warn(warning);
+    }
+    if let Some(reason) = published.as_ref().and_then(|it| it.whole_because.as_ref()) {
+        output.warn(&format!("all was packed: {reason}"));
     }
     for file in &made.fuzzy {
         let path = printable(file.path.to_string_lossy().as_bytes());
         output.warn(&format!("{path} was written to all the while: it may be of no one moment"));
     }
     output.print_line(made.id.as_str())
+}
+
+/// Waits for the backup of a new checkpoint.
+fn wait_for(asked: &Asked, id: &BackupId, output: &Output) -> Result<Outcome, Failure> {
+    let never = AtomicBool::new(false);
+    published::wait(&asked.control, (id, true), &never, output).map_err(|not| {
+        let failure = match not {
+            NotPublished::Failed(failure) | NotPublished::Unknown(failure) => failure,
+            NotPublished::Interrupted => Failure::new(Code::Failed, "interrupted"),
+        };
+        let shown = &asked.shown;
+        let message = format!("checkpoint {id} of {shown} is not in the bucket");
+        let message = format!("{message}: {}", failure.message);
+        Failure { code: Code::BackupCreateFailed, message, ..failure }
+    })
 }
 
 pub(super) fn checkpoints(args: &CheckpointsArgs, output: &Output) -> Result<(), Failure> {
@@ -185,10 +255,13 @@ pub(super) fn checkpoints(args: &CheckpointsArgs, output: &Output) -> Result<(),
             continue;
         }
         if count == 0 && !output.quiet {
-            let columns = ["ID", "SIZE", "CREATED", "STATE", "NAME"];
+            let columns = ["ID", "SIZE", "CREATED", "STATE", "BUCKET", "NAME"];
             output.print_line(&row(" ", columns.map(str::to_owned)))?;
         }
         output.print_line(&point_row(point))?;
+        if let Some(words) = published::in_words(point.published.as_ref()) {
+            output.print_line(&format!("    {words}"))?;
+        }
     }
     if listed.checkpoints.is_empty() && !output.json && !output.quiet {
         say(&format!("thawfs: no checkpoints of {}", asked.shown));
@@ -197,7 +270,8 @@ pub(super) fn checkpoints(args: &CheckpointsArgs, output: &Output) -> Result<(),
 }
 
 fn shown<'a>(point: &'a ListedPoint, dir: &'a str) -> Shown<'a> {
-    let ListedPoint { id, name, created_ms, durable, bytes, fuzzy, rolled_away, last } = point;
+    let ListedPoint { id, name, created_ms, durable, bytes, fuzzy, rolled_away, last, published } =
+        point;
     let created = i64::try_from(*created_ms).ok().and_then(DateTime::from_timestamp_millis);
     Shown {
         id,
@@ -209,11 +283,13 @@ fn shown<'a>(point: &'a ListedPoint, dir: &'a str) -> Shown<'a> {
         fuzzy,
         rolled_away: *rolled_away,
         last: *last,
+        published: published::as_json(published.as_ref()),
     }
 }
 
-fn row(mark: &str, [id, size, created, state, name]: [String; 5]) -> String {
-    let line = format!("{mark} {id:<36}  {size:>9}  {created:<16}  {state:<11}  {name}");
+fn row(mark: &str, [id, size, created, state, bucket, name]: [String; 6]) -> String {
+    let line =
+        format!("{mark} {id:<36}  {size:>9}  {created:<16}  {state:<11}  {bucket:<10}  {name}");
     line.trim_end().to_owned()
 }
 
@@ -228,6 +304,7 @@ fn point_row(point: &ListedPoint) -> String {
         point.bytes.map_or_else(|| "-".to_owned(), human_bytes),
         human_time(i64::try_from(point.created_ms / 1000).unwrap_or(i64::MAX)),
         state.to_owned(),
+        published::in_a_word(point.published.as_ref()).to_owned(),
         point.name.clone().unwrap_or_default(),
     ];
     row(if point.last { "*" } else { " " }, columns)

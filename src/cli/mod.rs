@@ -13,6 +13,7 @@
 //! | `groups` | options that several commands share |
 //! | `values`, `spans` | values as they are typed: bytes, limits, times |
 //! | `options`, `mount_helper`, `remount` | `-o`, and what mount(8) calls |
+//! | `published` | backups that the server of a mount makes of checkpoints |
 //! | `inside` | which mount of ours a path is in |
 //! | `output`, `progress`, `logging` | results, how far long work is, messages |
 
@@ -35,6 +36,7 @@ mod mount_helper;
 mod options;
 mod output;
 mod progress;
+mod published;
 mod remount;
 mod restore;
 mod serve_files;

@@ -105,7 +105,9 @@ pub(super) fn restore(args: RestoreArgs, output: &Output) -> Result<(), Failure>
     }
     let OpenBucket { runtime, backups } = OpenBucket::open(&args.bucket)?;
     if args.extract {
-        let failed = |failure| runtime.block_on(backups.restore_failed(&id, failure));
+        let failed = |failure| {
+            server::still_here(&id, runtime.block_on(backups.restore_failed(&id, failure)))
+        };
         let metadata = runtime.block_on(backups.restorable(&id)).map_err(failed)?;
         let dir = match (&args.dir, made_in) {
             (Some(chosen), _) => chosen.clone(),

@@ -10,7 +10,7 @@ use crate::failure::{Code, Failure};
 use crate::server::dead_mount;
 use crate::server::fetch_report;
 use crate::server::leftovers::{self, Leftover};
-use crate::server::report::Report;
+use crate::server::report::{PublishingReport, Report};
 use crate::server::state::{MountDir, Record, StateDir};
 use clap::{Args, ValueHint};
 use std::path::PathBuf;
@@ -160,6 +160,18 @@ fn describe(mount: &Mounted) -> Vec<String> {
         let (count, named) = (layers.checkpoints, layers.named);
         let away = if layers.rolled_away { "; the last rollback can be taken back" } else { "" };
         line("points", format!("{count} checkpoints, {named} with a name{synced}{away}"));
+    }
+    let publishing = &report.layers.publishing;
+    let PublishingReport { queued, published, failed, bytes_sent, .. } = *publishing;
+    if queued + published + failed > 0 {
+        let now = match &publishing.now {
+            Some(id) => format!("; {id} now, {} sent", human_bytes(bytes_sent)),
+            None => String::new(),
+        };
+        let last = publishing.last.as_ref().map(|last| format!("; the last failure: {last}"));
+        let last = last.unwrap_or_default();
+        let counts = format!("{published} in the bucket, {queued} to come, {failed} failed");
+        line("publish", format!("{counts}{now}{last}"));
     }
     line("fetched", format!("{} in {} GETs", human_bytes(report.store.bytes), report.store.gets));
     line(

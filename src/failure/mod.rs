@@ -96,6 +96,9 @@ pub struct Failure {
     /// What all it concerns, where that is more than one line can name.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub list: Vec<String>,
+    /// Whether it is of the network, or of keys that have run out: the same may go well later.
+    #[serde(skip)]
+    pub passes: bool,
 }
 
 impl std::error::Error for Failure {}
@@ -116,7 +119,7 @@ impl fmt::Display for Failure {
 impl Failure {
     /// A failure without a hint.
     pub fn new(code: Code, message: impl Into<String>) -> Self {
-        Self { code, message: message.into(), hint: None, list: Vec::new() }
+        Self { code, message: message.into(), hint: None, list: Vec::new(), passes: false }
     }
 
     /// The same with a hint.
@@ -173,7 +176,17 @@ impl From<&StoreError> for Failure {
             | E::Io { .. }
             | E::ShutDown { .. } => Code::Failed,
         };
-        Self { hint: advice(error), ..Self::new(code, error.to_string()) }
+        let passes = matches!(
+            error,
+            E::ExpiredCredentials { .. }
+                | E::Timeout { .. }
+                | E::Truncated { .. }
+                | E::Stalled { .. }
+                | E::Slow { .. }
+                | E::Connect { .. }
+                | E::Unavailable { .. }
+        );
+        Self { hint: advice(error), passes, ..Self::new(code, error.to_string()) }
     }
 }
 
@@ -232,7 +245,7 @@ impl From<squashfs::write::Error> for Failure {
             }
             error => (error.to_string(), Vec::new()),
         };
-        Self { code, message, hint, list }
+        Self { hint, list, ..Self::new(code, message) }
     }
 }
 

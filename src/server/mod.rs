@@ -68,8 +68,11 @@ pub(crate) use privileges::restrict;
 pub use program::ServerProgram;
 pub(crate) use program::{FILES_COMMAND, SERVE_COMMAND, passes_through};
 pub use request::{Found, MountRequest, Ready};
+pub(crate) use restore::still_here;
 pub use restore::{Notice, RestoreRequest, Restored, restore, restore_archive, restore_here};
 pub use serve::serve;
 pub(crate) use unchosen::check_unchosen;
 pub use unmount::{Manner, unmount};
-pub(crate) use unmount::{check_free, held_on, resolve_mountpoint, unmount_locked};
+pub(crate) use unmount::{
+    check_free, held_on, resolve_mountpoint, unmount_locked, unpublished_in_words, unpublished_on,
+};

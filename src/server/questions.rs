@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::changes::{self, ChangesRequest};
 use super::checkpoints::{
     self, CheckpointRequest, Checkpoints, ForgetRequest, ListRequest, PointsRequest,
-    RollbackRequest,
+    PublishingRequest, RollbackRequest,
 };
 use super::difference::{self, DifferenceRequest};
 use crate::failure::{Code, Failure};
@@ -34,10 +34,15 @@ pub(crate) enum Question {
     Rollback(RollbackRequest),
     /// Forget some.
     Forget(ForgetRequest),
+    /// What has become of one in the bucket.
+    Publishing(PublishingRequest),
 }
 
 /// Most that make checkpoints or ask for them at a time; one of them does, and the others wait.
 const MAX_CHECKPOINTS: usize = 32;
+
+/// Most that wait for a backup of a checkpoint at a time.
+const MAX_WAITING: usize = 128;
 
 /// Places for those who are answered at a time.
 struct Places {
@@ -72,6 +77,7 @@ pub(super) struct Questions {
     tree: Weak<Overlay>,
     checkpoints: Arc<Checkpoints>,
     checkpointing: Places,
+    waiting: Places,
     differences: Places,
     listeners: Places,
 }
@@ -82,6 +88,7 @@ impl Questions {
             tree,
             checkpoints,
             checkpointing: Places::new(MAX_CHECKPOINTS, "checkpoints to make or tell of"),
+            waiting: Places::new(MAX_WAITING, "backups to wait for"),
             differences: Places::new(difference::MAX_AT_A_TIME, "differences to tell"),
             listeners: Places::new(listeners(), "listeners"),
         }
@@ -135,8 +142,13 @@ impl Questions {
             question @ (Question::Checkpoint(_)
             | Question::Checkpoints(_)
             | Question::Rollback(_)
-            | Question::Forget(_)) => {
-                let place = match self.checkpointing.take() {
+            | Question::Forget(_)
+            | Question::Publishing(_)) => {
+                let places = match question {
+                    Question::Publishing(_) => &self.waiting,
+                    _ => &self.checkpointing,
+                };
+                let place = match places.take() {
                     Ok(place) => place,
                     Err(busy) => return checkpoints::refuse(connection, busy),
                 };
@@ -214,6 +226,7 @@ mod tests {
                     name: Some("a\u{7}\"".into()),
                     sync: true,
                     keep: Some(3),
+                    publish: None,
                 }),
                 r#"{"checkpoint":{"#,
             ),

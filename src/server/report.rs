@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+pub use super::checkpoints::PublishingReport;
 use super::group::Group;
 use crate::names;
 
@@ -165,6 +166,9 @@ pub struct LayersReport {
     pub durable: u64,
     /// Whether the last rollback can be taken back.
     pub rolled_away: bool,
+    /// Those that are to be backups, or are.
+    #[serde(default)]
+    pub publishing: PublishingReport,
 }
 
 /// Requests that failed below the overlay.

@@ -15,8 +15,10 @@ use std::sync::Arc;
 
 use tokio::task::spawn_blocking;
 
+use super::checkpoints::{self, ListRequest, Listed, ListedPoint, Publishing};
 use super::program::ServerProgram;
-use super::state::{Lock, check_outside_state, lock_directory};
+use super::questions::Question;
+use super::state::{Lock, StateDir, check_outside_state, lock_directory};
 use super::unchosen::check_unchosen;
 use super::unmount::{clear, lies_in_a_dead_mount, resolve_mountpoint};
 use super::{Found, MountRequest, Ready, Starting, serve};
@@ -169,9 +171,43 @@ fn server_program(request: &RestoreRequest) -> Result<ServerProgram, Failure> {
 
 async fn restorable(backups: &Backups, id: &BackupId) -> Result<Metadata, Failure> {
     match backups.restorable(id).await {
-        Err(failure) => Err(backups.restore_failed(id, failure).await),
+        Err(failure) => Err(still_here(id, backups.restore_failed(id, failure).await)),
         metadata => metadata,
     }
+}
+
+/// What is said instead of `failure` of a backup that is not there, where it is a checkpoint of a mount on this machine.
+pub(crate) fn still_here(id: &BackupId, failure: Failure) -> Failure {
+    if failure.code != Code::BackupNotFound {
+        return failure;
+    }
+    let Some((mountpoint, point)) = find_point(id) else { return failure };
+    let shown = mountpoint.display();
+    let message = match point.published {
+        Some(Publishing::Queued { why: None } | Publishing::Begun { .. }) => {
+            format!("backup {id} is still being published by the mount on {shown}")
+        }
+        Some(Publishing::Queued { why: Some(why) } | Publishing::Failed { why }) => {
+            format!("backup {id} is not published yet by the mount on {shown}: {why}")
+        }
+        None => format!("{id} is a checkpoint of the mount on {shown}, and no backup"),
+        // It was, and somebody has deleted it.
+        Some(Publishing::Published { .. }) => return failure,
+    };
+    Failure::new(failure.code, message).hint(format!(
+        "thawfs checkpoints {shown} shows how far it is; there it can be rolled back to"
+    ))
+}
+
+/// The checkpoint of this id, and where the mount is that has it.
+fn find_point(id: &BackupId) -> Option<(PathBuf, ListedPoint)> {
+    let mounts = StateDir::locate().read_mounts().ok()?;
+    mounts.into_iter().filter(|(server, _)| server.is_alive()).find_map(|(server, record)| {
+        let question = Question::Checkpoints(ListRequest::default());
+        let listed: Listed = checkpoints::ask(&server.control_path(), &question).ok()?;
+        let point = listed.checkpoints.into_iter().find(|point| point.id == *id)?;
+        Some((record.mountpoint, point))
+    })
 }
 
 fn source_of(

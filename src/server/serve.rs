@@ -10,7 +10,7 @@ use std::path::Path;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use super::checkpoints::Checkpoints;
+use super::checkpoints::{Checkpoints, PublishTarget};
 use super::control;
 use super::directories::{Directories, cannot_use, find, open_upper_warning, state_failed};
 use super::files_worker::FilesWorker;
@@ -25,7 +25,7 @@ use super::request::{MountRequest, Ready};
 use super::state::{HostId, MountDir, Record, StateDir, check_outside_state};
 use super::traces::Traces;
 use super::write_back::WriteBack;
-use crate::backup::OpenArchive;
+use crate::backup::{OpenArchive, Requests};
 use crate::failure::{Code, Failure};
 use crate::fuse::{Faults, Mount, MountOptions, Unmounter};
 use crate::overlay::{self, Overlay};
@@ -55,7 +55,7 @@ pub(super) fn serve_in(
     check_outside_state(&request.mountpoint)?;
     let identity = request.owners.identity()?;
     // They end with the mount, and with them what they have started; the rest lasts as long as the process.
-    let _requests = opened.take_requests();
+    let requests = opened.take_requests();
     let mountpoint = find(&request.mountpoint, request.found.mountpoint)
         .map_err(|error| cannot_use(Code::Mountpoint, "mountpoint", &request.mountpoint, &error))?;
     // Modes arrive whole from the kernel, or with the umask to apply.
@@ -113,6 +113,7 @@ pub(super) fn serve_in(
         request.mountpoint.clone(),
         mounted.clone(),
         layers,
+        PublishTarget::of(&opened, requests.as_ref().and_then(Requests::handle)),
     );
     let checkpoints = Arc::new(checkpoints);
     let signals = unmount_on_signal(unmounter.clone(), mounted.clone()).map_err(state_failed)?;

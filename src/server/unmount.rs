@@ -4,12 +4,14 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use super::checkpoints::Held;
+use super::checkpoints::{self, Held, ListRequest, Listed, ListedPoint, Publishing};
 use super::dead::{clear_records, remove_upper};
 use super::mounts::{
     MountInfo, in_words, mounted_inside, read_mount_at, read_mounts, read_mounts_of,
 };
+use super::questions::Question;
 use super::state::{EndWatch, MountDir, Record, StateDir, lock_directory};
+use crate::backup::BackupId;
 use crate::failure::{Code, Failure};
 use crate::fuse;
 use crate::inode_ops::Location;
@@ -143,6 +145,38 @@ pub(crate) fn held_on(mountpoint: &Path) -> Option<(PathBuf, Held)> {
     Some((upper, held))
 }
 
+/// What the server of the mount on `mountpoint` has yet to publish, and its socket; `None` where it does not say, and
+/// where there is nothing.
+pub(crate) fn unpublished_on(mountpoint: &Path) -> Option<(PathBuf, Vec<BackupId>)> {
+    let mounted = read_mount_at(mountpoint).ok()?.filter(MountInfo::is_ours)?;
+    let (server, _) = StateDir::locate().read_mount_of(&mounted).ok()??;
+    let control = server.control_path();
+    let question = Question::Checkpoints(ListRequest::default());
+    let listed: Listed = checkpoints::ask(&control, &question).ok()?;
+    let is_pending = |point: &ListedPoint| {
+        matches!(point.published, Some(Publishing::Queued { .. } | Publishing::Begun { .. }))
+    };
+    let pending = listed.checkpoints.into_iter().filter(is_pending);
+    let pending: Vec<_> = pending.map(|point| point.id).collect();
+    (!pending.is_empty()).then_some((control, pending))
+}
+
+/// What becomes of checkpoints that are not published yet with the mount that they are of; `held` is what goes with that.
+pub(crate) fn unpublished_in_words(
+    unpublished: &[BackupId],
+    held: Option<&(PathBuf, Held)>,
+) -> String {
+    let ids: Vec<_> = unpublished.iter().map(BackupId::as_str).collect();
+    let subject = match unpublished.len() {
+        1 => format!("checkpoint {} is", ids.join("")),
+        count => format!("{count} checkpoints ({}) are", ids.join(", ")),
+    };
+    match held.filter(|(_, held)| !held.keeps()) {
+        Some(_) => format!("{subject} not in the bucket, and will not be"),
+        None => format!("{subject} not in the bucket until the same changes are mounted again"),
+    }
+}
+
 /// What would go with `mounted` although somebody may need it, in words; `None` where nothing would.
 pub(super) fn lives_inside(state: &StateDir, mounted: &MountInfo) -> io::Result<Option<String>> {
     let mounts = read_mounts()?;
@@ -239,8 +273,12 @@ pub(super) fn clear(mountpoint: &Path) -> Result<Vec<PathBuf>, Failure> {
     let mut cleared = Vec::new();
     for mount in &mounts {
         let recorded = state.read_mount_of(mount).map_err(failed)?;
-        let held = held_on(&mount.mountpoint);
+        let (held, unpublished) = (held_on(&mount.mountpoint), unpublished_on(&mount.mountpoint));
         take_down(&mount.mountpoint)?;
+        if let Some((_, unpublished)) = unpublished {
+            let shown = mount.mountpoint.display();
+            tracing::warn!("{shown}: {}", unpublished_in_words(&unpublished, held.as_ref()));
+        }
         if let Some(said) = held.and_then(|(upper, held)| held.in_words(&upper)) {
             tracing::warn!("{}: {said}", mount.mountpoint.display());
         }

@@ -13,6 +13,7 @@ use super::super::control;
 use super::super::layers::FuzzyFile;
 use super::super::questions::Question;
 use super::Checkpoints;
+use super::published::{PublishAsked, Publishing};
 use crate::backup::BackupId;
 use crate::failure::{Code, Failure};
 
@@ -25,6 +26,9 @@ pub(crate) struct CheckpointRequest {
     pub(crate) sync: bool,
     /// How many checkpoints without a name to keep from now on.
     pub(crate) keep: Option<u32>,
+    /// Make a backup of it, which is not waited for.
+    #[serde(default)]
+    pub(crate) publish: Option<PublishAsked>,
 }
 
 /// Tell which there are.
@@ -71,6 +75,12 @@ pub(crate) struct Made {
     pub(crate) fuzzy: Vec<FuzzyFile>,
     /// Whether the disk is known to have it.
     pub(crate) durable: bool,
+    /// Whether it is to be published.
+    #[serde(default)]
+    pub(crate) publishes: bool,
+    /// Why not, where that was asked for.
+    #[serde(default)]
+    pub(crate) local_because: Option<String>,
 }
 
 /// Which there are.
@@ -100,6 +110,9 @@ pub(crate) struct ListedPoint {
     pub(crate) rolled_away: bool,
     /// Whether it is the one that a rollback goes to.
     pub(crate) last: bool,
+    /// How far its publishing is, if it is to be published.
+    #[serde(default)]
+    pub(crate) published: Option<Publishing>,
 }
 
 /// What was rolled back.
@@ -163,6 +176,7 @@ pub(in super::super) fn tell(
         Question::Checkpoints(_) => answer(to, checkpoints.list()),
         Question::Rollback(request) => answer(to, checkpoints.roll_back(request)),
         Question::Forget(request) => answer(to, checkpoints.forget(request)),
+        Question::Publishing(request) => answer(to, checkpoints.publishing(request)),
         Question::Difference(_) | Question::Points(_) | Question::Changes(_) => {
             Err(io::ErrorKind::InvalidInput.into())
         }

@@ -5,6 +5,7 @@
 //! | `asked` | questions and answers, and who asks |
 //! | `compared` | what differs between two |
 //! | `background` | what follows a change: the disk has it, what nobody needs goes, the next directory is made |
+//! | `publisher`, `published` | backups of them, and what is told of those |
 //! | `writers` | who has a file open for writing |
 //!
 //! One thing at a time: who comes second waits. Nothing of that is waited for by a program in the mount,
@@ -13,6 +14,8 @@
 mod asked;
 mod background;
 mod compared;
+mod published;
+mod publisher;
 mod writers;
 
 use std::path::{Path, PathBuf};
@@ -28,9 +31,13 @@ pub(crate) use self::asked::{
 pub(super) use self::asked::{refuse, tell};
 use self::background::Background;
 pub(crate) use self::compared::PointsRequest;
+pub use self::published::PublishingReport;
+pub(crate) use self::published::{Outcome, PublishAsked, Publishing, PublishingRequest, Waited};
+use self::publisher::Publisher;
+pub(super) use self::publisher::Target as PublishTarget;
 pub(crate) use self::writers::check_nobody_writes;
 pub(crate) use super::layers::FuzzyFile;
-use super::layers::{Change, Layers, Manifest, NewPoint, Point};
+use super::layers::{Change, Layers, Manifest, NewPoint, Point, Publish, PublishState};
 use super::mounts::{MountInfo, in_words, mounted_inside, read_mounts};
 use super::report::LayersReport;
 use crate::backup::{BackupId, check_name};
@@ -46,6 +53,8 @@ pub(super) struct Checkpoints {
     mounted: Option<MountInfo>,
     /// None where nothing is written.
     background: Option<Arc<Background>>,
+    /// Or why nothing is published.
+    publisher: Result<Arc<Publisher>, String>,
 }
 
 impl Checkpoints {
@@ -55,17 +64,25 @@ impl Checkpoints {
         mountpoint: PathBuf,
         mounted: Option<MountInfo>,
         layers: Option<Layers>,
+        target: Result<PublishTarget, String>,
     ) -> Self {
         let background = layers.map(|layers| Arc::new(Background::new(layers)));
         if let Some(background) = &background {
             background.begin();
         }
-        Self { tree, kernel, mountpoint, mounted, background }
+        let publisher = target.and_then(|target| {
+            let background = background.as_ref().ok_or("nothing is written to it")?;
+            Ok(Publisher::new(Arc::clone(background), target))
+        });
+        Self { tree, kernel, mountpoint, mounted, background, publisher }
     }
 
     /// Waits for what is being done, and leaves on disk what has to be there. Nothing is done from then on.
     /// `keep` says that the layers stay.
     pub(super) fn end(&self, keep: bool) {
+        if let Ok(publisher) = &self.publisher {
+            publisher.end();
+        }
         if let Some(background) = &self.background {
             background.end(keep);
         }
@@ -83,6 +100,10 @@ impl Checkpoints {
             named: manifest.named() as u64,
             durable: points.iter().filter(|point| point.durable).count() as u64,
             rolled_away: manifest.rolled_away().is_some(),
+            publishing: match &self.publisher {
+                Ok(publisher) => publisher.report(),
+                Err(_) => PublishingReport::of(&manifest),
+            },
         }
     }
 
@@ -95,8 +116,15 @@ impl Checkpoints {
                 Failure::new(Code::InvalidBackupConfig, message)
             })?;
         }
+        let (publish, local_because) = match request.publish.as_ref().map(|it| self.as_publish(it))
+        {
+            None => (None, None),
+            Some(Ok(publish)) => (Some(publish), None),
+            Some(Err(failure)) => (None, Some(failure?)),
+        };
+        let publishes = publish.is_some();
         let (tree, mut layers) = self.begin("checkpoint")?;
-        let point = new_point(name)?;
+        let point = NewPoint { publish, ..new_point(name)? };
         let id = point.id.clone();
         let mut change = layers.freezing(point, request.keep)?;
         let (next, serial) = (change.next.clone(), change.serial);
@@ -109,6 +137,9 @@ impl Checkpoints {
             tracing::warn!("which files of {id} are of no one moment is not on record: {failure}");
         }
         drop(layers);
+        if let Some(publisher) = self.publisher.as_ref().ok().filter(|_| publishes) {
+            publisher.wake();
+        }
         let mut durable = false;
         if request.sync {
             self.background()?.make_durable(false).map_err(|failure| {
@@ -117,7 +148,48 @@ impl Checkpoints {
             })?;
             durable = true;
         }
-        Ok(Made { id, fuzzy: Manifest::as_fuzzy(fuzzy), durable })
+        Ok(Made { id, fuzzy: Manifest::as_fuzzy(fuzzy), durable, publishes, local_because })
+    }
+
+    /// What a checkpoint is to become in the bucket.
+    ///
+    /// # Errors
+    /// Why it is to become nothing there, and where it has to, that as a failure.
+    fn as_publish(&self, asked: &PublishAsked) -> Result<Publish, Result<String, Failure>> {
+        let dir = self.mountpoint.to_str().ok_or("the path of the mount is not UTF-8");
+        let dir = match (&self.publisher, dir) {
+            // It says so itself.
+            (Err(because), _) if self.background.is_some() => Err(because.as_str()),
+            (_, dir) => dir,
+        };
+        let PublishAsked { ttl, name, whole, passing, required } = asked.clone();
+        let local = |because: &str| match required {
+            false => Ok(because.to_owned()),
+            true => {
+                let message =
+                    format!("a checkpoint of {} cannot be a backup", self.mountpoint.display());
+                Err(Failure::new(Code::InvalidBackupConfig, format!("{message}: {because}"))
+                    .hint("--local keeps it on this machine; thawfs create names a bucket"))
+            }
+        };
+        if ttl == 0 {
+            let message = "the lifetime of a backup is a second at least";
+            return Err(Err(Failure::new(Code::InvalidBackupConfig, message)));
+        }
+        let dir = dir.map_err(local)?.to_owned();
+        Ok(Publish { dir, name, ttl, whole, passing, state: PublishState::Pending })
+    }
+
+    /// What has become of a checkpoint in the bucket, or how far that is.
+    fn publishing(&self, request: &PublishingRequest) -> Result<Waited, Failure> {
+        let publisher = self.publisher.as_ref().map_err(|because| {
+            Failure::new(Code::InvalidBackupConfig, format!("nothing is published: {because}"))
+        })?;
+        let waited = publisher.wait(&request.id);
+        if request.again && matches!(waited, Waited::Done(_)) {
+            publisher.again();
+        }
+        Ok(waited)
     }
 
     fn roll_back(&self, request: &RollbackRequest) -> Result<RolledBack, Failure> {
@@ -168,6 +240,22 @@ impl Checkpoints {
     }
 
     fn forget(&self, request: &ForgetRequest) -> Result<Forgotten, Failure> {
+        let held = match (&request.which, &self.publisher, &self.background) {
+            (Some(which), Ok(publisher), Some(background)) => {
+                let id = background.seen().find(which)?.id.clone();
+                publisher.hold(&id)?;
+                Some((publisher, id))
+            }
+            _ => None,
+        };
+        let forgotten = self.forget_held(request);
+        if let Some((publisher, id)) = held {
+            publisher.release(&id);
+        }
+        forgotten
+    }
+
+    fn forget_held(&self, request: &ForgetRequest) -> Result<Forgotten, Failure> {
         let (_tree, mut layers) = self.begin("forget checkpoints of")?;
         let before = Arc::clone(layers.manifest());
         if let Some(which) = &request.which {
@@ -199,6 +287,12 @@ impl Checkpoints {
             fuzzy: point.fuzzy.clone(),
             rolled_away,
             last: last.as_ref() == Some(&point.id),
+            published: match &self.publisher {
+                Ok(publisher) => publisher.told(point),
+                Err(because) => {
+                    publisher::told(point, |_| Publishing::Queued { why: Some(because.clone()) })
+                }
+            },
         };
         let points = manifest.points().iter().map(|point| listed(point, false));
         let away = manifest.rolled_away().map(|point| listed(point, true));
@@ -268,9 +362,14 @@ impl Checkpoints {
 }
 
 fn new_point(name: Option<&str>) -> Result<NewPoint, Failure> {
+    let (id, name) = (BackupId::random()?, name.map(str::to_owned));
+    Ok(NewPoint { id, name, created_ms: since_epoch_ms(), publish: None })
+}
+
+/// Now, in milliseconds since the epoch.
+fn since_epoch_ms() -> u64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_millis());
-    let created_ms = u64::try_from(now).unwrap_or(u64::MAX);
-    Ok(NewPoint { id: BackupId::random()?, name: name.map(str::to_owned), created_ms })
+    u64::try_from(now).unwrap_or(u64::MAX)
 }
 
 /// Points that an upper in the state directory holds, by its work directory.

@@ -76,6 +76,61 @@ pub(crate) struct Point {
     /// Files of it that are of no one moment; not all, where there are very many.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) fuzzy: Vec<FuzzyFile>,
+    /// What becomes of it in the bucket; nothing where it is of this machine alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) publish: Option<Publish>,
+}
+
+impl Point {
+    /// Whether it is yet to be published.
+    pub(crate) fn is_pending(&self) -> bool {
+        matches!(&self.publish, Some(Publish { state: PublishState::Pending, .. }))
+    }
+}
+
+/// A backup that a point is to be, or has become, under its own id.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct Publish {
+    /// The directory that the backup records.
+    pub(crate) dir: String,
+    /// What the backup is called, if not as the point.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) name: Option<String>,
+    /// Lifetime in seconds.
+    pub(crate) ttl: u64,
+    /// Pack everything.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub(crate) whole: bool,
+    /// Whether the point is there for that alone, and goes then.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub(crate) passing: bool,
+    pub(crate) state: PublishState,
+}
+
+/// How far that is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", rename_all_fields = "camelCase", deny_unknown_fields)]
+pub(crate) enum PublishState {
+    /// It is yet to be done.
+    Pending,
+    /// It is in the bucket.
+    Published {
+        /// Since when, in milliseconds since the epoch.
+        at_ms: u64,
+        /// Size of its archive.
+        bytes: u64,
+    },
+    /// It cannot be done, for this reason, until something is changed.
+    Failed {
+        /// In one line.
+        why: String,
+    },
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
+fn is_false(flag: &bool) -> bool {
+    !flag
 }
 
 /// A path from the root of the mount.

@@ -49,7 +49,7 @@ pub(super) use self::later::{Flush, Remover, Syncer};
 use self::load::{Paired, read_paired};
 pub(super) use self::load::{are_in, read};
 pub(crate) use self::manifest::FuzzyFile;
-pub(super) use self::manifest::{Manifest, Point};
+pub(super) use self::manifest::{Manifest, Point, Publish, PublishState};
 use self::readers::Readers;
 pub(super) use self::readers::Reading;
 use crate::backup::BackupId;
@@ -69,6 +69,8 @@ pub(super) struct Layers {
     prepared: bool,
     /// Whether notes say more than the manifest on disk.
     noted: bool,
+    /// Whether the manifest on disk does not say yet what has become of points in the bucket.
+    unsaid: bool,
     /// Layers that nothing needs any more, once the manifest on disk says so.
     gone: Vec<LayerSerial>,
     /// How often the manifest on disk was replaced.
@@ -123,7 +125,18 @@ impl Layers {
         let Paired { begun, noted, manifest } = read_paired(&disk)?;
         let (manifest, gone) = (Arc::new(manifest), Vec::new());
         let readers = Readers::default();
-        Ok(Self { disk, manifest, begun, noted, gone, written: 0, readers, prepared: false, boot })
+        Ok(Self {
+            disk,
+            manifest,
+            begun,
+            noted,
+            unsaid: false,
+            gone,
+            written: 0,
+            readers,
+            prepared: false,
+            boot,
+        })
     }
 
     /// What there is, now that nobody else can change it: to be called once the work directory is locked,
@@ -297,6 +310,16 @@ impl Layers {
         self.write(self.manifest.with_fuzzy(id, files))
     }
 
+    /// Takes note of what has become of a point in the bucket. It is for [`Self::flushing`] to be written down: who
+    /// does not find it there finds it in the bucket.
+    pub(super) fn set_publish(&mut self, id: &BackupId, state: PublishState) {
+        let manifest = self.manifest.with_publish(id, state);
+        if manifest != *self.manifest {
+            self.unsaid = true;
+            self.adopt(manifest);
+        }
+    }
+
     /// What writes down that all points of `synced` are on disk, and how much room layers take, with all
     /// that notes say; `None` where that is written already. It may take its time, and other changes may
     /// come meanwhile.
@@ -305,7 +328,8 @@ impl Layers {
     /// [`Code::Upper`] where it would be too much.
     pub(super) fn flushing(&self, facts: Facts) -> Result<Option<Flush>, Failure> {
         let manifest = self.manifest.with_facts(&facts);
-        if !self.begun || (manifest == *self.manifest && !self.noted) {
+        let is_said = !self.noted && !self.unsaid;
+        if !self.begun || (manifest == *self.manifest && is_said) {
             return Ok(None);
         }
         let manifest = manifest.on_boot(&self.boot);
@@ -381,6 +405,7 @@ impl Layers {
             tracing::debug!("notes in {} are old: {error}", self.disk.work_path().display());
         }
         self.noted &= manifest.live() != self.manifest.live();
+        self.unsaid &= manifest.publishes() != self.manifest.publishes();
         let gone = std::mem::take(&mut self.gone);
         let (later, gone) = gone.into_iter().partition(|serial| manifest.has(*serial));
         self.gone = later;
@@ -448,6 +473,8 @@ pub(super) struct NewPoint {
     pub(super) name: Option<String>,
     /// Milliseconds since the epoch.
     pub(super) created_ms: u64,
+    /// What it is to be in the bucket.
+    pub(super) publish: Option<Publish>,
 }
 
 fn failed(doing: &str, path: &Path, error: &io::Error) -> Failure {

@@ -59,7 +59,7 @@ impl Scratch {
 
 fn point(name: Option<&str>) -> NewPoint {
     let id = BackupId::random().unwrap();
-    NewPoint { id, name: name.map(str::to_owned), created_ms: 1_700_000_000_123 }
+    NewPoint { id, name: name.map(str::to_owned), created_ms: 1_700_000_000_123, publish: None }
 }
 
 /// As the overlay does it.
@@ -620,6 +620,47 @@ fn unnamed_points_beyond_what_is_kept_go_and_named_ones_never() {
     layers.forget(&ids).unwrap();
     layers.remover().remove().unwrap();
     assert_eq!(std::fs::read_dir(scratch.work.join("layers")).unwrap().count(), 1);
+}
+
+/// A point that is to be published.
+fn publishing(layers: &mut Layers, passing: bool) -> BackupId {
+    let publish = Publish {
+        dir: "/a".into(),
+        name: None,
+        ttl: 60,
+        whole: false,
+        passing,
+        state: PublishState::Pending,
+    };
+    let point = NewPoint { publish: Some(publish), ..point(None) };
+    let id = point.id.clone();
+    let change = layers.freezing(point, Some(1));
+    finish(layers, change).unwrap();
+    id
+}
+
+#[test]
+fn what_is_yet_to_be_published_stays_until_it_is_and_what_becomes_of_it_comes_back() {
+    let scratch = Scratch::new();
+    let mut layers = scratch.open();
+    let [first, second, third] = [false, false, true].map(|it| publishing(&mut layers, it));
+    let ids = |layers: &Layers| -> Vec<BackupId> {
+        layers.manifest().points().iter().map(|point| point.id.clone()).collect()
+    };
+    assert_eq!(ids(&layers), [&first, &second, &third].map(Clone::clone), "though one is kept");
+    layers.set_publish(&first, PublishState::Published { at_ms: 1, bytes: 2 });
+    assert_eq!(ids(&layers), [&second, &third].map(Clone::clone));
+    // One that was there for that alone goes, whatever became of it.
+    layers.set_publish(&third, PublishState::Failed { why: "x".into() });
+    assert_eq!(ids(&layers), std::slice::from_ref(&second));
+    let published = PublishState::Published { at_ms: 3, bytes: 4 };
+    layers.set_publish(&second, published.clone());
+    flush(&mut layers, Facts::default()).unwrap();
+    drop(layers);
+    let layers = scratch.open();
+    let point = layers.manifest().point(&second).unwrap();
+    assert_eq!(point.publish.as_ref().unwrap().state, published);
+    assert_eq!(layers.manifest().points().len(), 1);
 }
 
 #[test]

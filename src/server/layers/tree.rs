@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use super::disk::Note;
-use super::manifest::{LayerInfo, MAX_FUZZY, Manifest, Point};
+use super::manifest::{LayerInfo, MAX_FUZZY, Manifest, Point, PublishState};
 use super::{Facts, NewPoint, Serials};
 use crate::backup::BackupId;
 use crate::failure::{Code, Failure};
@@ -139,12 +139,12 @@ impl Manifest {
         after
     }
 
-    /// Forgets the oldest points without a name that are too many.
+    /// Forgets the oldest points without a name that are too many. What is yet to be published stays until then.
     fn thin(&mut self) {
         let unnamed = self.points.len() - self.named();
         let mut excess = unnamed.saturating_sub(usize::try_from(self.keep).unwrap_or(usize::MAX));
         self.points.retain(|point| {
-            let goes = point.name.is_none() && excess > 0;
+            let goes = point.name.is_none() && !point.is_pending() && excess > 0;
             excess -= usize::from(goes);
             !goes
         });
@@ -171,6 +171,27 @@ impl Manifest {
             point.fuzzy.truncate(MAX_FUZZY);
         }
         after
+    }
+
+    /// With what has become of a point in the bucket, if it is still there. One that was there for that alone goes.
+    pub(super) fn with_publish(&self, id: &BackupId, state: PublishState) -> Self {
+        let mut after = self.clone();
+        let point = after.points.iter_mut().find(|point| point.id == *id);
+        let Some(publish) = point.and_then(|point| point.publish.as_mut()) else { return after };
+        let goes = publish.passing && state != PublishState::Pending;
+        publish.state = state;
+        if goes {
+            return after.without(std::slice::from_ref(id));
+        }
+        after.thin();
+        after.prune();
+        after
+    }
+
+    /// What has become of points in the bucket.
+    pub(super) fn publishes(&self) -> Vec<&PublishState> {
+        let publishes = self.points.iter().filter_map(|point| point.publish.as_ref());
+        publishes.map(|publish| &publish.state).collect()
     }
 
     pub(super) fn with_facts(&self, facts: &Facts) -> Self {
@@ -213,7 +234,7 @@ impl Manifest {
 
 impl Point {
     fn new(point: NewPoint, serial: LayerSerial) -> Self {
-        let NewPoint { id, name, created_ms } = point;
-        Self { id, name, created_ms, serial, durable: false, fuzzy: Vec::new() }
+        let NewPoint { id, name, created_ms, publish } = point;
+        Self { id, name, created_ms, serial, durable: false, fuzzy: Vec::new(), publish }
     }
 }
