@@ -2,18 +2,18 @@
 
 use std::os::fd::OwnedFd;
 
-use rustix::fs::OFlags;
+use rustix::fs::{OFlags, StatxTimestamp};
 use rustix::io::Errno;
 
 use super::super::Overlay;
 use super::super::attr::Attr;
-use super::super::error::{Result, changed_behind};
+use super::super::error::{Error, Result, changed_behind};
 use super::super::node::{Data, Dentry};
 use super::super::xattr::stored_xattrs;
 use super::walk::Entry;
-use crate::inode_ops::Address;
+use crate::inode_ops::{Address, stat_fd};
 use crate::squashfs::write::Attributes;
-use crate::types::{FileKind, Ino, InodeRef, Owner};
+use crate::types::{FileKind, Ino, InodeRef, Owner, Timestamp};
 
 /// How often what is replaced meanwhile is looked at.
 const ATTEMPTS: usize = 5;
@@ -31,6 +31,8 @@ pub(super) enum Content {
     Archived(InodeRef),
     /// What this descriptor reads.
     File(OwnedFd),
+    /// The same, of what nobody is to write to since its data was modified then.
+    Frozen(OwnedFd, Timestamp),
     /// Where a symbolic link leads.
     Target(Vec<u8>),
     /// Names, or nothing.
@@ -99,7 +101,17 @@ impl Overlay {
         let xattrs = stored_xattrs(&inode, self.marks)?;
         let content = match (attr.kind, &state.data) {
             (FileKind::Regular, Data::Lower(place)) => Content::Archived(*place),
-            (FileKind::Regular, Data::Layer(place)) => Content::File(open(&self.in_layer(place)?)?),
+            (FileKind::Regular, Data::Layer(place)) => {
+                // Attributes alone are above that: its times are not the data's.
+                let fd = open(&self.in_layer(place)?)?;
+                let stat = stat_fd(&fd).map_err(Error::sys("statx", "a file of a layer"))?;
+                let StatxTimestamp { tv_sec: seconds, tv_nsec: nanos, .. } = stat.stx_mtime;
+                Content::Frozen(fd, Timestamp { seconds, nanos })
+            }
+            // The live upper of the same layers may take it over, and have programs write to it.
+            (FileKind::Regular, Data::Upper) if self.upper.is_none() => {
+                Content::Frozen(open(&inode)?, attr.mtime)
+            }
             (FileKind::Regular, Data::Upper) => Content::File(open(&inode)?),
             (FileKind::Symlink, _) => Content::Target(inode.read_link()?),
             _ => Content::Nothing,

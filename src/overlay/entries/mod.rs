@@ -91,7 +91,7 @@ impl Overlay {
             at = self.hold(at.ino, name).ok()?;
         }
         match self.look(at.ino).ok()??.content {
-            Content::File(fd) => Some(fd),
+            Content::File(fd) | Content::Frozen(fd, _) => Some(fd),
             _ => None,
         }
     }
@@ -152,6 +152,7 @@ impl Visitor for Teller<'_, '_> {
                 return self.to.leaf(name, &attributes, xattrs, body).map(drop);
             }
             Content::File(fd) => Body::File(fd),
+            Content::Frozen(fd, modified) => Body::Frozen(fd, modified),
             Content::Target(target) => Body::Target(target),
             Content::Nothing => Body::Nothing,
         };

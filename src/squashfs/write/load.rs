@@ -14,11 +14,11 @@ use twox_hash::XxHash3_64;
 use super::super::{Archive, Inode};
 use super::base::{Base, Kept, LayoutKey};
 use super::error::Error;
-use super::source::Source;
+use super::source::{Frozen, Source};
 use super::stat::{
     Directory, Failure, Stat, Xattrs, failed, fd_xattrs, name_stored_owner, name_xattrs,
 };
-use crate::types::{FileKind, FileOffset};
+use crate::types::{FileKind, FileOffset, Timestamp};
 
 /// How often a file is read that changes meanwhile.
 pub(super) const ATTEMPTS: usize = 5;
@@ -50,6 +50,8 @@ pub(super) struct OpenFile {
     /// Its size and times are those that the descriptor has when it is read.
     pub(super) stat: Stat,
     pub(super) xattrs: Xattrs,
+    /// When its data was last modified, where that is to be so still; then its own time is as told.
+    pub(super) frozen: Option<Timestamp>,
 }
 
 /// An entry to read; anything but a directory.
@@ -102,15 +104,26 @@ impl Loader<'_> {
     }
 
     fn load_told(&self, file: OpenFile) -> Result<Leaf, Failure> {
-        let OpenFile { fd, path, stat, xattrs } = file;
+        let OpenFile { fd, path, stat, xattrs, frozen } = file;
         let failed = |call| failed(path.clone(), call);
-        match self.load_open(fd, failed, |_| Ok(Xattrs::default()))? {
-            Some(leaf) => {
-                let version = leaf.stat.version;
-                Ok(Leaf { stat: Stat { version, ..stat }, xattrs, ..leaf })
-            }
-            None => Err(Failure::Fatal(Error::Changed { path })),
+        let leaf = self.load_open(fd, failed, |_| Ok(Xattrs::default()))?;
+        let is_meant = |leaf: &Leaf| frozen.is_none_or(|it| it == leaf.stat.version.mtime);
+        let Some(leaf) = leaf.filter(is_meant) else {
+            return Err(Failure::Fatal(Error::Changed { path }));
+        };
+        let mut version = leaf.stat.version;
+        let mut content = leaf.content;
+        if let Some(modified) = frozen {
+            let told = stat.version.mtime;
+            version.mtime = told;
+            content = match content {
+                Content::Large(Source::File(fd)) => {
+                    Content::Large(Source::Frozen(Frozen { fd, modified, told }))
+                }
+                content => content,
+            };
         }
+        Ok(Leaf { stat: Stat { version, ..stat }, xattrs, content, layout: None })
     }
 
     fn load_archived(&self, file: ArchivedFile) -> Result<Leaf, Failure> {

@@ -11,14 +11,25 @@ use super::super::{Archive, Inode};
 use super::error::Error;
 use super::load::read_full;
 use super::stat::{Stat, Version};
-use crate::types::FileOffset;
+use crate::types::{FileOffset, Timestamp};
 
 /// What a file is read from.
 pub(super) enum Source {
     /// A regular file that is open.
     File(OwnedFd),
+    /// One that nobody is to write to.
+    Frozen(Frozen),
     /// A file of an archive, which stays as it is; with the version that it is to have.
     Archived(Arc<Archive>, Box<Inode>, Version),
+}
+
+/// A file that has what it had when it was told of, or is none.
+pub(super) struct Frozen {
+    pub(super) fd: OwnedFd,
+    /// When its data was last modified by then.
+    pub(super) modified: Timestamp,
+    /// When it is to say that it was.
+    pub(super) told: Timestamp,
 }
 
 /// Why a file cannot be read.
@@ -48,6 +59,13 @@ impl Source {
     pub(super) fn version(&self) -> Result<Version, Errno> {
         match self {
             Self::File(fd) => Stat::of(fd.as_fd()).map(|stat| stat.version),
+            Self::Frozen(Frozen { fd, modified, told }) => {
+                let version = Stat::of(fd.as_fd())?.version;
+                match version.mtime == *modified {
+                    true => Ok(Version { mtime: *told, ..version }),
+                    false => Err(Errno::STALE),
+                }
+            }
             Self::Archived(.., version) => Ok(*version),
         }
     }
@@ -55,13 +73,15 @@ impl Source {
     /// Where the first byte from `at` on is that may be no zero; the size where there is none.
     pub(super) fn data_from(&self, at: u64, size: u64) -> Result<u64, Unread> {
         match self {
-            Self::File(fd) => Ok(match seek(fd, SeekFrom::Data(at)) {
-                Ok(data) => data,
-                // Holes up to the end.
-                Err(Errno::NXIO) => size,
-                // Not every file system knows.
-                Err(_) => at,
-            }),
+            Self::File(fd) | Self::Frozen(Frozen { fd, .. }) => {
+                Ok(match seek(fd, SeekFrom::Data(at)) {
+                    Ok(data) => data,
+                    // Holes up to the end.
+                    Err(Errno::NXIO) => size,
+                    // Not every file system knows.
+                    Err(_) => at,
+                })
+            }
             Self::Archived(archive, inode, _) => {
                 let found = archive.seek_data(inode, FileOffset(at)).map_err(Unread::Archive)?;
                 Ok(found.map_or(size, |found| found.0))
@@ -72,7 +92,7 @@ impl Source {
     /// Fills `out` from `at` on, as far as the file goes.
     pub(super) fn read_full(&self, out: &mut [u8], at: u64) -> Result<usize, Unread> {
         match self {
-            Self::File(fd) => Ok(read_full(fd, out, at)?),
+            Self::File(fd) | Self::Frozen(Frozen { fd, .. }) => Ok(read_full(fd, out, at)?),
             Self::Archived(archive, inode, _) => {
                 // At most a block, of which one read has all.
                 let read = archive.read(inode, FileOffset(at), out.len());

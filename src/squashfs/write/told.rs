@@ -47,6 +47,9 @@ pub enum Body<'a> {
     Archived(&'a Arc<Archive>, &'a Inode),
     /// What this descriptor of a regular file reads, whose size and times are the entry's.
     File(OwnedFd),
+    /// What this one reads, which nobody is to write to: packing fails where its data was modified at another time than
+    /// this. Its size is the entry's.
+    Frozen(OwnedFd, Timestamp),
     /// Where a symbolic link leads.
     Target(Vec<u8>),
     /// Nothing, as in special files.
@@ -112,8 +115,13 @@ impl Entries<'_> {
         let path = self.check(&directory, name)?;
         let (mut stat, xattrs) = (stat(attributes), Xattrs::of(xattrs));
         let content = match body {
-            Body::File(fd) => {
-                let job = Job::Open(OpenFile { fd, path, stat, xattrs });
+            body @ (Body::File(_) | Body::Frozen(..)) => {
+                let (fd, frozen) = match body {
+                    Body::Frozen(fd, modified) => (fd, Some(modified)),
+                    Body::File(fd) => (fd, None),
+                    _ => return Ok(false),
+                };
+                let job = Job::Open(OpenFile { fd, path, stat, xattrs, frozen });
                 let leaf = self.loads.submit(job).map_err(gone)?;
                 self.send(Event::Leaf { directory, name: name.to_vec(), leaf })?;
                 return Ok(true);
