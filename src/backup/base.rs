@@ -67,6 +67,11 @@ impl Backups {
         Some(self.base(mounted, reach).await)
     }
 
+    /// Whether `dir` is in a mount of a backup that this bucket has as the mount has it.
+    pub(crate) async fn has_mounted(&self, dir: &Path) -> bool {
+        matches!(self.base_of(dir).await, Some(Ok(_)))
+    }
+
     /// The backup in this bucket that `tree` is made over.
     ///
     /// # Errors

@@ -224,11 +224,18 @@ pub(super) fn checkpoint(args: &CheckpointArgs, output: &Output) -> Result<(), F
     if let Some(reason) = published.as_ref().and_then(|it| it.whole_because.as_ref()) {
         output.warn(&format!("all was packed: {reason}"));
     }
-    for file in &made.fuzzy {
-        let path = printable(file.path.to_string_lossy().as_bytes());
-        output.warn(&format!("{path} was written to all the while: it may be of no one moment"));
-    }
+    made.fuzzy_in_words().for_each(|words| output.warn(&words));
     output.print_line(made.id.as_str())
+}
+
+impl Made {
+    /// What is to be known of files that are of no one moment.
+    pub(super) fn fuzzy_in_words(&self) -> impl Iterator<Item = String> {
+        self.fuzzy.iter().map(|file| {
+            let path = printable(file.path.to_string_lossy().as_bytes());
+            format!("{path} was written to all the while: it may be of no one moment")
+        })
+    }
 }
 
 /// Waits for the backup of a new checkpoint.
@@ -312,23 +319,14 @@ fn point_row(point: &ListedPoint) -> String {
 
 pub(super) fn rollback(args: &RollbackArgs, output: &Output) -> Result<(), Failure> {
     let asked = Asked::find(&args.dir)?;
-    write_back(&asked.mount.mountpoint);
-    if args.strict {
-        check_nobody_writes(&asked.mount)?;
-    }
     let to = match (&args.checkpoint, args.to_archive) {
         (_, true) => Target::Archive,
         (Some(which), false) => Target::Point(which.clone()),
         (None, false) => Target::Last,
     };
     let request = RollbackRequest { to, discard: args.discard, strict: args.strict };
-    let done: RolledBack = asked.ask(&Question::Rollback(request))?;
-    let RolledBack { id, name, names, rolled_away, moved } = &done;
-    // The kernel finds a directory that has moved when it is looked up, and whose working directory it is has a path
-    // again then.
-    for path in moved {
-        let _ = asked.mount.mountpoint.join(OsStr::from_bytes(path)).symlink_metadata();
-    }
+    let done = roll_back(&asked, request)?;
+    let RolledBack { id, name, names, rolled_away, .. } = &done;
     if output.json {
         let dir = &asked.shown;
         return output.print_json_line(&serde_json::json!({
@@ -345,6 +343,21 @@ pub(super) fn rollback(args: &RollbackArgs, output: &Output) -> Result<(), Failu
         output.print_line(&format!("thawfs rollback {} {away} takes this back", asked.shown))?;
     }
     Ok(())
+}
+
+/// Rolls a mount back.
+pub(super) fn roll_back(asked: &Asked, request: RollbackRequest) -> Result<RolledBack, Failure> {
+    write_back(&asked.mount.mountpoint);
+    if request.strict {
+        check_nobody_writes(&asked.mount)?;
+    }
+    let done: RolledBack = asked.ask(&Question::Rollback(request))?;
+    // The kernel finds a directory that has moved when it is looked up, and whose working directory it is has a path
+    // again then.
+    for path in &done.moved {
+        let _ = asked.mount.mountpoint.join(OsStr::from_bytes(path)).symlink_metadata();
+    }
+    Ok(done)
 }
 
 pub(super) fn forget(args: &ForgetArgs, output: &Output) -> Result<(), Failure> {

@@ -3,11 +3,12 @@
 use std::io::Read;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use super::backups::OpenBucket;
+use super::create_live::LiveMount;
 use super::groups::BucketArgs;
 use super::mount::lock;
 use super::output::{Output, human_bytes, say};
@@ -115,7 +116,13 @@ pub(super) fn create(args: CreateArgs, output: &Output) -> Result<(), Failure> {
     };
     // Until here a signal ends the program as usual: there is nothing to clean up.
     cancel_on_signal(&progress)?;
-    let started = std::time::Instant::now();
+    let started = Instant::now();
+    if let Place::Bucket(backups) = &place
+        && let Some(live) = LiveMount::find(&request, backups, &runtime)
+        && let Some(created) = live.create(&request, &progress, output)?
+    {
+        return tell(&created, true, started, output);
+    }
     let shown = output.progress({
         let progress = Arc::clone(&progress);
         move || {
@@ -130,11 +137,19 @@ pub(super) fn create(args: CreateArgs, output: &Output) -> Result<(), Failure> {
         }
     });
     drop(shown);
-    let created = created?;
+    tell(&created?, false, started, output)
+}
+
+fn tell(
+    created: &Created,
+    by_server: bool,
+    started: Instant,
+    output: &Output,
+) -> Result<(), Failure> {
     for warning in &created.warnings {
         output.warn(warning);
     }
-    show(&created, started.elapsed(), output).map_err(|failure| {
+    show(created, by_server, started.elapsed(), output).map_err(|failure| {
         let Metadata { id, dir, .. } = &created.metadata;
         let message = format!("backup {id} of {dir} was made, but {}", failure.message);
         Failure { message, ..failure }
@@ -142,7 +157,12 @@ pub(super) fn create(args: CreateArgs, output: &Output) -> Result<(), Failure> {
 }
 
 /// The handle goes to standard output, for `restore`; what people like to know to standard error.
-fn show(created: &Created, took: Duration, output: &Output) -> Result<(), Failure> {
+fn show(
+    created: &Created,
+    by_server: bool,
+    took: Duration,
+    output: &Output,
+) -> Result<(), Failure> {
     let Created { metadata, inodes, bytes, base, bytes_kept, whole_because, .. } = created;
     if output.json {
         return output.print_json_line(&serde_json::json!({
@@ -156,6 +176,7 @@ fn show(created: &Created, took: Duration, output: &Output) -> Result<(), Failur
             "base": base,
             "bytesKept": bytes_kept,
             "wholeBecause": whole_because,
+            "byServer": by_server,
             "seconds": took.as_secs_f64(),
         }));
     }
@@ -166,6 +187,9 @@ fn show(created: &Created, took: Duration, output: &Output) -> Result<(), Failur
             human_bytes(metadata.size_bytes),
             took.as_secs_f64()
         ));
+        if by_server {
+            say("made by the server of the mount, of the moment at which it was asked");
+        }
         if let Some(base) = base {
             let (kept, new) = (human_bytes(*bytes_kept), human_bytes(bytes - bytes_kept));
             say(&format!("{new} packed; {kept} unchanged since {base}, copied within the bucket"));

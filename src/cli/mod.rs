@@ -13,6 +13,7 @@
 //! | `groups` | options that several commands share |
 //! | `values`, `spans` | values as they are typed: bytes, limits, times |
 //! | `options`, `mount_helper`, `remount` | `-o`, and what mount(8) calls |
+//! | `create_live` | a backup of a whole mount, by its server |
 //! | `published` | backups that the server of a mount makes of checkpoints |
 //! | `inside` | which mount of ours a path is in |
 //! | `output`, `progress`, `logging` | results, how far long work is, messages |
@@ -24,6 +25,7 @@ mod bench;
 mod cache;
 mod checkpoints;
 mod create;
+mod create_live;
 mod diff;
 mod extract;
 mod gc;

@@ -8,6 +8,7 @@ use indicatif::ProgressBar;
 use serde::Serialize;
 
 use super::backups::OpenBucket;
+use super::checkpoints::{Asked, roll_back};
 use super::extract::extract_opened;
 use super::groups::{AheadArgs, BucketArgs, DiskArgs};
 use super::mount::{check_not_source, is_squashfs, show as show_ready};
@@ -19,7 +20,9 @@ use crate::backup::default_cache_memory;
 use crate::backup::{BackupId, BucketRequest, ExtractOptions, Handle, Metadata, SourceRequest};
 use crate::failure::{Code, Failure};
 use crate::names;
-use crate::server::{self, RestoreRequest, Restored, restart_limited};
+use crate::server::checkpoints::{ListRequest, Listed, RollbackRequest, RolledBack, Target};
+use crate::server::questions::Question;
+use crate::server::{self, RestoreRequest, Restored, fetch_report, restart_limited};
 use crate::store::Source;
 use clap::{ArgAction, Args, ValueHint};
 use std::ffi::OsString;
@@ -97,6 +100,9 @@ pub(super) fn restore(args: RestoreArgs, output: &Output) -> Result<(), Failure>
         check_not_backup(dir)?;
     }
     let Given { id, dir: made_in } = read_backup(&args.backup)?;
+    if let Some(asked) = has_checkpoint(&args, &id, made_in.as_deref()) {
+        return roll_back_to(&asked, &id, output);
+    }
     if args.foreground {
         let BucketRequest { bucket, access, .. } = args.bucket.request().or_configured()?;
         let source = SourceRequest::new(bucket.unwrap_or_default());
@@ -136,6 +142,50 @@ pub(super) fn restore(args: RestoreArgs, output: &Output) -> Result<(), Failure>
     let restored = runtime.block_on(server::restore(&backups, &id, request));
     drop(shown);
     show(&restored?, output)
+}
+
+/// The mount that is where the backup is to be restored to, if that is a checkpoint of it, and it is not to be mounted
+/// otherwise than it is.
+fn has_checkpoint(args: &RestoreArgs, id: &BackupId, made_in: Option<&Path>) -> Option<Asked> {
+    let is_otherwise = args.extract || args.foreground || args.read_only || args.keep_upper;
+    if is_otherwise || !args.options.is_empty() {
+        return None;
+    }
+    match args.dir.as_deref().or(made_in) {
+        None => Asked::find(&server::find_point(id)?.0).ok(),
+        Some(dir) => {
+            let asked = Asked::find(dir).ok()?;
+            let question = Question::Checkpoints(ListRequest::default());
+            let listed: Listed = asked.ask(&question).ok()?;
+            listed.checkpoints.iter().any(|point| point.id == *id).then_some(asked)
+        }
+    }
+}
+
+/// Restores what a mount has as a checkpoint: in place, as `rollback` does.
+fn roll_back_to(asked: &Asked, id: &BackupId, output: &Output) -> Result<(), Failure> {
+    let to = Target::Point(id.to_string());
+    let done = roll_back(asked, RollbackRequest { to, discard: false, strict: false })?;
+    let RolledBack { name, names, rolled_away, .. } = &done;
+    let dir = &asked.shown;
+    if output.json {
+        let report = fetch_report(&asked.control).ok();
+        return output.print_json_line(&serde_json::json!({
+            "id": id, "dir": dir, "name": name, "mountpoint": dir,
+            "upper": report.as_ref().and_then(|report| report.upper.clone()),
+            "pid": report.map(|report| report.pid), "hidesFiles": false,
+            "rolledBack": true, "rolledAway": rolled_away
+        }));
+    }
+    if output.quiet {
+        return Ok(());
+    }
+    let how = "a checkpoint of the mount that is there, which is rolled back to it";
+    output.print_line(&format!("{id} is {how}: {names} names changed in {dir}"))?;
+    match rolled_away {
+        Some(away) => output.print_line(&format!("thawfs rollback {dir} {away} takes this back")),
+        None => Ok(()),
+    }
 }
 
 /// Restores through a URL, of which nothing else is known.

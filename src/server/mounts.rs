@@ -89,7 +89,7 @@ pub fn read_mount_at(mountpoint: &Path) -> io::Result<Option<MountInfo>> {
 
 /// What of `mounts` is inside of the mount with number `id`: whatever goes with it when it is detached.
 /// The innermost are the last.
-pub(super) fn mounted_inside(mounts: &[MountInfo], id: u64) -> Vec<&MountInfo> {
+pub(crate) fn mounted_inside(mounts: &[MountInfo], id: u64) -> Vec<&MountInfo> {
     let mut found: Vec<&MountInfo> = Vec::new();
     let mut around = vec![id];
     while !around.is_empty() {

@@ -200,7 +200,7 @@ pub(crate) fn still_here(id: &BackupId, failure: Failure) -> Failure {
 }
 
 /// The checkpoint of this id, and where the mount is that has it.
-fn find_point(id: &BackupId) -> Option<(PathBuf, ListedPoint)> {
+pub(crate) fn find_point(id: &BackupId) -> Option<(PathBuf, ListedPoint)> {
     let mounts = StateDir::locate().read_mounts().ok()?;
     mounts.into_iter().filter(|(server, _)| server.is_alive()).find_map(|(server, record)| {
         let question = Question::Checkpoints(ListRequest::default());

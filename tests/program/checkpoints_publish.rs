@@ -7,13 +7,15 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant, SystemTime};
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-use crate::support::mount::can_mount;
+use crate::support::mount::{can_mount, can_mount_with};
 use crate::support::place::Place;
 use crate::support::s3::{Fault, Seen};
+use crate::support::surrounding::Need;
 use crate::support::words::{eventually, said, text};
 
 /// Bytes that do not compress; others for another seed.
@@ -193,6 +195,12 @@ fn change(root: &Path, round: u64) {
     fs::set_permissions(at("dir-3/small-3"), fs::Permissions::from_mode(0o600 + round as u32 % 8))
         .unwrap();
     fs::hard_link(at("dir-4/small-4"), at(&format!("linked-{round}"))).unwrap();
+    // Of a file that a layer has, attributes alone are in the next.
+    let then = SystemTime::UNIX_EPOCH + Duration::from_secs(1_234_567_890 + round);
+    if let Some(before) = round.checked_sub(1) {
+        let touched = File::open(at(&format!("new-{before}"))).unwrap();
+        touched.set_modified(then).unwrap();
+    }
 }
 
 /// Writes to the tree on and on until it is told to stop.
@@ -492,7 +500,7 @@ fn what_is_forgotten_while_it_is_published_is_not_in_the_bucket() {
     let server = live.place.server.as_ref().unwrap();
     change(&live.dir, 0);
     live.write("more", noise(3, 20 << 20));
-    server.inject_always(is_part, Fault::Delay(std::time::Duration::from_secs(3)));
+    server.inject_always(is_part, Fault::Delay(Duration::from_secs(3)));
     let [first, second] = [live.checkpoint(&[]), live.checkpoint(&[])];
     eventually("parts are sent", || server.log().iter().any(is_part));
     let other = live.place.bench.path("to");
@@ -524,7 +532,7 @@ fn an_unmount_says_what_is_not_published() {
         let point = live.checkpoint(&[]);
         eventually("parts are sent", || server.log().iter().any(is_part));
         let upper = ok(&live.place, &["status", text(&live.dir)])[0]["upper"].clone();
-        let unmounting = std::time::Instant::now();
+        let unmounting = Instant::now();
         let said = said(&live.unmount(&[]));
         assert!(unmounting.elapsed().as_secs() < 10, "{:?}", unmounting.elapsed());
         let words = match stays {
@@ -546,4 +554,153 @@ fn an_unmount_says_what_is_not_published() {
         assert!(!said.contains(&point), "{said}");
         live.assert_in_bucket(&[&live.id, &point]);
     }
+}
+
+#[test]
+fn a_backup_of_a_whole_mount_is_made_by_its_server() {
+    if !can_mount("a_backup_of_a_whole_mount_is_made_by_its_server") {
+        return;
+    }
+    for place in Place::both() {
+        let live = Live::new(place);
+        let name = live.place.name;
+        change(&live.dir, 0);
+        let local = live.checkpoint(&["--local"]);
+        change(&live.dir, 1);
+        let copy = live.copy("copy");
+        let large = &fs::metadata(live.dir.join("large")).unwrap().len();
+        let mut made = vec![live.id.clone()];
+        // Options, whether the server makes it, and whether it begins with the backup of the mount.
+        for (more, by_server, onto) in [
+            (&["--name", "whole mount", "--ttl", "1h"][..], true, true),
+            (&["--full"], true, false),
+            (&["--exclude", "no-such-file"], false, true),
+            (&["--compression", "zstd:5"], false, true),
+            (&["--threads", "1"], false, true),
+        ] {
+            let created = live.does("create", more);
+            assert_eq!(created["byServer"], by_server, "{name}: {more:?}: {created}");
+            let base = if onto { live.id.as_str().into() } else { Value::Null };
+            assert_eq!(created["base"], base, "{name}: {more:?}: {created}");
+            assert!(created["bytes"].as_u64().unwrap() > *large, "{name}: {more:?}: {created}");
+            let id = created["id"].as_str().unwrap().to_owned();
+            let size = fs::metadata(live.place.object(&format!("{id}/data.sqsh"))).unwrap().len();
+            assert_eq!(created["sizeBytes"], size, "{name}: {more:?}");
+            assert_same(&live.extracted(&id), &copy, &format!("{name}: {more:?}"));
+            made.push(id);
+        }
+        let shown = ok(&live.place, &["show", &made[1]]);
+        assert_eq!(
+            (&shown["name"], &shown["dir"]),
+            (&"whole mount".into(), &text(&live.dir).into())
+        );
+        // A part of it is for the command alone, what is being written to, and what is wrong from the start.
+        let writer = File::options().append(true).open(live.dir.join("new-0")).unwrap();
+        let created = live.does("create", &[]);
+        assert_eq!(created["byServer"], false, "{created}");
+        made.push(created["id"].as_str().unwrap().to_owned());
+        drop(writer);
+        let part = ok(&live.place, &["create", text(&live.dir.join("dir-0"))]);
+        assert_eq!(part["byServer"], false, "{part}");
+        made.push(part["id"].as_str().unwrap().to_owned());
+        let (status, failure) = live.fails("create", &["--name", "a\nb"]);
+        assert_eq!(status, 15, "{failure}");
+        // Nothing is left of what was a checkpoint for that alone, and no rollback goes there.
+        let points = live.points();
+        assert_eq!(points.len(), 1, "{points:?}");
+        live.does("rollback", &[]);
+        assert_eq!(live.points()[0]["id"], local.as_str());
+        assert!(!live.dir.join("new-1").exists());
+        let made: Vec<_> = made.iter().map(String::as_str).collect();
+        live.assert_in_bucket(&made);
+        live.unmount(&[]);
+    }
+}
+
+#[test]
+fn what_is_mounted_inside_is_in_a_backup_that_the_command_makes() {
+    let test = "what_is_mounted_inside_is_in_a_backup_that_the_command_makes";
+    // An ordinary user may not mount in a mount.
+    if !can_mount_with(test, &[Need::Root]) {
+        return;
+    }
+    let live = Live::of(Place::local(), 1 << 20, &[]);
+    let inside = live.dir.join("inside");
+    fs::create_dir(&inside).unwrap();
+    ok(&live.place, &["restore", &live.id, text(&inside)]);
+    let created = live.does("create", &[]);
+    assert_eq!(created["byServer"], false, "{created}");
+    let to = live.extracted(created["id"].as_str().unwrap());
+    assert!(to.join("inside/large").exists());
+    live.place.bench.ok(&["unmount", text(&inside)]);
+    live.unmount(&[]);
+}
+
+#[test]
+fn a_backup_that_cannot_be_made_by_the_server_leaves_no_checkpoint() {
+    if !can_mount("a_backup_that_cannot_be_made_by_the_server_leaves_no_checkpoint") {
+        return;
+    }
+    let live = Live::of(Place::s3(), 1 << 20, &["--timeout", "2s"]);
+    let server = live.place.server.as_ref().unwrap();
+    change(&live.dir, 0);
+    for (fault, message) in [
+        (Fault::Refuse(503, "SlowDown"), "cannot back up"),
+        (Fault::Refuse(403, "AccessDenied"), "denied"),
+    ] {
+        server.inject_always(is_write, fault);
+        let (status, failure) = live.fails("create", &[]);
+        let said = failure["message"].as_str().unwrap();
+        assert_eq!(status, 18, "{failure}");
+        assert!(said.contains(message), "{failure}");
+        assert_eq!(live.points(), Vec::<Value>::new());
+        server.heal();
+        live.assert_in_bucket(&[&live.id]);
+    }
+    live.unmount(&[]);
+}
+
+#[test]
+fn to_restore_a_checkpoint_onto_its_mount_is_to_roll_back() {
+    if !can_mount("to_restore_a_checkpoint_onto_its_mount_is_to_roll_back") {
+        return;
+    }
+    let live = Live::of(Place::s3(), 1 << 20, &[]);
+    change(&live.dir, 0);
+    let copy = live.copy("copy");
+    let published = live.does("checkpoint", &["--wait"]);
+    let published = published["id"].as_str().unwrap();
+    let handle = serde_json::json!({ "id": published, "dir": text(&live.dir) }).to_string();
+    let local = live.checkpoint(&["--local"]);
+    let status = ok(&live.place, &["status", text(&live.dir)]);
+    for words in [
+        &[published, text(&live.dir)][..],
+        &[published],
+        &[&handle],
+        &[&local, text(&live.dir)],
+        &[&local],
+    ] {
+        change(&live.dir, 1);
+        let restored = ok(&live.place, &[&["restore"][..], words].concat());
+        assert_eq!((&restored["rolledBack"], &restored["id"]), (&true.into(), &words_id(words)));
+        assert_eq!(restored["mountpoint"], text(&live.dir), "{words:?}");
+        assert_eq!(restored["pid"], status[0]["pid"], "{words:?}");
+        assert_same(&live.dir, &copy, &format!("{words:?}"));
+    }
+    // Elsewhere, and where something else is asked for, it is a backup like others.
+    let other = live.place.bench.directory("other");
+    let restored = ok(&live.place, &["restore", published, text(&other)]);
+    assert_eq!(restored["rolledBack"], Value::Null);
+    assert_same(&other, &copy, "elsewhere");
+    live.place.bench.ok(&["unmount", text(&other)]);
+    let restored = ok(&live.place, &["restore", "--read-only", published, text(&live.dir)]);
+    assert_eq!(restored["rolledBack"], Value::Null);
+    assert_same(&live.dir, &copy, "in its place");
+    live.unmount(&[]);
+}
+
+/// The id in what is typed to restore it.
+fn words_id(words: &[&str]) -> Value {
+    let handle = serde_json::from_str::<Value>(words[0]);
+    handle.map_or_else(|_| words[0].into(), |handle| handle["id"].clone())
 }

@@ -62,13 +62,15 @@ impl Manifest {
         }
     }
 
-    /// The last point that the live upper lies on.
+    /// The last point that the live upper lies on, but for those that are there for a backup alone.
     ///
     /// # Errors
     /// [`Code::NotFound`] where it lies on none.
     pub(crate) fn last(&self) -> Result<&Point, Failure> {
         let chain = self.chain(self.parent_of_live());
-        let of = |serial: &LayerSerial| self.points.iter().rev().find(|it| it.serial == *serial);
+        let is_meant = |point: &&Point| !point.publish.as_ref().is_some_and(|it| it.passing);
+        let points = self.points.iter().rev().filter(is_meant);
+        let of = |serial: &LayerSerial| points.clone().find(|it| it.serial == *serial);
         chain.iter().rev().find_map(of).ok_or_else(|| {
             Failure::new(Code::NotFound, "there is no checkpoint to roll back to")
                 .hint("thawfs rollback --to-archive gives what was mounted")
