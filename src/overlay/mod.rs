@@ -99,6 +99,7 @@ use crate::squashfs::mounted::MountedArchive;
 use crate::types::Ino;
 use crate::watch::{ChangeLog, Limits};
 use build::Original;
+use ctime::KeptCtime;
 use dirs::Dirs;
 use handles::Handles;
 use ids::Ids;
@@ -280,12 +281,17 @@ impl Overlay {
     }
 
     /// Gives the root of a new upper the lower root's owner, permissions, attributes and times, as a
-    /// restored directory should have them.
+    /// restored directory should have them; that of the topmost layer, if there is one.
     fn dress_root(&self) -> Result<()> {
         let upper = self.upper()?;
-        let lower = self.lower.archive().root();
         let root = upper.root_address();
-        self.dress(&root, Ino::ROOT, &Original::Archive(self.lower.inode(lower)?))?;
+        let below = self.stack.root_below(self.live(), self.lower.archive().root());
+        let original = self.root_of(&below)?;
+        self.dress(&root, Ino::ROOT, &original)?;
+        if let Original::Layer(frozen) = &original {
+            let attr = self.attr_of_upper(Ino::ROOT, &frozen.state, &frozen.stat)?;
+            self.mark_ctime(&root, KeptCtime { ctime: attr.ctime, mtime: attr.mtime })?;
+        }
         upper.marks.set(&root, Mark::Archive, &self.lower.identity())
     }
 

@@ -14,6 +14,7 @@
 //! | `settle` | before that: the index is emptied |
 //! | `carry` | at that: what the kernel writes to goes on in the next upper |
 //! | `rollback` | how other layers take the place of some |
+//! | `share` | layers that others have, too |
 //! | `lost` | what is known in directories that a rollback takes away |
 
 mod carry;
@@ -25,6 +26,7 @@ mod names;
 mod part;
 mod rollback;
 mod settle;
+mod share;
 
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;

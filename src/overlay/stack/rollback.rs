@@ -194,7 +194,7 @@ impl Overlay {
     }
 
     /// The root directory of the stack `whole`.
-    fn root_of(&self, whole: &Below) -> Result<Original> {
+    pub(in super::super) fn root_of(&self, whole: &Below) -> Result<Original> {
         let Some(top) = whole.parts().first() else {
             let root = self.lower.archive().root();
             return Ok(Original::Archive(self.lower.inode(root)?));
