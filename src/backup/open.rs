@@ -11,7 +11,7 @@ use tokio::runtime::{self, Handle, Runtime};
 use super::bucket::BucketRequest;
 use super::layout;
 use super::memory::default_cache_memory;
-use crate::cache::{self, Blob, CacheDir, DiskLimit, FileBlob, RemoteBlob};
+use crate::cache::{self, Blob, CacheDir, Current, DiskLimit, FileBlob, RemoteBlob};
 use crate::environment::Environment;
 use crate::failure::{Code, Failure};
 use crate::squashfs::mounted::MountedArchive;
@@ -37,6 +37,9 @@ pub struct SourceRequest {
     pub cache_memory: u64,
     /// How much the disk cache may hold, which all archives of this user share.
     pub disk_cache: DiskLimit,
+    /// Which version of the object is known to be there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub current: Option<Current>,
 }
 
 /// An open archive, with what it takes to keep it open.
@@ -53,6 +56,8 @@ pub struct OpenArchive {
     pub trace: Option<Object>,
     /// The bucket that it is a backup in, reached as it was; `None` where it is none, or only a URL is known of it.
     pub bucket: Option<BucketRequest>,
+    /// What was asked for; with the version that was found, so that it can be opened again as that.
+    pub(crate) source: SourceRequest,
     /// Does the requests of `remote`; they end with it.
     requests: Option<Requests>,
 }
@@ -88,6 +93,7 @@ impl SourceRequest {
             offset: 0,
             cache_memory: default_cache_memory(),
             disk_cache: DiskLimit::Auto,
+            current: None,
         }
     }
 
@@ -132,7 +138,9 @@ impl SourceRequest {
         }
         let requests = runtime.map(|runtime| Requests(Some(runtime)));
         let bucket = self.bucket(&source, &name);
-        Ok(OpenArchive { archive, name, version, remote, trace, bucket, requests })
+        let asked =
+            Self { current: remote.as_ref().and_then(|blob| blob.current()), ..self.clone() };
+        Ok(OpenArchive { archive, name, version, remote, trace, bucket, source: asked, requests })
     }
 
     /// The bucket of the backup whose archive this is, which is called `name`.
@@ -189,6 +197,7 @@ impl SourceRequest {
             offset: self.offset,
             memory_bytes: self.cache_memory / 3 * 2,
             disk: open_cache(self.disk_cache),
+            current: self.current.clone(),
             ..cache::OpenOptions::default()
         };
         let hedged = Arc::new(Hedged::new(object));

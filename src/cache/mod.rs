@@ -67,7 +67,7 @@ mod warm;
 pub use blob::{Blob, Error};
 pub use counters::Counters;
 pub use disk::{CacheDir, CachedArchive, Cleared, DiskLimit, Usage};
-pub use fetcher::OpenOptions;
+pub use fetcher::{Current, OpenOptions};
 pub use file::{FileBlob, MemoryBlob};
 pub use prefetch::{Trace, Warm};
 pub use remote::RemoteBlob;

@@ -19,7 +19,7 @@ use super::blob::{Blob, Error};
 use super::counters::Counters;
 use super::damage::Damage;
 use super::disk::Disk;
-use super::fetcher::{Fetcher, OpenOptions};
+use super::fetcher::{Current, Fetcher, OpenOptions};
 use super::grid::spans;
 use super::prefetch::{Read, SKIP, Trace, Warm};
 use super::waiting::{may_wait, take_asked};
@@ -56,6 +56,12 @@ impl RemoteBlob {
     /// Version of the object, which every later request insists on.
     pub fn etag(&self) -> Option<&ETag> {
         self.fetcher.etag.as_ref()
+    }
+
+    /// The same with its size, for [`OpenOptions::current`]; `None` where it has no version.
+    pub fn current(&self) -> Option<Current> {
+        let size = self.fetcher.offset + self.fetcher.grid.size;
+        Some(Current { etag: self.etag()?.0.clone(), size })
     }
 
     /// Runs a request of its store, and waits for it.

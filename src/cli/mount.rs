@@ -158,6 +158,7 @@ pub(super) fn request_for(source: &str, store: &StoreArgs, reading: &ReadingArgs
         offset: reading.offset,
         cache_memory: reading.cache_memory,
         disk_cache: DiskLimit::Off,
+        current: None,
     }
 }
 

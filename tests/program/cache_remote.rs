@@ -448,7 +448,7 @@ proptest! {
         let source: Source = root.path().to_str().unwrap().parse().unwrap();
         let object = runtime.block_on(source.archive(&Access::default())).unwrap();
         let options =
-            OpenOptions { offset, memory_bytes, chunk_size: 512, tail_bytes, disk: None };
+            OpenOptions { offset, memory_bytes, chunk_size: 512, tail_bytes, disk: None, current: None };
         let blob = RemoteBlob::open(object, runtime.handle().clone(), options).unwrap();
         let expected = |start: u64, len: u64| {
             let start = (start + offset) as usize;

@@ -26,7 +26,7 @@ use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tracing::{Instrument, Span};
 
-pub use opening::OpenOptions;
+pub use opening::{Current, OpenOptions};
 
 pub(super) use run::Run;
 pub(super) use state::State;
@@ -47,7 +47,7 @@ pub(super) struct Fetcher {
     pub(super) object: Arc<dyn ReadRanges>,
     pub(super) etag: Option<ETag>,
     /// Where in the object the blob begins.
-    offset: u64,
+    pub(super) offset: u64,
     pub(super) grid: Grid,
     /// Bytes that may be in memory and on their way.
     pub(super) budget: u64,

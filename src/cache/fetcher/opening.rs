@@ -5,6 +5,7 @@ use std::sync::{Arc, mpsc};
 
 use bytes::Bytes;
 use futures::future::try_join;
+use serde::{Deserialize, Serialize};
 use tokio::runtime::Handle;
 
 use crate::cache::blob::Error;
@@ -29,6 +30,17 @@ pub struct OpenOptions {
     pub tail_bytes: u64,
     /// Where chunks are kept on disk. What has no version, or only a weak one, is not.
     pub disk: Option<CacheDir>,
+    /// Which version somebody has just read: if that is on disk, the store is not asked whether it still has it.
+    pub current: Option<Current>,
+}
+
+/// A version of an object.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Current {
+    /// By what the store tells it from others.
+    pub etag: String,
+    /// Size of the object in bytes.
+    pub size: u64,
 }
 
 impl Default for OpenOptions {
@@ -42,6 +54,7 @@ impl Default for OpenOptions {
             // Holds the metadata of 60,000 inodes (32 bytes each).
             tail_bytes: 2 << 20,
             disk: None,
+            current: None,
         }
     }
 }
@@ -69,7 +82,7 @@ pub(super) fn open(
     if let Some(dir) = &options.disk
         && let Some(entry) = dir.open_latest(&place, options.offset, chunk)
         && holds_ends(&entry, tail_len)
-        && is_current(&entry, object, runtime)?
+        && (is_known(&entry, options) || is_current(&entry, object, runtime)?)
         && let about = entry.about()
         && let (etag, size) = (Some(ETag(about.etag.clone())), about.size)
         && let Ok(disk) = Disk::start(dir.clone(), entry)
@@ -116,6 +129,13 @@ fn holds_ends(entry: &Entry, tail_len: u64) -> bool {
     let count = grid.size.div_ceil(grid.chunk);
     let tail = grid.size.saturating_sub(tail_len).div_ceil(grid.chunk)..count;
     count > 0 && entry.holds(0) && tail.into_iter().all(|chunk| entry.holds(chunk))
+}
+
+/// Whether what is on disk is what somebody has just read.
+fn is_known(entry: &Entry, options: &OpenOptions) -> bool {
+    let about = entry.about();
+    let is_it = |current: &Current| current.etag == about.etag && current.size == about.size;
+    options.current.as_ref().is_some_and(is_it)
 }
 
 /// Whether the store still has the version that is on disk.
