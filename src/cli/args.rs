@@ -13,6 +13,7 @@ use super::checkpoints::{CheckpointArgs, CheckpointsArgs, ForgetArgs, RollbackAr
 use super::create::CreateArgs;
 use super::diff::DiffArgs;
 use super::extract::ExtractArgs;
+use super::fork::ForkArgs;
 use super::gc::GcArgs;
 use super::ls::LsArgs;
 use super::mount::MountArgs;
@@ -76,6 +77,8 @@ pub(crate) enum Command {
     Rollback(RollbackArgs),
     /// Forget checkpoints of a mount, and free what only they needed.
     Forget(ForgetArgs),
+    /// Mount what a mount is, or was at a checkpoint, once more, each with its own changes.
+    Fork(ForkArgs),
     /// List what belongs to no live mount: uppers and records of servers that were killed; or remove it.
     Gc(GcArgs),
     /// List files of an archive without mounting it.

@@ -26,6 +26,7 @@ use crate::server::checkpoints::{
 };
 use crate::server::mounts::MountInfo;
 use crate::server::questions::Question;
+use crate::server::state::MountDir;
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -139,12 +140,14 @@ struct Shown<'a> {
     rolled_away: bool,
     last: bool,
     published: Value,
+    forks: &'a [PathBuf],
 }
 
 /// A mount with its server.
 pub(super) struct Asked {
     pub(super) mount: MountInfo,
     pub(super) shown: String,
+    pub(super) server: MountDir,
     pub(super) control: PathBuf,
 }
 
@@ -160,7 +163,7 @@ impl Asked {
             return Err(Failure::new(Code::NotMounted, message).hint(format!("name {whole}")));
         }
         let shown = mountpoint.to_string_lossy().into_owned();
-        Ok(Self { mount, shown, control: server.control_path() })
+        Ok(Self { mount, shown, control: server.control_path(), server })
     }
 
     pub(super) fn ask<T: DeserializeOwned>(&self, question: &Question) -> Result<T, Failure> {
@@ -277,8 +280,8 @@ pub(super) fn checkpoints(args: &CheckpointsArgs, output: &Output) -> Result<(),
 }
 
 fn shown<'a>(point: &'a ListedPoint, dir: &'a str) -> Shown<'a> {
-    let ListedPoint { id, name, created_ms, durable, bytes, fuzzy, rolled_away, last, published } =
-        point;
+    let ListedPoint { id, name, created_ms, durable, bytes, fuzzy, rolled_away, last, .. } = point;
+    let (published, forks) = (&point.published, &point.forks);
     let created = i64::try_from(*created_ms).ok().and_then(DateTime::from_timestamp_millis);
     Shown {
         id,
@@ -291,6 +294,7 @@ fn shown<'a>(point: &'a ListedPoint, dir: &'a str) -> Shown<'a> {
         rolled_away: *rolled_away,
         last: *last,
         published: published::as_json(published.as_ref()),
+        forks,
     }
 }
 
@@ -306,13 +310,19 @@ fn point_row(point: &ListedPoint) -> String {
         (false, true) => "durable",
         (false, false) => "not synced",
     };
+    let mut name = point.name.clone().unwrap_or_default();
+    if !point.forks.is_empty() {
+        let forks = point.forks.iter().map(|fork| printable(fork.to_string_lossy().as_bytes()));
+        let forks = forks.collect::<Vec<_>>().join(", ");
+        name = format!("{name} (forked: {forks})").trim_start().to_owned();
+    }
     let columns = [
         point.id.to_string(),
         point.bytes.map_or_else(|| "-".to_owned(), human_bytes),
         human_time(i64::try_from(point.created_ms / 1000).unwrap_or(i64::MAX)),
         state.to_owned(),
         published::in_a_word(point.published.as_ref()).to_owned(),
-        point.name.clone().unwrap_or_default(),
+        name,
     ];
     row(if point.last { "*" } else { " " }, columns)
 }

@@ -28,6 +28,7 @@ mod create;
 mod create_live;
 mod diff;
 mod extract;
+mod fork;
 mod gc;
 mod groups;
 mod inside;
@@ -120,6 +121,7 @@ fn execute(command: Command, output: &Output) -> Result<(), Failure> {
         Command::Checkpoints(args) => checkpoints::checkpoints(&args, output),
         Command::Rollback(args) => checkpoints::rollback(&args, output),
         Command::Forget(args) => checkpoints::forget(&args, output),
+        Command::Fork(args) => fork::fork(&args, output),
         Command::Gc(args) => gc::gc(&args, output),
         Command::Ls(args) => ls::ls(&args, output),
         Command::Cat(args) => archive::cat(&args),

@@ -127,7 +127,11 @@ fn describe(mount: &Mounted) -> Vec<String> {
             ];
         }
         Mounted::Upper(upper) => {
-            let kept = if upper.kept { "kept" } else { "left by a server that was killed" };
+            let kept = match (upper.kept, upper.ended) {
+                (true, _) => "kept",
+                (false, true) => "left for what was forked from it",
+                (false, false) => "left by a server that was killed",
+            };
             let advice = format!("  {kept}; thawfs gc shows what can be removed");
             return vec![gc::describe(upper), advice];
         }
@@ -172,6 +176,13 @@ fn describe(mount: &Mounted) -> Vec<String> {
         let last = last.unwrap_or_default();
         let counts = format!("{published} in the bucket, {queued} to come, {failed} failed");
         line("publish", format!("{counts}{now}{last}"));
+    }
+    if let Some(origin) = &layers.forked_from {
+        line("fork", format!("of what {} was", origin.display()));
+    }
+    if !layers.forks.is_empty() {
+        let forks = layers.forks.iter().map(|fork| fork.display().to_string());
+        line("forks", forks.collect::<Vec<_>>().join(", "));
     }
     line("fetched", format!("{} in {} GETs", human_bytes(report.store.bytes), report.store.gets));
     line(

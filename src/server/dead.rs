@@ -5,6 +5,7 @@ use std::path::Path;
 
 use super::checkpoints::Held;
 use super::group;
+use super::layers;
 use super::mounted_from::mounted_from;
 use super::mounts::{MountInfo, read_mount_at};
 use super::state::{HostId, Lock, MountDir, Record, StateDir};
@@ -84,19 +85,45 @@ pub(super) fn remove_upper(state: &StateDir, mount: &MountDir) -> io::Result<boo
                 }
                 return Ok(false);
             }
+            if !held.forks.is_empty() {
+                state.leave_to_forks(&base);
+            }
             remove_locked_upper(&base)
         }
         None => Ok(false),
     }
 }
 
+/// Removes an upper and its work directory that nobody has and nothing lies on. With a fork goes what it was forked from, if
+/// that is there for it alone.
 pub(super) fn remove_locked_upper(base: &Path) -> io::Result<bool> {
     let Some(_locks) = lock_upper(base)? else { return Ok(false) };
-    if mounted_from(base)?.is_some() {
+    if mounted_from(base)?.is_some() || !layers::read_forks(&base.join("work"), true)?.is_empty() {
         return Ok(false);
     }
+    let left = lies_on(base);
     remove_tree_at(base)?;
+    left.leave();
     Ok(true)
+}
+
+/// Removes the upper that was made for a mount which ends, but for what forks of it lie on.
+pub(super) fn remove_own_upper(state: &StateDir, mount: &MountDir) -> io::Result<()> {
+    let base = state.upper_base(mount);
+    if !layers::read_forks(&base.join("work"), true)?.is_empty() {
+        state.leave_to_forks(&base);
+        return Ok(());
+    }
+    let left = lies_on(&base);
+    remove_tree_at(&base)?;
+    left.leave();
+    Ok(())
+}
+
+/// What the upper in `base` lies on that is another mount's.
+fn lies_on(base: &Path) -> layers::LiesOn {
+    // Damaged, it is found to be gone by who it lay on.
+    layers::read(&base.join("work")).ok().flatten().map(|it| it.lies_on()).unwrap_or_default()
 }
 
 /// Locks an upper as a mount would. What of it is not there cannot be in use.

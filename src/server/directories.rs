@@ -10,6 +10,7 @@ use rustix::mount::MountFlags;
 
 use super::MountRequest;
 use super::checkpoints::Held;
+use super::dead::remove_own_upper;
 use super::layers::{self, Layers};
 use super::state::{HostId, Lock, MountDir, Note, Origin, StateDir};
 use crate::failure::{Code, Failure};
@@ -63,6 +64,7 @@ impl Directories {
                     source: source.to_owned(),
                     since,
                     kept: request.keep_upper,
+                    ended: false,
                 };
                 let own = self.state.create_upper(&self.mount, &of).map_err(state_failed)?;
                 self.own = Some(own.clone());
@@ -74,6 +76,9 @@ impl Directories {
         let work = self.open_work(&path, &work, request)?;
         if request.upper.is_some() {
             self.state.keep_named(&path);
+        }
+        if let Some(fork) = &request.fork {
+            layers::plant(&upper, &work, fork)?;
         }
         let stack_depth = stack_depth(&upper);
         let boot = HostId::here().map(|here| here.boot).unwrap_or_default();
@@ -88,6 +93,7 @@ impl Directories {
         let upper = Upper::open_in(&live, &work).map_err(refused)?.with_serial(serial);
         // Nobody else has the work directory from here on.
         layers.recover()?;
+        layers.note_bases(&request.mountpoint)?;
         let below = layers.open_below()?;
         Ok(Some(UpperDirectory { path, upper, below, layers, stack_depth }))
     }
@@ -133,7 +139,7 @@ impl Drop for Directories {
             tracing::warn!("{} is kept for its checkpoints: {named}", upper.display());
             self.state.keep_named(upper);
         } else if !self.keep_upper
-            && let Err(error) = self.state.remove_upper(&self.mount)
+            && let Err(error) = remove_own_upper(&self.state, &self.mount)
         {
             tracing::error!("the upper directory was not removed whole: {error}");
         }

@@ -16,6 +16,7 @@ use super::dead::{
     dead_mount, dead_mount_at, is_free, lock_upper, remove_dead, remove_locked_upper,
 };
 use super::group;
+use super::layers::read_forks;
 use super::mounted_from::mounted_from;
 use super::state::{Lock, Note, Record, StateDir, read_origin};
 use super::unmount::{Manner, lives_inside, unmount_locked};
@@ -64,6 +65,8 @@ pub(crate) struct Leftover {
     pub(crate) checkpoints: usize,
     /// Whether the user asked to keep it, a checkpoint in it has a name, or nothing is known of it.
     pub(crate) kept: bool,
+    /// Whether it is there for forks of its mount alone, which has ended.
+    pub(crate) ended: bool,
     /// Why it is left, whoever asks: somebody has something of it.
     pub(crate) because: Option<String>,
 }
@@ -72,8 +75,9 @@ impl Leftover {
     fn new(kind: Kind, path: PathBuf) -> Self {
         let since = path.symlink_metadata().ok().and_then(|meta| meta.mtime().try_into().ok());
         let (mountpoint, source) = (None, None);
-        let (bytes, checkpoints, kept) = (0, 0, false);
-        Self { kind, path, bytes, since, mountpoint, source, checkpoints, kept, because: None }
+        let (bytes, checkpoints, kept, ended) = (0, 0, false, false);
+        let because = None;
+        Self { kind, path, bytes, since, mountpoint, source, checkpoints, kept, ended, because }
     }
 
     /// With the checkpoints that the work directory at `work` has.
@@ -97,13 +101,25 @@ impl Leftover {
                 let living = lives_inside(state, &mount)?;
                 Ok(living.map(|living| format!("{living} is mounted inside its dead mount")))
             }),
-            Kind::Upper | Kind::Work | Kind::Staging => mounted_from(&self.path),
+            Kind::Upper => mounted_from(&self.path).map(|held| held.or(self.lain_on("work"))),
+            Kind::Work => mounted_from(&self.path).map(|held| held.or(self.lain_on(""))),
+            Kind::Staging => mounted_from(&self.path),
             Kind::Lock | Kind::Group => Ok(None),
         };
         self.because = because.unwrap_or_else(|error: io::Error| {
             let is_gone = error.kind() == io::ErrorKind::NotFound;
             (!is_gone).then(|| format!("who has it mounted cannot be told: {error}"))
         });
+    }
+
+    /// Which forks lie on it, by its work directory, in words.
+    fn lain_on(&self, work: &str) -> Option<String> {
+        let forks = read_forks(&self.path.join(work), false).ok()?;
+        let fork = forks.first()?.mountpoint.display();
+        Some(match forks.len() {
+            1 => format!("the fork on {fork} lies on it"),
+            count => format!("{count} forks lie on it, one on {fork}"),
+        })
     }
 
     /// Removes it. `false` where somebody has it by now.
@@ -220,6 +236,7 @@ pub(crate) fn find_uppers(state: &StateDir) -> io::Result<Vec<Leftover>> {
                 mountpoint: Some(origin.mountpoint),
                 source: Some(origin.source),
                 kept: origin.kept,
+                ended: origin.ended,
                 ..upper
             },
             None => Leftover { kept: true, ..upper },
@@ -254,7 +271,8 @@ fn remove_work(path: &Path) -> io::Result<bool> {
 }
 
 /// What is in a work directory.
-const IN_WORK: [&str; 6] = ["index", "work", "layers", "stack.new", "stack.later", "stack.json"];
+const IN_WORK: [&str; 7] =
+    ["index", "work", "layers", "forks", "stack.new", "stack.later", "stack.json"];
 
 /// Whether at `path` is a directory with nothing in it but what a work directory has.
 fn is_work(path: &Path) -> bool {

@@ -100,9 +100,7 @@ pub(super) fn role() -> Option<Role> {
         },
         _ => None,
     };
-    if role.is_none() {
-        PASSED_THROUGH.store(true, Ordering::Relaxed);
-    }
+    PASSED_THROUGH.store(true, Ordering::Relaxed);
     role
 }
 

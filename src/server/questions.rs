@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::changes::{self, ChangesRequest};
 use super::checkpoints::{
-    self, CheckpointRequest, Checkpoints, ForgetRequest, ListRequest, PointsRequest,
+    self, CheckpointRequest, Checkpoints, ForgetRequest, ForkRequest, ListRequest, PointsRequest,
     PublishingRequest, RollbackRequest,
 };
 use super::difference::{self, DifferenceRequest};
@@ -36,6 +36,8 @@ pub(crate) enum Question {
     Forget(ForgetRequest),
     /// What has become of one in the bucket.
     Publishing(PublishingRequest),
+    /// Mount the same once more.
+    Fork(Box<ForkRequest>),
 }
 
 /// Most that make checkpoints or ask for them at a time; one of them does, and the others wait.
@@ -143,6 +145,7 @@ impl Questions {
             | Question::Checkpoints(_)
             | Question::Rollback(_)
             | Question::Forget(_)
+            | Question::Fork(_)
             | Question::Publishing(_)) => {
                 let places = match question {
                     Question::Publishing(_) => &self.waiting,

@@ -60,6 +60,9 @@ pub(crate) struct Origin {
     pub since: u64,
     /// Whether the user asked to keep it.
     pub kept: bool,
+    /// Whether its mount has ended, and it is there for forks of that alone.
+    #[serde(default)]
+    pub ended: bool,
 }
 
 /// A directory outside of the state directory that is removed by whoever made it, unless that is killed.

@@ -169,6 +169,12 @@ pub struct LayersReport {
     /// Those that are to be backups, or are.
     #[serde(default)]
     pub publishing: PublishingReport,
+    /// Where mounts are, or were, that lie on some of its layers.
+    #[serde(default)]
+    pub forks: Vec<PathBuf>,
+    /// Where the mount was that it was forked from.
+    #[serde(default)]
+    pub forked_from: Option<PathBuf>,
 }
 
 /// Requests that failed below the overlay.

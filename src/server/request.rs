@@ -53,6 +53,9 @@ pub struct MountRequest {
     /// Fetch all of the archive into the disk cache meanwhile, at so many bytes per second; 0 for as
     /// many as there can be.
     pub fill: Option<u64>,
+    /// The manifest of a fork, whose layers are another mount's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fork: Option<String>,
 }
 
 /// Which directories the paths of a [`MountRequest`] lead to. A server uses no others.
@@ -64,6 +67,13 @@ pub struct Found {
     pub(crate) upper: Option<DirectoryId>,
     /// That of [`MountRequest::workdir`].
     pub(crate) workdir: Option<DirectoryId>,
+}
+
+impl Found {
+    /// Of a mountpoint alone.
+    pub(crate) fn at(mountpoint: DirectoryId) -> Self {
+        Self { mountpoint: Some(mountpoint), ..Self::default() }
+    }
 }
 
 impl MountRequest {
@@ -87,6 +97,7 @@ impl MountRequest {
             max_nodes: None,
             share_trace: false,
             fill: None,
+            fork: None,
         }
     }
 
@@ -100,6 +111,7 @@ impl MountRequest {
             entry_ttl: Some(options.entry_ttl),
             attr_ttl: Some(options.attr_ttl),
             max_nodes: Some(options.max_nodes),
+            fork: None,
             ..self.clone()
         }
     }

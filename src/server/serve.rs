@@ -112,6 +112,7 @@ pub(super) fn serve_in(
         (Weak::clone(&tree), kernel),
         request.mountpoint.clone(),
         mounted.clone(),
+        opened.source.clone(),
         layers,
         PublishTarget::of(&opened, requests.as_ref().and_then(Requests::handle)),
     );

@@ -28,7 +28,6 @@ pub(crate) use super::record::{HostId, Note, Origin, Record};
 use crate::environment::Environment;
 use crate::failure::{Code, Failure};
 use crate::inode_ops::Directory;
-use crate::inode_ops::remove_tree_at;
 
 /// The state directory of this user.
 #[derive(Clone, Debug)]
@@ -105,10 +104,19 @@ impl StateDir {
     pub(super) fn keep_named(&self, upper: &Path) {
         if let Some(base) = self.base_of(upper) {
             let of = read_origin(base).unwrap_or_default();
-            if let Err(error) = write_json(&base.join("origin.json"), &Origin { kept: true, ..of })
+            if let Err(error) =
+                write_json(&base.join("origin.json"), &Origin { kept: true, ended: false, ..of })
             {
                 tracing::warn!("{} is not marked as kept: {error}", upper.display());
             }
+        }
+    }
+
+    /// Has the upper in `base` go with the last mount that was forked from it.
+    pub(super) fn leave_to_forks(&self, base: &Path) {
+        let of = read_origin(base).unwrap_or_default();
+        if let Err(error) = write_json(&base.join("origin.json"), &Origin { ended: true, ..of }) {
+            tracing::warn!("{} stays until thawfs gc: {error}", base.display());
         }
     }
 
@@ -121,14 +129,6 @@ impl StateDir {
         let base = upper.parent()?;
         let is_ours = base.parent() == Some(&*self.root.join("uppers"));
         (is_ours && upper.ends_with("upper")).then_some(base)
-    }
-
-    /// Removes what [`StateDir::create_upper`] made, with all that was written into it.
-    ///
-    /// # Errors
-    /// When something in it cannot be removed.
-    pub(crate) fn remove_upper(&self, mount: &MountDir) -> io::Result<()> {
-        remove_tree_at(&self.upper_base(mount))
     }
 
     /// Every directory of uppers, one for each mount that was given none, with the directory that such a
@@ -174,7 +174,8 @@ impl StateDir {
         Ok(paths)
     }
 
-    fn upper_base(&self, mount: &MountDir) -> PathBuf {
+    /// Where [`StateDir::create_upper`] made those of `mount`.
+    pub(super) fn upper_base(&self, mount: &MountDir) -> PathBuf {
         self.root.join("uppers").join(mount.path.file_name().unwrap_or_default())
     }
 

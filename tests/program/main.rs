@@ -33,6 +33,7 @@ mod files_limits;
 mod files_requests;
 mod files_service;
 mod files_table;
+mod fork_cli;
 mod logging;
 mod messages;
 mod mount_cli;

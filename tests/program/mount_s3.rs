@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use crate::support::mount::{Bench, big_contents, can_mount, write_tree};
 use crate::support::s3::{ACCESS_KEY, Config, Fault, S3Server, SECRET_KEY};
+use crate::support::surrounding::Surrounding;
 
 const ID: &str = "0f0f0f0f-1111-4222-8333-444444444444";
 
@@ -357,5 +358,31 @@ fn a_difference_fetches_nothing() {
     let told = remote.bench.ok(&["diff", remote.mountpoint.to_str().unwrap()]);
     assert_eq!(told, "R sub/ -> moved/\nD moved/data\nA new\n");
     assert_eq!(remote.server.log().len(), before, "requests of the bucket");
+    remote.unmount();
+}
+
+#[test]
+fn a_fork_asks_the_store_for_nothing_that_is_on_disk() {
+    if !can_mount("a_fork_asks_the_store_for_nothing_that_is_on_disk") {
+        return;
+    }
+    let remote = Remote::new(&["-comp", "zstd"]);
+    remote.mount(&[]);
+    let data = std::fs::read(remote.mountpoint.join("sub/data")).unwrap();
+    remote.unmount();
+    remote.mount(&[]);
+    std::fs::write(remote.mountpoint.join("new"), "new").unwrap();
+    let fork = remote.bench.path("fork");
+    let before = remote.server.log().len();
+    // Without keys: the server of the mount has them.
+    let [of, at] = [&remote.mountpoint, &fork].map(|path| path.to_str().unwrap());
+    remote.bench.ok(&["fork", of, at]);
+    assert_eq!(std::fs::read_to_string(fork.join("new")).unwrap(), "new");
+    std::fs::read_dir(fork.join("sub/deeper")).unwrap();
+    if Surrounding::current() != Surrounding::DiskCacheOff {
+        assert_eq!(remote.server.log().len(), before, "requests of the bucket");
+    }
+    assert_eq!(std::fs::read(fork.join("sub/data")).unwrap(), data);
+    remote.bench.ok(&["unmount", at]);
     remote.unmount();
 }

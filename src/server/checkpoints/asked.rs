@@ -4,7 +4,7 @@
 
 use std::io::{self, BufRead, Write};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -113,6 +113,9 @@ pub(crate) struct ListedPoint {
     /// How far its publishing is, if it is to be published.
     #[serde(default)]
     pub(crate) published: Option<Publishing>,
+    /// Where it is mounted besides, or was: such a mount lies on it.
+    #[serde(default)]
+    pub(crate) forks: Vec<PathBuf>,
 }
 
 /// What was rolled back.
@@ -177,6 +180,7 @@ pub(in super::super) fn tell(
         Question::Rollback(request) => answer(to, checkpoints.roll_back(request)),
         Question::Forget(request) => answer(to, checkpoints.forget(request)),
         Question::Publishing(request) => answer(to, checkpoints.publishing(request)),
+        Question::Fork(request) => answer(to, checkpoints.fork(request)),
         Question::Difference(_) | Question::Points(_) | Question::Changes(_) => {
             Err(io::ErrorKind::InvalidInput.into())
         }

@@ -3,6 +3,7 @@
 use std::io;
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
@@ -18,7 +19,13 @@ pub(super) struct Background {
     wake: Condvar,
     /// Taken by who writes the manifest without the layers.
     flushing: Mutex<()>,
+    /// Held by those who want the file system at rest for a moment.
+    resting: Arc<()>,
 }
+
+/// How long a sync waits for those at most, and how often it looks.
+const REST: Duration = Duration::from_secs(2);
+const LOOK: Duration = Duration::from_millis(5);
 
 #[derive(Default)]
 struct State {
@@ -32,7 +39,14 @@ impl Background {
     pub(super) fn new(layers: Layers) -> Self {
         let seen = Mutex::new(Arc::clone(layers.manifest()));
         let (layers, state) = (Mutex::new(layers), Mutex::default());
-        Self { layers, seen, state, wake: Condvar::new(), flushing: Mutex::default() }
+        Self {
+            layers,
+            seen,
+            state,
+            wake: Condvar::new(),
+            flushing: Mutex::default(),
+            resting: Arc::default(),
+        }
     }
 
     /// Begins with what an earlier server has left to do.
@@ -49,8 +63,34 @@ impl Background {
         (!self.state.lock().ended).then_some(layers)
     }
 
-    pub(super) fn seen(&self) -> Arc<Manifest> {
+    /// What there was after the last change, with the forks that there are now, if nothing is being changed.
+    pub(super) fn seen(self: &Arc<Self>) -> Arc<Manifest> {
+        let seen = Arc::clone(&self.seen.lock());
+        if seen.forks().is_empty() {
+            return seen;
+        }
+        if let Some(mut layers) = self.layers.try_lock()
+            && !self.state.lock().ended
+        {
+            self.see_forks(&mut layers);
+        }
         Arc::clone(&self.seen.lock())
+    }
+
+    /// Looks which forks there are.
+    pub(super) fn see_forks(self: &Arc<Self>, layers: &mut Layers) {
+        let before = Arc::clone(layers.manifest());
+        if let Err(failure) = layers.see_forks() {
+            tracing::warn!("which forks there are is not known: {failure}");
+        }
+        if before.forks() != layers.manifest().forks() {
+            self.changed(layers);
+        }
+    }
+
+    /// As long as it is held, nothing is synced that nobody waits for; but not for long.
+    pub(super) fn rest(&self) -> Arc<()> {
+        Arc::clone(&self.resting)
     }
 
     /// Says that there is something to tidy.
@@ -97,8 +137,17 @@ impl Background {
     }
 
     fn tidy(&self) {
+        if let Some(mut layers) = self.layers()
+            && let Err(failure) = layers.see_forks()
+        {
+            tracing::warn!("which forks there are is not known: {failure}");
+        }
         if let Err(failure) = self.prepare() {
             tracing::warn!("the next checkpoint takes longer: {failure}");
+        }
+        let until = Instant::now() + REST;
+        while Arc::strong_count(&self.resting) > 1 && Instant::now() < until {
+            std::thread::sleep(LOOK);
         }
         if let Err(failure) = self.make_durable(true) {
             tracing::warn!("checkpoints are not known to be on disk yet: {failure}");
@@ -167,7 +216,18 @@ impl Background {
             tracing::warn!("checkpoints are not known to be on disk: {failure}");
         }
         let mut layers = self.layers.lock();
-        let removed = if keep { layers.remover().remove() } else { Ok(()) };
+        let forks = layers.see_forks().map(|()| !layers.manifest().forks().is_empty());
+        let is_forked = forks.unwrap_or_else(|failure| {
+            tracing::warn!("which forks there are is not known: {failure}");
+            true
+        });
+        if is_forked
+            && !keep
+            && let Err(failure) = layers.leave_to_forks()
+        {
+            tracing::warn!("more than what forks need is left: {failure}");
+        }
+        let removed = if keep || is_forked { layers.remover().remove() } else { Ok(()) };
         if let Err(error) = layers.finish().and(removed) {
             tracing::warn!("layers that nothing needs are not removed whole: {error}");
         }

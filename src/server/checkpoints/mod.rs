@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | `asked` | questions and answers, and who asks |
 //! | `compared` | what differs between two |
+//! | `forked` | a second mount over the same layers |
 //! | `background` | what follows a change: the disk has it, what nobody needs goes, the next directory is made |
 //! | `publisher`, `published` | backups of them, and what is told of those |
 //! | `writers` | who has a file open for writing |
@@ -14,6 +15,7 @@
 mod asked;
 mod background;
 mod compared;
+mod forked;
 mod published;
 mod publisher;
 mod writers;
@@ -31,6 +33,7 @@ pub(crate) use self::asked::{
 pub(super) use self::asked::{refuse, tell};
 use self::background::Background;
 pub(crate) use self::compared::PointsRequest;
+pub(crate) use self::forked::{ForkRequest, Forked};
 pub use self::published::PublishingReport;
 pub(crate) use self::published::{Outcome, PublishAsked, Publishing, PublishingRequest, Waited};
 use self::publisher::Publisher;
@@ -40,7 +43,7 @@ pub(crate) use super::layers::FuzzyFile;
 use super::layers::{Change, Layers, Manifest, NewPoint, Point, Publish, PublishState};
 use super::mounts::{MountInfo, in_words, mounted_inside, read_mounts};
 use super::report::LayersReport;
-use crate::backup::{BackupId, check_name};
+use crate::backup::{BackupId, SourceRequest, check_name};
 use crate::failure::{Code, Failure};
 use crate::fuse::Kernel;
 use crate::overlay::{self, Overlay};
@@ -51,6 +54,8 @@ pub(super) struct Checkpoints {
     kernel: Kernel,
     mountpoint: PathBuf,
     mounted: Option<MountInfo>,
+    /// What is mounted.
+    source: SourceRequest,
     /// None where nothing is written.
     background: Option<Arc<Background>>,
     /// Or why nothing is published.
@@ -63,6 +68,7 @@ impl Checkpoints {
         (tree, kernel): (Weak<Overlay>, Kernel),
         mountpoint: PathBuf,
         mounted: Option<MountInfo>,
+        source: SourceRequest,
         layers: Option<Layers>,
         target: Result<PublishTarget, String>,
     ) -> Self {
@@ -74,7 +80,7 @@ impl Checkpoints {
             let background = background.as_ref().ok_or("nothing is written to it")?;
             Ok(Publisher::new(Arc::clone(background), target))
         });
-        Self { tree, kernel, mountpoint, mounted, background, publisher }
+        Self { tree, kernel, mountpoint, mounted, source, background, publisher }
     }
 
     /// Waits for what is being done, and leaves on disk what has to be there. Nothing is done from then on.
@@ -104,6 +110,8 @@ impl Checkpoints {
                 Ok(publisher) => publisher.report(),
                 Err(_) => PublishingReport::of(&manifest),
             },
+            forks: manifest.forks().iter().map(|fork| fork.mountpoint.clone()).collect(),
+            forked_from: manifest.bases().last().map(|base| base.mountpoint.clone()),
         }
     }
 
@@ -257,10 +265,17 @@ impl Checkpoints {
 
     fn forget_held(&self, request: &ForgetRequest) -> Result<Forgotten, Failure> {
         let (_tree, mut layers) = self.begin("forget checkpoints of")?;
+        self.background()?.see_forks(&mut layers);
         let before = Arc::clone(layers.manifest());
         if let Some(which) = &request.which {
-            let id = before.find(which)?.id.clone();
-            layers.forget(&[id])?;
+            let point = before.find(which)?;
+            if let Some(fork) = before.forked_at(point.serial).next() {
+                let (id, fork) = (&point.id, fork.display());
+                let message = format!("{fork} was forked at {id}, and lies on it");
+                return Err(Failure::new(Code::Busy, message)
+                    .hint(format!("thawfs unmount {fork} comes first")));
+            }
+            layers.forget(std::slice::from_ref(&point.id))?;
         }
         if let Some(count) = request.keep {
             layers.keep(count)?;
@@ -293,6 +308,7 @@ impl Checkpoints {
                     publisher::told(point, |_| Publishing::Queued { why: Some(because.clone()) })
                 }
             },
+            forks: manifest.forked_at(point.serial).map(Path::to_owned).collect(),
         };
         let points = manifest.points().iter().map(|point| listed(point, false));
         let away = manifest.rolled_away().map(|point| listed(point, true));
@@ -301,14 +317,18 @@ impl Checkpoints {
 
     /// The tree and its layers, for one change.
     fn begin(&self, doing: &str) -> Result<(Arc<Overlay>, MutexGuard<'_, Layers>), Failure> {
-        let background = self.background().map_err(|failure| {
-            let message = format!("cannot {doing} {}", self.mountpoint.display());
-            Failure { message: format!("{message}: {}", failure.message), ..failure }
-        })?;
+        let background = self.background_for(doing)?;
         let ending = || Failure::new(Code::NotMounted, "the mount is ending");
         let tree = self.tree.upgrade().ok_or_else(ending)?;
         let layers = background.layers().ok_or_else(ending)?;
         Ok((tree, layers))
+    }
+
+    fn background_for(&self, doing: &str) -> Result<&Arc<Background>, Failure> {
+        self.background().map_err(|failure| {
+            let message = format!("cannot {doing} {}", self.mountpoint.display());
+            Failure { message: format!("{message}: {}", failure.message), ..failure }
+        })
     }
 
     fn background(&self) -> Result<&Arc<Background>, Failure> {
@@ -381,6 +401,8 @@ pub(crate) struct Held {
     pub(crate) unnamed: usize,
     /// Whether it cannot be told: it is not thrown away by guess.
     pub(crate) is_damaged: bool,
+    /// Where mounts are that lie on its layers.
+    pub(crate) forks: Vec<PathBuf>,
 }
 
 impl Held {
@@ -389,10 +411,16 @@ impl Held {
         match super::layers::read(work) {
             Ok(None) => Self::default(),
             Ok(Some(manifest)) => {
-                let points = manifest.points();
-                let named: Vec<_> = points.iter().filter_map(|point| point.name.clone()).collect();
-                let all = points.len() + usize::from(manifest.rolled_away().is_some());
-                Self { unnamed: all - named.len(), named, is_damaged: false }
+                // Those of what it was forked from are kept there, if at all.
+                let others = manifest.shared();
+                let own = manifest.points().iter().filter(|point| !others.contains(&point.serial));
+                let (named, unnamed): (Vec<_>, Vec<_>) = own.partition(|it| it.name.is_some());
+                Self {
+                    named: named.into_iter().filter_map(|point| point.name.clone()).collect(),
+                    unnamed: unnamed.len() + usize::from(manifest.rolled_away().is_some()),
+                    is_damaged: false,
+                    forks: manifest.forks().iter().map(|fork| fork.mountpoint.clone()).collect(),
+                }
             }
             Err(failure) => {
                 tracing::warn!("{failure}");
@@ -408,6 +436,17 @@ impl Held {
             return Some(format!("{upper} is kept, as its checkpoints cannot be read"));
         }
         let named = self.named.join(", ");
+        if let ([fork, ..], true) = (&*self.forks, self.named.is_empty()) {
+            let others = match self.forks.len() - 1 {
+                0 => String::new(),
+                1 => " and another".to_owned(),
+                more => format!(" and {more} others"),
+            };
+            let fork = fork.display();
+            return Some(format!(
+                "what the fork on {fork}{others} lies on is kept, and goes with it"
+            ));
+        }
         match (self.named.len(), self.unnamed) {
             (0, 0) => None,
             (0, 1) => Some("a checkpoint without a name is thrown away".to_owned()),

@@ -5,13 +5,15 @@ use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::OnceLock;
 
 use rustix::fs::{Mode, OFlags, XattrFlags};
 use rustix::io::Errno;
 
 use super::super::inherited;
 use super::Serials;
-use super::manifest::{MAX_BYTES, StackId};
+use super::forks::Base;
+use super::manifest::{MAX_BYTES, Manifest, StackId};
 use crate::inode_ops::{Directory, remove_tree};
 use crate::types::LayerSerial;
 
@@ -83,11 +85,16 @@ impl When {
     }
 }
 
+/// Layers that are another mount's: those, its upper and its work directory.
+type OpenBase = (Vec<LayerSerial>, Directory, Directory);
+
 /// An upper and its work directory.
 #[derive(Debug)]
 pub(super) struct Disk {
     upper: Directory,
     work: Directory,
+    /// Where the layers are that are others'.
+    bases: OnceLock<Vec<OpenBase>>,
     /// How many more steps are done, and all that come then fail.
     #[cfg(test)]
     pub(super) steps: std::sync::atomic::AtomicU32,
@@ -99,6 +106,7 @@ impl Disk {
         Ok(Self {
             upper: again(upper)?,
             work: again(work)?,
+            bases: OnceLock::new(),
             #[cfg(test)]
             steps: u32::MAX.into(),
         })
@@ -131,12 +139,36 @@ impl Disk {
         self.work.path().join(MANIFEST)
     }
 
+    /// Opens where the layers are that are others'.
+    pub(super) fn open_bases(&self, bases: &[Base]) -> io::Result<()> {
+        let open = |base: &Base| {
+            let (upper, work) = (Directory::open(&base.upper)?, Directory::open(&base.work)?);
+            Ok((base.layers.clone(), upper, work))
+        };
+        let opened = bases.iter().map(open).collect::<io::Result<Vec<_>>>()?;
+        self.bases.get_or_init(|| opened);
+        Ok(())
+    }
+
     /// Where a layer is. Of this process alone, but for layer 0.
     pub(super) fn layer_path(&self, serial: LayerSerial) -> PathBuf {
+        let bases = self.bases.get().map(Vec::as_slice).unwrap_or_default();
+        let base = bases.iter().find(|(layers, ..)| layers.contains(&serial));
+        let (upper, work) =
+            base.map_or((&self.upper, &self.work), |(_, upper, work)| (upper, work));
         match serial.0 {
-            0 => self.upper.path().to_owned(),
-            serial => self.in_layers(&serial.to_string()),
+            0 => upper.path().to_owned(),
+            serial => work.proc_path().join(LAYERS).join(serial.to_string()),
         }
+    }
+
+    /// Makes an empty upper and work directory those of `manifest`, whose live upper is empty, too. The disk need not have
+    /// it yet.
+    pub(super) fn begin(&self, manifest: &Manifest) -> io::Result<()> {
+        self.make_layer(manifest.live())?;
+        self.stage(&manifest.to_json()?, When::Later)?;
+        self.commit(When::Later)?;
+        self.set_mark(manifest.stack())
     }
 
     fn in_work(&self, name: &str) -> PathBuf {

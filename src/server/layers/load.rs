@@ -4,6 +4,7 @@ use std::io;
 use std::path::Path;
 
 use super::disk::{self, Disk, Note};
+use super::forks::read_forks;
 use super::manifest::Manifest;
 use super::{NewPoint, failed};
 use crate::backup::BackupId;
@@ -27,7 +28,9 @@ fn read_with_notes(work: &Path, shown: &Path) -> Result<Option<(Manifest, bool)>
     loop {
         let bytes = disk::read_file(&path).map_err(fail)?;
         let notes = disk::read_notes(work).map_err(fail)?;
-        let Some(written) = parse(shown, bytes.clone())? else { return Ok(None) };
+        let forks = read_forks(work, false).map_err(fail)?;
+        let Some(mut written) = parse(shown, bytes.clone())? else { return Ok(None) };
+        written.forks = forks;
         let is_new = |note: &&Note| note.serial >= written.next();
         let new: Vec<_> = notes.iter().filter(is_new).copied().collect();
         let read = with_notes(work, shown, written, &new)?;
@@ -54,7 +57,8 @@ fn with_notes(
                 && noted.stack() == manifest.stack()
         });
         if let Some(noted) = noted {
-            manifest = noted;
+            let forks = std::mem::take(&mut manifest.forks);
+            manifest = Manifest { forks, ..noted };
             let later = notes.get(at + 1..).unwrap_or_default();
             return without_manifests(shown, manifest, later);
         }

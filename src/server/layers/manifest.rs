@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::forks::{Base, Fork};
 use crate::backup::{BackupId, check_name};
 use crate::failure::{Code, Failure};
 use crate::names;
@@ -27,12 +28,12 @@ pub(super) const MAX_FUZZY: usize = 1000;
 /// By what an upper knows its manifest, and that its upper: 16 bytes by chance, in hexadecimal.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
-pub(super) struct StackId(String);
+pub(in super::super) struct StackId(String);
 
 impl StackId {
     pub(super) const LEN: usize = 32;
 
-    fn random() -> Result<Self, Failure> {
+    pub(super) fn random() -> Result<Self, Failure> {
         let mut bytes = [0; Self::LEN / 2];
         getrandom::fill(&mut bytes)
             .map_err(|error| Failure::new(Code::Failed, format!("no random numbers: {error}")))?;
@@ -163,6 +164,10 @@ pub(crate) struct Manifest {
     pub(super) points: Vec<Point>,
     /// What the last rollback has rolled away.
     pub(super) rolled_away: Option<Point>,
+    /// Whose layers some are, of a fork.
+    pub(super) bases: Vec<Base>,
+    /// What lies on some: it is not written down here, but noted beside.
+    pub(super) forks: Vec<Fork>,
 }
 
 /// As it stands in the file.
@@ -178,6 +183,8 @@ struct Stored {
     layers: Vec<StoredLayer>,
     points: Vec<Point>,
     rolled_away: Option<Point>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    bases: Vec<Base>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -210,6 +217,8 @@ impl Manifest {
             layers: BTreeMap::from([(live, LayerInfo { parent: None, bytes: None })]),
             points: Vec::new(),
             rolled_away: None,
+            bases: Vec::new(),
+            forks: Vec::new(),
         })
     }
 
@@ -233,8 +242,10 @@ impl Manifest {
                 return Err(format!("is damaged: layer {} is in it twice", serial.0));
             }
         }
-        let Stored { stack, boot, live, next, keep, points, rolled_away, .. } = stored;
-        let manifest = Self { stack, boot, live, next, keep, layers, points, rolled_away };
+        let Stored { stack, boot, live, next, keep, points, rolled_away, bases, .. } = stored;
+        let forks = Vec::new();
+        let manifest =
+            Self { stack, boot, live, next, keep, layers, points, rolled_away, bases, forks };
         manifest.check().map_err(|problem| format!("is damaged: {problem}"))?;
         Ok(manifest)
     }
@@ -256,6 +267,11 @@ impl Manifest {
             let Some(parent) = layer.parent else { continue };
             if parent.0 >= serial || !self.has(parent) || parent == self.live {
                 return Err(format!("layer {serial} cannot lie on {}", parent.0));
+            }
+        }
+        for LayerSerial(serial) in self.shared() {
+            if !self.has(LayerSerial(serial)) || serial == self.live.0 {
+                return Err(format!("layer {serial} is another mount's, and none that is frozen"));
             }
         }
         let mut ids = HashSet::new();
@@ -295,6 +311,7 @@ impl Manifest {
             layers: layers.collect(),
             points: self.points.clone(),
             rolled_away: self.rolled_away.clone(),
+            bases: self.bases.clone(),
         };
         let mut json = serde_json::to_vec(&stored)?;
         json.push(b'\n');

@@ -10,6 +10,7 @@
 //!      layers/N.on  a note that it is live now, on what
 //!      layers/N.json  the manifest from then on
 //!      layers/#N    one that nothing needs any more, until it is removed
+//!      forks/STACK  a note of a mount that lies on some of them
 //! ```
 //!
 //! Without a manifest there is one layer, 0, which is live. What the manifest does not name is not there: a
@@ -23,6 +24,7 @@
 //! | `tree` | what each change makes of it; no I/O |
 //! | `disk` | the single steps on disk, each of which may be the last |
 //! | `load` | what is on disk |
+//! | `forks` | mounts that lie on layers of another one |
 //! | `later` | what nobody waits for |
 //! | `readers` | who reads layers besides |
 //!
@@ -31,6 +33,7 @@
 //! directory has the stack.
 
 mod disk;
+mod forks;
 mod later;
 mod load;
 mod manifest;
@@ -45,6 +48,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use self::disk::{Disk, Note, When};
+use self::forks::Fork;
+pub(super) use self::forks::{LiesOn, plant, read_forks};
 pub(super) use self::later::{Flush, Remover, Syncer};
 use self::load::{Paired, read_paired};
 pub(super) use self::load::{are_in, read};
@@ -76,6 +81,8 @@ pub(super) struct Layers {
     /// How often the manifest on disk was replaced.
     written: u64,
     readers: Readers,
+    /// Forks that are yet to come.
+    coming: Vec<Fork>,
     boot: String,
 }
 
@@ -124,7 +131,11 @@ impl Layers {
         let disk = Arc::new(Disk::open(upper, work).map_err(|e| failed("open", work.path(), &e))?);
         let Paired { begun, noted, manifest } = read_paired(&disk)?;
         let (manifest, gone) = (Arc::new(manifest), Vec::new());
-        let readers = Readers::default();
+        disk.open_bases(&manifest.bases).map_err(|error| {
+            let shown = manifest.bases.last().map(|base| base.mountpoint.display().to_string());
+            let of = shown.unwrap_or_default();
+            failed("open the layers of what it was forked from,", Path::new(&of), &error)
+        })?;
         Ok(Self {
             disk,
             manifest,
@@ -133,7 +144,8 @@ impl Layers {
             unsaid: false,
             gone,
             written: 0,
-            readers,
+            readers: Readers::default(),
+            coming: Vec::new(),
             prepared: false,
             boot,
         })

@@ -1,5 +1,7 @@
 //! Stacks on disk, as they are opened again after every step at which a server may be killed.
 
+mod forks;
+
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
 use std::sync::atomic::Ordering;

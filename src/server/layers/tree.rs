@@ -19,7 +19,7 @@ impl Manifest {
     }
 
     /// `top` and all that it lies on, the bottom one first.
-    pub(super) fn chain(&self, top: Option<LayerSerial>) -> Vec<LayerSerial> {
+    pub(in super::super) fn chain(&self, top: Option<LayerSerial>) -> Vec<LayerSerial> {
         let parent = |serial: &LayerSerial| self.layers.get(serial).and_then(|layer| layer.parent);
         let mut chain: Vec<_> = std::iter::successors(top, parent).collect();
         chain.reverse();
@@ -101,10 +101,16 @@ impl Manifest {
         Some(after)
     }
 
+    /// Makes `live` the live upper, on `parent`.
+    pub(super) fn put_live(&mut self, live: LayerSerial, parent: Option<LayerSerial>) {
+        self.live = live;
+        self.layers.insert(live, LayerInfo { parent, bytes: None });
+    }
+
     fn push_live(&mut self, parent: Option<LayerSerial>) -> Option<()> {
         let next = LayerSerial(self.next.0.checked_add(1)?);
-        self.live = std::mem::replace(&mut self.next, next);
-        self.layers.insert(self.live, LayerInfo { parent, bytes: None });
+        let live = std::mem::replace(&mut self.next, next);
+        self.put_live(live, parent);
         Some(())
     }
 
@@ -152,11 +158,12 @@ impl Manifest {
         });
     }
 
-    /// Leaves out layers that neither the live upper nor a point needs.
-    fn prune(&mut self) {
+    /// Leaves out layers that neither the live upper nor a point or a fork needs.
+    pub(super) fn prune(&mut self) {
         let mut needed = Serials::new();
         let points = self.points.iter().chain(&self.rolled_away).map(|point| point.serial);
-        for top in points.chain([self.live]) {
+        let forks = self.forks.iter().map(|fork| fork.top).filter(|top| self.has(*top));
+        for top in points.chain(forks).chain([self.live]) {
             let mut at = Some(top);
             // What lies below one that is needed is already, with all below it.
             while let Some(serial) = at.filter(|serial| needed.insert(*serial)) {
@@ -164,6 +171,8 @@ impl Manifest {
             }
         }
         self.layers.retain(|serial, _| needed.contains(serial));
+        self.bases.iter_mut().for_each(|base| base.layers.retain(|it| needed.contains(it)));
+        self.bases.retain(|base| !base.layers.is_empty());
     }
 
     pub(super) fn with_fuzzy(&self, id: &BackupId, files: Vec<PathBuf>) -> Self {
