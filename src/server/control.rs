@@ -21,6 +21,12 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// How long the server waits for a question to begin.
 const SILENCE: Duration = Duration::from_millis(50);
 
+/// How often a question is asked that the server has not heard.
+const ATTEMPTS: usize = 20;
+
+/// What a report begins with, and no other answer.
+const REPORT: &[u8] = b"{\"mountpoint\"";
+
 /// Most bytes of a question: a path, in JSON and base64.
 const MAX_QUESTION: u64 = 32 << 10;
 
@@ -105,17 +111,37 @@ fn connect(path: &Path) -> io::Result<UnixStream> {
     Ok(connection)
 }
 
-/// Asks the server whose socket lies at `path` a question, and gives what it will answer, line by line. Who answers
-/// has [`PATIENCE`] to begin.
+/// Asks the server whose socket lies at `path` a question, and gives what it answers, line by line. It has [`PATIENCE`] to
+/// begin.
 ///
 /// # Errors
-/// When no server listens there.
+/// When no server listens there, or it does not answer in time.
 pub(super) fn ask(path: &Path, question: &impl Serialize) -> io::Result<BufReader<UnixStream>> {
-    let mut connection = connect(path)?;
     let mut question = serde_json::to_vec(question)?;
     question.push(b'\n');
-    connection.write_all(&question)?;
-    Ok(BufReader::new(connection))
+    for _ in 0..ATTEMPTS {
+        if let Some(answer) = ask_once(path, &question)? {
+            return Ok(answer);
+        }
+    }
+    Err(io::Error::new(io::ErrorKind::TimedOut, "it takes every question for none"))
+}
+
+/// As [`ask`]; `None` where the server has taken silence for a question: on a machine that is busy, that passes between
+/// the connection and the first byte.
+fn ask_once(path: &Path, question: &[u8]) -> io::Result<Option<BufReader<UnixStream>>> {
+    let mut connection = connect(path)?;
+    match connection.write_all(question) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(None),
+        written => written?,
+    }
+    let mut answer = BufReader::new(connection);
+    match answer.fill_buf() {
+        Ok(begun) if begun.starts_with(REPORT) => return Ok(None),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(error),
+        _ => {}
+    }
+    Ok(Some(answer))
 }
 
 /// Asks the server whose socket lies at `path` for its report.
@@ -128,4 +154,31 @@ pub fn fetch_report(path: &Path) -> io::Result<Report> {
     let mut text = Vec::new();
     connection.read_to_end(&mut text)?;
     Ok(serde_json::from_slice(&text)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_question_that_was_not_heard_is_asked_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("control");
+        let listener = UnixListener::bind(&path).unwrap();
+        let server = std::thread::spawn(move || {
+            let (mut busy, _) = listener.accept().unwrap();
+            busy.write_all(br#"{"mountpoint":"/x"}"#).unwrap();
+            drop(busy);
+            let (mut heard, _) = listener.accept().unwrap();
+            let asked = read_question(&heard).unwrap();
+            heard.write_all(b"\"begun\"\n").unwrap();
+            asked
+        });
+        let mut line = String::new();
+        ask(&path, &"why").unwrap().read_line(&mut line).unwrap();
+        assert_eq!(
+            (line.as_str(), server.join().unwrap().as_slice()),
+            ("\"begun\"\n", &b"\"why\"\n"[..])
+        );
+    }
 }
