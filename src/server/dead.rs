@@ -97,6 +97,9 @@ pub(super) fn remove_upper(state: &StateDir, mount: &MountDir) -> io::Result<boo
 /// Removes an upper and its work directory that nobody has and nothing lies on. With a fork goes what it was forked from, if
 /// that is there for it alone.
 pub(super) fn remove_locked_upper(base: &Path) -> io::Result<bool> {
+    if base.symlink_metadata().is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
+        return Ok(false);
+    }
     let Some(_locks) = lock_upper(base)? else { return Ok(false) };
     if mounted_from(base)?.is_some() || !layers::read_forks(&base.join("work"), true)?.is_empty() {
         return Ok(false);

@@ -80,10 +80,19 @@ impl Forks {
         serde_json::from_str::<Value>(&said).unwrap()[0].clone()
     }
 
+    /// The server's process, as it is called here.
+    fn pid(&self, place: &Place) -> u32 {
+        let mountpoint = format!("\0{}\0", text(&place.root));
+        let serves = |pid: &u32| {
+            let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            String::from_utf8_lossy(&line).ends_with(&mountpoint)
+        };
+        self.bench.servers().into_iter().find(serves).unwrap()
+    }
+
     fn kill(&self, place: &Place) {
-        let pid = self.status(place)["pid"].as_i64().unwrap();
+        let pid = self.pid(place);
         kill_process(Pid::from_raw(pid as i32).unwrap(), Signal::KILL).unwrap();
-        let pid = u32::try_from(pid).unwrap();
         eventually("the server has ended", || !self.bench.servers().contains(&pid));
     }
 
@@ -344,8 +353,7 @@ fn twenty_forks_at_once_are_made_and_differ() {
         assert_eq!(fork.read("script").unwrap(), "changed");
         let others = names.iter().filter(|other| fork.root.join(other).exists());
         assert_eq!(others.collect::<Vec<_>>(), [name]);
-        let status =
-            std::fs::read_to_string(format!("/proc/{}/status", forks.status(&fork)["pid"]));
+        let status = std::fs::read_to_string(format!("/proc/{}/status", forks.pid(&fork)));
         let anonymous = status.unwrap().lines().find_map(|line| {
             line.strip_prefix("RssAnon:")?.trim().strip_suffix(" kB")?.parse::<u64>().ok()
         });
