@@ -184,7 +184,9 @@ impl Overlay {
             // A removed directory.
             return Ok(Beneath { live, entry: None });
         }
-        let entry = self.find_entry(&self.lower_half(parent)?, name.as_bytes())?;
+        let half = self.lower_half(parent)?;
+        let having = self.layers_having(self.number(parent), &half, name.as_bytes())?;
+        let entry = self.find_entry_in(&half, name.as_bytes(), having)?;
         Ok(Beneath { live, entry })
     }
 

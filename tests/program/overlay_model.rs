@@ -582,3 +582,52 @@ fn what_was_wrong_once_stays_right() {
         }
     }
 }
+
+/// Far more layers than random operations make: what each has is known by then, and has to stay right with new ones, and
+/// with others after a rollback.
+#[test]
+fn a_directory_of_many_layers_has_what_the_topmost_with_a_name_says() {
+    if cannot_run("a_directory_of_many_layers", &[Need::KernelUpper]) {
+        return;
+    }
+    let path = |path: &str| PathBuf::from(path);
+    let mut world = World::new(Options::default());
+    let mut step = 0;
+    let mut change = |world: &mut World, n: usize| {
+        let name = |n: usize| path(&format!("many/{}", n % 13));
+        let write = |path, n: usize| Op::Write {
+            path,
+            at: 0,
+            len: n * 100,
+            seed: n as u8,
+            flags: libc::O_WRONLY | libc::O_CREAT,
+        };
+        let none = RenameFlags::empty();
+        let ops = [
+            write(name(n), n),
+            Op::Chmod(name(n * 5), 0o600 + n as u32),
+            Op::Unlink(name(n * 3 + 1)),
+            Op::Rename(name(n * 7), name(n * 7 + 6), none),
+            Op::Mkdir(path(&format!("many/dir-{}", n % 5)), 0o700),
+            write(path(&format!("many/dir-{}/{n}", n % 5)), 1),
+            Op::Rename(path(&format!("many/dir-{}", n % 5)), path("many/dir-moved"), none),
+            Op::RemoveAll(path(&format!("many/dir-{}", (n + 3) % 5))),
+            write(path(&format!("top-{}", n % 9)), n),
+        ];
+        for op in &ops {
+            world.apply(op);
+        }
+        step += 1;
+        world.check(step);
+        world.freeze();
+    };
+    world.apply(&Op::Mkdir(path("many"), 0o755));
+    (0..48).for_each(|n| change(&mut world, n));
+    for to in [20, 47, 3, 30] {
+        world.roll_back(to);
+        (50..56).for_each(|n| change(&mut world, n));
+    }
+    world.remount();
+    world.check(0);
+    world.check_points();
+}

@@ -19,6 +19,7 @@ use super::super::ino;
 use super::super::lower::{Child, LowerEntry};
 use super::super::node::{Data, InLayer, UpperState};
 use super::super::upper::{Mark, Record};
+use super::contents::Having;
 use super::{Below, Part};
 use crate::inode_ops::{Address, stat_at};
 use crate::types::{FileKind, InodeRef, LayerSerial};
@@ -44,6 +45,19 @@ struct Directory {
 struct Down {
     below: Below,
     name: Vec<u8>,
+    /// The layers that have the name, from the one on that comes next; else all are asked.
+    having: Option<(Having, usize)>,
+}
+
+impl Down {
+    /// How many layers are passed over.
+    fn next(&mut self) -> usize {
+        let Some((having, at)) = &mut self.having else { return 0 };
+        let parts = self.below.parts();
+        let Some(layer) = having.get(*at) else { return parts.len() };
+        *at += 1;
+        parts.partition_point(|part| part.layer > *layer)
+    }
 }
 
 impl Overlay {
@@ -53,7 +67,18 @@ impl Overlay {
         below: &Below,
         name: &[u8],
     ) -> Result<Option<LowerEntry>> {
-        let mut down = Down { below: below.clone(), name: name.to_vec() };
+        self.find_entry_in(below, name, None)
+    }
+
+    /// The same, of which only the layers `having`, if they are known, have the name.
+    pub(in super::super) fn find_entry_in(
+        &self,
+        below: &Below,
+        name: &[u8],
+        having: Option<Having>,
+    ) -> Result<Option<LowerEntry>> {
+        let having = having.map(|having| (having, 0));
+        let mut down = Down { below: below.clone(), name: name.to_vec(), having };
         let mut directories = Vec::new();
         let base = loop {
             let Some(at) = self.next_in_layers(&mut down)? else {
@@ -66,7 +91,7 @@ impl Overlay {
                 break None;
             };
             if at.kind != FileKind::Directory {
-                return self.file(at, &down.name);
+                return self.file(at, down);
             }
             let own = Part::child(&at.part, &down.name);
             let record = self.marks.get(&at.address, Mark::Record)?;
@@ -97,8 +122,12 @@ impl Overlay {
     /// Goes down to the next layer that has something; `Some(None)` is a whiteout, and `None` the archive.
     fn next_in_layers(&self, down: &mut Down) -> Result<Option<Option<At>>> {
         loop {
-            let Some(part) = down.below.parts().first().cloned() else { return Ok(None) };
-            down.below = down.below.after(1);
+            let next = down.next();
+            let Some(part) = down.below.parts().get(next).cloned() else {
+                down.below = Below::archive(down.below.archive);
+                return Ok(None);
+            };
+            down.below = down.below.after(next + 1);
             let view = self.part_view(&part, down.below.clone())?;
             let fd = view.fd()?;
             let stat = match stat_at(fd, os_str(&down.name)) {
@@ -119,6 +148,7 @@ impl Overlay {
     /// Follows the redirect of what is at `address` in `layer`, if there is one. Says whether it leads anywhere.
     fn redirect(&self, layer: LayerSerial, address: &Address, down: &mut Down) -> Result<bool> {
         let Some(path) = self.marks.get(address, Mark::Redirect)? else { return Ok(true) };
+        down.having = None;
         let Some(path) = path.strip_prefix(b"/") else {
             down.name = path;
             return Ok(!down.name.contains(&b'/'));
@@ -136,11 +166,12 @@ impl Overlay {
         Ok(true)
     }
 
-    fn file(&self, at: At, name: &[u8]) -> Result<Option<LowerEntry>> {
+    fn file(&self, at: At, down: Down) -> Result<Option<LowerEntry>> {
         let At { view, part, address, stat, .. } = at;
-        let mut beneath = || self.find_entry(&view.below, name);
+        let rest = down.having.and_then(|(having, from)| Some(having.get(from..)?.into()));
+        let mut beneath = || self.find_entry_in(&view.below, &down.name, Option::clone(&rest));
         let found = self.describe_in(&view, &address, &stat, &mut beneath)?;
-        let place = InLayer { dir: part, name: name.into() };
+        let place = InLayer { dir: part, name: (*down.name).into() };
         Ok(found.map(|found| LowerEntry::Layer(Box::new(found), place)))
     }
 
@@ -195,7 +226,7 @@ impl Overlay {
         below: &Below,
         name: &[u8],
     ) -> Result<Option<Data>> {
-        let mut down = Down { below: below.clone(), name: name.to_vec() };
+        let mut down = Down { below: below.clone(), name: name.to_vec(), having: None };
         loop {
             if !self.redirect(layer, &address, &mut down)? {
                 return Ok(None);

@@ -9,6 +9,7 @@
 //! | `layer` | one frozen layer, opened |
 //! | `part` | a directory of a frozen layer, and what is below it |
 //! | `find` | what is under a name in it |
+//! | `contents` | which layers have a name in a directory |
 //! | `names` | where the other names of a file are |
 //! | `freeze` | how an upper becomes a layer |
 //! | `settle` | before that: the index is emptied |
@@ -18,6 +19,7 @@
 //! | `lost` | what is known in directories that a rollback takes away |
 
 mod carry;
+mod contents;
 mod find;
 mod freeze;
 mod layer;
@@ -39,6 +41,7 @@ pub use layer::Layer;
 pub(super) use part::{Below, Part, PartFds};
 pub use rollback::RolledBack;
 
+use self::contents::Contents;
 use self::names::Names;
 use super::Overlay;
 use super::error::{Error, Result};
@@ -59,6 +62,7 @@ pub(super) struct Stack {
     live: AtomicU32,
     roots: RwLock<Roots>,
     names: Names,
+    contents: Contents,
     /// Held by who freezes or rolls back.
     freezing: Mutex<()>,
 }
@@ -83,6 +87,7 @@ impl Stack {
                 considered: Vec::new(),
             }),
             names: Names::default(),
+            contents: Contents::default(),
             freezing: Mutex::new(()),
         }
     }
