@@ -71,15 +71,22 @@ impl Filesystem for Adapter {
         let name = name.to_owned();
         self.attempt(
             self.looking(parent),
-            move |context| context.overlay.lookup(ino, &name),
-            move |context, result| match result {
-                Err(error) if errno(&error) == Errno::ENOENT => reply.entry_with_ttls(
+            move |context| {
+                // What is not in a directory that is gone is not remembered: a rollback may bring it back.
+                let is_gone = context.overlay.is_gone(ino);
+                match context.overlay.lookup(ino, &name) {
+                    Err(error) if errno(&error) == Errno::ENOENT && !is_gone => Ok(None),
+                    found => found.map(Some),
+                }
+            },
+            move |context, result| match result.transpose() {
+                None => reply.entry_with_ttls(
                     &context.attr_ttl,
                     &context.entry_ttl,
                     &negative_entry(),
                     Generation(0),
                 ),
-                result => context.reply_entry(result, reply),
+                Some(result) => context.reply_entry(result, reply),
             },
         );
     }

@@ -140,6 +140,12 @@ impl Overlay {
 
     /// Counts a lookup of `ino` if it need not be looked for.
     pub(super) fn hold_known(&self, number: Ino) -> Result<Option<Held<'_>>> {
+        let ino = self.ids.id_of(number);
+        let is_orphan = self.nodes.is_known(ino) && self.nodes.meant(number).is_none();
+        if is_orphan && self.index.get(ino).is_none() {
+            // It has to be looked for.
+            return Ok(None);
+        }
         let ino = self.node_for(number);
         {
             let _names = self.names.read();

@@ -39,10 +39,14 @@ impl Ids {
         }
     }
 
-    /// A new node for `number`.
-    pub(super) fn split(&self, number: Ino) -> Ino {
-        let id = ino::of_id(self.given.fetch_add(1, Ordering::AcqRel));
+    /// A new node for `number` in the place of `from`, if that is still the one that stands for it.
+    pub(super) fn split(&self, number: Ino, from: Ino) -> Ino {
         let mut known = self.known.write();
+        let now = known.ids.get(&number).copied().unwrap_or(number);
+        if now != from {
+            return now;
+        }
+        let id = ino::of_id(self.given.fetch_add(1, Ordering::AcqRel));
         known.numbers.insert(id, number);
         known.ids.insert(number, id);
         id
@@ -77,7 +81,9 @@ mod tests {
         let ids = Ids::default();
         let number = Ino(7);
         assert_eq!((ids.number_of(number), ids.id_of(number)), (number, number));
-        let [one, two] = [(); 2].map(|()| ids.split(number));
+        let one = ids.split(number, number);
+        assert_eq!(ids.split(number, number), one, "who comes second has the same");
+        let two = ids.split(number, one);
         assert_ne!(one, two);
         assert_eq!([one, two].map(|id| ids.number_of(id)), [number; 2]);
         assert_eq!(ids.id_of(number), two);

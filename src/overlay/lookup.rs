@@ -77,6 +77,11 @@ impl Overlay {
         self.nodes.forget(ino, count);
     }
 
+    /// Whether nothing leads to `ino` any more.
+    pub fn is_gone(&self, ino: Ino) -> bool {
+        ino != Ino::ROOT && self.nodes.find(ino).is_some_and(|it| it.dentry == Dentry::Nowhere)
+    }
+
     /// The attributes of `ino`. `handle` is not needed, as an unlinked file keeps its inode.
     ///
     /// # Errors

@@ -35,6 +35,8 @@ struct Node {
     children: u32,
     /// Whether it does not stand for its number any more: what has that is something else since a rollback.
     is_orphan: bool,
+    /// Whether it is a directory that was removed. The kernel finds nothing in it any more, whatever it is told.
+    is_dead: bool,
     dentry: Dentry,
     upper: Option<Box<UpperState>>,
 }
@@ -89,6 +91,10 @@ impl Nodes {
             let mut table = self.0.lock();
             match table.nodes.get_mut(id).filter(|node| node.is_orphan) {
                 None => return id,
+                Some(node) if node.is_dead => {
+                    drop(table);
+                    return self.1.split(number, id);
+                }
                 // In this order: who opens it looks once more at what it is when it is known to be open.
                 Some(node) => {
                     node.is_orphan = false;
@@ -103,7 +109,7 @@ impl Nodes {
         if let Some(node) = table.nodes.get_mut(id) {
             (node.is_orphan, node.upper) = (true, orphan);
         }
-        self.1.split(number)
+        self.1.split(number, id)
     }
 
     /// Has `id` stand for nothing any more, from where `place` it is reached, if it is not in the archive. `change` changes
@@ -125,6 +131,25 @@ impl Nodes {
             table.collect(parent, &mut dropped);
         }
         true
+    }
+
+    /// Has directory `ino` stand for nothing any more: it was removed. Should a rollback bring it back, that is another
+    /// node.
+    pub(super) fn bury(&self, ino: Ino) {
+        let mut table = self.0.lock();
+        if let Some(node) = table.nodes.get_mut(ino) {
+            (node.is_orphan, node.is_dead) = (true, true);
+            self.1.take(ino);
+        }
+    }
+
+    /// The node that is to stand for directory `number` in a tree that has it: not one that was removed.
+    pub(super) fn living(&self, number: Ino) -> Ino {
+        let id = self.1.id_of(number);
+        match self.0.lock().nodes.get(id).is_some_and(|node| node.is_dead) {
+            true => self.1.split(number, id),
+            false => id,
+        }
     }
 
     /// Has directory `ino`, if it is known, be what `upper` says, at `dentry` if that is another.
@@ -199,7 +224,7 @@ impl Nodes {
     pub(super) fn orphaned_directories(&self) -> Vec<Ino> {
         let is_one = |node: &Node| {
             let is_file = |upper: &UpperState| upper.kind != FileKind::Directory;
-            node.is_orphan && !node.upper.as_deref().is_some_and(is_file)
+            node.is_orphan && !node.is_dead && !node.upper.as_deref().is_some_and(is_file)
         };
         let table = self.0.lock();
         table.nodes.iter().filter(|(_, node)| is_one(node)).map(|(ino, _)| ino).collect()
@@ -429,7 +454,7 @@ fn unknown(ino: Ino) -> Error {
 impl Node {
     fn new(dentry: Dentry, upper: Option<UpperState>) -> Self {
         let upper = upper.map(Box::new);
-        Self { lookups: 0, children: 0, is_orphan: false, dentry, upper }
+        Self { lookups: 0, children: 0, is_orphan: false, is_dead: false, dentry, upper }
     }
 
     /// Whether nothing but the kernel's memory of it keeps it.

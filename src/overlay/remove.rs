@@ -195,6 +195,7 @@ impl Overlay {
     /// Accounts for a directory that is gone: nothing is to be found in it any more.
     pub(super) fn directory_gone(&self, ino: Ino) {
         self.dirs.remove(ino);
+        self.nodes.bury(ino);
         self.nodes.update(ino, |upper| (upper.below, upper.kept_ctime) = (Below::default(), None));
     }
 

@@ -47,6 +47,7 @@ mod mount_nodes;
 mod mount_owners;
 mod mount_paths;
 mod mount_posix;
+mod mount_programs;
 mod mount_s3;
 mod mount_slow;
 mod mount_stress;

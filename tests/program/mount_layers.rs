@@ -15,24 +15,25 @@ use crate::support::mount::{Mounts, can_mount};
 use crate::support::words::text;
 
 /// The ways in which files are read and written: by the kernel itself, where it may, or by the server.
-const WAYS: [&[&str]; 2] = [&[], &["-o", "checkpoints=exact"]];
+pub(crate) const WAYS: [&[&str]; 2] = [&[], &["-o", "checkpoints=exact"]];
 
-struct Layers(Mounts);
+/// A mount with checkpoints.
+pub(crate) struct Layers(pub(crate) Mounts);
 
 impl Layers {
-    fn new(more: &[&str]) -> Self {
+    pub(crate) fn new(more: &[&str]) -> Self {
         let mounts = Mounts::new();
         let words = ["-q", "mount", text(&mounts.archive), text(&mounts.mountpoint)];
         mounts.bench.ok(&[&words, more].concat());
         Self(mounts)
     }
 
-    fn at(&self, path: &str) -> PathBuf {
+    pub(crate) fn at(&self, path: &str) -> PathBuf {
         self.0.mountpoint.join(path)
     }
 
     /// Makes a checkpoint; gives its id, and how many files are of no one moment.
-    fn checkpoint(&self) -> (String, usize) {
+    pub(crate) fn checkpoint(&self) -> (String, usize) {
         let output = self.0.bench.run(&["checkpoint", "--json", text(&self.0.mountpoint)]);
         let said: Value = serde_json::from_slice(&output.stdout).unwrap();
         assert!(output.status.success(), "{said}");
@@ -40,15 +41,22 @@ impl Layers {
         (said["id"].as_str().unwrap().to_owned(), fuzzy)
     }
 
-    fn roll_back(&self, id: &str) {
+    /// Makes one that is kept, whatever comes after it.
+    pub(crate) fn checkpoint_named(&self, number: usize) -> String {
+        let name = format!("point-{number}");
+        self.0.bench.ok(&["-q", "checkpoint", "--name", &name, text(&self.0.mountpoint)]);
+        name
+    }
+
+    pub(crate) fn roll_back(&self, id: &str) {
         self.0.bench.ok(&["rollback", "--json", text(&self.0.mountpoint), id]);
     }
 
-    fn read(&self, path: &str) -> Option<String> {
+    pub(crate) fn read(&self, path: &str) -> Option<String> {
         fs::read_to_string(self.at(path)).ok()
     }
 
-    fn end(self) {
+    pub(crate) fn end(self) {
         self.0.bench.ok(&["unmount", text(&self.0.mountpoint)]);
         self.0.bench.assert_nothing_left();
     }
@@ -314,6 +322,54 @@ fn what_is_open_in_a_directory_that_a_rollback_takes_away_stays_what_it_was() {
         }
         layers.end();
     }
+}
+
+#[test]
+fn a_directory_comes_back_with_all_that_is_in_it_though_somebody_is_in_it() {
+    if !can_mount("a_directory_comes_back_with_all_that_is_in_it_though_somebody_is_in_it") {
+        return;
+    }
+    let layers = Layers::new(&[]);
+    fs::write(layers.at("sub/deeper/file"), "file").unwrap();
+    let (point, _) = layers.checkpoint();
+    for (what, remove) in [("removed", true), ("rolled away", false)] {
+        // Both the directory and one of which no layer has anything but the archive.
+        let held = ["sub", "sub/deeper"].map(|path| File::open(layers.at(path)).unwrap());
+        let point = match remove {
+            true => {
+                fs::remove_dir_all(layers.at("sub")).unwrap();
+                point.clone()
+            }
+            false => {
+                fs::remove_dir_all(layers.at("sub")).unwrap();
+                let (without, _) = layers.checkpoint();
+                layers.roll_back(&point);
+                let held = ["sub", "sub/deeper"].map(|path| File::open(layers.at(path)).unwrap());
+                layers.roll_back(&without);
+                for dir in &held {
+                    let here = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(dir));
+                    // What is asked for in it now must not be remembered.
+                    for name in ["hello-too", "deeper", "empty", "file"] {
+                        assert!(!Path::new(&here).join(name).exists(), "{what}: {name}");
+                    }
+                    assert_eq!(fs::read_dir(&here).unwrap().count(), 0, "{what}");
+                }
+                layers.roll_back(&point);
+                drop(held);
+                point.clone()
+            }
+        };
+        layers.roll_back(&point);
+        assert_eq!(layers.read("sub/hello-too").unwrap(), "hello from the archive\n", "{what}");
+        assert_eq!(layers.read("sub/deeper/file").unwrap(), "file", "{what}");
+        assert_eq!(layers.read("sub/deeper/empty").unwrap(), "", "{what}");
+        let names = fs::read_dir(layers.at("sub/deeper")).unwrap();
+        let mut names: Vec<_> = names.map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        assert_eq!(names, ["empty", "file"], "{what}");
+        drop(held);
+    }
+    layers.end();
 }
 
 /// Says that it is over once it is dropped.

@@ -313,12 +313,12 @@ impl Switch<'_> {
     /// Looks among directories that no layer of the stack that is left has for those that somebody knows: where it has
     /// them is as the archive has it, or a layer that both have.
     fn find_known(&mut self, pairs: &mut Vec<Pair>) -> Result<()> {
-        let nodes = &self.overlay.nodes;
+        let (nodes, ids) = (&self.overlay.nodes, &self.overlay.ids);
         for (ino, then) in std::mem::take(&mut self.right) {
             if nodes.meant(ino).is_some() {
-                let now = self.overlay.lower_half(ino)?;
+                let now = self.overlay.lower_half(ids.id_of(ino))?;
                 self.has_moved(ino, &now, then, pairs);
-            } else if nodes.is_known(ino) {
+            } else if nodes.is_known(ids.id_of(ino)) {
                 // It is back. Nothing that was in it is known any more.
                 self.moved.push((ino, then));
             }
@@ -412,21 +412,22 @@ impl Switch<'_> {
 
     /// What is known in directories that vanish, beside what is found in the layers.
     fn lost(&self) -> Lost {
-        let overlay = self.overlay;
-        let known = |ino: &Ino| overlay.nodes.is_known(*ino);
-        let vanished = self.vanished.iter().map(|(ino, _)| *ino).filter(known).collect();
-        let moved = self.moved.iter().map(|(ino, _)| *ino).collect();
-        let files = self.files.keys().map(|number| overlay.ids.id_of(*number)).collect();
+        let (overlay, nodes) = (self.overlay, &self.overlay.nodes);
+        let id = |number: &Ino| overlay.ids.id_of(*number);
+        let vanished = self.vanished.iter().map(|(ino, _)| id(ino));
+        let vanished = vanished.filter(|ino| nodes.is_known(*ino)).collect();
+        let moved = self.moved.iter().map(|(ino, _)| id(ino)).collect();
+        let files = self.files.keys().map(id).collect();
         Lost::find(overlay, &vanished, &moved, &files)
     }
 
     /// Changes what is known. Nothing of it can fail.
     fn apply(mut self, live: LayerSerial) -> RolledBack {
-        let nodes = &self.overlay.nodes;
+        let (nodes, ids) = (&self.overlay.nodes, &self.overlay.ids);
         // First, as it is found out of what is known of the directories.
         for (number, place) in &mut self.files {
             if place.is_none() {
-                *place = self.overlay.place_in_layer(self.overlay.ids.id_of(*number));
+                *place = self.overlay.place_in_layer(ids.id_of(*number));
             }
         }
         let lost = self.lost();
@@ -436,34 +437,36 @@ impl Switch<'_> {
         };
         let mut done = RolledBack { changed: self.names.len() as u64, ..RolledBack::default() };
         done.directories.push(Ino::ROOT);
-        for (ino, then) in &self.kept {
+        for (number, then) in &self.kept {
             // One that was gone for a while, and that somebody was in all the time, is back.
-            let is_back = nodes.is_known(*ino) && nodes.meant(*ino).is_none();
-            let place = self.places.get(ino).filter(|_| is_back);
+            let is_back = nodes.meant(*number).is_none();
+            let ino = nodes.living(*number);
+            let place = self.places.get(number).filter(|_| is_back && nodes.is_known(ino));
             let dentry = place.map(|(parent, name, _)| {
-                self.make_known(*parent, &state);
-                Dentry::Name(*parent, name.clone())
+                Dentry::Name(self.make_known(*parent, &state), name.clone())
             });
-            if nodes.restate(*ino, state(then), dentry) {
-                done.directories.push(*ino);
+            if nodes.restate(ino, state(then), dentry) {
+                done.directories.push(ino);
             }
         }
-        for (ino, (parent, name, then)) in &self.moved {
-            if nodes.is_known(*ino) {
-                self.make_known(*parent, &state);
-                let dentry = Dentry::Name(*parent, name.clone());
-                nodes.restate(*ino, state(then), Some(dentry));
-                done.directories.push(*ino);
-                done.moved.extend(nodes.paths(*ino).first().map(|path| os_str(path).into()));
+        for (number, (parent, name, then)) in &self.moved {
+            let ino = nodes.living(*number);
+            if nodes.is_known(ino) {
+                let dentry = Dentry::Name(self.make_known(*parent, &state), name.clone());
+                nodes.restate(ino, state(then), Some(dentry));
+                done.directories.push(ino);
+                done.moved.extend(nodes.paths(ino).first().map(|path| os_str(path).into()));
             }
         }
-        for (ino, now) in &self.vanished {
+        for (number, now) in &self.vanished {
             let place = match now {
                 LowerEntry::Layer(_, place) => Some(place.clone()),
                 LowerEntry::Archive(_) => None,
             };
             // What is open in it is still found through it, but nothing else.
-            nodes.orphan(*ino, |upper| (upper.place, upper.whole) = (place, Some(now.whole())));
+            nodes.orphan(ids.id_of(*number), |upper| {
+                (upper.place, upper.whole) = (place, Some(now.whole()));
+            });
         }
         lost.forget(nodes);
         for (number, place) in self.files {
@@ -487,7 +490,8 @@ impl Switch<'_> {
                 }
             }
         }
-        let known = self.names.into_iter().filter(|(dir, _)| nodes.is_known(*dir));
+        let known = self.names.into_iter().map(|(dir, name)| (ids.id_of(dir), name));
+        let known = known.filter(|(dir, _)| nodes.is_known(*dir));
         done.names.extend(known.map(|(dir, name)| (dir, os_string(&name))));
         // Last: with a directory the kernel lets go of what nobody uses in it.
         done.names.extend(lost.names.iter().map(|(dir, name)| (*dir, os_string(name))));
@@ -496,19 +500,21 @@ impl Switch<'_> {
         done
     }
 
-    /// Makes sure that directory `ino`, which others are in now, is known.
-    fn make_known(&self, ino: Ino, state: &impl Fn(&LowerEntry) -> Option<UpperState>) {
+    /// Makes sure that directory `number`, which others are in now, is known; gives its node.
+    fn make_known(&self, number: Ino, state: &impl Fn(&LowerEntry) -> Option<UpperState>) -> Ino {
         let nodes = &self.overlay.nodes;
         let mut way = Vec::new();
-        let mut at = ino;
-        while !nodes.is_known(at) {
-            let Some((parent, name, entry)) = self.places.get(&at) else { return };
+        let mut at = number;
+        while !nodes.is_known(nodes.living(at)) {
+            let Some((parent, name, entry)) = self.places.get(&at) else { break };
             way.push((at, *parent, name, entry));
             at = *parent;
         }
-        for (ino, parent, name, entry) in way.into_iter().rev() {
-            nodes.make_known(ino, Dentry::Name(parent, name.clone()), state(entry));
+        for (number, parent, name, entry) in way.into_iter().rev() {
+            let dentry = Dentry::Name(nodes.living(parent), name.clone());
+            nodes.make_known(nodes.living(number), dentry, state(entry));
         }
+        nodes.living(number)
     }
 }
 
