@@ -15,7 +15,7 @@ use crate::support::mount::{Mounts, can_mount};
 use crate::support::words::text;
 
 /// The ways in which files are read and written: by the kernel itself, where it may, or by the server.
-pub(crate) const WAYS: [&[&str]; 2] = [&[], &["-o", "checkpoints=exact"]];
+const WAYS: [&[&str]; 2] = [&[], &["-o", "checkpoints=exact"]];
 
 /// A mount with checkpoints.
 pub(crate) struct Layers(pub(crate) Mounts);
@@ -41,11 +41,9 @@ impl Layers {
         (said["id"].as_str().unwrap().to_owned(), fuzzy)
     }
 
-    /// Makes one that is kept, whatever comes after it.
-    pub(crate) fn checkpoint_named(&self, number: usize) -> String {
-        let name = format!("point-{number}");
-        self.0.bench.ok(&["-q", "checkpoint", "--name", &name, text(&self.0.mountpoint)]);
-        name
+    /// Keeps all that are made from now on.
+    pub(crate) fn keep_all(&self) {
+        self.0.bench.ok(&["-q", "forget", "--keep", "1000000", text(&self.0.mountpoint)]);
     }
 
     pub(crate) fn roll_back(&self, id: &str) {

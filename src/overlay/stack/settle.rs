@@ -29,7 +29,11 @@ impl Overlay {
                     Err(error) if error.is(Errno::NOENT) => continue,
                     Err(error) => return Err(error),
                 };
-                self.across_freezes(|| self.link_if_hidden_by_none(ino, dir.ino, os_str(&name)))?;
+                let link = || self.link_if_hidden_by_none(ino, dir.ino, os_str(&name));
+                match self.across_freezes(link) {
+                    Err(error) if error.is(Errno::NOENT) && self.is_gone(dir.ino) => {}
+                    linked => linked?,
+                }
             }
             self.take_from_index(ino)?;
         }
@@ -46,7 +50,9 @@ impl Overlay {
         let _names = self.names.write();
         let view = self.dir_view(dir)?;
         let slot = self.slot(&view, name, &beneath)?;
-        if slot.physical != Physical::Absent
+        // Nobody keeps the directory from being removed meanwhile.
+        if self.is_gone(dir)
+            || slot.physical != Physical::Absent
             || slot.found.is_none_or(|found| found.ino != self.number(ino))
             || self.index.get(ino).is_none()
         {
