@@ -11,7 +11,6 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::diff::write_back;
 use super::inside::find;
 use super::output::{Output, human_bytes, human_time, say};
 use super::published::{self, NotPublished, outcome_as_json};
@@ -22,7 +21,7 @@ use crate::names::printable;
 use crate::server::checkpoints::{
     CheckpointRequest, ForgetRequest, Forgotten, FuzzyFile, ListRequest, Listed, ListedPoint, Made,
     Outcome, PublishAsked, Publishing, RollbackRequest, RolledBack, Target, ask,
-    check_nobody_writes,
+    check_nobody_writes, write_back,
 };
 use crate::server::mounts::MountInfo;
 use crate::server::questions::Question;
@@ -31,7 +30,9 @@ use crate::server::state::MountDir;
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Prints the checkpoint's id. It takes a moment, whatever the size of the tree, and programs in the
-mount go on: what they had written before is in it, what they write afterwards is not.
+mount go on: what they had written before is in it, what they write afterwards is not. Of files
+that are open for writing meanwhile that holds file by file, and of all at one moment with
+-o checkpoints=exact.
   thawfs checkpoint ~/work --name before-upgrade
   thawfs rollback ~/work before-upgrade            everything in ~/work is as it was then
   thawfs checkpoints ~/work                        which there are
@@ -181,7 +182,7 @@ impl Asked {
 
 pub(super) fn checkpoint(args: &CheckpointArgs, output: &Output) -> Result<(), Failure> {
     let asked = Asked::find(&args.dir)?;
-    write_back(&asked.mount.mountpoint);
+    write_back(&asked.mount.mountpoint, &asked.control);
     let CheckpointArgs { name, sync, keep, ttl, local, wait, .. } = args;
     let publish = PublishAsked {
         ttl: ttl.unwrap_or(Metadata::DEFAULT_TTL),
@@ -357,7 +358,7 @@ pub(super) fn rollback(args: &RollbackArgs, output: &Output) -> Result<(), Failu
 
 /// Rolls a mount back.
 pub(super) fn roll_back(asked: &Asked, request: RollbackRequest) -> Result<RolledBack, Failure> {
-    write_back(&asked.mount.mountpoint);
+    write_back(&asked.mount.mountpoint, &asked.control);
     if request.strict {
         check_nobody_writes(&asked.mount)?;
     }

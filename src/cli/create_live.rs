@@ -7,13 +7,13 @@ use chrono::Utc;
 use tokio::runtime::Runtime;
 
 use super::checkpoints::Asked;
-use super::diff::write_back;
 use super::output::Output;
 use super::published::{self, NotPublished};
 use crate::backup::{BackupId, Backups, CreateProgress, CreateRequest, Created, Metadata};
 use crate::failure::{Code, Failure};
 use crate::server::checkpoints::{
     CheckpointRequest, ForgetRequest, Forgotten, Made, Outcome, PublishAsked, check_nobody_writes,
+    write_back,
 };
 use crate::server::fetch_report;
 use crate::server::mounts::{mounted_inside, read_mounts};
@@ -65,7 +65,7 @@ impl LiveMount {
         };
         // Before anything is asked for.
         metadata(BackupId::random()?, 0)?;
-        write_back(&self.asked.mount.mountpoint);
+        write_back(&self.asked.mount.mountpoint, &self.asked.control);
         let publish = PublishAsked {
             ttl: request.ttl,
             name: request.name.clone().filter(|name| !name.is_empty()),

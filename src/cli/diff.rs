@@ -4,10 +4,9 @@ use std::collections::HashSet;
 use std::io::{self, BufWriter, Write};
 use std::ops::ControlFlow;
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::{Args, ValueHint};
-use rustix::fs::{Mode, OFlags};
 use serde::Serialize;
 
 use super::inside::{check_cursor, find};
@@ -15,7 +14,7 @@ use super::output::{Output, human_bytes, stdout_failed};
 use crate::failure::Failure;
 use crate::names::{printable, printable_json};
 use crate::overlay::{DifferenceEntry, Status};
-use crate::server::checkpoints::PointsRequest;
+use crate::server::checkpoints::{PointsRequest, write_back};
 use crate::server::questions::Question;
 use crate::server::{DifferenceRequest, fetch_difference};
 use crate::types::FileKind;
@@ -82,7 +81,7 @@ pub(super) fn diff(args: &DiffArgs, output: &Output) -> Result<(), Failure> {
     check_cursor(args.since.as_ref())?;
     let (mount, server, below) = find(&args.dir)?;
     let shown = mount.mountpoint.display().to_string();
-    write_back(&args.dir);
+    write_back(&mount.mountpoint, &server.control_path());
     let question = match args.from.clone() {
         Some(from) => Question::Points(PointsRequest { below, from, to: args.to.clone() }),
         None => Question::Difference(DifferenceRequest { below, since }),
@@ -120,15 +119,6 @@ pub(super) fn diff(args: &DiffArgs, output: &Output) -> Result<(), Failure> {
         (true, false) => {
             counts.lines(args.from.as_deref()).iter().try_for_each(|line| output.print_line(line))
         }
-    }
-}
-
-/// Has the kernel hand on what was written and lies with it: in the mount of an ordinary user it has a cache.
-pub(super) fn write_back(dir: &Path) {
-    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let synced = rustix::fs::open(dir, flags, Mode::empty()).and_then(rustix::fs::syncfs);
-    if let Err(errno) = synced {
-        tracing::debug!("what was just written may not be told: {errno}");
     }
 }
 

@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 
 use super::changes::{self, ChangesRequest};
 use super::checkpoints::{
-    self, CheckpointRequest, Checkpoints, ForgetRequest, ForkRequest, ListRequest, PointsRequest,
-    PublishingRequest, RollbackRequest,
+    self, CheckpointRequest, Checkpoints, ForgetRequest, ForkRequest, HeldBackRequest, ListRequest,
+    PointsRequest, PublishingRequest, RollbackRequest,
 };
 use super::difference::{self, DifferenceRequest};
 use crate::failure::{Code, Failure};
@@ -30,6 +30,8 @@ pub(crate) enum Question {
     Checkpoint(CheckpointRequest),
     /// Which checkpoints there are.
     Checkpoints(ListRequest),
+    /// Which files are open for writing, of which the kernel may hold something back.
+    HeldBack(HeldBackRequest),
     /// Roll back to one.
     Rollback(RollbackRequest),
     /// Forget some.
@@ -143,6 +145,7 @@ impl Questions {
             }
             question @ (Question::Checkpoint(_)
             | Question::Checkpoints(_)
+            | Question::HeldBack(_)
             | Question::Rollback(_)
             | Question::Forget(_)
             | Question::Fork(_)

@@ -129,6 +129,37 @@ fn what_is_open_for_writing_goes_on_and_the_checkpoint_has_the_moment() {
 }
 
 #[test]
+fn a_write_that_has_returned_is_in_the_checkpoint_that_is_made_next() {
+    if !can_mount("a_write_that_has_returned_is_in_the_checkpoint_that_is_made_next") {
+        return;
+    }
+    for way in WAYS {
+        let layers = Layers::new(way);
+        layers.keep_all();
+        let names: Vec<String> = (0..24).map(|n| format!("file-{n}")).collect();
+        let create = |name: &String| File::create(layers.at(name)).unwrap();
+        let files: Vec<File> = names.iter().map(create).collect();
+        let mut points = Vec::new();
+        for round in 1..=8_u8 {
+            for file in &files {
+                file.write_all_at(&vec![round; 200_000], 0).unwrap();
+            }
+            points.push((layers.checkpoint().0, round));
+        }
+        drop(files);
+        for (point, round) in points {
+            layers.roll_back(&point);
+            for name in &names {
+                let contents = fs::read(layers.at(name)).unwrap();
+                let same = contents.iter().filter(|byte| **byte == round).count();
+                assert_eq!((same, contents.len()), (200_000, 200_000), "{way:?} {name} {round}");
+            }
+        }
+        layers.end();
+    }
+}
+
+#[test]
 fn who_reads_sees_what_others_write_after_a_checkpoint_and_the_layer_does_not() {
     if !can_mount("who_reads_sees_what_others_write_after_a_checkpoint_and_the_layer_does_not") {
         return;

@@ -4,7 +4,7 @@
 //! a moment, in which a new root is made, what the kernel writes to is carried over, and the layer's number changes.
 //! Nothing is written to the disk for it.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::ffi::OsStr;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -19,7 +19,7 @@ use super::super::build::{FrozenInode, Original};
 use super::super::ctime::KeptCtime;
 use super::super::dirs::os_str;
 use super::super::error::{Error, Result};
-use super::super::handles::Source;
+use super::super::handles::{Open, Source};
 use super::super::name::Name;
 use super::super::node::UpperState;
 use super::super::upper::{Mark, Whiteouts, unusable};
@@ -124,6 +124,15 @@ impl Overlay {
             return Err(unusable(next, "must be on the file system of the upper"));
         }
         Ok(Arc::new(root))
+    }
+
+    /// The paths from the root of files that are open for writing, of what is written to which the kernel may hand on some
+    /// later. Not of those that it writes to by itself.
+    pub fn held_back(&self) -> Vec<Vec<u8>> {
+        let is_held = |open: &&Arc<Open>| open.writes() && !open.is_kernel_s();
+        let open = self.handles.all();
+        let files: BTreeSet<Ino> = open.iter().filter(is_held).map(|open| open.ino).collect();
+        files.into_iter().filter_map(|ino| self.nodes.paths(ino).into_iter().next()).collect()
     }
 
     /// The files of the live upper that the kernel writes to by itself.

@@ -6,6 +6,7 @@ use std::io::{self, BufRead, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{Mode, OFlags};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -34,6 +35,16 @@ pub(crate) struct CheckpointRequest {
 /// Tell which there are.
 #[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct ListRequest {}
+
+/// Tell which files are open for writing, of which the kernel may hold something back.
+#[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct HeldBackRequest {}
+
+/// Their paths from the root, as bytes.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct HeldBack {
+    pub(crate) paths: Vec<Vec<u8>>,
+}
 
 /// Where to roll back to.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -177,6 +188,7 @@ pub(in super::super) fn tell(
     match question {
         Question::Checkpoint(request) => answer(to, checkpoints.checkpoint(request)),
         Question::Checkpoints(_) => answer(to, checkpoints.list()),
+        Question::HeldBack(_) => answer(to, checkpoints.held_back()),
         Question::Rollback(request) => answer(to, checkpoints.roll_back(request)),
         Question::Forget(request) => answer(to, checkpoints.forget(request)),
         Question::Publishing(request) => answer(to, checkpoints.publishing(request)),
@@ -234,5 +246,31 @@ pub(crate) fn ask<T: DeserializeOwned>(path: &Path, question: &Question) -> Resu
             Line::Done(answer) => return Ok(answer),
             Line::Failed(failure) => return Err(failure),
         }
+    }
+}
+
+/// Has the kernel hand on what was written into the mount on `mountpoint` and lies with it: what an ordinary user's
+/// programs have written, or stored through a mapping. Asks the server, whose socket lies at `control`, which files that
+/// may be. To be called in another process than the server, which has to answer meanwhile.
+pub(crate) fn write_back(mountpoint: &Path, control: &Path) {
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let root = match rustix::fs::open(mountpoint, flags | OFlags::DIRECTORY, Mode::empty()) {
+        Ok(root) => root,
+        Err(errno) => return tracing::debug!("what was just written may not be told: {errno}"),
+    };
+    if let Err(errno) = rustix::fs::syncfs(&root) {
+        tracing::debug!("what was just written may not be told: {errno}");
+    }
+    // That only begins it, of a FUSE mount. Whoever closes a file waits for what is on its way.
+    let held: HeldBack = match ask(control, &Question::HeldBack(HeldBackRequest {})) {
+        Ok(held) => held,
+        Err(failure) => return tracing::debug!("what is open for writing is not told: {failure}"),
+    };
+    for path in held.paths {
+        let open =
+            |how| rustix::fs::openat(&root, &path[..], how | OFlags::NOFOLLOW, Mode::empty());
+        let writing = (flags - OFlags::RDONLY) | OFlags::WRONLY;
+        // One that was removed meanwhile is in no checkpoint.
+        drop(open(flags).or_else(|_| open(writing)));
     }
 }

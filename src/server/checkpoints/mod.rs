@@ -27,8 +27,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use parking_lot::MutexGuard;
 
 pub(crate) use self::asked::{
-    CheckpointRequest, ForgetRequest, Forgotten, ListRequest, Listed, ListedPoint, Made,
-    RollbackRequest, RolledBack, Target, ask,
+    CheckpointRequest, ForgetRequest, Forgotten, HeldBack, HeldBackRequest, ListRequest, Listed,
+    ListedPoint, Made, RollbackRequest, RolledBack, Target, ask, write_back,
 };
 pub(super) use self::asked::{refuse, tell};
 use self::background::Background;
@@ -113,6 +113,12 @@ impl Checkpoints {
             forks: manifest.forks().iter().map(|fork| fork.mountpoint.clone()).collect(),
             forked_from: manifest.bases().last().map(|base| base.mountpoint.clone()),
         }
+    }
+
+    /// Which files are open for writing, of which the kernel may hold something back.
+    fn held_back(&self) -> Result<HeldBack, Failure> {
+        let paths = self.tree.upgrade().map(|tree| tree.held_back()).unwrap_or_default();
+        Ok(HeldBack { paths })
     }
 
     fn checkpoint(&self, request: &CheckpointRequest) -> Result<Made, Failure> {
