@@ -6,12 +6,11 @@ use std::path::{Path, PathBuf};
 use clap::{Args, ValueHint};
 
 use super::checkpoints::Asked;
-use super::diff::write_back;
 use super::mount::{find_mountpoint, lock};
 use super::options;
 use super::output::Output;
 use crate::failure::{Code, Failure};
-use crate::server::checkpoints::{ForkRequest, Forked};
+use crate::server::checkpoints::{ForkRequest, Forked, write_back};
 use crate::server::questions::Question;
 use crate::server::{Found, MountRequest, check_free, resolve_mountpoint};
 
@@ -95,7 +94,7 @@ pub(super) fn fork(args: &ForkArgs, output: &Output) -> Result<(), Failure> {
         let message = "the changes in a fork go to a directory of its own: it takes no upper";
         return Err(Failure::new(Code::Usage, message).hint("--keep-upper keeps them"));
     }
-    write_back(&asked.mount.mountpoint);
+    write_back(&asked.mount.mountpoint, &asked.control);
     let request = ForkRequest { at: args.at.clone(), mount };
     let done: Forked = asked.ask(&Question::Fork(Box::new(request)))?;
     made.0 = None;
