@@ -26,6 +26,7 @@
 //! | to | begin with | an example |
 //! | --- | --- | --- |
 //! | mount a backup | [`server::restore()`], [`server::unmount()`] | `examples/restore.rs` |
+//! | checkpoint a mount, roll it back and fork it | [`server::Mounted`] | `examples/checkpoints.rs` |
 //! | make, list, check and delete backups | [`backup::Backups`] | [`backup::CreateRequest`] |
 //! | back a merged tree up without a mount | [`backup::Backups::publish`] | `examples/publish.rs` |
 //! | read an archive without a mount | [`squashfs::Archive`] | `examples/read_archive.rs` |

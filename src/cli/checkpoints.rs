@@ -1,31 +1,25 @@
 //! `thawfs checkpoint`, `checkpoints`, `rollback` and `forget`.
 
-use std::ffi::OsStr;
-use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 
 use chrono::{DateTime, SecondsFormat};
 use clap::{Args, ValueHint};
 use serde::Serialize;
-use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::inside::find;
 use super::output::{Output, human_bytes, human_time, say};
 use super::published::{self, NotPublished, outcome_as_json};
 use super::values::parse_seconds;
 use crate::backup::{BackupId, Metadata};
 use crate::failure::{Code, Failure};
 use crate::names::printable;
+use crate::server::Mounted;
 use crate::server::checkpoints::{
     CheckpointRequest, ForgetRequest, Forgotten, FuzzyFile, ListRequest, Listed, ListedPoint, Made,
-    Outcome, PublishAsked, Publishing, RollbackRequest, RolledBack, Target, ask,
-    check_nobody_writes, write_back,
+    Outcome, PublishAsked, Publishing, RollbackRequest, RolledBack, Target,
 };
-use crate::server::mounts::MountInfo;
 use crate::server::questions::Question;
-use crate::server::state::MountDir;
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -144,45 +138,9 @@ struct Shown<'a> {
     forks: &'a [PathBuf],
 }
 
-/// A mount with its server.
-pub(super) struct Asked {
-    pub(super) mount: MountInfo,
-    pub(super) shown: String,
-    pub(super) server: MountDir,
-    pub(super) control: PathBuf,
-}
-
-impl Asked {
-    /// The mount on `dir`.
-    pub(super) fn find(dir: &Path) -> Result<Self, Failure> {
-        let (mount, server, below) = find(dir)?;
-        let (mountpoint, shown) = (&mount.mountpoint, dir.display());
-        if !below.as_os_str().is_empty() {
-            let whole = mountpoint.display();
-            let message =
-                format!("{shown} is only a part of a mount: checkpoints are of all of it");
-            return Err(Failure::new(Code::NotMounted, message).hint(format!("name {whole}")));
-        }
-        let shown = mountpoint.to_string_lossy().into_owned();
-        Ok(Self { mount, shown, control: server.control_path(), server })
-    }
-
-    pub(super) fn ask<T: DeserializeOwned>(&self, question: &Question) -> Result<T, Failure> {
-        ask(&self.control, question).map_err(|failure| {
-            match failure.message.contains(&self.shown) {
-                true => failure,
-                false => {
-                    let message = format!("{}: {}", self.shown, failure.message);
-                    Failure { message, ..failure }
-                }
-            }
-        })
-    }
-}
-
 pub(super) fn checkpoint(args: &CheckpointArgs, output: &Output) -> Result<(), Failure> {
-    let asked = Asked::find(&args.dir)?;
-    write_back(&asked.mount.mountpoint, &asked.control);
+    let asked = Mounted::at(&args.dir)?;
+    asked.write_back();
     let CheckpointArgs { name, sync, keep, ttl, local, wait, .. } = args;
     let publish = PublishAsked {
         ttl: ttl.unwrap_or(Metadata::DEFAULT_TTL),
@@ -243,7 +201,7 @@ impl Made {
 }
 
 /// Waits for the backup of a new checkpoint.
-fn wait_for(asked: &Asked, id: &BackupId, output: &Output) -> Result<Outcome, Failure> {
+fn wait_for(asked: &Mounted, id: &BackupId, output: &Output) -> Result<Outcome, Failure> {
     let never = AtomicBool::new(false);
     published::wait(&asked.control, (id, true), &never, output).map_err(|not| {
         let failure = match not {
@@ -258,7 +216,7 @@ fn wait_for(asked: &Asked, id: &BackupId, output: &Output) -> Result<Outcome, Fa
 }
 
 pub(super) fn checkpoints(args: &CheckpointsArgs, output: &Output) -> Result<(), Failure> {
-    let asked = Asked::find(&args.dir)?;
+    let asked = Mounted::at(&args.dir)?;
     let listed: Listed = asked.ask(&Question::Checkpoints(ListRequest::default()))?;
     for (count, point) in listed.checkpoints.iter().enumerate() {
         if output.json {
@@ -329,14 +287,14 @@ fn point_row(point: &ListedPoint) -> String {
 }
 
 pub(super) fn rollback(args: &RollbackArgs, output: &Output) -> Result<(), Failure> {
-    let asked = Asked::find(&args.dir)?;
+    let asked = Mounted::at(&args.dir)?;
     let to = match (&args.checkpoint, args.to_archive) {
         (_, true) => Target::Archive,
         (Some(which), false) => Target::Point(which.clone()),
         (None, false) => Target::Last,
     };
     let request = RollbackRequest { to, discard: args.discard, strict: args.strict };
-    let done = roll_back(&asked, request)?;
+    let done = asked.roll_back_as(request)?;
     let RolledBack { id, name, names, rolled_away, .. } = &done;
     if output.json {
         let dir = &asked.shown;
@@ -356,23 +314,8 @@ pub(super) fn rollback(args: &RollbackArgs, output: &Output) -> Result<(), Failu
     Ok(())
 }
 
-/// Rolls a mount back.
-pub(super) fn roll_back(asked: &Asked, request: RollbackRequest) -> Result<RolledBack, Failure> {
-    write_back(&asked.mount.mountpoint, &asked.control);
-    if request.strict {
-        check_nobody_writes(&asked.mount)?;
-    }
-    let done: RolledBack = asked.ask(&Question::Rollback(request))?;
-    // The kernel finds a directory that has moved when it is looked up, and whose working directory it is has a path
-    // again then.
-    for path in &done.moved {
-        let _ = asked.mount.mountpoint.join(OsStr::from_bytes(path)).symlink_metadata();
-    }
-    Ok(done)
-}
-
 pub(super) fn forget(args: &ForgetArgs, output: &Output) -> Result<(), Failure> {
-    let asked = Asked::find(&args.dir)?;
+    let asked = Mounted::at(&args.dir)?;
     let request = ForgetRequest { which: args.checkpoint.clone(), keep: args.keep };
     let done: Forgotten = asked.ask(&Question::Forget(request))?;
     if output.json {

@@ -6,14 +6,13 @@ use std::path::Path;
 use chrono::Utc;
 use tokio::runtime::Runtime;
 
-use super::checkpoints::Asked;
 use super::output::Output;
 use super::published::{self, NotPublished};
 use crate::backup::{BackupId, Backups, CreateProgress, CreateRequest, Created, Metadata};
 use crate::failure::{Code, Failure};
+use crate::server::Mounted;
 use crate::server::checkpoints::{
     CheckpointRequest, ForgetRequest, Forgotten, Made, Outcome, PublishAsked, check_nobody_writes,
-    write_back,
 };
 use crate::server::fetch_report;
 use crate::server::mounts::{mounted_inside, read_mounts};
@@ -21,7 +20,7 @@ use crate::server::questions::Question;
 
 /// A mount, whose server is to make a backup of it.
 pub(super) struct LiveMount {
-    asked: Asked,
+    asked: Mounted,
     dir: String,
 }
 
@@ -38,15 +37,15 @@ impl LiveMount {
             return None;
         }
         let dir = request.dir.canonicalize().ok()?;
-        let asked = Asked::find(&dir).ok()?;
+        let asked = Mounted::at(&dir).ok()?;
         // It knows itself by one path, and nothing of what is mounted inside.
         let is_known = fetch_report(&asked.control).ok()?.mountpoint == dir;
         let mounts = read_mounts().ok()?;
-        if !is_known || !mounted_inside(&mounts, asked.mount.id).is_empty() {
+        if !is_known || !mounted_inside(&mounts, asked.info.id).is_empty() {
             return None;
         }
         // What the kernel holds back of a file that is open is in what is read through the mount alone.
-        check_nobody_writes(&asked.mount).ok()?;
+        check_nobody_writes(&asked.info).ok()?;
         let dir = dir.into_os_string().into_string().ok()?;
         let has_it = runtime.block_on(backups.has_mounted(Path::new(&dir)));
         has_it.then_some(Self { asked, dir })
@@ -65,7 +64,7 @@ impl LiveMount {
         };
         // Before anything is asked for.
         metadata(BackupId::random()?, 0)?;
-        write_back(&self.asked.mount.mountpoint, &self.asked.control);
+        self.asked.write_back();
         let publish = PublishAsked {
             ttl: request.ttl,
             name: request.name.clone().filter(|name| !name.is_empty()),

@@ -9,14 +9,14 @@ use std::path::PathBuf;
 use clap::{Args, ValueHint};
 use serde::Serialize;
 
-use super::inside::{check_cursor, find};
+use super::cursor::check_cursor;
 use super::output::{Output, human_bytes, stdout_failed};
 use crate::failure::Failure;
 use crate::names::{printable, printable_json};
 use crate::overlay::{DifferenceEntry, Status};
 use crate::server::checkpoints::{PointsRequest, write_back};
 use crate::server::questions::Question;
-use crate::server::{DifferenceRequest, fetch_difference};
+use crate::server::{DifferenceRequest, fetch_difference, find_around};
 use crate::types::FileKind;
 use crate::watch::Cursor;
 
@@ -79,7 +79,7 @@ struct Counts {
 pub(super) fn diff(args: &DiffArgs, output: &Output) -> Result<(), Failure> {
     let since = args.since.map(|cursor| (cursor.at.seconds, cursor.at.nanos));
     check_cursor(args.since.as_ref())?;
-    let (mount, server, below) = find(&args.dir)?;
+    let (mount, server, below) = find_around(&args.dir)?;
     let shown = mount.mountpoint.display().to_string();
     write_back(&mount.mountpoint, &server.control_path());
     let question = match args.from.clone() {

@@ -5,14 +5,13 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueHint};
 
-use super::checkpoints::Asked;
 use super::mount::{find_mountpoint, lock};
 use super::options;
 use super::output::Output;
 use crate::failure::{Code, Failure};
-use crate::server::checkpoints::{ForkRequest, Forked, write_back};
-use crate::server::questions::Question;
-use crate::server::{Found, MountRequest, check_free, resolve_mountpoint};
+use crate::server::Mounted;
+use crate::server::checkpoints::{ForkRequest, Forked};
+use crate::server::{Found, MountRequest, resolve_mountpoint};
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -58,31 +57,17 @@ impl Drop for Made {
 }
 
 pub(super) fn fork(args: &ForkArgs, output: &Output) -> Result<(), Failure> {
-    let asked = Asked::find(&args.dir)?;
-    check_place(&asked.mount.mountpoint, &resolve_mountpoint(&args.new)?)?;
+    let asked = Mounted::at(&args.dir)?;
+    asked.check_fork_place(&resolve_mountpoint(&args.new)?)?;
     let mut made = make(&args.new)?;
     let (directory, id) = find_mountpoint(&args.new)?;
     let new = directory.path().to_owned();
-    check_place(&asked.mount.mountpoint, &new)?;
+    asked.check_fork_place(&new)?;
     let _lock = lock(&new, output)?;
-    check_free(&new)?;
-    if directory.has_entries().unwrap_or(false) {
-        let message = format!("{} is not empty", new.display());
-        return Err(Failure::new(Code::Mountpoint, message).hint("name a new directory"));
-    }
-    let Some(held) = asked.server.read_options() else {
-        let message = format!("how {} is mounted is not on record", asked.shown);
-        return Err(Failure::new(Code::Failed, message));
-    };
+    asked.check_fork_free(&directory)?;
+    let held = asked.to_be_forked(&new, Found::at(id))?;
     let was_read_only = held.read_only;
-    let mut mount = MountRequest {
-        mountpoint: new.clone(),
-        found: Found::at(id),
-        upper: None,
-        workdir: None,
-        keep_upper: args.keep_upper,
-        ..held
-    };
+    let mut mount = MountRequest { keep_upper: args.keep_upper, ..held };
     for option in args.options.iter().flat_map(|text| options::split(text)) {
         option.apply(&mut mount)?;
     }
@@ -94,9 +79,7 @@ pub(super) fn fork(args: &ForkArgs, output: &Output) -> Result<(), Failure> {
         let message = "the changes in a fork go to a directory of its own: it takes no upper";
         return Err(Failure::new(Code::Usage, message).hint("--keep-upper keeps them"));
     }
-    write_back(&asked.mount.mountpoint, &asked.control);
-    let request = ForkRequest { at: args.at.clone(), mount };
-    let done: Forked = asked.ask(&Question::Fork(Box::new(request)))?;
+    let done = asked.fork_as(ForkRequest { at: args.at.clone(), mount })?;
     made.0 = None;
     let Forked { id, name, ready } = &done;
     ready.warnings.iter().for_each(|warning| output.warn(warning));
@@ -123,14 +106,4 @@ fn make(new: &Path) -> Result<Made, Failure> {
             Err(Failure::new(Code::Mountpoint, message))
         }
     }
-}
-
-/// Refuses places that hide the mount, or are hidden with it.
-fn check_place(mounted: &Path, new: &Path) -> Result<(), Failure> {
-    if !new.starts_with(mounted) && !mounted.starts_with(new) {
-        return Ok(());
-    }
-    let (new, mounted) = (new.display(), mounted.display());
-    let message = format!("{new} and {mounted}, which is to be forked, lie within each other");
-    Err(Failure::new(Code::Mountpoint, message).hint("name a directory elsewhere"))
 }

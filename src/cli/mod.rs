@@ -15,7 +15,7 @@
 //! | `options`, `mount_helper`, `remount` | `-o`, and what mount(8) calls |
 //! | `create_live` | a backup of a whole mount, by its server |
 //! | `published` | backups that the server of a mount makes of checkpoints |
-//! | `inside` | which mount of ours a path is in |
+//! | `cursor` | since when something is asked for |
 //! | `output`, `progress`, `logging` | results, how far long work is, messages |
 
 mod archive;
@@ -26,12 +26,12 @@ mod cache;
 mod checkpoints;
 mod create;
 mod create_live;
+mod cursor;
 mod diff;
 mod extract;
 mod fork;
 mod gc;
 mod groups;
-mod inside;
 mod logging;
 mod ls;
 mod mount;

@@ -8,7 +8,6 @@ use indicatif::ProgressBar;
 use serde::Serialize;
 
 use super::backups::OpenBucket;
-use super::checkpoints::{Asked, roll_back};
 use super::extract::extract_opened;
 use super::groups::{AheadArgs, BucketArgs, DiskArgs};
 use super::mount::{check_not_source, is_squashfs, show as show_ready};
@@ -22,7 +21,7 @@ use crate::failure::{Code, Failure};
 use crate::names;
 use crate::server::checkpoints::{ListRequest, Listed, RollbackRequest, RolledBack, Target};
 use crate::server::questions::Question;
-use crate::server::{self, RestoreRequest, Restored, fetch_report, restart_limited};
+use crate::server::{self, Mounted, RestoreRequest, Restored, fetch_report, restart_limited};
 use crate::store::Source;
 use clap::{ArgAction, Args, ValueHint};
 use std::ffi::OsString;
@@ -146,15 +145,15 @@ pub(super) fn restore(args: RestoreArgs, output: &Output) -> Result<(), Failure>
 
 /// The mount that is where the backup is to be restored to, if that is a checkpoint of it, and it is not to be mounted
 /// otherwise than it is.
-fn has_checkpoint(args: &RestoreArgs, id: &BackupId, made_in: Option<&Path>) -> Option<Asked> {
+fn has_checkpoint(args: &RestoreArgs, id: &BackupId, made_in: Option<&Path>) -> Option<Mounted> {
     let is_otherwise = args.extract || args.foreground || args.read_only || args.keep_upper;
     if is_otherwise || !args.options.is_empty() {
         return None;
     }
     match args.dir.as_deref().or(made_in) {
-        None => Asked::find(&server::find_point(id)?.0).ok(),
+        None => Mounted::at(&server::find_point(id)?.0).ok(),
         Some(dir) => {
-            let asked = Asked::find(dir).ok()?;
+            let asked = Mounted::at(dir).ok()?;
             let question = Question::Checkpoints(ListRequest::default());
             let listed: Listed = asked.ask(&question).ok()?;
             listed.checkpoints.iter().any(|point| point.id == *id).then_some(asked)
@@ -163,9 +162,9 @@ fn has_checkpoint(args: &RestoreArgs, id: &BackupId, made_in: Option<&Path>) -> 
 }
 
 /// Restores what a mount has as a checkpoint: in place, as `rollback` does.
-fn roll_back_to(asked: &Asked, id: &BackupId, output: &Output) -> Result<(), Failure> {
+fn roll_back_to(asked: &Mounted, id: &BackupId, output: &Output) -> Result<(), Failure> {
     let to = Target::Point(id.to_string());
-    let done = roll_back(asked, RollbackRequest { to, discard: false, strict: false })?;
+    let done = asked.roll_back_as(RollbackRequest { to, discard: false, strict: false })?;
     let RolledBack { name, names, rolled_away, .. } = &done;
     let dir = &asked.shown;
     if output.json {

@@ -14,11 +14,11 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
 use rustix::fs::{AtFlags, CWD, StatxFlags};
 use serde::Serialize;
 
-use super::inside::{check_cursor, find};
+use super::cursor::check_cursor;
 use super::output::{Output, say, stdout_failed};
 use crate::failure::{Code, Failure};
 use crate::names::{self, printable, printable_json};
-use crate::server::{ChangesRequest, Following, Line, Told};
+use crate::server::{ChangesRequest, Following, Line, Told, find_around};
 use crate::types::FileKind;
 use crate::watch::Cursor;
 
@@ -103,7 +103,7 @@ struct Target {
 
 pub(super) fn watch(args: &WatchArgs, output: &Output) -> Result<(), Failure> {
     check_cursor(args.since.as_ref())?;
-    let (mount, server, inside) = find(&args.dir)?;
+    let (mount, server, inside) = find_around(&args.dir)?;
     let below = match &args.path {
         Some(path) => join(&inside, path)?,
         None => inside,

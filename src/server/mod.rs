@@ -14,6 +14,7 @@
 //! | `file_service` | files of the machine over HTTP |
 //! | `state`, `mount_dir`, `record`, `locks` | what is written down of it, and locked |
 //! | [`mounts`], `mounted_from` | what is mounted, as the kernel says |
+//! | `mounted` | a mount that is there, and what its server does when asked |
 //! | `restore`, `unchosen` | a backup in place of what is mounted; where nobody chose the place |
 //! | `write_back` | what the kernel holds back of a mount, written for those who watch it |
 //! | `unmount` | the end of a mount, whoever serves it |
@@ -35,6 +36,7 @@ mod layers;
 pub(crate) mod leftovers;
 mod locks;
 mod mount_dir;
+mod mounted;
 mod mounted_feeds;
 mod mounted_from;
 pub mod mounts;
@@ -63,6 +65,8 @@ pub(crate) use file_service::{FileService, serve_files};
 pub(crate) use files_worker::run_files_worker;
 pub use group::Group;
 pub(crate) use heap::restart_limited;
+pub(crate) use mounted::find_around;
+pub use mounted::{Checkpoint, Mounted, NewCheckpoint, RollBackTo};
 pub use owners::OwnerOptions;
 pub(crate) use privileges::restrict;
 pub use program::ServerProgram;

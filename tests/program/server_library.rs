@@ -3,9 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::support::mount::{can_mount_with, write_tree};
+use crate::support::mount::{Mounts, can_mount_with, write_tree};
 use crate::support::place::Place;
 use crate::support::surrounding::Need;
+use crate::support::words::said;
 use thawfs::backup::{BackupId, Backups, BucketRequest, SourceRequest};
 use thawfs::failure::{Code, Failure};
 use thawfs::server::{
@@ -84,6 +85,36 @@ fn the_example_restores_and_serves_with_its_own_program() {
     let output = run(&["serve", "x"]);
     assert_eq!(output.status.code(), Some(2));
     assert_eq!(String::from_utf8(output.stderr).unwrap(), "usage: restore BUCKET ID DIR\n");
+}
+
+#[test]
+fn the_example_takes_back_what_a_command_that_fails_has_done() {
+    let name = "the_example_takes_back_what_a_command_that_fails_has_done";
+    if !can_mount_with(name, &[Need::Root, Need::Processes]) {
+        return;
+    }
+    let mounts = Mounts::new();
+    mounts.bench.ok(&["-q", "mount", text(&mounts.archive), text(&mounts.mountpoint)]);
+    let program = example("checkpoints");
+    let run = |script: &str| {
+        let mut command = Command::new(&program);
+        command.args([text(&mounts.mountpoint), "sh", "-c", script]);
+        command.env("THAWFS_STATE_DIR", mounts.bench.state_dir());
+        command.env("THAWFS_CACHE_DIR", mounts.bench.cache_dir()).output().unwrap()
+    };
+    for (script, succeeds) in [("rm -r sub; echo 1 >new; false", false), ("echo 2 >new", true)] {
+        let output = run(script);
+        assert_eq!(output.status.success(), succeeds, "{}", said(&output));
+        let there = ["sub", "new"].map(|name| mounts.mountpoint.join(name).exists());
+        assert_eq!(there, [true, succeeds], "{script}");
+    }
+    let listed = mounts.bench.run(&["checkpoints", "--json", text(&mounts.mountpoint)]);
+    assert_eq!(
+        String::from_utf8(listed.stdout).unwrap().lines().count(),
+        2,
+        "one, and what was rolled away"
+    );
+    mounts.bench.ok(&["unmount", text(&mounts.mountpoint)]);
 }
 
 /// This test program is a host that ignores its arguments: started as a server, it would run every test
