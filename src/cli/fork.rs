@@ -58,7 +58,11 @@ impl Drop for Made {
 
 pub(super) fn fork(args: &ForkArgs, output: &Output) -> Result<(), Failure> {
     let asked = Mounted::at(&args.dir)?;
-    asked.check_fork_place(&resolve_mountpoint(&args.new)?)?;
+    let named = resolve_mountpoint(&args.new).map_err(|failure| {
+        let message = format!("the mountpoint {}: {}", args.new.display(), failure.message);
+        Failure { code: Code::Mountpoint, message, ..failure }
+    })?;
+    asked.check_fork_place(&named)?;
     let mut made = make(&args.new)?;
     let (directory, id) = find_mountpoint(&args.new)?;
     let new = directory.path().to_owned();

@@ -228,6 +228,9 @@ impl Overlay {
         let is_live = self.is_live(&state);
         let address = match (&state.pin, node.dentry) {
             (Some(pin), _) => Address::Pinned(Arc::clone(pin)),
+            (None, Dentry::Nowhere) if let Some(held) = &state.held => {
+                Address::Pinned(Arc::clone(held))
+            }
             (None, Dentry::Nowhere) if let Some(place) = &state.place => self.in_layer(place)?,
             (None, Dentry::Name(parent, name)) if is_live => {
                 Address::at(&self.dir_fd(parent)?, os_str(&name))

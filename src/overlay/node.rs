@@ -105,6 +105,8 @@ pub(super) struct UpperState {
     pub(super) whiteouts: bool,
     /// Where the inode is in a layer, of what a rollback has taken its name from.
     pub(super) place: Option<InLayer>,
+    /// The same inode, if it was open then: the layer may be removed.
+    pub(super) held: Option<Arc<OwnedFd>>,
     /// Whether it was in the live upper when that was rolled away: then nobody else has it.
     pub(super) is_apart: bool,
     /// Reaches the inode where no name does.
@@ -135,6 +137,7 @@ impl UpperState {
             impure: None,
             whiteouts: false,
             place: None,
+            held: None,
             is_apart: false,
             pin: None,
         }

@@ -21,7 +21,7 @@ use super::ids::Ids;
 use super::name::Name;
 use super::node::{Dentry, Snapshot, UpperState};
 use super::parents::UpperParents;
-use crate::types::{FileKind, Ino};
+use crate::types::{FileKind, Ino, LayerSerial};
 
 /// Siblings are picked together if their numbers differ in no more than these low bits. In the archive they then
 /// lie within 8 KiB of compressed inodes, some 2,000 to 4,000 of them.
@@ -218,6 +218,31 @@ impl Nodes {
         let others = table.aliases.iter().filter(|(_, dir, _)| is_in.contains_key(dir));
         names.extend(others.map(|(ino, dir, name)| (ino, dir, name.clone())));
         Inside { nodes: is_in.into_keys().collect(), names }
+    }
+
+    /// What was rolled away with a layer is somebody else's, too, where that layer `is_back`.
+    pub(super) fn end_apart(&self, is_back: impl Fn(Ino, LayerSerial) -> bool) {
+        let mut table = self.0.lock();
+        let apart = |(ino, node): (Ino, &Node)| {
+            let upper = node.upper.as_ref().filter(|upper| upper.is_apart)?;
+            is_back(ino, upper.layer).then_some(ino)
+        };
+        let back: Vec<Ino> = table.nodes.iter().filter_map(apart).collect();
+        for ino in back {
+            if let Some(upper) = table.nodes.get_mut(ino).and_then(|node| node.upper.as_mut()) {
+                upper.is_apart = false;
+            }
+        }
+    }
+
+    /// Nodes that no name leads to, but that stand for their numbers: what was removed, of that of the archive what `is_open`.
+    pub(super) fn nameless(&self, is_open: impl Fn(Ino) -> bool) -> Vec<Ino> {
+        let table = self.0.lock();
+        let is_one = |(ino, node): &(Ino, &Node)| {
+            let is_named = node.dentry != Dentry::Nowhere || *ino == Ino::ROOT;
+            !is_named && !node.is_orphan && (node.upper.is_some() || is_open(*ino))
+        };
+        table.nodes.iter().filter(is_one).map(|(ino, _)| ino).collect()
     }
 
     /// The nodes that stand for nothing any more and may be directories.

@@ -46,6 +46,13 @@ impl Layers {
         self.0.bench.ok(&["-q", "forget", "--keep", "1000000", text(&self.0.mountpoint)]);
     }
 
+    /// Rolls back; gives what takes that back.
+    fn roll_back_from(&self, id: &str) -> String {
+        let said = self.0.bench.run(&["rollback", "--json", text(&self.0.mountpoint), id]);
+        let said: Value = serde_json::from_slice(&said.stdout).unwrap();
+        said["rolledAway"].as_str().unwrap().to_owned()
+    }
+
     pub(crate) fn roll_back(&self, id: &str) {
         self.0.bench.ok(&["rollback", "--json", text(&self.0.mountpoint), id]);
     }
@@ -399,6 +406,147 @@ fn a_directory_comes_back_with_all_that_is_in_it_though_somebody_is_in_it() {
         drop(held);
     }
     layers.end();
+}
+
+#[test]
+fn directories_that_have_changed_places_are_rolled_back() {
+    if !can_mount("directories_that_have_changed_places_are_rolled_back") {
+        return;
+    }
+    let layers = Layers::new(&[]);
+    fs::create_dir_all(layers.at("a/b/c")).unwrap();
+    fs::write(layers.at("a/b/c/file"), "1").unwrap();
+    let (before, _) = layers.checkpoint();
+    // What was within the other has it within itself.
+    fs::rename(layers.at("a/b"), layers.at("b")).unwrap();
+    fs::rename(layers.at("a"), layers.at("b/a")).unwrap();
+    let (after, _) = layers.checkpoint();
+    let held = ["b", "b/a", "b/c"].map(|path| File::open(layers.at(path)).unwrap());
+    for _ in 0..2 {
+        layers.roll_back(&before);
+        assert_eq!(layers.read("a/b/c/file").unwrap(), "1");
+        assert!(!layers.at("b").exists());
+        layers.roll_back(&after);
+        assert_eq!(layers.read("b/c/file").unwrap(), "1");
+        assert!(layers.at("b/a").exists() && !layers.at("a").exists());
+    }
+    drop(held);
+    layers.end();
+}
+
+#[test]
+fn what_is_written_to_what_was_rolled_away_is_in_no_checkpoint_that_is_made_after_that() {
+    let name =
+        "what_is_written_to_what_was_rolled_away_is_in_no_checkpoint_that_is_made_after_that";
+    if !can_mount(name) {
+        return;
+    }
+    for way in WAYS {
+        for is_chmod in [false, true] {
+            let layers = Layers::new(way);
+            fs::write(layers.at("file"), "AAAAAAAA").unwrap();
+            fs::write(layers.at("linked"), "AAAAAAAA").unwrap();
+            fs::hard_link(layers.at("linked"), layers.at("sub/other")).unwrap();
+            let files = ["file", "linked"].map(|path| open(layers.at(path)));
+            let write = |byte: &[u8], at| {
+                files.iter().for_each(|file| file.write_all_at(byte, at).unwrap());
+            };
+            write(b"1", 0);
+            let (first, _) = layers.checkpoint();
+            let changed = match is_chmod {
+                true => {
+                    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+                    fs::set_permissions(layers.at("file"), mode).unwrap();
+                    ["1AAAAAAA", "1AAAAAAA"]
+                }
+                false => {
+                    write(b"2", 1);
+                    ["12AAAAAA", "12AAAAAA"]
+                }
+            };
+            let away = layers.roll_back_from(&first);
+            layers.roll_back(&away);
+            write(b"3", 2);
+            let now = || ["file", "linked"].map(|path| layers.read(path).unwrap());
+            // Of what nobody has changed the handle goes on in the mount.
+            let went_on = now().map(|contents| contents.as_bytes()[2] == b'3');
+            let (second, _) = layers.checkpoint();
+            let expected = now();
+            for (n, contents) in expected.iter().enumerate() {
+                let mut of_then = changed[n].to_owned();
+                if went_on[n] {
+                    of_then.replace_range(2..3, "3");
+                }
+                assert_eq!(*contents, of_then, "{way:?} {is_chmod}");
+            }
+            write(b"4", 3);
+            layers.roll_back(&first);
+            write(b"5", 4);
+            layers.roll_back(&second);
+            assert_eq!(now(), expected, "{way:?} {is_chmod}");
+            assert_eq!(layers.read("sub/other").unwrap(), expected[1], "{way:?} {is_chmod}");
+            drop(files);
+            layers.end();
+        }
+    }
+}
+
+#[test]
+fn a_file_that_was_removed_with_its_directory_and_is_open_comes_back_as_it_was() {
+    if !can_mount("a_file_that_was_removed_with_its_directory_and_is_open_comes_back_as_it_was") {
+        return;
+    }
+    for way in WAYS {
+        let layers = Layers::new(way);
+        fs::create_dir(layers.at("dir")).unwrap();
+        fs::write(layers.at("dir/file"), "file").unwrap();
+        let (point, _) = layers.checkpoint();
+        for path in ["dir/file", "sub/deeper/empty", "sub/data"] {
+            let expected = fs::read(layers.at(path)).unwrap();
+            let held = open(layers.at(path));
+            held.write_all_at(b"changed", 0).unwrap();
+            let top = Path::new(path).components().next().unwrap();
+            fs::remove_dir_all(layers.at(top.as_os_str().to_str().unwrap())).unwrap();
+            layers.roll_back(&point);
+            assert!(fs::read(layers.at(path)).unwrap() == expected, "{way:?} {path}");
+            let mut read = [0; 7];
+            held.read_exact_at(&mut read, 0).unwrap();
+            assert_eq!(&read, b"changed", "{way:?} {path}");
+        }
+        layers.end();
+    }
+}
+
+#[test]
+fn what_is_open_outlasts_the_layer_that_it_was_in() {
+    if !can_mount("what_is_open_outlasts_the_layer_that_it_was_in") {
+        return;
+    }
+    for way in WAYS {
+        for write in [false, true] {
+            let layers = Layers::new(way);
+            fs::write(layers.at("file"), "data of it").unwrap();
+            layers.checkpoint();
+            let mode = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+            fs::set_permissions(layers.at("file"), mode).unwrap();
+            let held = OpenOptions::new().read(true).write(write).open(layers.at("file")).unwrap();
+            for name in ["one", "two"] {
+                layers.0.bench.ok(&["-q", "rollback", "--to-archive", text(&layers.0.mountpoint)]);
+                fs::write(layers.at(name), "changed").unwrap();
+            }
+            let mut read = [0; 10];
+            held.read_exact_at(&mut read, 0).unwrap();
+            assert_eq!(&read, b"data of it", "{way:?} {write}");
+            assert_eq!(held.metadata().unwrap().mode() & 0o777, 0o600, "{way:?} {write}");
+            if write {
+                held.write_all_at(b"more", 0).unwrap();
+                held.read_exact_at(&mut read, 0).unwrap();
+                assert_eq!(&read, b"more of it", "{way:?}");
+            }
+            drop(held);
+            layers.end();
+        }
+    }
 }
 
 /// Says that it is over once it is dropped.

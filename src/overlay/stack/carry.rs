@@ -6,8 +6,10 @@
 //! A copy is made while the kernel may write, so it is of no one moment unless the file stood still meanwhile, or its
 //! file system shares blocks.
 
+use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
 use rustix::fs::{FileType, OFlags, RenameFlags};
@@ -17,15 +19,16 @@ use super::super::Overlay;
 use super::super::build::{Built, FrozenInode, Original};
 use super::super::dirs::os_str;
 use super::super::error::{Error, Result};
+use super::super::handles::Source;
 use super::super::index::nlink_mark;
 use super::super::lookup::Held;
-use super::super::node::{Data, Dentry, UpperState};
+use super::super::node::{Data, Dentry, InLayer, UpperState};
 use super::super::upper::{Mark, Record};
-use super::Below;
 use super::names::LayerName;
+use super::{Below, Part};
 use crate::cache::may_wait;
 use crate::inode_ops::{Address, copy_data, list, stat_at, stat_fd, times_of};
-use crate::types::{FileKind, Ino};
+use crate::types::{FileKind, Ino, LayerSerial};
 
 /// How often a file is copied again that has changed meanwhile.
 const ATTEMPTS: usize = 3;
@@ -132,6 +135,55 @@ impl Overlay {
             open.carried_to(self.live());
         }
         Ok(true)
+    }
+
+    /// Gives layers that are to be of the stack again copies of the files in them that somebody writes to since they
+    /// were rolled away: who does goes on with the file itself, as after unlink(2). Called with `names` held exclusively.
+    /// Gives the nodes of these.
+    pub(super) fn cut_off(&self, come: &HashSet<LayerSerial>) -> Result<HashSet<Ino>> {
+        let (mut done, mut nodes) = (HashSet::new(), HashSet::new());
+        for open in self.handles.all().iter().filter(|open| open.writes()) {
+            let Source::File(layer, fd) = open.source() else { continue };
+            let Some(state) = self.nodes.find(open.ino).and_then(|node| node.upper) else {
+                continue;
+            };
+            let is_apart = open.is_apart() || state.is_apart;
+            if !come.contains(&layer) || !is_apart || !state.data.is_here() {
+                continue;
+            }
+            nodes.insert(open.ino);
+            let stat = stat_fd(&fd).map_err(Error::sys("statx", "an open file"))?;
+            if stat.stx_nlink == 0 || !done.insert(stat.stx_ino) {
+                continue;
+            }
+            let address = Address::Open(fd);
+            let frozen = FrozenInode { address, stat, state, whole: Below::default(), place: None };
+            let names = self.names_of_inode(layer, stat.stx_ino)?;
+            let copy = self.copy_for_layer(open.ino, &frozen, ATTEMPTS)?;
+            for name in &names {
+                self.put_in_layer(&copy.built, name)?;
+            }
+        }
+        Ok(nodes)
+    }
+
+    /// The names of inode `st_ino` in `layer`, which may be of no stack yet.
+    fn names_of_inode(&self, layer: LayerSerial, st_ino: u64) -> Result<Vec<LayerName>> {
+        let mut pending: Vec<Arc<Part>> = self.stack.root_in(layer).into_iter().collect();
+        let mut names = Vec::new();
+        while let Some(dir) = pending.pop() {
+            let fd = self.part_fds.get(&dir)?;
+            for (name, _, kind) in list(&fd)? {
+                let bytes = name.as_bytes();
+                if kind == FileType::Directory {
+                    pending.push(Part::child(&dir, bytes));
+                } else if stat_at(&fd, &name)?.stx_ino == st_ino {
+                    let place = InLayer { dir: Arc::clone(&dir), name: bytes.into() };
+                    names.push(LayerName { dir: Ino::ROOT, place });
+                }
+            }
+        }
+        Ok(names)
     }
 
     /// Gives the topmost layer copies of the files that a server before this one was killed over carrying from it.

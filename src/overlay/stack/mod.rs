@@ -161,6 +161,13 @@ impl Stack {
         own.unwrap_or_else(|| Part::root(layer.serial, Arc::clone(&layer.root)))
     }
 
+    /// The root of layer `layer`, of the stack or of that which may come next.
+    fn root_in(&self, layer: LayerSerial) -> Option<Arc<Part>> {
+        let roots = self.roots.read();
+        let mut all = roots.own.iter().chain(&roots.considered);
+        all.find(|part| part.layer == layer).cloned()
+    }
+
     /// Looks at layers whose roots are `roots`, the topmost first, as well, each below those above it.
     fn consider(&self, roots: Vec<Arc<Part>>) {
         self.roots.write().considered = roots;

@@ -80,6 +80,10 @@ struct Switch<'a> {
     /// Directories that were met under a name in one of the stacks, and not yet in the other.
     left: HashMap<Ino, Place>,
     right: HashMap<Ino, Place>,
+    /// Files that were rolled away and are written to, of which the stack that comes has copies.
+    cut_off: HashSet<Ino>,
+    /// Those that are found in both: each is met under two names.
+    matched: HashSet<Ino>,
     /// Those of the latter that were looked into.
     seen: HashSet<Ino>,
     /// Where directories are in the stack that comes.
@@ -166,10 +170,13 @@ impl Overlay {
             files: HashMap::new(),
             left: HashMap::new(),
             right: HashMap::new(),
+            cut_off: HashSet::new(),
+            matched: HashSet::new(),
             seen: HashSet::new(),
             places: HashMap::new(),
         };
         switch.check_mounted(mounted)?;
+        switch.cut_off = self.cut_off(&switch.come)?;
         switch.compare_all()?;
         next.dress_root_as(&self.root_of(&to)?)?;
         let changing = self.changing.write();
@@ -302,7 +309,9 @@ impl Switch<'_> {
                         && is_directory(&then)
                     {
                         let ino = then.ino(overlay)?;
-                        self.right.insert(ino, (*dir, name.as_bytes().into(), then));
+                        if !self.matched.contains(&ino) {
+                            self.right.insert(ino, (*dir, name.as_bytes().into(), then));
+                        }
                     }
                 }
             }
@@ -328,6 +337,7 @@ impl Switch<'_> {
 
     fn has_moved(&mut self, ino: Ino, now: &Below, then: Place, pairs: &mut Vec<Pair>) {
         pairs.push((ino, now.clone(), Some(then.2.whole())));
+        self.matched.insert(ino);
         self.places.insert(ino, then.clone());
         self.moved.push((ino, then));
     }
@@ -364,6 +374,7 @@ impl Switch<'_> {
             if let Some(now) = now {
                 let ino = now.ino(overlay)?;
                 match (is_directory(&now), now) {
+                    (true, _) if self.matched.contains(&ino) => {}
                     (true, now) => drop(self.left.insert(ino, (*dir, name.clone(), now))),
                     (false, LowerEntry::Layer(_, place)) => {
                         drop(self.files.insert(ino, Some(place)))
@@ -374,6 +385,7 @@ impl Switch<'_> {
             if let Some(then) = then {
                 let ino = then.ino(overlay)?;
                 match is_directory(&then) {
+                    true if self.matched.contains(&ino) => {}
                     true => drop(self.right.insert(ino, (*dir, name.clone(), then))),
                     false => drop(self.files.entry(ino).or_insert(None)),
                 }
@@ -424,10 +436,25 @@ impl Switch<'_> {
     /// Changes what is known. Nothing of it can fail.
     fn apply(mut self, live: LayerSerial) -> RolledBack {
         let (nodes, ids) = (&self.overlay.nodes, &self.overlay.ids);
+        // What was removed and is open does not stand for its number in the other stack, which may have that again.
+        for ino in nodes.nameless(|ino| !self.overlay.handles.of(ino).is_empty()) {
+            self.files.entry(ids.number_of(ino)).or_insert(None);
+        }
         // First, as it is found out of what is known of the directories.
         for (number, place) in &mut self.files {
             if place.is_none() {
                 *place = self.overlay.place_in_layer(ids.id_of(*number));
+            }
+        }
+        // A layer may be removed while a file of it is open.
+        let mut held = HashMap::new();
+        for (number, place) in &self.files {
+            let is_open = || !self.overlay.handles.of(ids.id_of(*number)).is_empty();
+            if let Some(place) = place.as_ref().filter(|_| is_open()) {
+                match self.overlay.in_layer(place).and_then(|inode| Ok(inode.pin()?)) {
+                    Ok(inode) => drop(held.insert(*number, inode)),
+                    Err(error) => tracing::warn!("an open file may be lost: {error}"),
+                }
             }
         }
         let lost = self.lost();
@@ -449,13 +476,14 @@ impl Switch<'_> {
                 done.directories.push(ino);
             }
         }
+        let mut moved = Vec::new();
         for (number, (parent, name, then)) in &self.moved {
             let ino = nodes.living(*number);
             if nodes.is_known(ino) {
                 let dentry = Dentry::Name(self.make_known(*parent, &state), name.clone());
                 nodes.restate(ino, state(then), Some(dentry));
                 done.directories.push(ino);
-                done.moved.extend(nodes.paths(ino).first().map(|path| os_str(path).into()));
+                moved.push(ino);
             }
         }
         for (number, now) in &self.vanished {
@@ -468,7 +496,11 @@ impl Switch<'_> {
                 (upper.place, upper.whole) = (place, Some(now.whole()));
             });
         }
+        // Only now all are where they belong: of two that were within each other, one after the other has moved.
+        let paths = moved.iter().filter_map(|ino| nodes.paths(*ino).into_iter().next());
+        done.moved.extend(paths.map(|path| PathBuf::from(os_str(&path))));
         lost.forget(nodes);
+        nodes.end_apart(|ino, layer| self.come.contains(&layer) && !self.cut_off.contains(&ino));
         for (number, place) in self.files {
             let id = self.overlay.ids.id_of(number);
             // Also names that no layer has, in a directory that comes back with all that the kernel remembers of it.
@@ -476,7 +508,7 @@ impl Switch<'_> {
             let is_orphan = nodes.orphan(id, |upper| {
                 upper.is_apart |= upper.layer == live;
                 if upper.pin.is_none() {
-                    upper.place = place;
+                    (upper.place, upper.held) = (place, held.remove(&number));
                 }
             });
             if !is_orphan {
