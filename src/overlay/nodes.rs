@@ -4,8 +4,10 @@
 //! from any node up to the root is always known. A node of the archive alone costs 65 bytes, and more where
 //! its name is long: everything else about it follows from its number.
 
+mod orphans;
+
+use std::collections::HashMap;
 use std::collections::hash_map::RandomState;
-use std::collections::{HashMap, HashSet};
 use std::ffi::{OsStr, OsString};
 use std::hash::BuildHasher;
 use std::os::unix::ffi::OsStrExt;
@@ -14,6 +16,7 @@ use std::sync::Arc;
 use parking_lot::{MappedMutexGuard, Mutex, MutexGuard};
 use rustix::io::Errno;
 
+pub(super) use self::orphans::Inside;
 use super::aliases::Aliases;
 use super::dense::Dense;
 use super::error::{Error, Result};
@@ -21,7 +24,7 @@ use super::ids::Ids;
 use super::name::Name;
 use super::node::{Dentry, Snapshot, UpperState};
 use super::parents::UpperParents;
-use crate::types::{FileKind, Ino, LayerSerial};
+use crate::types::Ino;
 
 /// Siblings are picked together if their numbers differ in no more than these low bits. In the archive they then
 /// lie within 8 KiB of compressed inodes, some 2,000 to 4,000 of them.
@@ -41,18 +44,12 @@ struct Node {
     upper: Option<Box<UpperState>>,
 }
 
-/// What is known in some directories, and in those in them.
-#[derive(Debug)]
-pub(super) struct Inside {
-    /// These directories, and what is reached through them.
-    pub(super) nodes: HashSet<Ino>,
-    /// The names there, each with the node and the directory.
-    pub(super) names: Vec<(Ino, Ino, Name)>,
-}
-
 /// The node table.
 #[derive(Debug)]
-pub(super) struct Nodes(Mutex<Table>, Arc<Ids>);
+pub(super) struct Nodes {
+    table: Mutex<Table>,
+    ids: Arc<Ids>,
+}
 
 #[derive(Debug)]
 struct Table {
@@ -74,195 +71,18 @@ impl Nodes {
         let _ = nodes.insert(Ino::ROOT, root);
         let (copied, aliases) = (HashMap::new(), Aliases::default());
         let same = Arc::clone(&ids);
-        Self(Mutex::new(Table { nodes, copied, upper_parents: None, aliases, ids: same }), ids)
-    }
-
-    /// The node that stands for number `number`, if there is one that does.
-    pub(super) fn meant(&self, number: Ino) -> Option<Snapshot> {
-        let id = self.1.id_of(number);
-        self.0.lock().nodes.get(id).filter(|node| !node.is_orphan).map(Node::snapshot)
-    }
-
-    /// The node that is to stand for number `number` from now on, if it is found. `is_open` says of a node whether
-    /// somebody has it open, and so has to keep it.
-    pub(super) fn stand_in(&self, number: Ino, is_open: impl Fn(Ino) -> bool) -> Ino {
-        let id = self.1.id_of(number);
-        let orphan = {
-            let mut table = self.0.lock();
-            match table.nodes.get_mut(id).filter(|node| node.is_orphan) {
-                None => return id,
-                Some(node) if node.is_dead => {
-                    drop(table);
-                    return self.1.split(number, id);
-                }
-                // In this order: who opens it looks once more at what it is when it is known to be open.
-                Some(node) => {
-                    node.is_orphan = false;
-                    node.upper.take()
-                }
-            }
-        };
-        if !is_open(id) {
-            return id;
-        }
-        let mut table = self.0.lock();
-        if let Some(node) = table.nodes.get_mut(id) {
-            (node.is_orphan, node.upper) = (true, orphan);
-        }
-        self.1.split(number, id)
-    }
-
-    /// Has `id` stand for nothing any more, from where `place` it is reached, if it is not in the archive. `change` changes
-    /// what is known of it in a layer. Says whether it is known.
-    pub(super) fn orphan(&self, id: Ino, change: impl FnOnce(&mut UpperState)) -> bool {
-        let mut dropped = Vec::new();
-        let mut table = self.0.lock();
-        let Some(node) = table.nodes.get_mut(id).filter(|node| !node.is_orphan) else {
-            return false;
-        };
-        node.is_orphan = true;
-        if let Some(upper) = &mut node.upper {
-            change(upper);
-        }
-        self.1.take(id);
-        let old = table.move_to(id, Dentry::Nowhere);
-        table.aliases.forget(id);
-        if let Some(parent) = old {
-            table.collect(parent, &mut dropped);
-        }
-        true
-    }
-
-    /// Has directory `ino` stand for nothing any more: it was removed. Should a rollback bring it back, that is another
-    /// node.
-    pub(super) fn bury(&self, ino: Ino) {
-        let mut table = self.0.lock();
-        if let Some(node) = table.nodes.get_mut(ino) {
-            (node.is_orphan, node.is_dead) = (true, true);
-            self.1.take(ino);
-        }
-    }
-
-    /// The node that is to stand for directory `number` in a tree that has it: not one that was removed.
-    pub(super) fn living(&self, number: Ino) -> Ino {
-        let id = self.1.id_of(number);
-        match self.0.lock().nodes.get(id).is_some_and(|node| node.is_dead) {
-            true => self.1.split(number, id),
-            false => id,
-        }
-    }
-
-    /// Has directory `ino`, if it is known, be what `upper` says, at `dentry` if that is another.
-    pub(super) fn restate(
-        &self,
-        ino: Ino,
-        upper: Option<UpperState>,
-        dentry: Option<Dentry>,
-    ) -> bool {
-        let mut dropped = Vec::new();
-        let mut table = self.0.lock();
-        let Some(node) = table.nodes.get_mut(ino) else { return false };
-        node.is_orphan = false;
-        let before = std::mem::replace(&mut node.upper, upper.map(Box::new));
-        table.forget_copied(ino, before.as_deref());
-        table.note_copied(ino);
-        if let Some(dentry) = dentry
-            && let Some(parent) = table.move_to(ino, dentry)
-        {
-            table.collect(parent, &mut dropped);
-        }
-        true
-    }
-
-    /// Makes a node for directory `ino` at `dentry`, if there is none, which stays for as long as another is in it.
-    pub(super) fn make_known(&self, ino: Ino, dentry: Dentry, upper: Option<UpperState>) {
-        let mut table = self.0.lock();
-        if table.nodes.contains(ino) {
-            return;
-        }
-        let above = dentry.parent();
-        if table.nodes.insert(ino, Node::new(dentry, upper)).is_ok()
-            && let Some(parent) = above.and_then(|parent| table.nodes.get_mut(parent))
-        {
-            parent.children += 1;
-        }
-        table.note_copied(ino);
-    }
-
-    /// What is in the directories `tops`, and in those in them, and so on, but for what is in `others`.
-    pub(super) fn inside(&self, tops: &HashSet<Ino>, others: &HashSet<Ino>) -> Inside {
-        let table = self.0.lock();
-        let judged = |dirs: &HashSet<Ino>, is_in| dirs.iter().map(|dir| (*dir, is_in)).collect();
-        let mut is_in: HashMap<Ino, bool> = judged(tops, true);
-        is_in.extend(judged(others, false));
-        let mut names = Vec::new();
-        for (ino, _) in table.nodes.iter() {
-            let mut way = Vec::new();
-            let mut at = Some(ino);
-            let found = loop {
-                let Some(here) = at else { break false };
-                if let Some(known) = is_in.get(&here) {
-                    break *known;
-                }
-                way.push(here);
-                at = table.nodes.get(here).and_then(|node| node.dentry.parent());
-            };
-            is_in.extend(way.into_iter().map(|ino| (ino, found)));
-        }
-        is_in.retain(|_, is_in| *is_in);
-        for ino in is_in.keys().filter(|ino| !tops.contains(ino)) {
-            if let Some(Dentry::Name(dir, name)) = table.nodes.get(*ino).map(|node| &node.dentry) {
-                names.push((*ino, *dir, name.clone()));
-            }
-        }
-        let others = table.aliases.iter().filter(|(_, dir, _)| is_in.contains_key(dir));
-        names.extend(others.map(|(ino, dir, name)| (ino, dir, name.clone())));
-        Inside { nodes: is_in.into_keys().collect(), names }
-    }
-
-    /// What was rolled away with a layer is somebody else's, too, where that layer `is_back`.
-    pub(super) fn end_apart(&self, is_back: impl Fn(Ino, LayerSerial) -> bool) {
-        let mut table = self.0.lock();
-        let apart = |(ino, node): (Ino, &Node)| {
-            let upper = node.upper.as_ref().filter(|upper| upper.is_apart)?;
-            is_back(ino, upper.layer).then_some(ino)
-        };
-        let back: Vec<Ino> = table.nodes.iter().filter_map(apart).collect();
-        for ino in back {
-            if let Some(upper) = table.nodes.get_mut(ino).and_then(|node| node.upper.as_mut()) {
-                upper.is_apart = false;
-            }
-        }
-    }
-
-    /// Nodes that no name leads to, but that stand for their numbers: what was removed, of that of the archive what `is_open`.
-    pub(super) fn nameless(&self, is_open: impl Fn(Ino) -> bool) -> Vec<Ino> {
-        let table = self.0.lock();
-        let is_one = |(ino, node): &(Ino, &Node)| {
-            let is_named = node.dentry != Dentry::Nowhere || *ino == Ino::ROOT;
-            !is_named && !node.is_orphan && (node.upper.is_some() || is_open(*ino))
-        };
-        table.nodes.iter().filter(is_one).map(|(ino, _)| ino).collect()
-    }
-
-    /// The nodes that stand for nothing any more and may be directories.
-    pub(super) fn orphaned_directories(&self) -> Vec<Ino> {
-        let is_one = |node: &Node| {
-            let is_file = |upper: &UpperState| upper.kind != FileKind::Directory;
-            node.is_orphan && !node.is_dead && !node.upper.as_deref().is_some_and(is_file)
-        };
-        let table = self.0.lock();
-        table.nodes.iter().filter(|(_, node)| is_one(node)).map(|(ino, _)| ino).collect()
+        let table = Table { nodes, copied, upper_parents: None, aliases, ids: same };
+        Self { table: Mutex::new(table), ids }
     }
 
     /// Whether there is a node of `ino`.
     pub(super) fn is_known(&self, ino: Ino) -> bool {
-        self.0.lock().nodes.contains(ino)
+        self.table.lock().nodes.contains(ino)
     }
 
     /// The node of `ino`, if there is one.
     pub(super) fn find(&self, ino: Ino) -> Option<Snapshot> {
-        self.0.lock().nodes.get(ino).map(Node::snapshot)
+        self.table.lock().nodes.get(ino).map(Node::snapshot)
     }
 
     /// The node of `ino`, which the kernel must have looked up.
@@ -272,13 +92,13 @@ impl Nodes {
 
     /// Only the inode in the upper; cheaper than [`Self::get`] as no name is copied.
     pub(super) fn upper(&self, ino: Ino) -> Result<Option<UpperState>> {
-        let table = self.0.lock();
+        let table = self.table.lock();
         Ok(table.nodes.get(ino).ok_or_else(|| unknown(ino))?.upper.as_deref().cloned())
     }
 
     /// The number that is kept over inode `st_ino` of the upper, or of a layer.
     pub(super) fn copied_as(&self, st_ino: u64) -> Option<Ino> {
-        self.0.lock().copied.get(&st_ino).copied()
+        self.table.lock().copied.get(&st_ino).copied()
     }
 
     /// Counts a lookup of `ino`, found at `dentry` as `upper`, and makes its node if there is none. A node
@@ -288,7 +108,7 @@ impl Nodes {
     /// `ELOOP` where `dentry` is below `ino` itself, as only a damaged archive has it.
     pub(super) fn enter(&self, ino: Ino, dentry: Dentry, upper: Option<UpperState>) -> Result<()> {
         let mut dropped = Vec::new();
-        let mut table = self.0.lock();
+        let mut table = self.table.lock();
         if let Some(parent) = dentry.parent() {
             if !table.nodes.contains(parent) {
                 return Err(unknown(parent));
@@ -329,7 +149,7 @@ impl Nodes {
     /// Counts a lookup of `ino`, of which nothing is known but its number: it was listed, and the kernel
     /// gives it back at once.
     pub(super) fn count(&self, ino: Ino) -> Result<()> {
-        let mut table = self.0.lock();
+        let mut table = self.table.lock();
         if let Some(node) = table.nodes.get_mut(ino) {
             node.lookups = node.lookups.saturating_add(1);
             return Ok(());
@@ -340,7 +160,7 @@ impl Nodes {
 
     /// Counts a lookup of `ino` where it is, if it has a node with a dentry.
     pub(super) fn enter_known(&self, ino: Ino) -> bool {
-        let mut table = self.0.lock();
+        let mut table = self.table.lock();
         let Some(node) = table.nodes.get_mut(ino) else { return false };
         let is_known = ino == Ino::ROOT || node.dentry != Dentry::Nowhere;
         if is_known {
@@ -351,25 +171,25 @@ impl Nodes {
 
     /// Notes that `ino`, which is reached otherwise, was looked up by `name` in `parent`.
     pub(super) fn note_alias(&self, ino: Ino, parent: Ino, name: &OsStr) {
-        self.0.lock().aliases.note(ino, parent, name.as_bytes().into());
+        self.table.lock().aliases.note(ino, parent, name.as_bytes().into());
     }
 
     /// Notes that `ino` has no longer `name` in `parent`.
     pub(super) fn alias_gone(&self, ino: Ino, parent: Ino, name: &OsStr) {
-        self.0.lock().aliases.gone(ino, parent, name.as_bytes());
+        self.table.lock().aliases.gone(ino, parent, name.as_bytes());
     }
 
     /// The paths of `ino` from the root, without a slash before them, as far as its names are known: the one used last
     /// is first.
     pub(super) fn paths(&self, ino: Ino) -> Vec<Vec<u8>> {
-        let table = self.0.lock();
+        let table = self.table.lock();
         let others = table.aliases.of(ino).filter_map(|(parent, name)| table.path_in(parent, name));
         table.path(ino).into_iter().chain(others).collect()
     }
 
     /// The names of `ino`, as far as they are known, each with its directory: the one used last is first.
     pub(super) fn names(&self, ino: Ino) -> Vec<(Ino, Name)> {
-        let table = self.0.lock();
+        let table = self.table.lock();
         let own = table.nodes.get(ino).and_then(|node| match &node.dentry {
             Dentry::Name(parent, name) => Some((*parent, name.clone())),
             Dentry::Index | Dentry::Nowhere => None,
@@ -380,19 +200,19 @@ impl Nodes {
 
     /// The path of `name` in directory `parent`, as [`Self::paths`].
     pub(super) fn path_in(&self, parent: Ino, name: &OsStr) -> Option<Vec<u8>> {
-        self.0.lock().path_in(parent, name.as_bytes())
+        self.table.lock().path_in(parent, name.as_bytes())
     }
 
     /// Where files in the upper are that have no node.
     pub(super) fn upper_parents(&self) -> MappedMutexGuard<'_, Option<UpperParents>> {
-        MutexGuard::map(self.0.lock(), |table| &mut table.upper_parents)
+        MutexGuard::map(self.table.lock(), |table| &mut table.upper_parents)
     }
 
     /// Takes back `count` lookups of `ino`.
     pub(super) fn forget(&self, ino: Ino, count: u64) {
         let mut dropped = Vec::new();
         {
-            let mut table = self.0.lock();
+            let mut table = self.table.lock();
             if let Some(node) = table.nodes.get_mut(ino) {
                 node.lookups =
                     node.lookups.saturating_sub(u32::try_from(count).unwrap_or(u32::MAX));
@@ -406,7 +226,7 @@ impl Nodes {
     /// Moves `ino` to `dentry`.
     pub(super) fn move_to(&self, ino: Ino, dentry: Dentry) {
         let mut dropped = Vec::new();
-        let mut table = self.0.lock();
+        let mut table = self.table.lock();
         if dentry != Dentry::Nowhere {
             table.note_alias(ino, &dentry);
         }
@@ -418,14 +238,14 @@ impl Nodes {
 
     /// Changes what is known of `ino`'s inode in the upper.
     pub(super) fn update(&self, ino: Ino, change: impl FnOnce(&mut UpperState)) {
-        if let Some(upper) = self.0.lock().nodes.get_mut(ino).and_then(|n| n.upper.as_mut()) {
+        if let Some(upper) = self.table.lock().nodes.get_mut(ino).and_then(|n| n.upper.as_mut()) {
             change(upper);
         }
     }
 
     /// Publishes that `ino` is in the upper from now on.
     pub(super) fn publish(&self, ino: Ino, upper: UpperState) {
-        let mut table = self.0.lock();
+        let mut table = self.table.lock();
         if let Some(node) = table.nodes.get_mut(ino) {
             let before = node.upper.replace(Box::new(upper));
             table.forget_copied(ino, before.as_deref());
@@ -435,7 +255,7 @@ impl Nodes {
 
     /// Whether `name` in `parent` is where `ino` is reached.
     pub(super) fn is_at(&self, ino: Ino, parent: Ino, name: &OsStr) -> bool {
-        self.0.lock().nodes.get(ino).is_some_and(|node| node.dentry.is(parent, name))
+        self.table.lock().nodes.get(ino).is_some_and(|node| node.dentry.is(parent, name))
     }
 
     /// The directory and name of `ino`, or `None` where it has no name or is the root.
@@ -450,7 +270,7 @@ impl Nodes {
     /// are walked in order again and again, and then the oldest are those that are wanted next. But
     /// siblings go together, as a directory is listed faster than its files are looked up.
     pub(super) fn pick(&self, count: usize) -> Vec<Ino> {
-        let table = self.0.lock();
+        let table = self.table.lock();
         let free = table.nodes.iter().filter(|(ino, node)| *ino != Ino::ROOT && node.is_free());
         let free: Vec<(Ino, Option<Ino>)> =
             free.map(|(ino, node)| (ino, node.dentry.parent())).collect();
@@ -467,7 +287,7 @@ impl Nodes {
 
     /// How many nodes there are.
     pub(super) fn len(&self) -> usize {
-        self.0.lock().nodes.len()
+        self.table.lock().nodes.len()
     }
 }
 

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use crate::support::corpus::Numbers;
 use crate::support::mount::{can_mount, can_mount_with, write_tree};
 use crate::support::place::Place;
 use crate::support::presigned::presign;
@@ -27,16 +28,7 @@ fn text(path: &Path) -> &str {
 
 /// Bytes that do not compress.
 fn noise(len: usize) -> Vec<u8> {
-    let mut state = 0x9e37_79b9_7f4a_7c15u64;
-    std::iter::repeat_with(|| {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state.to_le_bytes()
-    })
-    .flatten()
-    .take(len)
-    .collect()
+    Numbers(1).noise(len)
 }
 
 /// The small tree, to be backed up.

@@ -3,8 +3,7 @@
 
 use std::fs::{self, File};
 use std::io::Write;
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -14,6 +13,7 @@ use crate::support::mount::{Bench, can_mount, can_mount_with};
 use crate::support::place::Place;
 use crate::support::s3::Seen;
 use crate::support::surrounding::Need;
+use crate::support::trees::{assert_same, seen};
 
 /// Size of the parts of an upload.
 const PART: u64 = 8 << 20;
@@ -89,41 +89,6 @@ fn change(root: &Path) {
     // Written again as it was, which is a change all the same.
     let same = fs::read(at("dir-8/small-80")).unwrap();
     fs::write(at("dir-8/small-80"), same).unwrap();
-}
-
-/// What is to be seen of each file of a tree.
-fn seen(root: &Path) -> Vec<(PathBuf, String, Vec<u8>)> {
-    let entries = walkdir::WalkDir::new(root).sort_by_file_name().into_iter().map(Result::unwrap);
-    let of = |entry: walkdir::DirEntry| {
-        let meta = entry.path().symlink_metadata().unwrap();
-        let links = if meta.is_dir() { 0 } else { meta.nlink() };
-        let facts = format!(
-            "{:o} {}:{} {links} {}",
-            meta.mode(),
-            meta.uid(),
-            meta.gid(),
-            if entry.depth() == 0 { 0 } else { meta.mtime() }
-        );
-        let data = match (meta.is_file(), meta.is_symlink()) {
-            (true, _) => fs::read(entry.path()).unwrap(),
-            (_, true) => fs::read_link(entry.path()).unwrap().as_os_str().as_bytes().to_vec(),
-            _ => Vec::new(),
-        };
-        (entry.path().strip_prefix(root).unwrap().to_owned(), facts, data)
-    };
-    entries.map(of).collect()
-}
-
-fn assert_same(left: &Path, right: &Path, what: &str) {
-    let (left, right) = (seen(left), seen(right));
-    let names = |tree: &[(PathBuf, String, Vec<u8>)]| -> Vec<PathBuf> {
-        tree.iter().map(|(path, ..)| path.clone()).collect()
-    };
-    assert_eq!(names(&left), names(&right), "{what}");
-    for ((path, facts, data), (_, others, theirs)) in left.iter().zip(&right) {
-        assert_eq!(facts, others, "{what}: {path:?}");
-        assert!(data == theirs, "{what}: the contents of {path:?}");
-    }
 }
 
 /// Unpacks a backup beside what is there.

@@ -443,8 +443,7 @@ fn what_is_published_is_what_a_backup_of_the_mount_holds() {
 
 /// Bytes that do not compress.
 fn noise(seed: u64, len: usize) -> Vec<u8> {
-    let mut numbers = Numbers(seed);
-    std::iter::repeat_with(|| numbers.next().to_le_bytes()).flatten().take(len).collect()
+    Numbers(seed).noise(len)
 }
 
 #[test]

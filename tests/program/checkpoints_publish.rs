@@ -2,8 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::Write;
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,24 +11,17 @@ use std::time::{Duration, Instant, SystemTime};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
+use crate::support::corpus::Numbers;
 use crate::support::mount::{can_mount, can_mount_with};
 use crate::support::place::Place;
 use crate::support::s3::{Fault, Seen};
 use crate::support::surrounding::{Need, has};
+use crate::support::trees::assert_same;
 use crate::support::words::{eventually, said, text};
 
 /// Bytes that do not compress; others for another seed.
 fn noise(seed: u64, len: usize) -> Vec<u8> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    std::iter::repeat_with(|| {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state.to_le_bytes()
-    })
-    .flatten()
-    .take(len)
-    .collect()
+    Numbers(seed).noise(len)
 }
 
 /// A mount of a backup in a bucket.
@@ -147,39 +139,6 @@ fn ok(place: &Place, arguments: &[&str]) -> Value {
     let (status, mut lines) = place.json(arguments);
     assert_eq!(status, 0, "{}: {arguments:?}: {lines:?}", place.name);
     lines.pop().unwrap_or_default()
-}
-
-/// What is to be seen of each file of a tree.
-fn seen(root: &Path) -> Vec<(PathBuf, String, Vec<u8>)> {
-    let entries = walkdir::WalkDir::new(root).sort_by_file_name().into_iter().map(Result::unwrap);
-    let of = |entry: walkdir::DirEntry| {
-        let meta = entry.path().symlink_metadata().unwrap();
-        let (links, mtime) = match meta.is_dir() {
-            true => (0, 0),
-            false => (meta.nlink(), meta.mtime()),
-        };
-        let (mode, uid, gid) = (meta.mode(), meta.uid(), meta.gid());
-        let facts = format!("{mode:o} {uid}:{gid} {links} {mtime}");
-        let data = match (meta.is_file(), meta.is_symlink()) {
-            (true, _) => fs::read(entry.path()).unwrap(),
-            (_, true) => fs::read_link(entry.path()).unwrap().as_os_str().as_bytes().to_vec(),
-            _ => Vec::new(),
-        };
-        (entry.path().strip_prefix(root).unwrap().to_owned(), facts, data)
-    };
-    entries.map(of).collect()
-}
-
-fn assert_same(left: &Path, right: &Path, what: &str) {
-    let (left, right) = (seen(left), seen(right));
-    let names = |tree: &[(PathBuf, String, Vec<u8>)]| -> Vec<PathBuf> {
-        tree.iter().map(|(path, ..)| path.clone()).collect()
-    };
-    assert_eq!(names(&left), names(&right), "{what}");
-    for ((path, facts, data), (_, others, theirs)) in left.iter().zip(&right) {
-        assert_eq!(facts, others, "{what}: {path:?}");
-        assert!(data == theirs, "{what}: the contents of {path:?}");
-    }
 }
 
 /// A little of everything.

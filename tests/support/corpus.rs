@@ -29,6 +29,11 @@ impl Numbers {
         self.next() % bound.max(1)
     }
 
+    /// Bytes that do not compress.
+    pub(crate) fn noise(&mut self, len: usize) -> Vec<u8> {
+        std::iter::repeat_with(|| self.next().to_le_bytes()).flatten().take(len).collect()
+    }
+
     /// Bytes that compress to about half.
     pub(crate) fn bytes(&mut self, len: usize) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(len + 32);

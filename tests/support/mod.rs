@@ -11,5 +11,7 @@ pub(crate) mod presigned;
 pub(crate) mod s3;
 pub(crate) mod surrounding;
 #[allow(dead_code, reason = "the other test program uses none of it")]
+pub(crate) mod trees;
+#[allow(dead_code, reason = "the other test program uses none of it")]
 pub(crate) mod watch;
 pub(crate) mod words;

@@ -14,16 +14,14 @@
 //! | `freeze` | how an upper becomes a layer |
 //! | `settle` | before that: the index is emptied |
 //! | `carry` | at that: what the kernel writes to goes on in the next upper |
-//! | `rollback` | how other layers take the place of some |
+//! | `rollback/` | how other layers take the place of some |
 //! | `share` | layers that others have, too |
-//! | `lost` | what is known in directories that a rollback takes away |
 
 mod carry;
 mod contents;
 mod find;
 mod freeze;
 mod layer;
-mod lost;
 mod names;
 mod part;
 mod rollback;

@@ -4,11 +4,12 @@
 
 use std::collections::HashSet;
 
-use super::super::Overlay;
-use super::super::name::Name;
-use super::super::node::{Dentry, InLayer};
-use super::super::nodes::{Inside, Nodes};
-use super::Below;
+use super::super::super::Overlay;
+use super::super::super::dirs::os_str;
+use super::super::super::name::Name;
+use super::super::super::node::{Dentry, InLayer};
+use super::super::super::nodes::{Inside, Nodes};
+use super::super::Below;
 use crate::types::{FileKind, Ino};
 
 /// What is known in directories that vanish.
@@ -76,7 +77,7 @@ impl Lost {
             nodes.move_to(*ino, dentry.clone());
         }
         for (ino, dir, name) in &self.aliases {
-            nodes.alias_gone(*ino, *dir, super::super::dirs::os_str(name));
+            nodes.alias_gone(*ino, *dir, os_str(name));
         }
     }
 }

@@ -1,0 +1,227 @@
+//! What differs between the stack that is left and the one that comes.
+
+use std::collections::BTreeSet;
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+
+use rustix::fs::{FileType, OFlags};
+
+use super::super::super::error::Result;
+use super::super::super::lower::LowerEntry;
+use super::super::super::name::Name;
+use super::super::super::node::UpperState;
+use super::super::super::upper::{Mark, unusable};
+use super::super::Below;
+use super::{Pair, Place, Switch};
+use crate::inode_ops::list_with;
+use crate::types::{FileKind, Ino};
+
+impl Switch<'_> {
+    /// Checks that what is mounted inside stays where it is.
+    pub(super) fn check_mounted(&self, mounted: &[PathBuf]) -> Result<()> {
+        for path in mounted {
+            let (mut a, mut b) = (self.from.clone(), self.to.clone());
+            for name in path {
+                let name = name.as_bytes();
+                let [now, then] = [&a, &b].map(|dir| self.overlay.find_entry(dir, name));
+                let (now, then) = (now?, then?);
+                if !self.are_same(now.as_ref(), then.as_ref())? {
+                    return Err(unusable(path, "something is mounted there, which would be gone"));
+                }
+                let whole =
+                    |entry: Option<LowerEntry>| entry.map(|e| e.whole()).unwrap_or_default();
+                (a, b) = (whole(now), whole(then));
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether both are the same directory, or one and the same inode, or nothing.
+    fn are_same(&self, now: Option<&LowerEntry>, then: Option<&LowerEntry>) -> Result<bool> {
+        let (Some(now), Some(then)) = (now, then) else {
+            return Ok(now.is_none() && then.is_none());
+        };
+        if is_directory(now) && is_directory(then) {
+            return Ok(now.ino(self.overlay)? == then.ino(self.overlay)?);
+        }
+        Ok(match (now, then) {
+            (LowerEntry::Archive(now), LowerEntry::Archive(then)) => now == then,
+            (LowerEntry::Layer(now, _), LowerEntry::Layer(then, _)) => {
+                let inode = |upper: &Option<UpperState>| {
+                    upper.as_ref().map(|upper| (upper.layer, upper.st_ino))
+                };
+                inode(&now.upper) == inode(&then.upper)
+            }
+            _ => false,
+        })
+    }
+
+    pub(super) fn compare_all(&mut self) -> Result<()> {
+        let mut pairs: Vec<Pair> = vec![(Ino::ROOT, self.from.clone(), Some(self.to.clone()))];
+        loop {
+            while let Some(pair) = pairs.pop() {
+                self.compare(&pair, &mut pairs)?;
+            }
+            let both: Vec<Ino> =
+                self.left.keys().filter(|ino| self.right.contains_key(ino)).copied().collect();
+            for ino in both {
+                if let (Some((.., now)), Some(then)) =
+                    (self.left.remove(&ino), self.right.remove(&ino))
+                {
+                    self.has_moved(ino, &now.whole(), then, &mut pairs);
+                }
+            }
+            if !pairs.is_empty() || self.look_further()? {
+                continue;
+            }
+            for (ino, (_, _, now)) in std::mem::take(&mut self.left) {
+                match self.find_by_redirect(ino, &now)? {
+                    Some(then) => self.has_moved(ino, &now.whole(), then, &mut pairs),
+                    None => {
+                        pairs.push((ino, now.whole(), None));
+                        self.vanished.push((ino, now));
+                    }
+                }
+            }
+            if pairs.is_empty() {
+                self.find_known(&mut pairs)?;
+            }
+            if pairs.is_empty() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Looks for directories in those that only the stack that comes has. Says whether there were any.
+    fn look_further(&mut self) -> Result<bool> {
+        let overlay = self.overlay;
+        let new = self.right.iter().filter(|(ino, _)| !self.seen.contains(ino));
+        let new: Vec<(Ino, Place)> = new.map(|(ino, place)| (*ino, place.clone())).collect();
+        for (dir, place) in &new {
+            let whole = place.2.whole();
+            self.seen.insert(*dir);
+            self.places.insert(*dir, place.clone());
+            for part in whole.parts().iter().filter(|part| self.come.contains(&part.layer)) {
+                for (name, _, kind) in list_with(&*overlay.part_fds.get(part)?, OFlags::NOATIME)? {
+                    if kind == FileType::Directory
+                        && let Some(then) = overlay.find_entry(&whole, name.as_bytes())?
+                        && is_directory(&then)
+                    {
+                        let ino = then.ino(overlay)?;
+                        if !self.matched.contains(&ino) {
+                            self.right.insert(ino, (*dir, name.as_bytes().into(), then));
+                        }
+                    }
+                }
+            }
+        }
+        Ok(!new.is_empty())
+    }
+
+    /// Looks among directories that no layer of the stack that is left has for those that somebody knows: where it has
+    /// them is as the archive has it, or a layer that both have.
+    fn find_known(&mut self, pairs: &mut Vec<Pair>) -> Result<()> {
+        let (nodes, ids) = (&self.overlay.nodes, &self.overlay.ids);
+        for (ino, then) in std::mem::take(&mut self.right) {
+            if nodes.meant(ino).is_some() {
+                let now = self.overlay.lower_half(ids.id_of(ino))?;
+                self.has_moved(ino, &now, then, pairs);
+            } else if nodes.is_known(ids.id_of(ino)) {
+                // It is back. Nothing that was in it is known any more.
+                self.moved.push((ino, then));
+            }
+        }
+        Ok(())
+    }
+
+    fn has_moved(&mut self, ino: Ino, now: &Below, then: Place, pairs: &mut Vec<Pair>) {
+        pairs.push((ino, now.clone(), Some(then.2.whole())));
+        self.matched.insert(ino);
+        self.places.insert(ino, then.clone());
+        self.moved.push((ino, then));
+    }
+
+    /// Compares what is in one directory, as far as it is of a layer that only one stack has.
+    fn compare(&mut self, (dir, a, b): &Pair, pairs: &mut Vec<Pair>) -> Result<()> {
+        let overlay = self.overlay;
+        let of_gone = a.parts().iter().filter(|part| self.gone.contains(&part.layer));
+        let of_come =
+            b.iter().flat_map(Below::parts).filter(|part| self.come.contains(&part.layer));
+        let mut names: BTreeSet<Box<[u8]>> = BTreeSet::new();
+        for part in of_gone.chain(of_come) {
+            let listed = list_with(&*overlay.part_fds.get(part)?, OFlags::NOATIME)?;
+            names.extend(listed.into_iter().map(|(name, ..)| name.as_bytes().into()));
+        }
+        for name in names {
+            let now = overlay.find_entry(a, &name)?;
+            let then = match b {
+                Some(b) => overlay.find_entry(b, &name)?,
+                None => None,
+            };
+            if self.are_same(now.as_ref(), then.as_ref())? {
+                if let (Some(now), Some(then)) = (now, then)
+                    && is_directory(&now)
+                {
+                    let ino = now.ino(overlay)?;
+                    pairs.push((ino, now.whole(), Some(then.whole())));
+                    self.places.insert(ino, (*dir, (&*name).into(), then.clone()));
+                    self.kept.push((ino, then));
+                }
+                continue;
+            }
+            let name: Name = (&*name).into();
+            if let Some(now) = now {
+                let ino = now.ino(overlay)?;
+                match (is_directory(&now), now) {
+                    (true, _) if self.matched.contains(&ino) => {}
+                    (true, now) => drop(self.left.insert(ino, (*dir, name.clone(), now))),
+                    (false, LowerEntry::Layer(_, place)) => {
+                        drop(self.files.insert(ino, Some(place)))
+                    }
+                    (false, LowerEntry::Archive(_)) => drop(self.files.entry(ino).or_insert(None)),
+                }
+            }
+            if let Some(then) = then {
+                let ino = then.ino(overlay)?;
+                match is_directory(&then) {
+                    true if self.matched.contains(&ino) => {}
+                    true => drop(self.right.insert(ino, (*dir, name.clone(), then))),
+                    false => drop(self.files.entry(ino).or_insert(None)),
+                }
+            }
+            self.names.push((*dir, name));
+        }
+        Ok(())
+    }
+
+    /// Where directory `ino` is in the stack that comes, if a redirect says so: what it was in may be gone from the one
+    /// that is left.
+    fn find_by_redirect(&mut self, ino: Ino, now: &LowerEntry) -> Result<Option<Place>> {
+        let LowerEntry::Layer(_, place) = now else { return Ok(None) };
+        let overlay = self.overlay;
+        let redirect = overlay.marks.get(&overlay.in_layer(place)?, Mark::Redirect)?;
+        let Some(path) = redirect.as_deref().and_then(|path| path.strip_prefix(b"/")) else {
+            return Ok(None);
+        };
+        let (mut dir, mut whole) = (Ino::ROOT, self.to.clone());
+        let mut found = None;
+        for name in path.split(|byte| *byte == b'/') {
+            if let Some(above) = found.take() {
+                let (_, _, entry): &Place = &above;
+                (dir, whole) = (entry.ino(overlay)?, entry.whole());
+                self.places.entry(dir).or_insert(above);
+            }
+            let entry = overlay.find_entry(&whole, name)?.filter(is_directory);
+            let Some(entry) = entry else { return Ok(None) };
+            found = Some((dir, name.into(), entry));
+        }
+        match found {
+            Some(place) if place.2.ino(overlay)? == ino => Ok(Some(place)),
+            _ => Ok(None),
+        }
+    }
+}
+
+fn is_directory(entry: &LowerEntry) -> bool {
+    entry.kind() == FileKind::Directory
+}
