@@ -135,6 +135,7 @@ impl Overlay {
 
     /// Inode `ino` of a frozen layer, of which `state` is known.
     pub(super) fn in_frozen(&self, ino: Ino, state: UpperState) -> Result<FrozenInode> {
+        let _names = self.names.read();
         let whole = match state.kind {
             FileKind::Directory => self.lower_half(ino)?,
             _ => Below::default(),
@@ -145,7 +146,6 @@ impl Overlay {
             }
             _ => None,
         };
-        let _names = self.names.read();
         let address = Address::Pinned(self.address(ino)?.0.pin()?);
         let stat = self.numbers.identify(&address, address.stat()?)?;
         Ok(FrozenInode { address, stat, state, whole, place })

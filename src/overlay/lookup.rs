@@ -178,18 +178,22 @@ impl Overlay {
     }
 
     /// What the lower half of directory `parent` has under `name`. May touch the network, and so is
-    /// asked before `names` is taken.
+    /// asked before `names` is taken for what is done with it.
     pub(super) fn lower_child(&self, parent: Ino, name: &OsStr) -> Result<Beneath> {
         if name.len() > NAME_MAX {
             return Err(Errno::NAMETOOLONG.into());
         }
-        let live = self.live();
-        let node = self.nodes.get(parent)?;
-        if node.upper.is_none() && node.dentry == Dentry::Nowhere && parent != Ino::ROOT {
-            // A removed directory.
-            return Ok(Beneath { live, entry: None });
-        }
-        let half = self.lower_half(parent)?;
+        let (live, half) = {
+            // In the middle of a freeze or a rollback what is known of directories is of two stacks.
+            let _names = self.names.read();
+            let live = self.live();
+            let node = self.nodes.get(parent)?;
+            if node.upper.is_none() && node.dentry == Dentry::Nowhere && parent != Ino::ROOT {
+                // A removed directory.
+                return Ok(Beneath { live, entry: None });
+            }
+            (live, self.lower_half(parent)?)
+        };
         let having = self.layers_having(self.number(parent), &half, name.as_bytes())?;
         let entry = self.find_entry_in(&half, name.as_bytes(), having)?;
         Ok(Beneath { live, entry })

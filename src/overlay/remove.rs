@@ -68,8 +68,9 @@ impl Overlay {
         if held.kind != FileKind::Directory {
             return Err(Errno::NOTDIR.into());
         }
-        self.check_lower_hidden(held.ino)?;
+        // In this order: what is found out after that is of the same stack, or is not used.
         let beneath = self.lower_child(parent, name)?;
+        self.check_lower_hidden(held.ino)?;
         self.prepare_removal(parent, &held, &beneath)?;
         // Declared first, so dropped last: whiteouts are removed when others may go on.
         let _removed;
@@ -202,10 +203,10 @@ impl Overlay {
     /// Checks that every name in the lower half of directory `ino` is hidden by something in its
     /// upper half. What is hidden once stays so. May touch the network.
     pub(super) fn check_lower_hidden(&self, ino: Ino) -> Result<()> {
-        let below = self.lower_half(ino)?;
-        let fd = {
+        let (below, fd) = {
             let _names = self.names.read();
-            self.dir_view(ino)?.fd
+            let view = self.dir_view(ino)?;
+            (view.below, view.fd)
         };
         let is_hidden = |name: &OsStr| fd.as_ref().is_some_and(|fd| stat_at(fd, name).is_ok());
         let in_layers = self.names_in_parts(&below)?;

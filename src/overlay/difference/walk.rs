@@ -131,7 +131,10 @@ impl<'o> Walk<'o, '_> {
             None => None,
         };
         let seen = overlay.across_freezes(|| {
-            let (live, below) = (overlay.live(), overlay.lower_half(frame.ino)?);
+            let (live, below) = {
+                let _names = overlay.names.read();
+                (overlay.live(), overlay.lower_half(frame.ino)?)
+            };
             // The archive alone was asked already.
             let beneath = match !below.has_parts() && below.archive == frame.lower {
                 true => Beneath { live, entry: child.map(LowerEntry::Archive) },

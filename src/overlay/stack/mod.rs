@@ -233,10 +233,80 @@ impl Overlay {
     pub(super) fn across_freezes<T>(&self, operation: impl Fn() -> Result<T>) -> Result<T> {
         for _ in 0..ATTEMPTS {
             match operation() {
-                Err(Error::Frozen) => {}
+                // Who freezes holds them until what is known is of one stack again.
+                Err(Error::Frozen) => drop(self.names.read()),
                 done => return done,
             }
         }
         Err(Error::stale("the layers of the mount are not what they should be"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::OsStr;
+    use std::io;
+    use std::path::Path;
+    use std::time::Duration;
+
+    use bytes::Bytes;
+
+    use super::super::{Caller, Options, Upper};
+    use super::*;
+    use crate::cache::MemoryBlob;
+    use crate::squashfs::write::{self, Progress, Sink};
+    use crate::squashfs::{Archive, OpenOptions};
+    use crate::types::Ino;
+
+    struct Memory(Vec<u8>);
+
+    impl Sink for Memory {
+        fn write(&mut self, bytes: Bytes) -> io::Result<()> {
+            self.0.extend_from_slice(&bytes);
+            Ok(())
+        }
+    }
+
+    /// An empty archive, and an upper in `dir`.
+    fn merged(dir: &Path) -> Overlay {
+        let [tree, upper, work] = ["tree", "upper", "work"].map(|name| dir.join(name));
+        for dir in [&tree, &upper, &work] {
+            std::fs::create_dir(dir).unwrap();
+        }
+        let mut sink = Memory(vec![0; 96]);
+        let options = write::Options::default();
+        let made = write::archive(&tree, &options, &|_, _| false, &mut sink, &Progress::default());
+        sink.0[..96].copy_from_slice(&made.unwrap().superblock);
+        let blob = Arc::new(MemoryBlob(sink.0.into()));
+        let archive = Arc::new(Archive::open(blob, OpenOptions::default()).unwrap());
+        let upper = Upper::open(&upper, &work).unwrap();
+        Overlay::new(archive, Some(upper), Options::default()).unwrap()
+    }
+
+    #[test]
+    fn who_asks_in_the_middle_of_a_freeze_waits_for_its_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let overlay = merged(dir.path());
+        let caller = Caller { uid: 0, gid: 0, umask: 0 };
+        let make =
+            |above, name: &str| overlay.mkdir(&caller, above, OsStr::new(name), 0o755).unwrap().ino;
+        let above = make(make(Ino::ROOT, "a"), "b");
+        let made = make(above, "c");
+        std::thread::scope(|scope| {
+            let names = overlay.names.write();
+            // There is a new live upper, and of no directory is it known yet what is in that.
+            overlay.stack.live.store(1, Ordering::Release);
+            let asks = [
+                scope.spawn(|| overlay.lookup(above, OsStr::new("c")).map(|found| found.ino)),
+                scope.spawn(|| overlay.getattr(made, None).map(|found| found.ino)),
+            ];
+            std::thread::sleep(Duration::from_millis(100));
+            assert!(asks.iter().all(|ask| !ask.is_finished()));
+            overlay.stack.live.store(0, Ordering::Release);
+            drop(names);
+            for ask in asks {
+                assert_eq!(ask.join().unwrap().unwrap(), made);
+            }
+        });
     }
 }
