@@ -108,6 +108,12 @@ impl CreateProgress {
         self.sent.load(Ordering::Relaxed)
     }
 
+    /// It is all done again, another way.
+    pub(crate) fn begin_again(&self) {
+        self.packed.begin_again();
+        self.sent.store(0, Ordering::Relaxed);
+    }
+
     /// Set this to call it off: soon after, [`Backups::create`] has removed what was sent and fails.
     pub fn cancel(&self) -> &Arc<AtomicBool> {
         &self.cancel

@@ -15,6 +15,7 @@
 //! | `create`, `select/`, `destination` | making one: what is left out, where it goes |
 //! | `publish`, `tree` | making one of a merged tree, without a mount |
 //! | `send`, `upload`, `base` | packed and sent at once, onto an archive that the store has already |
+//! | `earlier` | which of those that were made before another may begin with |
 //! | `list`, `contents` | what there is, and in what state |
 //! | `restore`, `open`, `memory` | whether one may be restored; from a source to an open archive |
 //! | `extract`, `staging` | ordinary files, complete or not at all |
@@ -28,6 +29,7 @@ mod contents;
 mod create;
 mod delete;
 mod destination;
+mod earlier;
 mod extract;
 mod fields;
 mod id;

@@ -163,8 +163,7 @@ impl Sending {
                 if let Err(error) = upload.abort() {
                     tracing::warn!("parts may be left in the bucket: {error}");
                 }
-                progress.packed.begin_again();
-                progress.sent.store(0, Ordering::Relaxed);
+                progress.begin_again();
                 Err(NotSent::OfBase(reason))
             }
         }

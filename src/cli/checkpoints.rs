@@ -36,7 +36,8 @@ with a name keeps the mount's changes, as --keep-upper does. Without a name, the
 Of a mount of a backup, the server makes a backup of the same id of it meanwhile, in the same bucket:
   thawfs checkpoint ~/work --wait                  prints the id once it can be restored elsewhere
   thawfs checkpoint ~/work --local                 sends nothing
-What is not published yet stays until it is, and goes on with the next mount of the same changes.")]
+It sends what was changed since the last one that was published. What is not published yet stays until
+it is, and goes on with the next mount of the same changes.")]
 pub(crate) struct CheckpointArgs {
     /// A mount.
     #[arg(value_name = "DIR", value_hint = ValueHint::DirPath)]

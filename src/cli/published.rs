@@ -105,9 +105,15 @@ pub(super) fn as_json(published: Option<&Publishing>) -> Value {
     match published {
         None => Value::Null,
         Some(Publishing::Queued { why }) => json!({ "state": state, "why": why }),
-        Some(Publishing::Begun { packed_bytes, total_bytes, sent_bytes }) => json!({
-            "state": state, "packedBytes": packed_bytes, "totalBytes": total_bytes, "sentBytes": sent_bytes
-        }),
+        Some(Publishing::Begun { packed_bytes, total_bytes, sent_bytes }) => {
+            let mut value =
+                json!({ "state": state, "packedBytes": packed_bytes, "sentBytes": sent_bytes });
+            // Nobody counts where most of it is in the bucket already.
+            if let (Some(fields), true) = (value.as_object_mut(), *total_bytes > 0) {
+                fields.insert("totalBytes".into(), json!(total_bytes));
+            }
+            value
+        }
         Some(Publishing::Published { at_ms, size_bytes }) => {
             let at = i64::try_from(*at_ms).ok().and_then(DateTime::from_timestamp_millis);
             let at = at.unwrap_or_default().to_rfc3339_opts(SecondsFormat::Millis, true);
@@ -119,9 +125,10 @@ pub(super) fn as_json(published: Option<&Publishing>) -> Value {
 
 /// One that was waited for.
 pub(super) fn outcome_as_json(outcome: &Outcome) -> Value {
-    let Outcome { size_bytes, files, bytes, base, bytes_kept, whole_because, .. } = outcome;
+    let Outcome { size_bytes, files, bytes, base, bytes_kept, whole_because, warnings } = outcome;
     json!({
         "state": "published", "sizeBytes": size_bytes, "files": files, "bytes": bytes,
-        "base": base, "bytesKept": bytes_kept, "wholeBecause": whole_because
+        "base": base, "bytesKept": bytes_kept, "wholeBecause": whole_because,
+        "warnings": warnings
     })
 }

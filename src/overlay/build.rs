@@ -328,7 +328,10 @@ impl Overlay {
             }
             Original::Layer(frozen) => {
                 let marks = upper.marks.for_kind(kind);
-                if let Some(origin) = marks.get(&frozen.address, Mark::Origin)? {
+                // It is a number in the archive.
+                if !self.is_over_another(frozen.state.layer)
+                    && let Some(origin) = marks.get(&frozen.address, Mark::Origin)?
+                {
                     upper.marks.try_set(copy, kind, Mark::Origin, &origin)?;
                 }
                 begun.finish_with_times(original.permissions(), &times_of(&frozen.stat))?;

@@ -102,10 +102,7 @@ impl Overlay {
         {
             return Ok(None);
         }
-        let record = || -> Result<Option<Record>> {
-            let record = marks.for_kind(kind).get(address, Mark::Record)?;
-            Ok(record.and_then(|record| Record::parse(&record, stat.stx_ino)))
-        };
+        let record = || self.read_record(dir.layer, address, kind, stat.stx_ino);
         if kind == FileKind::Directory {
             let record = record()?;
             let (ino, below) = self.merges_with(dir, address, record, beneath)?;

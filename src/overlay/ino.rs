@@ -72,6 +72,14 @@ pub(super) fn of_birth(layer: LayerSerial, st_ino: u64) -> Ino {
     Ino(UPPER_BORN | MIXED | (XxHash3_64::oneshot(&bytes) & (ID - 1)))
 }
 
+/// The number of a copy of the inode at `inode` in another archive than the one below, which `identity` tells from
+/// others. One of this archive may be at that place, too.
+pub(super) fn of_other(identity: &[u8], inode: InodeRef) -> Ino {
+    let mut bytes = identity.to_vec();
+    bytes.extend_from_slice(&inode.packed().to_le_bytes());
+    Ino(UPPER_BORN | MIXED | (XxHash3_64::oneshot(&bytes) & (ID - 1)))
+}
+
 /// The layer that a file was born in, if its number says so.
 pub(super) fn layer_of_birth(ino: Ino) -> Option<LayerSerial> {
     let says = ino.0 & UPPER_BORN != 0 && ino.0 & MIXED == 0;
@@ -139,6 +147,14 @@ mod tests {
                 let born = layer_of_birth(ino);
                 assert!(born.is_none_or(|born| born == LayerSerial(serial)), "{ino}");
                 assert!(born.is_some() || serial > 1 << 17 || st_ino >> ST_INO_BITS > 0);
+            }
+        }
+        for identity in [&b"one"[..], b"other"] {
+            for inode in [InodeRef::new(0, 0), InodeRef::new(7, 5)] {
+                let ino = of_other(identity, inode);
+                assert!(seen.insert(ino), "{ino} twice");
+                assert_eq!((to_lower(ino, InodeRef::new(0, 0)), layer_of_birth(ino)), (None, None));
+                assert!(!is_id(ino));
             }
         }
         assert!(is_id(of_id(0)) && is_id(of_id(u64::MAX)) && of_id(0) != of_id(1));

@@ -74,6 +74,23 @@ impl LowerEntry {
     }
 }
 
+/// What tells an archive from others: an upper that was made over it says so.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ArchiveIdentity(pub(super) Vec<u8>);
+
+impl ArchiveIdentity {
+    /// That of `archive`.
+    pub fn of(archive: &Archive) -> Self {
+        let superblock = archive.superblock();
+        let mut identity = Vec::with_capacity(28);
+        identity.extend_from_slice(&superblock.bytes_used.to_le_bytes());
+        identity.extend_from_slice(&superblock.created.seconds.to_le_bytes());
+        identity.extend_from_slice(&superblock.inodes.to_le_bytes());
+        identity.extend_from_slice(&superblock.root.packed().to_le_bytes());
+        Self(identity)
+    }
+}
+
 /// The archive below the merged tree.
 pub(super) struct Lower {
     archive: Arc<Archive>,
@@ -93,15 +110,9 @@ impl Lower {
         &self.archive
     }
 
-    /// What tells this archive from others, to recognise an upper made over it.
+    /// As [`ArchiveIdentity::of`].
     pub(super) fn identity(&self) -> Vec<u8> {
-        let superblock = self.archive.superblock();
-        let mut identity = Vec::with_capacity(28);
-        identity.extend_from_slice(&superblock.bytes_used.to_le_bytes());
-        identity.extend_from_slice(&superblock.created.seconds.to_le_bytes());
-        identity.extend_from_slice(&superblock.inodes.to_le_bytes());
-        identity.extend_from_slice(&superblock.root.packed().to_le_bytes());
-        identity
+        ArchiveIdentity::of(&self.archive).0
     }
 
     /// The merged number of a lower inode.

@@ -86,6 +86,7 @@ pub use entries::TreeSize;
 pub use error::{Error, Result};
 pub use handles::{Backing, Handle, Opened};
 pub use identity::{IdNamespace, IdOptions, IdRange, IdView, Identity};
+pub use lower::ArchiveIdentity;
 pub use readdir::DirEntry;
 pub use rustix::fs::{FallocateFlags, RenameFlags, SeekFrom, XattrFlags};
 pub use setattr::SETID_BITS;
@@ -228,13 +229,13 @@ impl Overlay {
             index::claim(upper, fresh)?;
             index = Index::load(upper, &lower, Arc::clone(&ids))?;
         }
-        let marks = stack::check(&layers, &lower, upper.as_ref())?;
+        let (marks, others) = stack::check(&layers, &lower, upper.as_ref())?;
         let numbers = match (&upper, layers.last()) {
             (Some(upper), _) => Arc::clone(&upper.numbers),
             (None, Some(top)) => Arc::new(Numbers::of_layer(&top.root_address(), marks)?),
             (None, None) => Arc::default(),
         };
-        let stack = Stack::new(&layers, upper.as_ref().map(|upper| upper.serial));
+        let stack = Stack::new(&layers, upper.as_ref().map(|upper| upper.serial), others);
         let root = stack.root(upper.as_ref(), &numbers, lower.archive().root())?;
         let journal = upper.as_ref().map(Upper::scratch_files);
         let overlay = Self {

@@ -42,13 +42,13 @@ fn text(path: &Path) -> &str {
 }
 
 /// The bucket of a place, as a program has it that is linked with the library.
-struct Library {
-    runtime: tokio::runtime::Runtime,
-    backups: Backups,
+pub(crate) struct Library {
+    pub(crate) runtime: tokio::runtime::Runtime,
+    pub(crate) backups: Backups,
 }
 
 impl Library {
-    fn new(place: &Place) -> Self {
+    pub(crate) fn new(place: &Place) -> Self {
         let runtime = tokio::runtime::Runtime::new().unwrap();
         let mut request = BucketRequest::new(place.url.as_str());
         if let Some(server) = &place.server {
@@ -61,7 +61,7 @@ impl Library {
         Self { runtime, backups }
     }
 
-    fn open(&self, id: &str) -> OpenArchive {
+    pub(crate) fn open(&self, id: &str) -> OpenArchive {
         let source = self.backups.archive(&id.parse().unwrap()).unwrap();
         let opened =
             SourceRequest { disk_cache: DiskLimit::Off, cache_memory: 256 << 20, ..source }
@@ -71,7 +71,7 @@ impl Library {
         opened
     }
 
-    fn publish(&self, tree: &Arc<Overlay>, request: &PublishRequest) -> Created {
+    pub(crate) fn publish(&self, tree: &Arc<Overlay>, request: &PublishRequest) -> Created {
         let progress = Arc::new(CreateProgress::default());
         self.runtime.block_on(self.backups.publish(tree, request, progress)).unwrap()
     }
@@ -141,7 +141,7 @@ fn facts(archive: &Archive) -> BTreeMap<Vec<u8>, Facts> {
     all
 }
 
-fn assert_same(ours: &Archive, theirs: &Archive, what: &str) {
+pub(crate) fn assert_same(ours: &Archive, theirs: &Archive, what: &str) {
     let (ours, theirs) = (facts(ours), facts(theirs));
     let names = |facts: &BTreeMap<Vec<u8>, Facts>| -> Vec<String> {
         facts.keys().map(|name| String::from_utf8_lossy(name).into_owned()).collect()

@@ -302,6 +302,11 @@ impl World {
         self.points.iter().map(open).collect()
     }
 
+    /// The layers of each point, the bottom one first.
+    pub(crate) fn point_layers(&self) -> Vec<Vec<u32>> {
+        self.points.iter().map(|point| point.layers.clone()).collect()
+    }
+
     fn let_go(&mut self) {
         for open in self.held.drain(..) {
             self.merged.overlay.release(open.handle);

@@ -197,7 +197,10 @@ impl<'o> Walk<'o, '_> {
             && !is_directory
             && (view.below.is_some() || (view.fd.is_some() && overlay.is_impure(&view)?))
         {
-            origin = self.origin(&inode, kind)?;
+            origin = match overlay.is_over_another(state.layer) {
+                true => None,
+                false => self.origin(&inode, kind)?,
+            };
         }
         let is_compared = is_compared || lower.is_some() || origin.is_some();
         let inode = if is_compared { Some(Address::Pinned(inode.pin()?)) } else { None };

@@ -94,8 +94,7 @@ impl Overlay {
                 return self.file(at, down);
             }
             let own = Part::child(&at.part, &down.name);
-            let record = self.marks.get(&at.address, Mark::Record)?;
-            let record = record.and_then(|record| Record::parse(&record, at.stat.stx_ino));
+            let record = self.read_record(at.part.layer, &at.address, at.kind, at.stat.stx_ino)?;
             let (layer, address) = (at.part.layer, at.address.clone());
             directories.push(Directory { at, own, record });
             if self.marks.get(&address, Mark::Opaque)?.as_deref() == Some(b"y") {
@@ -242,8 +241,7 @@ impl Overlay {
                 let place = InLayer { dir: at.part, name: (*down.name).into() };
                 return Ok(Some(Data::Layer(place)));
             }
-            let record = self.marks.get(&at.address, Mark::Record)?;
-            let record = record.and_then(|record| Record::parse(&record, at.stat.stx_ino));
+            let record = self.read_record(at.part.layer, &at.address, at.kind, at.stat.stx_ino)?;
             if let Some(inode) = record.and_then(Record::archive)
                 && !self.stack.has_layers_below(at.part.layer)
             {

@@ -353,7 +353,12 @@ impl<'a> Next<'a> {
         }
         overlay.stack.push(old, Arc::clone(&frozen), self.serial);
         let path = upper.path.clone();
-        overlay._layers.lock().push(Layer { serial: old, root: frozen, path });
+        overlay._layers.lock().push(Layer {
+            serial: old,
+            root: frozen,
+            path,
+            others: Arc::default(),
+        });
         overlay.dirs.clear();
         for ino in std::mem::take(&mut self.order) {
             let Some(made) = self.made.get(&ino) else { continue };

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use rustix::fs::FlockOperation;
 
 use super::super::error::Result;
+use super::super::lower::ArchiveIdentity;
 use super::super::upper::unusable;
 use crate::inode_ops::{Address, Directory};
 use crate::types::LayerSerial;
@@ -19,6 +20,8 @@ pub struct Layer {
     pub(in super::super) root: Arc<OwnedFd>,
     /// For messages only.
     pub(in super::super) path: PathBuf,
+    /// See [`Self::made_over`].
+    pub(in super::super) others: Arc<[ArchiveIdentity]>,
 }
 
 impl Layer {
@@ -31,7 +34,16 @@ impl Layer {
         let root = opened.map_err(|error| unusable(dir, error.to_string()))?;
         rustix::fs::flock(&root, FlockOperation::NonBlockingLockShared)
             .map_err(|errno| unusable(dir, format!("cannot be locked: {errno}")))?;
-        Ok(Self { serial, root: Arc::new(root), path: dir.to_owned() })
+        Ok(Self { serial, root: Arc::new(root), path: dir.to_owned(), others: Arc::default() })
+    }
+
+    /// Says that it may have been made over one of `others`, with layers between: the archive that it is put on now shows
+    /// what these have shown together. Its redirects lead to the same there; only the numbers in its records do not, and
+    /// are not followed.
+    #[must_use]
+    pub fn made_over(mut self, others: Arc<[ArchiveIdentity]>) -> Self {
+        self.others = others;
+        self
     }
 
     /// The attributes of its root.

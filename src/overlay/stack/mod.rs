@@ -16,6 +16,7 @@
 //! | `carry` | at that: what the kernel writes to goes on in the next upper |
 //! | `rollback/` | how other layers take the place of some |
 //! | `share` | layers that others have, too |
+//! | `others` | layers that were made over another archive |
 
 mod carry;
 mod contents;
@@ -23,6 +24,7 @@ mod find;
 mod freeze;
 mod layer;
 mod names;
+mod others;
 mod part;
 mod rollback;
 mod settle;
@@ -41,6 +43,7 @@ pub use rollback::RolledBack;
 
 use self::contents::Contents;
 use self::names::Names;
+use self::others::Others;
 use super::Overlay;
 use super::error::{Error, Result};
 use super::lower::Lower;
@@ -61,6 +64,7 @@ pub(super) struct Stack {
     roots: RwLock<Roots>,
     names: Names,
     contents: Contents,
+    others: Others,
     /// Held by who freezes or rolls back.
     freezing: Mutex<()>,
 }
@@ -76,7 +80,7 @@ struct Roots {
 
 impl Stack {
     /// `layers`, the bottom one first, and over them an upper, if there is one.
-    pub(super) fn new(layers: &[Layer], live: Option<LayerSerial>) -> Self {
+    pub(super) fn new(layers: &[Layer], live: Option<LayerSerial>, others: Others) -> Self {
         let root = |layer: &Layer| Part::root(layer.serial, Arc::clone(&layer.root));
         Self {
             live: AtomicU32::new(live.map_or(NONE, |live| live.0)),
@@ -86,6 +90,7 @@ impl Stack {
             }),
             names: Names::default(),
             contents: Contents::default(),
+            others,
             freezing: Mutex::new(()),
         }
     }
@@ -190,9 +195,14 @@ impl Stack {
     }
 }
 
-/// Checks that `layers` are of the archive `lower`, and that their marks are of one kind with those of `upper`; gives
-/// that kind.
-pub(super) fn check(layers: &[Layer], lower: &Lower, upper: Option<&Upper>) -> Result<Namespace> {
+/// Checks that `layers` are of the archive `lower`, or of one that they may have been made over, and that their marks are
+/// of one kind with those of `upper`; gives that kind, and which are of another archive.
+pub(super) fn check(
+    layers: &[Layer],
+    lower: &Lower,
+    upper: Option<&Upper>,
+) -> Result<(Namespace, Others)> {
+    let others = Others::default();
     let mut marks = upper.map(|upper| upper.marks);
     let mut above = upper.map(|upper| upper.serial);
     for layer in layers.iter().rev() {
@@ -206,12 +216,15 @@ pub(super) fn check(layers: &[Layer], lower: &Lower, upper: Option<&Upper>) -> R
             if *marks.get_or_insert(of) != of {
                 return Err(unusable("has marks of another kind than the layers above it"));
             }
-            if of.get(&root, Mark::Archive)?.is_some_and(|archive| archive != lower.identity()) {
+            let archive = of.get(&root, Mark::Archive)?;
+            if let Some(other) = others::made_over(layer, archive.as_deref()) {
+                others.add(layer.serial, other);
+            } else if archive.is_some_and(|archive| archive != lower.identity()) {
                 return Err(unusable("belongs to another archive"));
             }
         }
     }
-    Ok(marks.unwrap_or(Namespace::Trusted))
+    Ok((marks.unwrap_or(Namespace::Trusted), others))
 }
 
 /// What a freeze has made of the live upper: a layer.

@@ -6,7 +6,7 @@
 //! | `compared` | what differs between two |
 //! | `forked` | a second mount over the same layers |
 //! | `background` | what follows a change: the disk has it, what nobody needs goes, the next directory is made |
-//! | `publisher`, `published` | backups of them, and what is told of those |
+//! | `publisher`, `making`, `published` | backups of them, each of which is made of those before; what is told of those |
 //! | `writers` | who has a file open for writing |
 //!
 //! One thing at a time: who comes second waits. Nothing of that is waited for by a program in the mount,
@@ -16,6 +16,7 @@ mod asked;
 mod background;
 mod compared;
 mod forked;
+mod making;
 mod published;
 mod publisher;
 mod writers;
@@ -34,10 +35,10 @@ pub(super) use self::asked::{refuse, tell};
 use self::background::Background;
 pub(crate) use self::compared::PointsRequest;
 pub(crate) use self::forked::{ForkRequest, Forked};
+pub(super) use self::making::Target as PublishTarget;
 pub use self::published::PublishingReport;
 pub(crate) use self::published::{Outcome, PublishAsked, Publishing, PublishingRequest, Waited};
 use self::publisher::Publisher;
-pub(super) use self::publisher::Target as PublishTarget;
 pub(crate) use self::writers::check_nobody_writes;
 pub(crate) use super::layers::FuzzyFile;
 use super::layers::{Change, Layers, Manifest, NewPoint, Point, Publish, PublishState};

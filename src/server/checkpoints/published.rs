@@ -107,6 +107,12 @@ impl Outcome {
         }
     }
 
+    /// With what is to be known of backups that it might have been made of.
+    pub(super) fn after(mut self, passed_over: Vec<String>) -> Self {
+        self.warnings.splice(0..0, passed_over);
+        self
+    }
+
     pub(super) fn found(metadata: &Metadata) -> Self {
         Self { size_bytes: metadata.size_bytes, ..Self::default() }
     }

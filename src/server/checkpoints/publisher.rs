@@ -1,9 +1,9 @@
 //! Who makes backups of checkpoints: one after the other, on a thread that there is once there is one to make.
 //!
 //! The queue is the manifest's: what is to be published is written there with the checkpoint, so that the server may be
-//! killed, and the next one goes on. A checkpoint is published as the tree that its layers are over the archive of the
-//! mount, whose caches and connections serve for that, too. So no other has to be published before. What fails is tried
-//! again after pauses that grow, unless it will fail until somebody does something.
+//! killed, and the next one goes on. A checkpoint is published as the tree that its layers are, over what of that is in the
+//! bucket already. No other has to be published before. What fails is tried again after pauses that grow, unless it will
+//! fail until somebody does something.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -12,20 +12,14 @@ use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use parking_lot::{Condvar, Mutex, MutexGuard};
-use tokio::runtime::Handle;
-
-use super::super::layers::{Manifest, Point, Publish, PublishState};
+use super::super::layers::{Layers, Manifest, Point, Publish, PublishState};
 use super::background::Background;
+use super::making::{Making, Target};
 use super::published::{Outcome, Publishing, PublishingReport, Waited};
 use super::since_epoch_ms;
-use crate::backup::{
-    BackupId, Backups, BucketRequest, CreateProgress, OpenArchive, PublishRequest, start_runtime,
-};
+use crate::backup::{BackupId, Backups, CreateProgress, PublishRequest, start_runtime};
 use crate::failure::{Code, Failure};
-use crate::overlay::{self, Overlay};
-use crate::squashfs::Archive;
-use crate::squashfs::mounted::MountedArchive;
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 /// The first pause after a failure; each is twice as long as that before.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
@@ -44,32 +38,6 @@ const CALL_OFF: Duration = Duration::from_secs(10);
 
 /// How many backups that were made, or not, are remembered for those who wait for them.
 const REMEMBERED: usize = 64;
-
-/// What checkpoints are published over, and where to.
-pub(in super::super) struct Target {
-    archive: Arc<Archive>,
-    mounted: Option<MountedArchive>,
-    bucket: BucketRequest,
-    /// Does the requests of the archive, if it is elsewhere.
-    runtime: Option<Handle>,
-}
-
-impl Target {
-    /// That of a mount of `opened`, whose requests `runtime` does.
-    ///
-    /// # Errors
-    /// Why there is none, in words.
-    pub(in super::super) fn of(
-        opened: &OpenArchive,
-        runtime: Option<Handle>,
-    ) -> Result<Self, String> {
-        let Some(bucket) = opened.bucket.clone() else {
-            return Err(format!("the mount is of {}, which is no backup in a bucket", opened.name));
-        };
-        let (archive, mounted) = (Arc::clone(&opened.archive), opened.as_mounted());
-        Ok(Self { archive, mounted, bucket, runtime })
-    }
-}
 
 /// Publishes the checkpoints of one mount.
 pub(super) struct Publisher {
@@ -141,22 +109,21 @@ impl Publisher {
 
     /// Tries again at once what has failed.
     pub(super) fn again(self: &Arc<Self>) {
-        let has_failed = |point: &&Point| {
-            let state = point.publish.as_ref().map(|publish| &publish.state);
-            matches!(state, Some(PublishState::Failed { .. }))
-        };
-        let seen = self.background.seen();
-        let failed: Vec<_> = seen.points().iter().filter(has_failed).collect();
-        if !failed.is_empty()
+        if self.background.seen().points().iter().any(has_failed)
             && let Some(mut layers) = self.background.layers()
         {
-            for point in &failed {
-                layers.set_publish(&point.id, PublishState::Pending);
-            }
+            self.queue_failed(&mut layers);
             self.background.changed(&layers);
-            self.state.lock().done.retain(|(_, done)| done.is_ok());
         }
         self.wake();
+    }
+
+    fn queue_failed(&self, layers: &mut Layers) {
+        let manifest = Arc::clone(layers.manifest());
+        for point in manifest.points().iter().filter(|point| has_failed(point)) {
+            layers.set_publish(&point.id, PublishState::Pending);
+        }
+        self.state.lock().done.retain(|(_, done)| done.is_ok());
     }
 
     fn run(&self) {
@@ -207,43 +174,32 @@ impl Publisher {
         progress: Arc<CreateProgress>,
     ) -> Result<Outcome, Failure> {
         let id = &point.id;
-        let Target { archive, mounted, bucket, runtime } = &self.target;
-        let (layers, _are_read) = {
-            let gone = || Failure::new(Code::NotFound, "it was forgotten meanwhile");
-            let layers = self.background.layers().ok_or_else(gone)?;
-            layers.manifest().point(id).ok_or_else(gone)?;
-            layers.read_chain(Some(point.serial))?
-        };
-        let options = overlay::Options::default();
-        let tree = Overlay::stacked(Arc::clone(archive), layers, None, options)?;
-        let tree = Arc::new(tree.named(mounted.clone()));
+        let Target { bucket, runtime, .. } = &self.target;
         // What is in a directory needs no requests, but somebody who waits.
         let own = if runtime.is_none() { Some(start_runtime()?) } else { None };
         let runtime = own.as_ref().map(|own| own.handle()).or(runtime.as_ref());
         let runtime = runtime.ok_or_else(|| Failure::new(Code::Failed, "the mount is ending"))?;
-        let was_begun = self.state.lock().left.contains(id);
-        runtime.block_on(async {
-            // Anew each time: keys may be others by now.
-            let backups = Backups::open(bucket).await?;
-            if was_begun {
-                if let Some(metadata) = backups.resume(id).await? {
-                    return Ok(Outcome::found(&metadata));
-                }
-                self.state.lock().left.remove(id);
-                if publish.passing {
-                    // Who wanted it was told that it failed.
-                    return Err(Failure::new(Code::BackupCreateFailed, "the server was ended"));
-                }
+        // Anew each time: keys may be others by now.
+        let backups = &runtime.block_on(Backups::open(bucket))?;
+        if self.state.lock().left.contains(id) {
+            if let Some(metadata) = runtime.block_on(backups.resume(id))? {
+                return Ok(Outcome::found(&metadata));
             }
-            let request = PublishRequest {
-                id: Some(id.clone()),
-                name: publish.name.clone().or_else(|| point.name.clone()),
-                ttl: publish.ttl,
-                whole: publish.whole,
-                ..PublishRequest::new(&publish.dir)
-            };
-            Ok(Outcome::of(backups.try_publish(&tree, &request, progress).await?))
-        })
+            self.state.lock().left.remove(id);
+            if publish.passing {
+                // Who wanted it was told that it failed.
+                return Err(Failure::new(Code::BackupCreateFailed, "the server was ended"));
+            }
+        }
+        let request = PublishRequest {
+            id: Some(id.clone()),
+            name: publish.name.clone().or_else(|| point.name.clone()),
+            ttl: publish.ttl,
+            whole: publish.whole,
+            ..PublishRequest::new(&publish.dir)
+        };
+        let (background, target) = (&self.background, &self.target);
+        Making { background, target, runtime, backups, point, request, progress }.make()
     }
 
     /// Takes over what has become of one.
@@ -275,6 +231,10 @@ impl Publisher {
             && let Some(mut layers) = self.background.layers()
         {
             layers.set_publish(&id, next);
+            if done.is_ok() {
+                // The bucket takes what it has refused, it may be, or keys are others by now.
+                self.queue_failed(&mut layers);
+            }
             self.background.changed(&layers);
         }
         // What was kept for us may be of no use any more.
@@ -437,6 +397,11 @@ pub(super) fn told(
         }
         PublishState::Failed { why } => Publishing::Failed { why: why.clone() },
     })
+}
+
+fn has_failed(point: &Point) -> bool {
+    let state = point.publish.as_ref().map(|publish| &publish.state);
+    matches!(state, Some(PublishState::Failed { .. }))
 }
 
 /// The oldest first.

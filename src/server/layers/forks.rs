@@ -179,6 +179,7 @@ impl Manifest {
         forked.forks.clear();
         forked.layers.retain(|layer, _| chain.contains(layer));
         forked.put_live(live, Some(top));
+        forked.sent.retain(|sent| chain.contains(&sent.serial));
         forked.points.extend(forked.rolled_away.take());
         forked.points.retain(|point| chain.contains(&point.serial));
         // What is yet to be published is so from where it was made.

@@ -22,6 +22,9 @@ pub(crate) const DEFAULT_KEEP: u32 = 64;
 /// Most bytes of a manifest: some 200,000 points.
 pub(super) const MAX_BYTES: u64 = 64 << 20;
 
+/// Most backups of it that are remembered: who makes another begins with one of the last.
+pub(super) const MAX_SENT: usize = 256;
+
 /// Most fuzzy files that are written down of a point: who made it was told of all.
 pub(super) const MAX_FUZZY: usize = 1000;
 
@@ -129,6 +132,16 @@ pub(crate) enum PublishState {
     },
 }
 
+/// A backup in the bucket of what is at and below a layer. The point that it was made of may be forgotten.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Sent {
+    pub(crate) id: BackupId,
+    pub(crate) serial: LayerSerial,
+    /// Size of its archive.
+    pub(crate) bytes: u64,
+}
+
 #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
 fn is_false(flag: &bool) -> bool {
     !flag
@@ -164,6 +177,8 @@ pub(crate) struct Manifest {
     pub(super) points: Vec<Point>,
     /// What the last rollback has rolled away.
     pub(super) rolled_away: Option<Point>,
+    /// What was published of it, the oldest first.
+    pub(super) sent: Vec<Sent>,
     /// Whose layers some are, of a fork.
     pub(super) bases: Vec<Base>,
     /// What lies on some: it is not written down here, but noted beside.
@@ -183,6 +198,8 @@ struct Stored {
     layers: Vec<StoredLayer>,
     points: Vec<Point>,
     rolled_away: Option<Point>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    sent: Vec<Sent>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     bases: Vec<Base>,
 }
@@ -217,6 +234,7 @@ impl Manifest {
             layers: BTreeMap::from([(live, LayerInfo { parent: None, bytes: None })]),
             points: Vec::new(),
             rolled_away: None,
+            sent: Vec::new(),
             bases: Vec::new(),
             forks: Vec::new(),
         })
@@ -242,10 +260,10 @@ impl Manifest {
                 return Err(format!("is damaged: layer {} is in it twice", serial.0));
             }
         }
-        let Stored { stack, boot, live, next, keep, points, rolled_away, bases, .. } = stored;
+        let Stored { stack, boot, live, next, keep, points, rolled_away, sent, bases, .. } = stored;
         let forks = Vec::new();
         let manifest =
-            Self { stack, boot, live, next, keep, layers, points, rolled_away, bases, forks };
+            Self { stack, boot, live, next, keep, layers, points, rolled_away, sent, bases, forks };
         manifest.check().map_err(|problem| format!("is damaged: {problem}"))?;
         Ok(manifest)
     }
@@ -288,7 +306,10 @@ impl Manifest {
                 named.map_err(|reason| format!("the name of {id} {reason}"))?;
             }
         }
-        Ok(())
+        match self.sent.iter().find(|sent| !self.has(sent.serial) || sent.serial == self.live) {
+            Some(Sent { id, .. }) => Err(format!("{id} was made of no layer that is frozen")),
+            None => Ok(()),
+        }
     }
 
     /// As it is written down.
@@ -311,6 +332,7 @@ impl Manifest {
             layers: layers.collect(),
             points: self.points.clone(),
             rolled_away: self.rolled_away.clone(),
+            sent: self.sent.clone(),
             bases: self.bases.clone(),
         };
         let mut json = serde_json::to_vec(&stored)?;

@@ -54,13 +54,13 @@ pub(super) use self::later::{Flush, Remover, Syncer};
 use self::load::{Paired, read_paired};
 pub(super) use self::load::{are_in, read};
 pub(crate) use self::manifest::FuzzyFile;
-pub(super) use self::manifest::{Manifest, Point, Publish, PublishState};
+pub(super) use self::manifest::{Manifest, Point, Publish, PublishState, Sent};
 use self::readers::Readers;
 pub(super) use self::readers::Reading;
 use crate::backup::BackupId;
 use crate::failure::{Code, Failure};
 use crate::inode_ops::Directory;
-use crate::overlay::Layer;
+use crate::overlay::{ArchiveIdentity, Layer};
 use crate::types::LayerSerial;
 
 /// The stack of one upper and work directory.
@@ -228,6 +228,25 @@ impl Layers {
         Ok((self.open_chain(top)?, self.readers.read(self.manifest.chain(top))))
     }
 
+    /// As [`Self::read_chain`], of those above layer `below`: over an archive that shows what that one and all below it
+    /// show together over `archive`.
+    ///
+    /// # Errors
+    /// As [`Self::open_chain`].
+    pub(super) fn read_above(
+        &self,
+        top: LayerSerial,
+        below: LayerSerial,
+        archive: ArchiveIdentity,
+    ) -> Result<(Vec<Layer>, Reading), Failure> {
+        let others: Arc<[ArchiveIdentity]> = Arc::new([archive]);
+        let chain = self.manifest.chain(Some(top));
+        let above = chain.iter().copied().filter(|serial| *serial > below);
+        let open = |serial| Layer::open(&self.disk.layer_path(serial), serial);
+        let layers = above.map(|serial| Ok(open(serial)?.made_over(Arc::clone(&others))));
+        Ok((layers.collect::<Result<_, Failure>>()?, self.readers.read(chain)))
+    }
+
     /// Makes the directory of the next live upper, if it is not made yet.
     ///
     /// # Errors
@@ -330,6 +349,13 @@ impl Layers {
             self.unsaid = true;
             self.adopt(manifest);
         }
+    }
+
+    /// Forgets a backup that is not to be had any more. It is written down with what comes next.
+    pub(super) fn forget_sent(&mut self, id: &BackupId) {
+        let mut manifest = self.manifest.as_ref().clone();
+        manifest.sent.retain(|sent| sent.id != *id);
+        self.adopt(manifest);
     }
 
     /// What writes down that all points of `synced` are on disk, and how much room layers take, with all

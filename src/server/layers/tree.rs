@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use super::disk::Note;
-use super::manifest::{LayerInfo, MAX_FUZZY, Manifest, Point, PublishState};
+use super::manifest::{LayerInfo, MAX_FUZZY, MAX_SENT, Manifest, Point, PublishState, Sent};
 use super::{Facts, NewPoint, Serials};
 use crate::backup::BackupId;
 use crate::failure::{Code, Failure};
@@ -60,6 +60,15 @@ impl Manifest {
                     .hint("say which by its id")
             }),
         }
+    }
+
+    /// Backups of what `top` lies on, or of itself, the newest first.
+    pub(crate) fn sent_below(&self, top: LayerSerial) -> Vec<&Sent> {
+        let chain = self.chain(Some(top));
+        let mut sent: Vec<_> =
+            self.sent.iter().rev().filter(|sent| chain.contains(&sent.serial)).collect();
+        sent.sort_by_key(|sent| std::cmp::Reverse(sent.serial));
+        sent
     }
 
     /// The last point that the live upper lies on, but for those that are there for a backup alone.
@@ -171,6 +180,7 @@ impl Manifest {
             }
         }
         self.layers.retain(|serial, _| needed.contains(serial));
+        self.sent.retain(|sent| needed.contains(&sent.serial));
         self.bases.iter_mut().for_each(|base| base.layers.retain(|it| needed.contains(it)));
         self.bases.retain(|base| !base.layers.is_empty());
     }
@@ -187,9 +197,17 @@ impl Manifest {
     /// With what has become of a point in the bucket, if it is still there. One that was there for that alone goes.
     pub(super) fn with_publish(&self, id: &BackupId, state: PublishState) -> Self {
         let mut after = self.clone();
-        let point = after.points.iter_mut().find(|point| point.id == *id);
-        let Some(publish) = point.and_then(|point| point.publish.as_mut()) else { return after };
+        let Some(point) = after.points.iter_mut().find(|point| point.id == *id) else {
+            return after;
+        };
+        let Some(publish) = point.publish.as_mut() else { return after };
         let goes = publish.passing && state != PublishState::Pending;
+        if let PublishState::Published { bytes, .. } = state {
+            after.sent.retain(|sent| sent.id != *id);
+            after.sent.push(Sent { id: id.clone(), serial: point.serial, bytes });
+            let excess = after.sent.len().saturating_sub(MAX_SENT);
+            after.sent.drain(..excess);
+        }
         publish.state = state;
         if goes {
             return after.without(std::slice::from_ref(id));

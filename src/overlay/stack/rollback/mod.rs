@@ -115,8 +115,12 @@ impl Overlay {
         if serial <= self.live() || layers.iter().any(|layer| layer.serial >= serial) {
             return Err(Errno::INVAL.into());
         }
-        if !layers.is_empty() && check(&layers, &self.lower, None)? != self.marks {
-            return Err(unusable(next, "the layers' marks are of another kind"));
+        if !layers.is_empty() {
+            let (marks, others) = check(&layers, &self.lower, None)?;
+            if marks != self.marks {
+                return Err(unusable(next, "the layers' marks are of another kind"));
+            }
+            self.stack.others.extend(others);
         }
         let root = self.open_next(next)?;
         for _ in 0..ATTEMPTS {
