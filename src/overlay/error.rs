@@ -73,6 +73,11 @@ impl Error {
         matches!(self, Self::Lower(squashfs::Error::Blob(_)))
     }
 
+    /// Whether there is no room, or a quota leaves none.
+    pub(crate) fn is_no_room(&self) -> bool {
+        self.is(Errno::NOSPC) || self.is(Errno::DQUOT)
+    }
+
     /// Whether this is the upper's or the tree's own `errno`.
     pub(super) fn is(&self, wanted: Errno) -> bool {
         match self {

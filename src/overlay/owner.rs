@@ -74,7 +74,7 @@ impl Overlay {
     pub(super) fn record_owner(&self, inode: &Address, owner: Owner) -> Result<Option<Owner>> {
         match self.upper()?.marks.set(inode, Mark::Owner, &owner.to_text()) {
             Ok(()) => Ok(Some(owner)),
-            Err(error) if error.is(Errno::PERM) || error.is(Errno::NOSPC) => Ok(None),
+            Err(error) if error.is(Errno::PERM) || error.is_no_room() => Ok(None),
             Err(error) => Err(error),
         }
     }

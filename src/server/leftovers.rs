@@ -271,8 +271,8 @@ fn remove_work(path: &Path) -> io::Result<bool> {
 }
 
 /// What is in a work directory.
-const IN_WORK: [&str; 7] =
-    ["index", "work", "layers", "forks", "stack.new", "stack.later", "stack.json"];
+const IN_WORK: [&str; 8] =
+    ["index", "work", "layers", "forks", "stack.new", "stack.later", "stack.spare", "stack.json"];
 
 /// Whether at `path` is a directory with nothing in it but what a work directory has.
 fn is_work(path: &Path) -> bool {

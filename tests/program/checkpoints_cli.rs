@@ -115,10 +115,15 @@ fn what_cannot_be_done_is_one_line_with_a_code_and_does_nothing() {
         return;
     }
     let mounts = mounted(&[]);
-    let long = "n".repeat(257);
+    // A character beyond the first plane counts twice.
+    let (long, astral) = ("n".repeat(257), format!("{}n", "🦀".repeat(128)));
     for (command, more, status, code, message) in [
         ("checkpoint", &["--name", &long][..], 15, "INVALID_BACKUP_CONFIG", "at most 256"),
+        ("checkpoint", &["--name", &astral], 15, "INVALID_BACKUP_CONFIG", "at most 256"),
+        ("checkpoint", &["--name", ""], 2, "USAGE", "cannot be empty"),
         ("checkpoint", &["--name", "a\nb"], 15, "INVALID_BACKUP_CONFIG", "control characters"),
+        ("checkpoint", &["--name", "\u{1f}"], 15, "INVALID_BACKUP_CONFIG", "control characters"),
+        ("checkpoint", &["--name", "a\x7f"], 15, "INVALID_BACKUP_CONFIG", "control characters"),
         ("checkpoint", &["--keep", "0"], 2, "USAGE", "--keep"),
         ("rollback", &[], 3, "NOT_FOUND", "no checkpoint to roll back to"),
         ("rollback", &[UNKNOWN], 3, "NOT_FOUND", UNKNOWN),
@@ -295,6 +300,36 @@ fn a_mount_is_rolled_back_and_that_is_taken_back() {
     mounts.json("rollback", &["one"]);
     assert_eq!(mounts.read("first").unwrap(), "1");
     mounts.does("forget", &["one"]);
+    mounts.does("unmount", &[]);
+    mounts.bench.assert_nothing_left();
+}
+
+#[test]
+fn names_of_every_length_and_kind_that_may_be_are_found_again() {
+    if !can_mount("names_of_every_length_and_kind_that_may_be_are_found_again") {
+        return;
+    }
+    let mounts = mounted(&[]);
+    let names = [
+        "n".to_owned(),
+        "n".repeat(255),
+        "n".repeat(256),
+        "🦀".repeat(128),
+        "ö".repeat(256),
+        " ".to_owned(),
+        "--to-archive".to_owned(),
+        "a\u{80}b \"'\\".to_owned(),
+    ];
+    for (nth, name) in names.iter().enumerate() {
+        mounts.write("file", &nth.to_string());
+        mounts.checkpoint(&[&format!("--name={name}"), "--local"]);
+    }
+    for (nth, name) in names.iter().enumerate() {
+        let rolled = mounts.json("rollback", &["--", name]);
+        assert_eq!(rolled["name"].as_str(), Some(&**name));
+        assert_eq!(mounts.read("file").unwrap(), nth.to_string());
+    }
+    names.iter().for_each(|name| drop(mounts.does("forget", &["--", name])));
     mounts.does("unmount", &[]);
     mounts.bench.assert_nothing_left();
 }
@@ -631,12 +666,10 @@ fn without_room_nothing_is_half_made() {
     let mut file = std::fs::File::create(&filler).unwrap();
     while file.write_all(&[1; 4096]).is_ok() {}
     drop(file);
-    for (command, more) in [("checkpoint", &[][..]), ("rollback", &[])] {
-        let (status, failure) = mounts.fails(command, more);
-        assert_eq!((status, failure["code"].as_str().unwrap()), (11, "UPPER"), "{failure}");
-        let told = failure["message"].as_str().unwrap();
-        assert!(told.contains("No space left"), "{told}");
-    }
+    let (status, failure) = mounts.fails("checkpoint", &[]);
+    assert_eq!((status, failure["code"].as_str().unwrap()), (11, "UPPER"), "{failure}");
+    let told = failure["message"].as_str().unwrap();
+    assert!(told.contains("No space left"), "{told}");
     assert_eq!(mounts.read("file").unwrap(), "1");
     assert_eq!(mounts.ids(), [one]);
     assert!(!small.join(".up.work/stack.new").exists());

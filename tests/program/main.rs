@@ -76,6 +76,7 @@ mod server_library;
 mod server_nested;
 mod server_process;
 mod server_rights;
+mod stack_full;
 mod store_faults;
 mod store_objects;
 mod terminal;

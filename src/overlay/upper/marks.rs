@@ -165,7 +165,7 @@ impl Namespace {
         match self.for_kind(kind).set(inode, mark, value) {
             Ok(()) => Ok(true),
             Err(error) if self == Self::User && error.is(Errno::PERM) => Ok(false),
-            Err(error) if error.is(Errno::NOSPC) => Ok(false),
+            Err(error) if error.is_no_room() => Ok(false),
             Err(error) => Err(error),
         }
     }

@@ -23,6 +23,10 @@ pub(super) struct Background {
     resting: Arc<()>,
 }
 
+/// How long until that is tried again for which there was no room: at first, and at most.
+const AGAIN: Duration = Duration::from_secs(5);
+const AT_LAST: Duration = Duration::from_mins(5);
+
 /// How long a sync waits for those at most, and how often it looks.
 const REST: Duration = Duration::from_secs(2);
 const LOOK: Duration = Duration::from_millis(5);
@@ -122,45 +126,62 @@ impl Background {
     }
 
     fn run(&self) {
+        let mut again = None;
         loop {
             {
                 let mut state = self.state.lock();
                 while !state.wanted && !state.ended {
-                    self.wake.wait(&mut state);
+                    match again {
+                        None => self.wake.wait(&mut state),
+                        Some(after) => {
+                            let waited = self.wake.wait_for(&mut state, after);
+                            state.wanted |= waited.timed_out() && !state.ended;
+                        }
+                    }
                 }
                 if !std::mem::take(&mut state.wanted) {
                     return;
                 }
             }
-            self.tidy();
+            let later = again.map_or(AGAIN, |after: Duration| (after * 2).min(AT_LAST));
+            again = (!self.tidy()).then_some(later);
         }
     }
 
-    fn tidy(&self) {
+    /// Says whether all is done.
+    fn tidy(&self) -> bool {
         if let Some(mut layers) = self.layers()
             && let Err(failure) = layers.see_forks()
         {
             tracing::warn!("which forks there are is not known: {failure}");
         }
-        if let Err(failure) = self.prepare() {
-            tracing::warn!("the next checkpoint takes longer: {failure}");
-        }
+        let prepared = self.prepare();
         let until = Instant::now() + REST;
         while Arc::strong_count(&self.resting) > 1 && Instant::now() < until {
             std::thread::sleep(LOOK);
         }
-        if let Err(failure) = self.make_durable(true) {
-            tracing::warn!("checkpoints are not known to be on disk yet: {failure}");
-        }
+        let durable = self.make_durable(true);
         let remover = self.layers.lock().remover();
         if let Err(error) = remover.remove() {
             tracing::warn!("layers that nothing needs are not removed whole: {error}");
         }
+        // What was removed may have made the room for it.
+        let durable = durable.or_else(|_| self.make_durable(true));
+        let prepared = prepared.or_else(|_| self.prepare());
+        if let Err(failure) = &durable {
+            tracing::warn!("checkpoints are not known to be on disk yet: {failure}");
+        }
+        if let Err(failure) = &prepared {
+            tracing::warn!("the next checkpoint takes longer: {failure}");
+        }
+        durable.is_ok() && prepared.is_ok()
     }
 
     fn prepare(&self) -> Result<(), Failure> {
         match self.layers() {
-            Some(mut layers) if layers.is_begun() => layers.prepare(),
+            Some(mut layers) if layers.is_begun() => {
+                layers.prepare().and_then(|()| layers.fill_spare())
+            }
             _ => Ok(()),
         }
     }

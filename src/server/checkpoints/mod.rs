@@ -123,14 +123,8 @@ impl Checkpoints {
     }
 
     fn checkpoint(&self, request: &CheckpointRequest) -> Result<Made, Failure> {
-        let name = request.name.as_deref().filter(|name| !name.is_empty());
-        if let Some(name) = name {
-            check_name(name).map_err(|reason| {
-                let shown: String = name.chars().take(100).collect();
-                let message = format!("a checkpoint's name {reason}: {shown:?}");
-                Failure::new(Code::InvalidBackupConfig, message)
-            })?;
-        }
+        let name = request.name.as_deref();
+        check_given(name)?;
         let (publish, local_because) = match request.publish.as_ref().map(|it| self.as_publish(it))
         {
             None => (None, None),
@@ -221,13 +215,22 @@ impl Checkpoints {
             check_nobody_writes(mounted)?;
         }
         let top = to.map(|point| point.serial);
-        let below = layers.open_chain(top)?;
         let away = if request.discard { None } else { Some(new_point(None)?) };
         let rolled_away = away.as_ref().map(|point| point.id.clone());
-        let mut change = layers.rolling_back(top, away)?;
-        let (next, serial) = (change.next.clone(), change.serial);
         let paths: Vec<_> = inside.iter().map(|(path, _)| path.clone()).collect();
-        let rolled = tree.roll_back(below, &next, serial, &paths, &mut || change.commit());
+        let mut is_last = false;
+        let (change, rolled) = loop {
+            let below = layers.open_chain(top)?;
+            let mut change = layers.rolling_back(top, away.clone())?;
+            let (next, serial) = (change.next.clone(), change.serial);
+            let rolled = tree.roll_back(below, &next, serial, &paths, &mut || change.commit());
+            let is_full = rolled.as_ref().is_err_and(overlay::Error::is_no_room);
+            if is_last || !is_full || !layers.give_up_spare() {
+                break (change, rolled);
+            }
+            layers.settle(change);
+            is_last = true;
+        };
         if let Ok(rolled) = &rolled {
             self.kernel.refresh(rolled);
         }
@@ -386,6 +389,20 @@ impl Checkpoints {
         });
         Ok(inside.collect())
     }
+}
+
+/// Checks what a checkpoint is to be called.
+fn check_given(name: Option<&str>) -> Result<(), Failure> {
+    let Some(name) = name else { return Ok(()) };
+    if name.is_empty() {
+        return Err(Failure::new(Code::Usage, "a checkpoint's name cannot be empty")
+            .hint("without --name it has none"));
+    }
+    check_name(name).map_err(|reason| {
+        let shown: String = name.chars().take(100).collect();
+        let message = format!("a checkpoint's name {reason}: {shown:?}");
+        Failure::new(Code::InvalidBackupConfig, message)
+    })
 }
 
 fn new_point(name: Option<&str>) -> Result<NewPoint, Failure> {

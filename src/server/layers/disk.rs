@@ -2,7 +2,7 @@
 
 use std::ffi::CStr;
 use std::io::{self, Read, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
@@ -14,6 +14,7 @@ use super::super::inherited;
 use super::Serials;
 use super::forks::Base;
 use super::manifest::{MAX_BYTES, Manifest, StackId};
+use super::spare::{Room, Spare, is_no_room};
 use crate::inode_ops::{Directory, remove_tree};
 use crate::types::LayerSerial;
 
@@ -165,10 +166,40 @@ impl Disk {
     /// Makes an empty upper and work directory those of `manifest`, whose live upper is empty, too. The disk need not have
     /// it yet.
     pub(super) fn begin(&self, manifest: &Manifest) -> io::Result<()> {
-        self.make_layer(manifest.live())?;
-        self.stage(&manifest.to_json()?, When::Later)?;
+        self.make_layer(manifest.live(), Room::Free)?;
+        self.stage(&manifest.to_json()?, When::Later, Room::Free)?;
         self.commit(When::Later)?;
         self.set_mark(manifest.stack())
+    }
+
+    /// What is kept for when there is no room.
+    pub(super) fn spare(&self) -> Spare<'_> {
+        Spare { work: &self.work }
+    }
+
+    /// Makes `name` in `dir` a file of `bytes`.
+    fn write(
+        &self,
+        dir: impl AsFd,
+        name: &str,
+        bytes: &[u8],
+        room: Room,
+    ) -> io::Result<std::fs::File> {
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW;
+        let mode = Mode::from_raw_mode(0o600);
+        let made = rustix::fs::openat(&dir, name, flags | OFlags::CLOEXEC, mode);
+        let written = made.map_err(io::Error::from).and_then(|file| {
+            self.step()?;
+            let mut file = std::fs::File::from(file);
+            file.write_all(bytes)?;
+            Ok(file)
+        });
+        match written {
+            Err(error) if is_no_room(&error) && room == Room::Kept => {
+                self.spare().write(dir, name, bytes)
+            }
+            written => written,
+        }
     }
 
     fn in_work(&self, name: &str) -> PathBuf {
@@ -185,22 +216,22 @@ impl Disk {
     }
 
     /// Writes what the manifest is to be with a note, without waiting for the disk.
-    pub(super) fn stage_noted(&self, serial: LayerSerial, bytes: &[u8]) -> io::Result<()> {
+    pub(super) fn stage_noted(
+        &self,
+        serial: LayerSerial,
+        bytes: &[u8],
+        room: Room,
+    ) -> io::Result<()> {
         self.step()?;
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW;
-        let mode = Mode::from_raw_mode(0o600);
-        let layers = self.open_layers()?;
-        let name = format!("{}{NOTED}", serial.0);
-        let file = rustix::fs::openat(layers, name, flags | OFlags::CLOEXEC, mode)?;
-        self.step()?;
-        std::fs::File::from(file).write_all(bytes)
+        self.write(self.open_layers()?, &format!("{}{NOTED}", serial.0), bytes, room).map(drop)
     }
 
     /// Makes a note, which is what makes a layer the live one.
-    pub(super) fn note(&self, note: Note) -> io::Result<()> {
+    pub(super) fn note(&self, note: Note, room: Room) -> io::Result<()> {
         self.step()?;
         let name = format!("{LAYERS}/{}{NOTE}", note.serial.0);
-        Ok(rustix::fs::symlinkat(note.to_text(), &self.work, name)?)
+        let make = || Ok(rustix::fs::symlinkat(note.to_text(), &self.work, &name)?);
+        self.spare().with(room, make)
     }
 
     /// Removes what was written for a note that was not made.
@@ -225,14 +256,9 @@ impl Disk {
     }
 
     /// Writes the next manifest. Now, it waits until the disk has it; later, that is for who writes it.
-    pub(super) fn stage(&self, bytes: &[u8], when: When) -> io::Result<()> {
+    pub(super) fn stage(&self, bytes: &[u8], when: When, room: Room) -> io::Result<()> {
         self.step()?;
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW;
-        let mode = Mode::from_raw_mode(0o600);
-        let file = rustix::fs::openat(&self.work, when.name(), flags | OFlags::CLOEXEC, mode)?;
-        self.step()?;
-        let mut file = std::fs::File::from(file);
-        file.write_all(bytes)?;
+        let file = self.write(&self.work, when.name(), bytes, room)?;
         match when {
             // Tests kill the server, and not the machine.
             When::Now if !cfg!(test) => file.sync_data(),
@@ -242,7 +268,8 @@ impl Disk {
 
     pub(super) fn commit(&self, when: When) -> io::Result<()> {
         self.step()?;
-        Ok(rustix::fs::renameat(&self.work, when.name(), &self.work, MANIFEST)?)
+        let rename = || Ok(rustix::fs::renameat(&self.work, when.name(), &self.work, MANIFEST)?);
+        self.spare().with(Room::Kept, rename)
     }
 
     /// Removes a manifest that did not come to be.
@@ -256,23 +283,32 @@ impl Disk {
         unless_missing(std::fs::remove_file(self.in_work(MANIFEST)))
     }
 
-    /// Makes an empty directory for a layer.
-    pub(super) fn make_layer(&self, serial: LayerSerial) -> io::Result<()> {
-        let mode = Mode::from_raw_mode(0o700);
+    pub(super) fn remove_spare(&self) -> io::Result<()> {
         self.step()?;
-        match rustix::fs::mkdirat(&self.work, LAYERS, mode) {
-            Ok(()) | Err(Errno::EXIST) => {}
-            Err(errno) => return Err(errno.into()),
+        unless_missing(self.spare().remove())
+    }
+
+    /// Makes an empty directory for a layer.
+    pub(super) fn make_layer(&self, serial: LayerSerial, room: Room) -> io::Result<()> {
+        let make = |name: &str| {
+            let mode = Mode::from_raw_mode(0o700);
+            self.spare().with(room, || Ok(rustix::fs::mkdirat(&self.work, name, mode)?))
+        };
+        let is_there = |error: &io::Error| error.kind() == io::ErrorKind::AlreadyExists;
+        self.step()?;
+        match make(LAYERS) {
+            Err(error) if !is_there(&error) => return Err(error),
+            _ => {}
         }
         self.step()?;
-        let make = || rustix::fs::mkdirat(&self.work, format!("{LAYERS}/{}", serial.0), mode);
-        match make() {
-            Err(Errno::EXIST) => {
+        let name = format!("{LAYERS}/{}", serial.0);
+        match make(&name) {
+            Err(error) if is_there(&error) => {
                 // Of a change that was given up, and could not be put aside.
                 self.discard(serial)?;
-                Ok(make()?)
+                make(&name)
             }
-            made => Ok(made?),
+            made => made,
         }
     }
 
@@ -306,10 +342,13 @@ impl Disk {
             };
             let flags = rustix::fs::RenameFlags::NOREPLACE;
             let name = format!("{LAYERS}/{name}");
-            match rustix::fs::renameat_with(&self.work, name, &self.work, aside, flags) {
-                Err(Errno::EXIST) => count += 1,
-                Err(Errno::NOENT) => return Ok(()),
-                done => return Ok(done?),
+            let rename = || {
+                let (from, to) = (&self.work, &self.work);
+                Ok(rustix::fs::renameat_with(from, &*name, to, &*aside, flags)?)
+            };
+            match self.spare().with(Room::Kept, rename) {
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => count += 1,
+                done => return unless_missing(done),
             }
         }
     }

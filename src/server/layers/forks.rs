@@ -22,6 +22,7 @@ use super::super::record::write_json;
 use super::super::state::read_origin;
 use super::disk::{self, Disk, MANIFEST};
 use super::manifest::{Manifest, Publish, PublishState, StackId};
+use super::spare::Room;
 use super::{Layers, Serials, failed};
 use crate::failure::{Code, Failure};
 use crate::inode_ops::Directory;
@@ -124,13 +125,25 @@ impl Base {
             return Err(self.failed("are gone"));
         }
         let forks = self.work.join(FORKS);
+        let noted = disk::read_file(&forks.join(fork.stack.to_string())).ok().flatten();
+        let noted = noted.and_then(|bytes| serde_json::from_slice::<Fork>(&bytes).ok());
+        if noted.is_some_and(|noted| noted == *fork) {
+            // There may be no room for it once more.
+            return Ok(());
+        }
+        let fail = |error: io::Error| failed("note a fork in", &self.work, &error);
         match std::os::unix::fs::DirBuilderExt::mode(&mut std::fs::DirBuilder::new(), 0o700)
             .create(&forks)
         {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(fail(error)),
             _ => {}
         }
-        write_json(&forks.join(fork.stack.to_string()), fork).map_err(fail)
+        let note = forks.join(fork.stack.to_string());
+        write_json(&note, fork).map_err(|error| {
+            // It stays while there are others.
+            let _ = std::fs::remove_dir(&forks);
+            fail(error)
+        })
     }
 
     /// Takes the note of a fork away.
@@ -295,7 +308,7 @@ impl Layers {
         let manifest = self.manifest.with_forks(forks);
         match manifest.layers == self.manifest.layers {
             true => self.adopt(manifest),
-            false => self.write(manifest)?,
+            false => self.write(manifest, Room::Kept)?,
         }
         Ok(())
     }
@@ -305,10 +318,10 @@ impl Layers {
     /// # Errors
     /// [`Code::Upper`]: what the disk says.
     pub(in super::super) fn leave_to_forks(&mut self) -> Result<(), Failure> {
-        self.prepare()?;
+        self.prepare_in(Room::Kept)?;
         self.prepared = false;
         match self.manifest.for_forks_alone() {
-            Some(manifest) => self.write(manifest),
+            Some(manifest) => self.write(manifest, Room::Kept),
             None => Ok(()),
         }
     }

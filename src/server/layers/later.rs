@@ -7,6 +7,7 @@ use super::super::leftovers;
 use super::disk::{Disk, When};
 use super::manifest::Manifest;
 use super::readers::Readers;
+use super::spare::Room;
 use super::{Facts, failed};
 use crate::failure::Failure;
 use crate::types::LayerSerial;
@@ -19,6 +20,7 @@ pub(in super::super) struct Flush {
     pub(super) bytes: Vec<u8>,
     pub(super) facts: Facts,
     pub(super) written: u64,
+    pub(super) room: Room,
 }
 
 impl Flush {
@@ -27,7 +29,7 @@ impl Flush {
     /// # Errors
     /// [`crate::failure::Code::Upper`]: what the disk says.
     pub(in super::super) fn write(&self) -> Result<(), Failure> {
-        let staged = self.disk.stage(&self.bytes, When::Later);
+        let staged = self.disk.stage(&self.bytes, When::Later, self.room);
         staged.map_err(|error| {
             let _ = self.disk.unstage(When::Later);
             failed("write", &self.disk.manifest_path(), &error)

@@ -10,6 +10,7 @@
 //!      layers/N.on  a note that it is live now, on what
 //!      layers/N.json  the manifest from then on
 //!      layers/#N    one that nothing needs any more, until it is removed
+//!      stack.spare/ room for what makes room
 //!      forks/STACK  a note of a mount that lies on some of them
 //! ```
 //!
@@ -27,6 +28,7 @@
 //! | `forks` | mounts that lie on layers of another one |
 //! | `later` | what nobody waits for |
 //! | `readers` | who reads layers besides |
+//! | `spare` | room that is kept for when there is none |
 //!
 //! It belongs to the server, above the overlay, which knows layers that it is given, and below nobody: a
 //! layer's number and directory is all that the two have in common. Who holds the lock of the work
@@ -38,6 +40,7 @@ mod later;
 mod load;
 mod manifest;
 mod readers;
+mod spare;
 #[cfg(test)]
 mod tests;
 mod tree;
@@ -57,6 +60,7 @@ pub(crate) use self::manifest::FuzzyFile;
 pub(super) use self::manifest::{Manifest, Point, Publish, PublishState, Sent};
 use self::readers::Readers;
 pub(super) use self::readers::Reading;
+use self::spare::{Room, is_no_room};
 use crate::backup::BackupId;
 use crate::failure::{Code, Failure};
 use crate::inode_ops::Directory;
@@ -93,6 +97,7 @@ pub(super) struct Change {
     manifest: Manifest,
     kept: bool,
     committed: bool,
+    room: Room,
     /// The directory that is to be the live upper.
     pub(super) next: PathBuf,
     /// Its number.
@@ -106,7 +111,7 @@ impl Change {
     /// What the kernel says; nothing has changed then.
     pub(super) fn commit(&mut self) -> io::Result<()> {
         let (serial, parent) = (self.serial, self.manifest.parent_of_live());
-        self.disk.note(Note { serial, parent, kept: self.kept })?;
+        self.disk.note(Note { serial, parent, kept: self.kept }, self.room)?;
         self.committed = true;
         Ok(())
     }
@@ -171,9 +176,9 @@ impl Layers {
         disk.unstage(When::Now).and_then(|()| disk.unstage(When::Later)).map_err(fail)?;
         let lost_power = self.begun && self.manifest.boot() != self.boot;
         if lost_power && self.manifest.has_undurable() {
-            self.write(self.manifest.without_undurable())?;
+            self.write(self.manifest.without_undurable(), Room::Kept)?;
         } else if self.noted {
-            self.write(self.manifest.as_ref().clone())?;
+            self.write(self.manifest.as_ref().clone(), Room::Kept)?;
         }
         disk.remove_notes(None).map_err(fail)?;
         let listed = self.manifest.layers().map(|(serial, _)| serial).collect();
@@ -252,17 +257,21 @@ impl Layers {
     /// # Errors
     /// [`Code::Upper`]: what the disk says.
     pub(super) fn prepare(&mut self) -> Result<(), Failure> {
+        self.prepare_in(Room::Free)
+    }
+
+    fn prepare_in(&mut self, room: Room) -> Result<(), Failure> {
         if !self.begun {
             // In this order: a manifest that says nothing belongs to nobody, but an upper that has one
             // elsewhere is not mounted without it.
-            self.write(self.manifest.as_ref().clone())?;
+            self.write(self.manifest.as_ref().clone(), Room::Free)?;
             let marked = self.disk.set_mark(self.manifest.stack());
             marked.map_err(|error| failed("mark", self.disk.upper_path(), &error))?;
             self.begun = true;
         }
         if !self.prepared {
             let next = self.manifest.next();
-            let made = self.disk.make_layer(next);
+            let made = self.disk.make_layer(next, room);
             made.map_err(|error| failed("make", &self.disk.layer_path(next), &error))?;
             self.prepared = true;
         }
@@ -279,7 +288,7 @@ impl Layers {
         point: NewPoint,
         keep: Option<u32>,
     ) -> Result<Change, Failure> {
-        self.changing(|manifest| {
+        self.changing(Room::Free, |manifest| {
             let manifest = keep.map_or_else(|| manifest.clone(), |keep| manifest.keeping(keep));
             manifest.frozen(point)
         })
@@ -295,14 +304,15 @@ impl Layers {
         top: Option<LayerSerial>,
         away: Option<NewPoint>,
     ) -> Result<Change, Failure> {
-        self.changing(|manifest| manifest.rolled_back(top, away))
+        self.changing(Room::Kept, |manifest| manifest.rolled_back(top, away))
     }
 
     fn changing(
         &mut self,
+        room: Room,
         change: impl FnOnce(&Manifest) -> Option<Manifest>,
     ) -> Result<Change, Failure> {
-        self.prepare()?;
+        self.prepare_in(room)?;
         let serial = self.manifest.next();
         let manifest = change(&self.manifest).ok_or_else(|| {
             let message = format!("{} has had all layers it can", self.disk.work_path().display());
@@ -312,9 +322,9 @@ impl Layers {
         let (disk, next) = (Arc::clone(&self.disk), self.disk.layer_path(serial));
         let away = manifest.rolled_away();
         let kept = away.is_some() && away != self.manifest.rolled_away();
-        let change = Change { disk, manifest, kept, committed: false, next, serial };
+        let change = Change { disk, manifest, kept, committed: false, room, next, serial };
         let staged = change.manifest.to_json();
-        let staged = staged.and_then(|bytes| self.disk.stage_noted(serial, &bytes));
+        let staged = staged.and_then(|bytes| self.disk.stage_noted(serial, &bytes, room));
         staged.map_err(|error| failed("write", &self.disk.manifest_path(), &error))?;
         Ok(change)
     }
@@ -338,7 +348,7 @@ impl Layers {
     /// # Errors
     /// [`Code::Upper`]: what the disk says.
     pub(super) fn set_fuzzy(&mut self, id: &BackupId, files: Vec<PathBuf>) -> Result<(), Failure> {
-        self.write(self.manifest.with_fuzzy(id, files))
+        self.write(self.manifest.with_fuzzy(id, files), Room::Free)
     }
 
     /// Takes note of what has become of a point in the bucket. It is for [`Self::flushing`] to be written down: who
@@ -374,7 +384,8 @@ impl Layers {
         let path = self.disk.manifest_path();
         let bytes = manifest.to_json().map_err(|error| failed("write", &path, &error))?;
         let (disk, written) = (Arc::clone(&self.disk), self.written);
-        Ok(Some(Flush { disk, manifest, bytes, facts, written }))
+        let room = if self.gone.is_empty() { Room::Free } else { Room::Kept };
+        Ok(Some(Flush { disk, manifest, bytes, facts, written, room }))
     }
 
     /// Puts in its place what was flushed; `false` where something else was put there meanwhile, and it has
@@ -402,7 +413,7 @@ impl Layers {
     /// # Errors
     /// [`Code::Upper`]: what the disk says.
     pub(super) fn forget(&mut self, ids: &[BackupId]) -> Result<(), Failure> {
-        self.write(self.manifest.without(ids))
+        self.write(self.manifest.without(ids), Room::Kept)
     }
 
     /// Keeps `count` points without a name from now on; gives what this forgets.
@@ -412,18 +423,20 @@ impl Layers {
     pub(super) fn keep(&mut self, count: u32) -> Result<Vec<BackupId>, Failure> {
         let (before, manifest) = (Arc::clone(&self.manifest), self.manifest.keeping(count));
         if manifest != *before {
-            self.prepare()?;
-            self.write(manifest)?;
+            if !self.begun {
+                self.prepare()?;
+            }
+            self.write(manifest, Room::Kept)?;
         }
         let gone = before.points().iter().filter(|point| self.manifest.point(&point.id).is_none());
         Ok(gone.map(|point| point.id.clone()).collect())
     }
 
     /// Writes the manifest, and waits until the disk has it.
-    fn write(&mut self, manifest: Manifest) -> Result<(), Failure> {
+    fn write(&mut self, manifest: Manifest, room: Room) -> Result<(), Failure> {
         let manifest = manifest.on_boot(&self.boot);
         let path = self.disk.manifest_path();
-        let staged = manifest.to_json().and_then(|bytes| self.disk.stage(&bytes, When::Now));
+        let staged = manifest.to_json().and_then(|bytes| self.disk.stage(&bytes, When::Now, room));
         let written = staged.and_then(|()| self.disk.commit(When::Now)).map_err(|error| {
             let _ = self.disk.unstage(When::Now);
             failed("write", &path, &error)
@@ -466,6 +479,24 @@ impl Layers {
         }
     }
 
+    /// Keeps room for what makes room, as much as is not kept yet.
+    ///
+    /// # Errors
+    /// [`Code::Upper`]: what the disk says.
+    pub(super) fn fill_spare(&self) -> Result<(), Failure> {
+        if !self.begun {
+            return Ok(());
+        }
+        let path = self.disk.manifest_path();
+        let filled = self.manifest.to_json().and_then(|it| self.disk.spare().fill(it.len() as u64));
+        filled.map_err(|error| failed("keep room for", &path, &error))
+    }
+
+    /// Makes a bit of room with what is kept for that. `false` where there is nothing.
+    pub(super) fn give_up_spare(&self) -> bool {
+        self.disk.spare().give_up()
+    }
+
     /// What removes all that was put aside, which may take its time, and needs nothing of this.
     pub(super) fn remover(&self) -> Remover {
         let upper = self.begun && !self.noted && !self.manifest.has(LayerSerial::default());
@@ -489,6 +520,7 @@ impl Layers {
         if self.begun && self.manifest.is_trivial() {
             self.disk.clear_mark()?;
             self.disk.remove_manifest()?;
+            self.disk.remove_spare()?;
             self.begun = false;
         }
         self.disk.unmake_layers()
@@ -518,11 +550,9 @@ pub(super) struct NewPoint {
 fn failed(doing: &str, path: &Path, error: &io::Error) -> Failure {
     let failure = Failure::io(doing, path, error);
     let failure = Failure { code: Code::Upper, ..failure };
-    match error.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-            failure.hint("nothing was changed; make room on its file system")
-        }
-        _ => failure,
+    match is_no_room(error) {
+        true => failure.hint("nothing was changed; make room on its file system"),
+        false => failure,
     }
 }
 

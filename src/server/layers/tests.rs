@@ -593,7 +593,7 @@ fn unnamed_points_beyond_what_is_kept_go_and_named_ones_never() {
     for count in 0..1000_u32 {
         let name = (count % 250 == 0).then(|| format!("n{count}"));
         manifest = manifest.frozen(point(name.as_deref())).unwrap();
-        let made = layers.disk.make_layer(LayerSerial(count + 1));
+        let made = layers.disk.make_layer(LayerSerial(count + 1), Room::Free);
         made.or_else(|error| if count == 0 { Ok(()) } else { Err(error) }).unwrap();
     }
     assert_eq!(manifest.named(), 4);
@@ -602,7 +602,7 @@ fn unnamed_points_beyond_what_is_kept_go_and_named_ones_never() {
     assert_eq!(manifest.chain(Some(manifest.live())).len(), 1001);
     assert_eq!(manifest.frozen_layers().count(), 1000);
     assert_eq!(manifest.points().last().unwrap().serial.0, 999);
-    layers.write(manifest).unwrap();
+    layers.write(manifest, Room::Free).unwrap();
     let manifest = Arc::clone(layers.manifest());
     drop(layers);
     let mut layers = scratch.open();
