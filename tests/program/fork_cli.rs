@@ -82,12 +82,7 @@ impl Forks {
 
     /// The server's process, as it is called here.
     fn pid(&self, place: &Place) -> u32 {
-        let mountpoint = format!("\0{}\0", text(&place.root));
-        let serves = |pid: &u32| {
-            let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-            String::from_utf8_lossy(&line).ends_with(&mountpoint)
-        };
-        self.bench.servers().into_iter().find(serves).unwrap()
+        self.bench.server_of(&place.root)
     }
 
     fn kill(&self, place: &Place) {
@@ -243,6 +238,58 @@ fn either_is_unmounted_first_and_the_last_takes_all_with_it() {
     forks.does("unmount", &inner, &[]);
     assert_eq!(last.read("own").unwrap(), "1");
     forks.does("unmount", &last, &[]);
+    forks.bench.assert_nothing_left();
+}
+
+#[test]
+fn a_fork_and_its_origin_may_be_on_different_file_systems() {
+    if !can_mount_with("a_fork_and_its_origin_may_be_on_different_file_systems", &[Need::Root]) {
+        return;
+    }
+    let Mounts { bench, archive, mountpoint } = Mounts::new();
+    let other = bench.directory("other");
+    let flags = rustix::mount::MountFlags::empty();
+    rustix::mount::mount("none", &other, "tmpfs", flags, Some(c"mode=700")).unwrap();
+    let upper = other.join("upper");
+    bench.ok(&["-q", "mount", text(&archive), text(&mountpoint), "--upper", text(&upper)]);
+    let forks = Forks { bench, origin: Place { root: mountpoint } };
+    let origin = &forks.origin;
+    origin.write("new", "from the origin");
+    std::fs::hard_link(origin.root.join("new"), origin.root.join("other-name")).unwrap();
+    std::fs::rename(origin.root.join("sub"), origin.root.join("moved")).unwrap();
+    let fork = forks.fork(origin, "b", &[]);
+    let device = |place: &Place| {
+        let upper = forks.status(place)["upper"].as_str().unwrap().to_owned();
+        Path::new(&upper).metadata().unwrap().dev()
+    };
+    assert_ne!(device(origin), device(&fork));
+    // Copies, of data and of attributes, from one to the other.
+    fork.open("other-name").write_all_at(b"by", 0).unwrap();
+    assert_eq!(fork.read("new").unwrap(), "byom the origin");
+    let data = fork.root.join("moved/data");
+    std::fs::set_permissions(&data, PermissionsExt::from_mode(0o604)).unwrap();
+    std::fs::rename(&data, fork.root.join("data")).unwrap();
+    std::fs::rename(fork.root.join("moved"), fork.root.join("sub")).unwrap();
+    let inner = forks.fork(&fork, "c", &[]);
+    forks.does("unmount", &fork, &[]);
+    assert_eq!(inner.read("new").unwrap(), "byom the origin");
+    let meta = inner.root.join("data").metadata().unwrap();
+    assert_eq!(meta.mode() & 0o7777, 0o604);
+    assert_eq!(
+        std::fs::read(inner.root.join("data")).unwrap(),
+        std::fs::read(origin.root.join("moved/data")).unwrap()
+    );
+    assert_eq!(inner.read("sub/hello-too").unwrap(), "hello from the archive\n");
+    inner.write("data", "1");
+    forks.does("checkpoint", &inner, &[]);
+    inner.write("data", "2");
+    forks.does("rollback", &inner, &[]);
+    assert_eq!(inner.read("data").unwrap(), "1");
+    assert_eq!(origin.read("new").unwrap(), "from the origin");
+    for place in [&inner, origin] {
+        forks.does("unmount", place, &[]);
+    }
+    rustix::mount::unmount(&other, rustix::mount::UnmountFlags::DETACH).unwrap();
     forks.bench.assert_nothing_left();
 }
 

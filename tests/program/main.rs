@@ -35,6 +35,7 @@ mod files_requests;
 mod files_service;
 mod files_table;
 mod fork_cli;
+mod fork_killed;
 mod logging;
 mod messages;
 mod mount_cli;

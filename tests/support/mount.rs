@@ -151,6 +151,16 @@ impl Bench {
             .collect()
     }
 
+    /// The process that serves `mountpoint`.
+    pub(crate) fn server_of(&self, mountpoint: &Path) -> u32 {
+        let mountpoint = format!("\0{}\0", mountpoint.display());
+        let serves = |pid: &u32| {
+            let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            String::from_utf8_lossy(&line).ends_with(&mountpoint)
+        };
+        self.servers().into_iter().find(serves).unwrap()
+    }
+
     /// Processes that serve a mountpoint below this bench.
     pub(crate) fn servers(&self) -> Vec<u32> {
         let here = self.dir.path().to_string_lossy().into_owned();
