@@ -281,6 +281,13 @@ enum Step {
     Remount {
         kills: bool,
     },
+    /// At one of the checkpoints, or at what is now; also of a fork.
+    Fork {
+        of: usize,
+        at: Option<usize>,
+    },
+    InFork(usize, Op),
+    EndFork(usize),
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -291,6 +298,9 @@ fn step() -> impl Strategy<Value = Step> {
         1 => Just(Step::Undo),
         1 => any::<usize>().prop_map(Step::Forget),
         1 => any::<bool>().prop_map(|kills| Step::Remount { kills }),
+        1 => (any::<usize>(), any::<Option<usize>>()).prop_map(|(of, at)| Step::Fork { of, at }),
+        5 => (any::<usize>(), op()).prop_map(|(which, op)| Step::InFork(which, op)),
+        1 => any::<usize>().prop_map(Step::EndFork),
     ]
 }
 
@@ -348,6 +358,15 @@ impl Held {
     }
 }
 
+/// A fork, and a plain directory.
+struct Forked {
+    mountpoint: PathBuf,
+    model: PathBuf,
+}
+
+/// How many there are at once.
+const FORKS: usize = 3;
+
 /// A mount with checkpoints, and a plain directory with copies.
 struct Copied<'a> {
     prepared: &'a Prepared,
@@ -360,6 +379,7 @@ struct Copied<'a> {
     rolled_back: Option<(String, PathBuf)>,
     made: usize,
     held: Vec<Held>,
+    forks: Vec<Forked>,
 }
 
 impl<'a> Copied<'a> {
@@ -369,7 +389,7 @@ impl<'a> Copied<'a> {
         let upper = bench.path("upper");
         for entry in fs::read_dir(bench.path("")).unwrap().map(Result::unwrap) {
             let name = entry.file_name();
-            let is_old = [&b"point-"[..], b"model", b"upper", b".upper"]
+            let is_old = [&b"point-"[..], b"model", b"upper", b".upper", b"fork-"]
                 .iter()
                 .any(|old| name.as_encoded_bytes().starts_with(old));
             if is_old {
@@ -381,17 +401,22 @@ impl<'a> Copied<'a> {
         mount.extend(["--upper".into(), text(&upper)]);
         mount.extend(more.iter().map(|word| (*word).to_owned()));
         bench.ok(&mount);
-        let (points, held) = (Vec::new(), Vec::new());
+        let (points, held, forks) = (Vec::new(), Vec::new(), Vec::new());
+        let (rolled_back, made) = (None, 0);
         let new =
-            Self { prepared, model, mountpoint, mount, points, rolled_back: None, made: 0, held };
+            Self { prepared, model, mountpoint, mount, points, rolled_back, made, held, forks };
         copy(&bench.path("tree"), &new.model);
         new
     }
 
     /// What `words` print, said of the mount.
     fn say(&self, words: &[&str]) -> String {
+        self.say_of(&self.mountpoint, words)
+    }
+
+    fn say_of(&self, mountpoint: &Path, words: &[&str]) -> String {
         let [verb, more @ ..] = words else { unreachable!("a verb") };
-        let mountpoint = self.mountpoint.to_str().unwrap();
+        let mountpoint = mountpoint.to_str().unwrap();
         let output = self.prepared.bench.run(&[&["-q", verb, mountpoint], more].concat());
         assert!(output.status.success(), "{words:?}: {}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).unwrap().trim().to_owned()
@@ -461,7 +486,15 @@ impl<'a> Copied<'a> {
             }
             Step::Forget(which) if !self.points.is_empty() => {
                 let (id, copy) = self.points.remove(which % self.points.len());
-                self.say(&["forget", &id]);
+                let mountpoint = self.mountpoint.to_str().unwrap();
+                let done = self.prepared.bench.run(&["forget", mountpoint, &id]);
+                // One that a fork was made at stays while that is there.
+                let is_held = done.status.code() == Some(13) && !self.forks.is_empty();
+                prop_assert!(done.status.success() || is_held, "{:?}", done);
+                if is_held {
+                    self.points.push((id, copy));
+                    return Ok(());
+                }
                 fs::remove_dir_all(copy).unwrap();
                 self.rolled_back = self.rolled_back.take().filter(|(to, _)| *to != id);
             }
@@ -470,17 +503,67 @@ impl<'a> Copied<'a> {
                 if *kills {
                     // What the kernel alone has of an ordinary user's writes is lost with the server.
                     rustix::fs::syncfs(fs::File::open(&self.mountpoint).unwrap()).unwrap();
-                    let servers = self.prepared.bench.servers();
-                    let pid = Pid::from_raw(servers[0] as i32).unwrap();
-                    kill_process(pid, Signal::KILL).unwrap();
-                    eventually("the server has ended", || self.prepared.bench.servers().is_empty());
+                    let bench = &self.prepared.bench;
+                    let pid = bench.server_of(&self.mountpoint);
+                    kill_process(Pid::from_raw(pid as i32).unwrap(), Signal::KILL).unwrap();
+                    eventually("the server has ended", || !bench.servers().contains(&pid));
                 }
                 self.say(&["unmount"]);
                 self.prepared.bench.ok(&self.mount);
             }
+            Step::Fork { of, at } if self.forks.len() < FORKS => self.fork(*of, *at)?,
+            Step::InFork(which, op) if !self.forks.is_empty() => {
+                let fork = &self.forks[which % self.forks.len()];
+                prop_assert_eq!(apply(&fork.mountpoint, op), apply(&fork.model, op), "in a fork");
+            }
+            Step::EndFork(which) if !self.forks.is_empty() => {
+                let fork = self.forks.remove(which % self.forks.len());
+                self.end_fork(&fork)?;
+            }
             Step::RollBack { .. } | Step::Forget(_) => {}
+            Step::Fork { .. } | Step::InFork(..) | Step::EndFork(_) => {}
         }
         Ok(())
+    }
+
+    fn fork(&mut self, of: usize, at: Option<usize>) -> Result<(), TestCaseError> {
+        self.made += 1;
+        let [mountpoint, model] = ["fork-", "fork-model-"]
+            .map(|name| self.prepared.bench.path(&format!("{name}{}", self.made)));
+        let others = self.forks.iter().map(|fork| (&fork.mountpoint, &fork.model));
+        let all: Vec<_> = [(&self.mountpoint, &self.model)].into_iter().chain(others).collect();
+        let (origin, expected) = all[of % all.len()];
+        let at = at.filter(|_| origin == &self.mountpoint && !self.points.is_empty());
+        let at = at.map(|at| &self.points[at % self.points.len()]);
+        let expected = at.map_or(expected, |(_, copy)| copy);
+        let mut words = vec!["fork", origin.to_str().unwrap(), mountpoint.to_str().unwrap()];
+        words.extend(at.iter().flat_map(|(id, _)| ["--at", id]));
+        let done = self.prepared.bench.run(&words);
+        // A file that is open for writing may be of what was rolled away, and come back since.
+        if done.status.code() == Some(13) && !self.held.is_empty() {
+            prop_assert!(!mountpoint.exists());
+            return Ok(());
+        }
+        prop_assert!(done.status.success(), "{:?}", done);
+        compare(&mountpoint, expected)?;
+        copy(expected, &model);
+        self.forks.push(Forked { mountpoint, model });
+        Ok(())
+    }
+
+    fn end_fork(&self, fork: &Forked) -> Result<(), TestCaseError> {
+        let same = compare(&fork.mountpoint, &fork.model);
+        self.say_of(&fork.mountpoint, &["unmount"]);
+        fs::remove_dir_all(&fork.model).unwrap();
+        same
+    }
+
+    fn end(&mut self) -> Result<(), TestCaseError> {
+        self.held.clear();
+        let forks = std::mem::take(&mut self.forks);
+        let ended: Vec<_> = forks.iter().map(|fork| self.end_fork(fork)).collect();
+        self.say(&["unmount"]);
+        ended.into_iter().collect()
     }
 
     fn play(&mut self, steps: &[Step]) -> Result<(), TestCaseError> {
@@ -524,9 +607,8 @@ fn each_checkpoint_of_a_mount_is_what_a_copy_of_a_plain_directory_is() {
         for more in [&[][..], &["-o", "checkpoints=exact"]] {
             let mut copied = Copied::new(&prepared, more);
             let outcome = copied.play(&steps);
-            copied.held.clear();
-            copied.say(&["unmount"]);
-            outcome?;
+            let ended = copied.end();
+            outcome.and(ended)?;
         }
     });
     prepared.bench.assert_nothing_left();

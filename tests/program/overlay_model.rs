@@ -7,14 +7,15 @@ use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 use crate::overlay_support::{
-    KernelMount, Merged, Plain, Replica, Seen, Side, Stack, Tree, bytes, freeze, open_archive,
-    open_layers, open_overlay, open_stack, roll_back, run, source,
+    KernelMount, Merged, Plain, Replica, Seen, Side, Stack, Tree, bytes, errno, freeze,
+    open_archive, open_layers, open_overlay, open_stack, roll_back, run, source,
 };
 use crate::support::surrounding::{Need, cannot_run};
 use proptest::prelude::*;
 use rustix::fs::RenameFlags;
-use thawfs::overlay::{Handle, Options, Overlay};
-use thawfs::types::{FileKind, Ino};
+use rustix::io::Errno;
+use thawfs::overlay::{Handle, Options, Overlay, Upper};
+use thawfs::types::{FileKind, Ino, LayerSerial};
 
 #[derive(Clone, Debug)]
 pub(crate) enum Op {
@@ -47,6 +48,10 @@ pub(crate) enum Op {
     Freeze,
     /// To one of the points.
     RollBack(usize),
+    /// A second tree over the same layers.
+    Fork,
+    /// One of the others in one of those.
+    InFork(usize, Box<Op>),
 }
 
 fn path() -> impl Strategy<Value = PathBuf> {
@@ -103,6 +108,12 @@ pub(crate) fn op_with_rollbacks() -> impl Strategy<Value = Op> {
     prop_oneof![8 => op_in_layers(), 1 => any::<usize>().prop_map(Op::RollBack)]
 }
 
+/// The same, with forks.
+fn op_with_forks() -> impl Strategy<Value = Op> {
+    let in_fork = (any::<usize>(), op()).prop_map(|(which, op)| Op::InFork(which, Box::new(op)));
+    prop_oneof![12 => op_with_rollbacks(), 1 => Just(Op::Fork), 6 => in_fork]
+}
+
 /// An open file, on both sides.
 struct Open {
     ino: Ino,
@@ -120,6 +131,13 @@ struct Point {
     plain: PathBuf,
 }
 
+/// A tree over layers of another, and a plain directory.
+struct Forked {
+    merged: Merged,
+    plain: Plain,
+    _dir: tempfile::TempDir,
+}
+
 pub(crate) struct World {
     pub(crate) dir: tempfile::TempDir,
     pub(crate) merged: Merged,
@@ -134,6 +152,7 @@ pub(crate) struct World {
     points: Vec<Point>,
     /// The last serial that was given.
     serial: u32,
+    forks: Vec<Forked>,
 }
 
 impl World {
@@ -160,6 +179,7 @@ impl World {
             stack: Stack::default(),
             points: Vec::new(),
             serial: 0,
+            forks: Vec::new(),
         }
     }
 
@@ -238,7 +258,66 @@ impl World {
                     self.roll_back(which % self.points.len());
                 }
             }
+            Op::Fork => self.fork(),
+            Op::InFork(which, op) => {
+                let is_plain = !matches!(&**op, Op::Hold(_) | Op::WriteHeld(..) | Op::Remount);
+                if is_plain && !self.forks.is_empty() {
+                    let which = which % self.forks.len();
+                    self.swap(which);
+                    self.apply(op);
+                    self.swap(which);
+                    self.check_fork(which);
+                }
+            }
         }
+    }
+
+    /// At what is now, in a directory of its own.
+    fn fork(&mut self) {
+        self.freeze();
+        let below = self.stack.frozen().to_vec();
+        let serials: Vec<_> = below.iter().copied().map(LayerSerial).collect();
+        match self.merged.overlay.share(&serials) {
+            Err(error) if errno(&error) == Errno::TXTBSY => {
+                assert!(self.held.iter().any(|open| open.is_apart), "{error}");
+                return;
+            }
+            done => done.unwrap(),
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let [upper, work, plain] = ["upper", "work", "plain"].map(|name| dir.path().join(name));
+        for dir in [&upper, &work] {
+            std::fs::create_dir(dir).unwrap();
+        }
+        run("cp", &[OsStr::new("-a"), self.plain.0.as_os_str(), plain.as_os_str()]);
+        // The numbers are each one's own.
+        let live = LayerSerial(below.last().unwrap() + 1);
+        let upper = Upper::open(&upper, &work).unwrap().with_serial(live);
+        let layers = open_layers(self.dir.path(), &below);
+        let archive = open_archive(&source().archive);
+        let overlay = Overlay::stacked(archive, layers, Some(upper), self.options).unwrap();
+        let mut merged = Merged { overlay, plus: false };
+        compare(&merged.tree(), &self.merged.tree());
+        self.forks.push(Forked { merged, plain: Plain(plain), _dir: dir });
+    }
+
+    /// Has what is said of the tree said of a fork, or of the tree again.
+    fn swap(&mut self, which: usize) {
+        let fork = &mut self.forks[which];
+        std::mem::swap(&mut self.merged, &mut fork.merged);
+        std::mem::swap(&mut self.plain, &mut fork.plain);
+    }
+
+    fn check_fork(&mut self, which: usize) {
+        let fork = &mut self.forks[which];
+        let (merged, plain) = (fork.merged.tree(), fork.plain.tree());
+        assert_eq!(partition(&merged), partition(&plain), "names of one inode in a fork");
+        compare_since(merged, plain, self.started);
+        assert_eq!(fork.merged.overlay.node_count(), 1, "nodes of a fork are left");
+    }
+
+    fn check_forks(&mut self) {
+        (0..self.forks.len()).for_each(|which| self.check_fork(which));
     }
 
     fn freeze(&mut self) {
@@ -382,7 +461,7 @@ impl World {
 
     fn check(&mut self, step: usize) {
         self.merged.plus = step.is_multiple_of(2);
-        let (mut merged, mut plain) = (self.merged.tree(), self.plain.tree());
+        let (merged, plain) = (self.merged.tree(), self.plain.tree());
         self.replica.check(&merged);
         self.check_numbers(&merged, &plain);
         for open in &self.held {
@@ -396,22 +475,7 @@ impl World {
             assert_eq!(attr.size, meta.len(), "open file");
             assert!(open.is_apart || u64::from(attr.nlink) == meta.nlink(), "open file");
         }
-        for (path, seen) in &mut merged {
-            let other = plain.get_mut(path);
-            if let Some(other) = other
-                && other.mtime.seconds >= self.started
-            {
-                // Changed just now, on both sides, one after the other.
-                assert!(seen.mtime.seconds >= self.started, "{path:?} was changed: {seen:?}");
-                seen.mtime = other.mtime;
-            }
-        }
-        for tree in [&mut merged, &mut plain] {
-            for seen in tree.values_mut() {
-                seen.ino = 0;
-            }
-        }
-        compare(&merged, &plain);
+        compare_since(merged, plain, self.started);
     }
 
     /// Hard links share a number, others do not, and a file keeps its number while it lives.
@@ -441,6 +505,25 @@ fn partition(tree: &Tree) -> BTreeSet<BTreeSet<&Path>> {
         by_ino.entry(seen.ino).or_default().insert(path);
     }
     by_ino.into_values().collect()
+}
+
+/// What was changed since `started` was changed on both sides, one after the other.
+fn compare_since(mut merged: Tree, mut plain: Tree, started: i64) {
+    for (path, seen) in &mut merged {
+        let other = plain.get_mut(path);
+        if let Some(other) = other
+            && other.mtime.seconds >= started
+        {
+            assert!(seen.mtime.seconds >= started, "{path:?} was changed: {seen:?}");
+            seen.mtime = other.mtime;
+        }
+    }
+    for tree in [&mut merged, &mut plain] {
+        for seen in tree.values_mut() {
+            seen.ino = 0;
+        }
+    }
+    compare(&merged, &plain);
 }
 
 fn compare(merged: &Tree, plain: &Tree) {
@@ -474,9 +557,11 @@ fn play_in_layers(ops: &[Op], options: Options) {
         world.check(step);
     }
     world.check_points();
+    world.check_forks();
     world.remount();
     world.check(1);
     world.check_points();
+    world.check_forks();
     // What the index keeps is for an upper; layers have no other names than their own.
     world.freeze();
     world.unmount();
@@ -559,6 +644,26 @@ proptest! {
         metacopy in any::<bool>(),
     ) {
         if !cannot_run("a_rollback_brings_back_what_was", &[Need::KernelUpper]) {
+            play_in_layers(&ops, Options { metacopy, ..Options::default() });
+        }
+    }
+}
+
+/// Fewer still: each looks at forks, too.
+fn config_with_forks() -> ProptestConfig {
+    let config = config();
+    ProptestConfig { cases: config.cases.div_ceil(5), ..config }
+}
+
+proptest! {
+    #![proptest_config(config_with_forks())]
+
+    #[test]
+    fn a_fork_and_what_it_was_forked_from_go_each_its_own_way(
+        ops in prop::collection::vec(op_with_forks(), 1..60),
+        metacopy in any::<bool>(),
+    ) {
+        if !cannot_run("a_fork_and_what_it_was_forked_from", &[Need::KernelUpper]) {
             play_in_layers(&ops, Options { metacopy, ..Options::default() });
         }
     }
