@@ -229,6 +229,7 @@ pub(crate) fn find_uppers(state: &StateDir) -> io::Result<Vec<Leftover>> {
         }
         let origin = read_origin(&base);
         let work = base.join("work");
+        let holds_some = base.join("upper").exists();
         let upper = Leftover::new(Kind::Upper, base).with_size();
         let upper = match origin {
             Some(origin) => Leftover {
@@ -239,7 +240,8 @@ pub(crate) fn find_uppers(state: &StateDir) -> io::Result<Vec<Leftover>> {
                 ended: origin.ended,
                 ..upper
             },
-            None => Leftover { kept: true, ..upper },
+            // Whoever made it was killed before there was anything to keep.
+            None => Leftover { kept: holds_some, ..upper },
         };
         found.push(upper.with_checkpoints(&work));
     }

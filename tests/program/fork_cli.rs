@@ -243,7 +243,9 @@ fn either_is_unmounted_first_and_the_last_takes_all_with_it() {
 
 #[test]
 fn a_fork_and_its_origin_may_be_on_different_file_systems() {
-    if !can_mount_with("a_fork_and_its_origin_may_be_on_different_file_systems", &[Need::Root]) {
+    // Both have to take marks of one kind.
+    let needs = [Need::Root, Need::KernelUpper];
+    if !can_mount_with("a_fork_and_its_origin_may_be_on_different_file_systems", &needs) {
         return;
     }
     let Mounts { bench, archive, mountpoint } = Mounts::new();

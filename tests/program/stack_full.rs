@@ -220,7 +220,8 @@ fn what_makes_room_goes_well_where_there_is_none() {
 
 #[test]
 fn a_fork_for_which_there_is_no_room_leaves_nothing() {
-    if !can_mount_with("a_fork_for_which_there_is_no_room_leaves_nothing", &[Need::Root]) {
+    let needs = [Need::Root, Need::KernelUpper];
+    if !can_mount_with("a_fork_for_which_there_is_no_room_leaves_nothing", &needs) {
         return;
     }
     for kind in KINDS {

@@ -14,6 +14,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -31,6 +32,9 @@ use crate::types::LayerSerial;
 
 /// The directory of notes, in a work directory.
 pub(in super::super) const FORKS: &str = "forks";
+
+/// How old a note is that will not be finished any more.
+const UNFINISHED: Duration = Duration::from_mins(10);
 
 /// Layers of a manifest that are another mount's, which it was forked from.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -94,8 +98,13 @@ pub(in super::super) fn read_forks(work: &Path, clear: bool) -> io::Result<Vec<F
     for entry in entries {
         let path = entry?.path();
         let Some(bytes) = disk::read_file(&path)? else { continue };
-        // One that is just being written has another name.
-        let Ok(fork) = serde_json::from_slice::<Fork>(&bytes) else { continue };
+        let Ok(fork) = serde_json::from_slice::<Fork>(&bytes) else {
+            // It is just being written, unless whoever did was killed.
+            if clear && is_old(&path) {
+                let _ = std::fs::remove_file(&path);
+            }
+            continue;
+        };
         match fork.is_gone() {
             false => forks.push(fork),
             true if clear => drop(std::fs::remove_file(&path)),
@@ -104,6 +113,12 @@ pub(in super::super) fn read_forks(work: &Path, clear: bool) -> io::Result<Vec<F
     }
     forks.sort_by(|one, other| one.mountpoint.cmp(&other.mountpoint));
     Ok(forks)
+}
+
+/// Whether nobody can still be writing what is at `path`.
+fn is_old(path: &Path) -> bool {
+    let written = path.symlink_metadata().and_then(|meta| meta.modified()).ok();
+    written.and_then(|at| at.elapsed().ok()).is_some_and(|age| age > UNFINISHED)
 }
 
 impl Base {
@@ -132,14 +147,22 @@ impl Base {
             return Ok(());
         }
         let fail = |error: io::Error| failed("note a fork in", &self.work, &error);
-        match std::os::unix::fs::DirBuilderExt::mode(&mut std::fs::DirBuilder::new(), 0o700)
-            .create(&forks)
-        {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(fail(error)),
-            _ => {}
-        }
         let note = forks.join(fork.stack.to_string());
-        write_json(&note, fork).map_err(|error| {
+        let write = || {
+            match std::os::unix::fs::DirBuilderExt::mode(&mut std::fs::DirBuilder::new(), 0o700)
+                .create(&forks)
+            {
+                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+                _ => {}
+            }
+            write_json(&note, fork)
+        };
+        match write() {
+            // The last fork there was has ended in between, and taken the directory away.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => write(),
+            written => written,
+        }
+        .map_err(|error| {
             // It stays while there are others.
             let _ = std::fs::remove_dir(&forks);
             fail(error)
