@@ -8,7 +8,8 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::mount_layers::Layers;
-use crate::support::mount::can_mount;
+use crate::support::mount::{can_mount, can_mount_with};
+use crate::support::surrounding::Need;
 use crate::support::words::{eventually, text};
 
 /// How many checkpoints are made, unless `default` is too few: `THAWFS_TEST_CHECKPOINTS` asks for more.
@@ -111,6 +112,66 @@ fn each_checkpoint_of_a_database_that_commits_is_whole_and_has_all_that_had_retu
     println!("{} checkpoints, {last} commits in the last", points.len());
     drop(ask);
     checker.wait().unwrap();
+    layers.end();
+}
+
+/// What the server's process takes: KiB of memory of its own, and descriptors.
+fn takes(layers: &Layers) -> (u64, usize) {
+    let pid = layers.0.bench.servers()[0];
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let anonymous = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
+    let kib = anonymous.unwrap().trim().strip_suffix(" kB").unwrap().parse().unwrap();
+    (kib, fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count())
+}
+
+#[test]
+fn checkpoints_and_rollbacks_in_a_row_take_no_more_memory_and_descriptors_than_ten() {
+    let test = "checkpoints_and_rollbacks_in_a_row_take_no_more_memory_and_descriptors_than_ten";
+    if !can_mount_with(test, &[Need::Processes]) {
+        return;
+    }
+    const KEPT: usize = 4;
+    let layers = Layers::new(&[]);
+    let bench = &layers.0.bench;
+    bench.ok(&["-q", "checkpoint", text(&layers.0.mountpoint), "--name", "base", "--local"]);
+    bench.ok(&["-q", "forget", "--keep", &KEPT.to_string(), text(&layers.0.mountpoint)]);
+    // Nothing is on its way out any more, and nothing but the points has a layer, with what is live and what is next.
+    let settle = || {
+        let work = fs::read_dir(bench.state_dir().join("uppers")).unwrap().next().unwrap().unwrap();
+        let held = || fs::read_dir(work.path().join("work/layers")).unwrap().count();
+        eventually("what nobody needs is gone", || held() <= KEPT + 3);
+        let mut before = takes(&layers);
+        eventually("nothing is done any more", || {
+            std::thread::sleep(std::time::Duration::from_millis(300));
+            std::mem::replace(&mut before, takes(&layers)) == before
+        });
+        before
+    };
+    let mut at_ten = (0, 0);
+    let rounds = checkpoints(30);
+    for round in 1..=rounds {
+        fs::create_dir_all(layers.at(&format!("dir-{}", round % 5))).unwrap();
+        for nth in 0..5 {
+            fs::write(layers.at(&format!("dir-{}/{nth}", round % 5)), round.to_string()).unwrap();
+        }
+        fs::write(layers.at("hello"), round.to_string()).unwrap();
+        let reader = File::open(layers.at("hello")).unwrap();
+        let writer = OpenOptions::new().write(true).open(layers.at("script")).unwrap();
+        layers.checkpoint();
+        writer.write_all_at(b"more", 0).unwrap();
+        fs::remove_dir_all(layers.at("sub")).unwrap();
+        layers.roll_back("base");
+        drop((reader, writer));
+        assert_eq!(layers.read("hello").unwrap(), "hello from the archive\n");
+        if round == 10 {
+            at_ten = settle();
+        }
+    }
+    let at_last = settle();
+    println!("KiB and descriptors: {at_ten:?} after 10, {at_last:?} after {rounds}");
+    assert!(at_last.0 <= at_ten.0 + 1024, "KiB, descriptors: {at_ten:?}, then {at_last:?}");
+    assert!(at_last.1 <= at_ten.1, "KiB, descriptors: {at_ten:?}, then {at_last:?}");
+    bench.ok(&["-q", "forget", text(&layers.0.mountpoint), "base"]);
     layers.end();
 }
 

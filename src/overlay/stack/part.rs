@@ -90,7 +90,7 @@ impl Drop for Part {
 /// `O_PATH` descriptors of [`Part`]s, the most recently used ones.
 pub(in super::super) struct PartFds(Mutex<LruCache<usize, OpenPart>>);
 
-type OpenPart = (Arc<Part>, Arc<OwnedFd>);
+pub(in super::super) type OpenPart = (Arc<Part>, Arc<OwnedFd>);
 
 impl PartFds {
     pub(in super::super) fn new(capacity: usize) -> Self {
@@ -122,6 +122,15 @@ impl PartFds {
             let _evicted = self.0.lock().push(key(part), (Arc::clone(part), Arc::clone(&fd)));
         }
         Ok(fd)
+    }
+
+    /// Gives up those of layers that are not `of` the stack any more: they may be removed, and what is open would keep
+    /// them. Closed when what is given is dropped.
+    pub(in super::super) fn retain(&self, of: impl Fn(LayerSerial) -> bool) -> Vec<OpenPart> {
+        let mut open = self.0.lock();
+        let others = open.iter().filter(|(_, (part, _))| !of(part.layer)).map(|(key, _)| *key);
+        let others: Vec<usize> = others.collect();
+        others.iter().filter_map(|key| open.pop(key)).collect()
     }
 }
 
@@ -195,6 +204,25 @@ mod tests {
             part = Part::child(&part, b"d");
         }
         drop(part);
+    }
+
+    #[test]
+    fn descriptors_of_layers_that_are_gone_are_given_up_and_no_others() {
+        let dir = tempfile::tempdir().unwrap();
+        let open = || Arc::new(OwnedFd::from(std::fs::File::open(dir.path()).unwrap()));
+        std::fs::create_dir_all(dir.path().join("a/b")).unwrap();
+        let fds = PartFds::new(16);
+        let parts = [1, 2].map(|layer| {
+            let above = Part::child(&Part::root(LayerSerial(layer), open()), b"a");
+            Part::child(&above, b"b")
+        });
+        let known = parts.each_ref().map(|part| fds.get(part).unwrap());
+        let gone = fds.retain(|layer| layer == LayerSerial(2));
+        assert_eq!(gone.len(), 2);
+        assert!(gone.iter().all(|(part, _)| part.layer == LayerSerial(1)));
+        assert!(Arc::ptr_eq(&fds.get(&parts[1]).unwrap(), &known[1]));
+        // Who still has it can have it opened.
+        assert!(!Arc::ptr_eq(&fds.get(&parts[0]).unwrap(), &known[0]));
     }
 
     #[test]

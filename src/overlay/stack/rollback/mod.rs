@@ -196,7 +196,9 @@ impl Overlay {
         let root = next.root_state(to)?;
         self.nodes.restate(Ino::ROOT, Some(root), None);
         let rolled_back = switch.apply(live);
+        let closed = self.part_fds.retain(|layer| layers.iter().any(|it| it.serial == layer));
         drop(changing);
+        drop(closed);
         // Who has it as a layer of another stack may lock it.
         if let Err(errno) = rustix::fs::flock(&old_root, FlockOperation::Unlock) {
             tracing::warn!("a layer that was rolled away stays locked: {errno}");
