@@ -146,16 +146,17 @@ impl Overlay {
             // It has to be looked for.
             return Ok(None);
         }
-        let ino = self.node_for(number);
-        {
+        let ino = {
             let _names = self.names.read();
+            let ino = self.node_for(number);
             if !self.nodes.enter_known(ino) {
                 let Some(entry) = self.index.get(ino) else { return Ok(None) };
                 let address = self.index_address(ino)?;
                 let upper = self.read_marks_of_copy(&address, &address.stat()?, &entry)?;
                 self.nodes.enter(ino, Dentry::Index, Some(upper))?;
             }
-        }
+            ino
+        };
         let mut held = Held::new(self, ino);
         held.kind = match self.nodes.upper(ino)? {
             Some(upper) => upper.kind,

@@ -57,6 +57,8 @@ pub(super) struct FrozenInode {
     pub(super) whole: Below,
     /// Its name there, if it still has one in the merged tree.
     pub(super) place: Option<InLayer>,
+    /// [`super::stack::Stack::merges`] when that was found out.
+    pub(super) merges: u64,
 }
 
 impl Original {
@@ -132,12 +134,13 @@ impl Original {
         }
     }
 
-    /// Whether that is still what is known of its node's inode in a layer.
-    pub(super) fn is_what(&self, known: Option<&UpperState>) -> bool {
+    /// Whether that is still what is known of its node's inode in a layer, layers having been merged so often by now.
+    pub(super) fn is_what(&self, known: Option<&UpperState>, merges: u64) -> bool {
         match (self, known) {
             (Self::Archive(_), None) => true,
             (Self::Layer(frozen), Some(known)) => {
-                (frozen.state.layer, frozen.state.st_ino) == (known.layer, known.st_ino)
+                let id = |state: &UpperState| (state.layer, state.st_ino);
+                id(&frozen.state) == id(known) && frozen.merges == merges
             }
             _ => false,
         }

@@ -136,6 +136,7 @@ impl Overlay {
     /// Inode `ino` of a frozen layer, of which `state` is known.
     pub(super) fn in_frozen(&self, ino: Ino, state: UpperState) -> Result<FrozenInode> {
         let _names = self.names.read();
+        let merges = self.stack.merges();
         let whole = match state.kind {
             FileKind::Directory => self.lower_half(ino)?,
             _ => Below::default(),
@@ -146,9 +147,15 @@ impl Overlay {
             }
             _ => None,
         };
-        let address = Address::Pinned(self.address(ino)?.0.pin()?);
+        let (address, now) = self.address(ino)?;
+        if (now.layer, now.st_ino) != (state.layer, state.st_ino) {
+            return Err(Error::Frozen);
+        }
+        // Where its data is, may be said otherwise by now.
+        let state = now;
+        let address = Address::Pinned(address.pin()?);
         let stat = self.numbers.identify(&address, address.stat()?)?;
-        Ok(FrozenInode { address, stat, state, whole, place })
+        Ok(FrozenInode { address, stat, state, whole, place, merges })
     }
 
     /// Copies a lower inode that has nothing in the upper yet. Says whether it has now, as [`Self::copy_one`].
@@ -176,7 +183,7 @@ impl Overlay {
         {
             return Ok(false);
         }
-        if !original.is_what(node.upper.as_ref()) {
+        if !original.is_what(node.upper.as_ref(), self.stack.merges()) {
             return Ok(false);
         }
         let mut state = UpperState {

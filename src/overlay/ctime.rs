@@ -14,7 +14,7 @@ use rustix::fs::Statx;
 use super::Overlay;
 use super::attr::Attr;
 use super::error::Result;
-use super::upper::Mark;
+use super::upper::{Mark, Namespace};
 use crate::inode_ops::Address;
 use crate::types::{FileKind, Ino, Timestamp};
 
@@ -31,7 +31,7 @@ impl KeptCtime {
         Self { ctime: mtime, mtime }
     }
 
-    fn to_text(self) -> Vec<u8> {
+    pub(super) fn to_text(self) -> Vec<u8> {
         let Self { ctime, mtime } = self;
         format!("{}.{:09} {}.{:09}", ctime.seconds, ctime.nanos, mtime.seconds, mtime.nanos).into()
     }
@@ -54,11 +54,18 @@ pub(super) fn show_ctime(attr: &mut Attr, kept: Option<KeptCtime>) {
     }
 }
 
+impl Namespace {
+    /// As [`Overlay::kept_ctime`].
+    pub(super) fn kept_ctime(self, address: &Address) -> Result<Option<KeptCtime>> {
+        let mark = self.get(address, Mark::Ctime)?;
+        Ok(mark.as_deref().and_then(KeptCtime::parse))
+    }
+}
+
 impl Overlay {
     /// What is kept for the directory at `address`, if anything is.
     pub(super) fn kept_ctime(&self, address: &Address) -> Result<Option<KeptCtime>> {
-        let mark = self.marks.get(address, Mark::Ctime)?;
-        Ok(mark.as_deref().and_then(KeptCtime::parse))
+        self.marks.kept_ctime(address)
     }
 
     /// Marks a directory with what is to be shown of it. Where there is no room for that, what is shown

@@ -109,7 +109,8 @@ impl Overlay {
             let merges = below.is_some();
             let mut found = self.found_in_upper(dir, stat, kind, ino, below);
             found.set_owner(self.recorded_owner(address)?);
-            if let (true, Some(upper)) = (merges, &mut found.upper) {
+            let may_be_kept = merges || (dir.part.is_some() && record.is_some());
+            if let (true, Some(upper)) = (may_be_kept, &mut found.upper) {
                 upper.kept_ctime = self.kept_ctime(address)?;
             }
             return Ok(Some(found));
@@ -138,6 +139,10 @@ impl Overlay {
                 };
             }
             upper.null_device = self.is_null_stand_in(address, kind)?;
+            if dir.part.is_some() && record.is_some() {
+                // Of one that layers were merged into, where all is anew.
+                upper.kept_ctime = self.marks.for_kind(kind).kept_ctime(address)?;
+            }
         }
         Ok(Some(found))
     }

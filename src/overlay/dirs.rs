@@ -135,6 +135,7 @@ impl Overlay {
     /// Directory `ino` as frozen layer `layer` has it. While it was not copied up again it is where it was when the layer
     /// was frozen.
     pub(super) fn part_of(&self, ino: Ino, layer: LayerSerial) -> Result<Arc<Part>> {
+        let merges = self.stack.merges();
         let mut way = Vec::new();
         let mut at = ino;
         let mut part = loop {
@@ -160,7 +161,8 @@ impl Overlay {
             part = Part::child(&part, &name);
             let whole = below.with_top(Arc::clone(&part));
             self.nodes.update(ino, |state| {
-                if state.layer == layer {
+                // Of the same number, a layer is another once others were merged into it.
+                if state.layer == layer && self.stack.merges() == merges {
                     state.whole = Some(whole);
                 }
             });

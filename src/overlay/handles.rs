@@ -63,12 +63,14 @@ pub(super) struct Open {
     is_kernel_s: AtomicBool,
     /// Whether it is of a live upper that was rolled away: what is written goes there.
     is_apart: AtomicBool,
+    /// Whether layers were merged since it was opened, and another inode is in the place of this.
+    is_left_to_us: AtomicBool,
 }
 
 impl Open {
     pub(super) fn new(ino: Ino, flags: OFlags, source: Source) -> Self {
-        let (is_kernel_s, is_apart) = (AtomicBool::new(false), AtomicBool::new(false));
-        Self { ino, flags, source: RwLock::new(source), is_kernel_s, is_apart }
+        let [is_kernel_s, is_apart, is_left_to_us] = [(); 3].map(|()| AtomicBool::new(false));
+        Self { ino, flags, source: RwLock::new(source), is_kernel_s, is_apart, is_left_to_us }
     }
 
     /// Where its data is now.
@@ -84,6 +86,15 @@ impl Open {
     /// Whether the kernel reads or writes it by itself.
     pub(super) fn is_kernel_s(&self) -> bool {
         self.is_kernel_s.load(Ordering::Acquire)
+    }
+
+    /// Its file has another inode by now, so that the kernel is not to read this one by itself.
+    pub(super) fn leave_to_us(&self) {
+        self.is_left_to_us.store(true, Ordering::Release);
+    }
+
+    pub(super) fn is_left_to_us(&self) -> bool {
+        self.is_left_to_us.load(Ordering::Acquire)
     }
 
     /// The kernel is about to read or write it by itself.
@@ -210,6 +221,7 @@ impl Handles {
             };
             self.prepare(&fd);
             *open.source.write() = Source::File(layer, fd);
+            open.is_left_to_us.store(false, Ordering::Release);
         }
     }
 }

@@ -120,11 +120,11 @@ impl Overlay {
             (attr.uid, attr.gid) = (owner.uid, owner.gid);
         }
         self.show_owner(&mut attr);
+        show_ctime(&mut attr, state.kept_ctime);
         if attr.kind == FileKind::Directory {
             if state.below.is_some() && attr.nlink > 0 {
                 attr.nlink = 1;
             }
-            show_ctime(&mut attr, state.kept_ctime);
             return Ok(attr);
         }
         attr.nlink = u32::try_from(i64::from(attr.nlink) + state.extra_links).unwrap_or(0);
@@ -183,28 +183,29 @@ impl Overlay {
         if name.len() > NAME_MAX {
             return Err(Errno::NAMETOOLONG.into());
         }
-        let (live, half) = {
+        let (stack, half) = {
             // In the middle of a freeze or a rollback what is known of directories is of two stacks.
             let _names = self.names.read();
-            let live = self.live();
+            let stack = self.stack.version();
             let node = self.nodes.get(parent)?;
             if node.upper.is_none() && node.dentry == Dentry::Nowhere && parent != Ino::ROOT {
                 // A removed directory.
-                return Ok(Beneath { live, entry: None });
+                return Ok(Beneath { stack, entry: None });
             }
-            (live, self.lower_half(parent)?)
+            (stack, self.lower_half(parent)?)
         };
-        let having = self.layers_having(self.number(parent), &half, name.as_bytes())?;
+        let dir = (self.number(parent), stack);
+        let having = self.layers_having(dir, &half, name.as_bytes())?;
         let entry = self.find_entry_in(&half, name.as_bytes(), having)?;
-        Ok(Beneath { live, entry })
+        Ok(Beneath { stack, entry })
     }
 
     /// What `name` in `dir` means, `beneath` being what the lower half has. Called with `names` held.
     ///
     /// # Errors
-    /// [`Error::Frozen`] where that was so before a freeze.
+    /// [`Error::Frozen`] where that was so before a freeze, or a merge of layers.
     pub(super) fn slot(&self, dir: &DirView, name: &OsStr, beneath: &Beneath) -> Result<Slot> {
-        if beneath.live != self.live() {
+        if beneath.stack != self.stack.version() {
             return Err(Error::Frozen);
         }
         if let Some(fd) = &dir.fd {

@@ -11,9 +11,9 @@ use super::error::{Error, Result};
 use super::ids::Ids;
 use super::ino;
 use super::node::InLayer;
-use super::stack::Below;
+use super::stack::{Below, Version};
 use crate::squashfs::{Archive, Inode};
-use crate::types::{FileKind, Ino, InodeRef, LayerSerial};
+use crate::types::{FileKind, Ino, InodeRef};
 
 /// Longest name that Linux knows, in bytes.
 pub(super) const NAME_MAX: usize = 255;
@@ -25,10 +25,11 @@ pub(super) struct Child {
     pub(super) kind: FileKind,
 }
 
-/// What the lower half of a directory has under a name, and the live layer that this is so below of: a freeze changes it.
+/// What the lower half of a directory has under a name, and in which state of the stack: a freeze changes that, and so does
+/// a merge of layers.
 #[derive(Clone, Debug)]
 pub(super) struct Beneath {
-    pub(super) live: LayerSerial,
+    pub(super) stack: Version,
     pub(super) entry: Option<LowerEntry>,
 }
 

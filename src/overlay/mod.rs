@@ -90,7 +90,7 @@ pub use lower::ArchiveIdentity;
 pub use readdir::DirEntry;
 pub use rustix::fs::{FallocateFlags, RenameFlags, SeekFrom, XattrFlags};
 pub use setattr::SETID_BITS;
-pub use stack::{Frozen, Layer, RolledBack};
+pub use stack::{Frozen, Layer, MergedLayer, RolledBack};
 pub use upper::Upper;
 
 use crate::inode_ops;

@@ -24,6 +24,7 @@ use super::ids::Ids;
 use super::name::Name;
 use super::node::{Dentry, Snapshot, UpperState};
 use super::parents::UpperParents;
+use super::stack::Becomes;
 use crate::types::Ino;
 
 /// Siblings are picked together if their numbers differ in no more than these low bits. In the archive they then
@@ -99,6 +100,38 @@ impl Nodes {
     /// The number that is kept over inode `st_ino` of the upper, or of a layer.
     pub(super) fn copied_as(&self, st_ino: u64) -> Option<Ino> {
         self.table.lock().copied.get(&st_ino).copied()
+    }
+
+    /// Has what is known of each inode become what `becomes` says, once `commit` has done what makes that so. Says whether:
+    /// not where one of them stays what it is.
+    pub(super) fn change_all(
+        &self,
+        becomes: impl Fn(&UpperState) -> Becomes,
+        commit: impl FnOnce() -> Result<()>,
+    ) -> Result<bool> {
+        let mut table = self.table.lock();
+        let mut others = Vec::new();
+        for (ino, node) in table.nodes.iter() {
+            match node.upper.as_deref().map_or(Becomes::Same, &becomes) {
+                Becomes::Same => {}
+                Becomes::Other(state) => others.push((ino, state)),
+                Becomes::Stays => return Ok(false),
+            }
+        }
+        commit()?;
+        for (ino, state) in others {
+            let Some(node) = table.nodes.get_mut(ino) else { continue };
+            let before = node.upper.replace(state);
+            table.forget_copied(ino, before.as_deref());
+            table.note_copied(ino);
+        }
+        Ok(true)
+    }
+
+    /// Shows what is known of each inode in the upper, or in a layer.
+    pub(super) fn each_upper(&self, mut show: impl FnMut(&UpperState)) {
+        let table = self.table.lock();
+        table.nodes.iter().filter_map(|(_, node)| node.upper.as_deref()).for_each(&mut show);
     }
 
     /// Counts a lookup of `ino`, found at `dentry` as `upper`, and makes its node if there is none. A node

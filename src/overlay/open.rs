@@ -149,7 +149,7 @@ impl Overlay {
     /// [`Self::at_rest`] held. Says whether it may: nothing that is frozen is written to.
     pub fn give_to_kernel(&self, handle: Handle) -> bool {
         let Ok(open) = self.handles.get(handle) else { return false };
-        let may = !open.writes() || self.is_in_upper(handle);
+        let may = !open.is_left_to_us() && (!open.writes() || self.is_in_upper(handle));
         if may {
             open.give_to_kernel();
         }

@@ -24,6 +24,7 @@ mod cache_identity;
 mod cache_remote;
 mod cache_warm;
 mod checkpoints_cli;
+mod checkpoints_merged;
 mod checkpoints_onto;
 mod checkpoints_publish;
 mod checkpoints_storm;

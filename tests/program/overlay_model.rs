@@ -7,14 +7,14 @@ use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 use crate::overlay_support::{
-    KernelMount, Merged, Plain, Replica, Seen, Side, Stack, Tree, bytes, errno, freeze,
+    KernelMount, Merged, Plain, Replica, Seen, Side, Stack, Tree, bytes, errno, freeze, merge,
     open_archive, open_layers, open_overlay, open_stack, roll_back, run, source,
 };
-use crate::support::surrounding::{Need, cannot_run};
+use crate::support::surrounding::{Need, Surrounding, cannot_run};
 use proptest::prelude::*;
 use rustix::fs::RenameFlags;
 use rustix::io::Errno;
-use thawfs::overlay::{Handle, Options, Overlay, Upper};
+use thawfs::overlay::{Attr, Handle, Options, Overlay, Upper};
 use thawfs::types::{FileKind, Ino, LayerSerial};
 
 #[derive(Clone, Debug)]
@@ -52,6 +52,8 @@ pub(crate) enum Op {
     Fork,
     /// One of the others in one of those.
     InFork(usize, Box<Op>),
+    /// Makes one of some layers, which is of so many from one on.
+    Merge(usize, usize),
 }
 
 fn path() -> impl Strategy<Value = PathBuf> {
@@ -101,6 +103,17 @@ pub(crate) fn op() -> impl Strategy<Value = Op> {
 /// The same, with freezes.
 fn op_in_layers() -> impl Strategy<Value = Op> {
     prop_oneof![6 => op(), 1 => Just(Op::Freeze)]
+}
+
+/// The same, with merges.
+fn op_with_merges() -> impl Strategy<Value = Op> {
+    let merge = (any::<usize>(), any::<usize>()).prop_map(|(from, count)| Op::Merge(from, count));
+    prop_oneof![10 => op(), 3 => Just(Op::Freeze), 2 => merge]
+}
+
+/// The same, with both.
+fn op_with_all() -> impl Strategy<Value = Op> {
+    prop_oneof![16 => op_with_merges(), 1 => any::<usize>().prop_map(Op::RollBack)]
 }
 
 /// The same, with rollbacks.
@@ -153,6 +166,7 @@ pub(crate) struct World {
     /// The last serial that was given.
     serial: u32,
     forks: Vec<Forked>,
+    has_rolled_back: bool,
 }
 
 impl World {
@@ -180,6 +194,7 @@ impl World {
             points: Vec::new(),
             serial: 0,
             forks: Vec::new(),
+            has_rolled_back: false,
         }
     }
 
@@ -269,6 +284,14 @@ impl World {
                     self.check_fork(which);
                 }
             }
+            Op::Merge(from, count) => {
+                if let Some(last) =
+                    self.stack.frozen().len().checked_sub(1).filter(|last| *last > 0)
+                {
+                    let from = from % last;
+                    self.merge(from, from + 1 + count % (last - from));
+                }
+            }
         }
     }
 
@@ -334,6 +357,7 @@ impl World {
 
     /// What is rolled away is a point, too, and can be taken back.
     fn roll_back(&mut self, which: usize) {
+        self.has_rolled_back = true;
         let before = self.merged.tree();
         let away = self.dir.path().join(format!("away-{}", self.serial));
         let layers = self.stack.0.clone();
@@ -356,6 +380,48 @@ impl World {
         self.numbers.clear();
         let tree = self.merged.tree();
         self.replica = Replica::new(&self.merged.overlay, tree);
+    }
+
+    /// Makes one layer of those of the stack from `first` to `last`. Points between them are forgotten.
+    fn merge(&mut self, first: usize, last: usize) {
+        let run = self.stack.frozen()[first..=last].to_vec();
+        self.points.retain(|point| {
+            let has = |serial: &&u32| point.layers.contains(serial);
+            let count = run.iter().filter(has).count();
+            count == 0 || count == run.len()
+        });
+        let (tree, attrs) = (self.merged.tree(), self.attrs());
+        let merged = merge(&self.merged.overlay, self.dir.path(), &run);
+        compare(&self.merged.tree(), &tree);
+        let after = self.attrs();
+        for (path, attr) in &attrs {
+            assert_eq!(after.get(path), Some(attr), "{path:?} was seen to be merged");
+        }
+        let has_to_be = Surrounding::can_mark_all() && !self.has_rolled_back;
+        assert!(merged || !has_to_be, "{run:?} were not merged");
+        if merged {
+            let top = run.last().unwrap();
+            let stacks = self.points.iter_mut().map(|point| &mut point.layers);
+            for layers in stacks.chain([&mut self.stack.0]) {
+                layers.retain(|layer| layer == top || !run.contains(layer));
+            }
+        }
+    }
+
+    /// What stat(2) shows, but for when it was read, and the sizes of directories.
+    fn attrs(&mut self) -> BTreeMap<PathBuf, Attr> {
+        let tree = self.merged.tree();
+        let attr = |path: &PathBuf| {
+            let chain = self.merged.resolve(path).unwrap();
+            let mut attr = *chain.attrs.last().unwrap();
+            // A node may have another id each time it is looked up, if a rollback has taken its number.
+            (attr.ino, attr.atime, attr.blocks) = (attr.number, attr.mtime, 0);
+            if attr.kind == FileKind::Directory {
+                attr.size = 0;
+            }
+            (path.clone(), attr)
+        };
+        tree.keys().filter(|path| !path.as_os_str().is_empty()).map(attr).collect()
     }
 
     /// Each layer still shows, over those below it, what the tree was when it was frozen.
@@ -644,6 +710,26 @@ proptest! {
         metacopy in any::<bool>(),
     ) {
         if !cannot_run("a_rollback_brings_back_what_was", &[Need::KernelUpper]) {
+            play_in_layers(&ops, Options { metacopy, ..Options::default() });
+        }
+    }
+
+    #[test]
+    fn layers_that_become_one_show_what_they_showed(
+        ops in prop::collection::vec(op_with_merges(), 1..60),
+        metacopy in any::<bool>(),
+    ) {
+        if !cannot_run("layers_that_become_one", &[Need::KernelUpper]) {
+            play_in_layers(&ops, Options { metacopy, ..Options::default() });
+        }
+    }
+
+    #[test]
+    fn layers_become_one_between_rollbacks(
+        ops in prop::collection::vec(op_with_all(), 1..60),
+        metacopy in any::<bool>(),
+    ) {
+        if !cannot_run("layers_become_one_between_rollbacks", &[Need::KernelUpper]) {
             play_in_layers(&ops, Options { metacopy, ..Options::default() });
         }
     }

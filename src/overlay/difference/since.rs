@@ -75,7 +75,11 @@ fn before(since: Timestamp) -> Timestamp {
 
 /// Whether a file has changed since then: also by what the kernel has stored without that its times have moved.
 fn has_changed(overlay: &Overlay, upper: &InUpper<'_>, since: Timestamp) -> bool {
-    let ctime = ctime_of(&upper.stat);
+    let mtime = upper.stat.stx_mtime;
+    let mtime = Timestamp { seconds: mtime.tv_sec, nanos: mtime.tv_nsec };
+    // Of one in a layer that others were merged into, the file system's is of the copy.
+    let kept = upper.state.kept_ctime.filter(|kept| kept.mtime == mtime);
+    let ctime = kept.map_or(ctime_of(&upper.stat), |kept| kept.ctime);
     ctime >= since || overlay.kernel_writes.may_have_stored(upper.ino, ctime, since)
 }
 

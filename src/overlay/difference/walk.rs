@@ -131,13 +131,13 @@ impl<'o> Walk<'o, '_> {
             None => None,
         };
         let seen = overlay.across_freezes(|| {
-            let (live, below) = {
+            let (stack, below) = {
                 let _names = overlay.names.read();
-                (overlay.live(), overlay.lower_half(frame.ino)?)
+                (overlay.stack.version(), overlay.lower_half(frame.ino)?)
             };
             // The archive alone was asked already.
             let beneath = match !below.has_parts() && below.archive == frame.lower {
-                true => Beneath { live, entry: child.map(LowerEntry::Archive) },
+                true => Beneath { stack, entry: child.map(LowerEntry::Archive) },
                 false => overlay.lower_child(frame.ino, os_str(name))?,
             };
             let _names = overlay.names.read();

@@ -92,7 +92,7 @@ impl Overlay {
         let is_live = self.nodes.upper(parent)?.is_some_and(|state| self.is_live(&state));
         let is_same = node.upper.is_some_and(|now| {
             (now.layer, now.st_ino) == (layer, frozen.state.st_ino) && now.pin.is_none()
-        });
+        }) && self.stack.merges() == frozen.merges;
         if !is_live || !is_same {
             return Ok(false);
         }
@@ -103,6 +103,9 @@ impl Overlay {
         let inode = &frozen.address;
         let st_ino = frozen.state.st_ino;
         self.record(ino, inode, &frozen.state)?;
+        if frozen.state.kept_ctime.is_some() {
+            self.marks.clear(inode, Mark::Ctime)?;
+        }
         let mut state = UpperState {
             owner: frozen.state.owner,
             ..UpperState::new(
@@ -157,7 +160,8 @@ impl Overlay {
                 continue;
             }
             let address = Address::Open(fd);
-            let frozen = FrozenInode { address, stat, state, whole: Below::default(), place: None };
+            let (whole, place, merges) = (Below::default(), None, self.stack.merges());
+            let frozen = FrozenInode { address, stat, state, whole, place, merges };
             let names = self.names_of_inode(layer, stat.stx_ino)?;
             let copy = self.copy_for_layer(open.ino, &frozen, ATTEMPTS)?;
             for name in &names {
@@ -223,6 +227,7 @@ impl Overlay {
     /// Puts a copy under `name` of a layer, in the place of what is there.
     fn put_in_layer(&self, copy: &Built<'_>, name: &LayerName) -> Result<()> {
         let dir = self.part_fds.get(&name.place.dir)?;
+        self.stack.touch();
         self.put_in_place(copy, &dir, os_str(&name.place.name))?;
         name.place.dir.set_impure(true);
         Ok(())

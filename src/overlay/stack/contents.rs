@@ -1,8 +1,8 @@
 //! Which layers have a name in a directory that many layers have. Only those are asked for it then: each costs a call.
 //!
 //! It is found out for a directory once that has been paid for in such calls. The names in a frozen layer do not change,
-//! so what is known stays true; where there is a new layer, that is added. Names are known by a hash alone: of two that
-//! have the same, layers are asked that have only the other.
+//! so what is known stays true; where there is a new layer, that is added, and once layers are merged, all is found out
+//! anew. Names are known by a hash alone: of two that have the same, layers are asked that have only the other.
 
 use std::cmp::Reverse;
 use std::collections::HashSet;
@@ -18,7 +18,7 @@ use rustix::fs::OFlags;
 
 use super::super::Overlay;
 use super::super::error::Result;
-use super::{Below, Part};
+use super::{Below, Part, Version};
 use crate::inode_ops::list_with;
 use crate::types::{Ino, LayerSerial};
 
@@ -58,6 +58,8 @@ struct Directory {
     names: Vec<(u32, Reverse<LayerSerial>)>,
     /// It has more names than there is room for.
     is_too_large: bool,
+    /// How often layers had been merged: one of the same number has other names then.
+    merges: u64,
 }
 
 /// The layers that have a name, the topmost first.
@@ -117,10 +119,11 @@ impl Directory {
 }
 
 impl Overlay {
-    /// Which layers of directory `dir`, that is `below`, have `name`: `None` where all are to be asked.
+    /// Which layers of directory `dir`, that is `below`, have `name`: `None` where all are to be asked. `stack` is what
+    /// state the stack was in before `below` was found out.
     pub(in super::super) fn layers_having(
         &self,
-        dir: Ino,
+        (dir, stack): (Ino, Version),
         below: &Below,
         name: &[u8],
     ) -> Result<Option<Having>> {
@@ -128,10 +131,20 @@ impl Overlay {
         if parts.len() < MIN_PARTS {
             return Ok(None);
         }
+        if stack.merges != self.stack.merges() {
+            return Ok(None);
+        }
         let contents = &self.stack.contents;
         let directory = contents.directory(dir);
         // Who comes while it is found out asks them all.
         let Some(mut directory) = directory.try_lock() else { return Ok(None) };
+        if directory.merges > stack.merges {
+            return Ok(None);
+        }
+        if directory.merges < stack.merges {
+            let (merges, paid) = (stack.merges, directory.paid);
+            *directory = Directory { merges, paid, ..Directory::default() };
+        }
         if !directory.knows(parts) {
             directory.paid = directory.paid.saturating_add(parts.len());
             if directory.is_too_large || directory.paid < PRICE {
@@ -160,7 +173,8 @@ impl Overlay {
                 directory.names.push((hash, Reverse(part.layer)));
             }
             if directory.names.len() > MAX_NAMES {
-                *directory = Directory { is_too_large: true, ..Directory::default() };
+                let merges = directory.merges;
+                *directory = Directory { is_too_large: true, merges, ..Directory::default() };
                 return Ok(());
             }
         }

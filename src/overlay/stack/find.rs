@@ -203,7 +203,7 @@ impl Overlay {
         let id = (at.part.layer, at.stat.stx_ino);
         let mut upper = UpperState::new(id, FileKind::Directory, generation, below);
         upper.owner = self.recorded_owner(&at.address)?;
-        if merges {
+        if merges || kept.is_some() {
             upper.kept_ctime = self.kept_ctime(&at.address)?;
         }
         upper.whole = Some(whole);

@@ -172,7 +172,8 @@ impl Overlay {
         if !self.is_live(&state) || stat.stx_nlink == 0 {
             return Ok(None);
         }
-        Ok(Some(FrozenInode { address, stat, state, whole: Below::default(), place: None }))
+        let (whole, place, merges) = (Below::default(), None, self.stack.merges());
+        Ok(Some(FrozenInode { address, stat, state, whole, place, merges }))
     }
 }
 
@@ -209,7 +210,8 @@ impl<'a> Next<'a> {
         }
         self.set_times()?;
         let changing = overlay.changing.write();
-        self.commit(commit)?;
+        // The point of no return.
+        commit_by(commit)?;
         self.flip()?;
         drop(changing);
         let mut frozen = Frozen::default();
@@ -228,14 +230,6 @@ impl<'a> Next<'a> {
         }
         overlay.changed();
         Ok(frozen)
-    }
-
-    /// The point of no return.
-    pub(super) fn commit(&self, commit: &mut dyn FnMut() -> io::Result<()>) -> Result<()> {
-        commit().map_err(|error| {
-            let errno = Errno::from_io_error(&error).unwrap_or(Errno::IO);
-            Error::sys("commit", error)(errno)
-        })
     }
 
     /// Makes the root what `original`, the root of another stack, is.
@@ -353,12 +347,7 @@ impl<'a> Next<'a> {
         }
         overlay.stack.push(old, Arc::clone(&frozen), self.serial);
         let path = upper.path.clone();
-        overlay._layers.lock().push(Layer {
-            serial: old,
-            root: frozen,
-            path,
-            others: Arc::default(),
-        });
+        overlay._layers.lock().push(Layer::locked(old, frozen, path));
         overlay.dirs.clear();
         for ino in std::mem::take(&mut self.order) {
             let Some(made) = self.made.get(&ino) else { continue };
@@ -417,4 +406,12 @@ impl<'a> Next<'a> {
             }
         }
     }
+}
+
+/// Does what makes a change of the stack one that has come to be.
+pub(super) fn commit_by(commit: &mut dyn FnMut() -> io::Result<()>) -> Result<()> {
+    commit().map_err(|error| {
+        let errno = Errno::from_io_error(&error).unwrap_or(Errno::IO);
+        Error::sys("commit", error)(errno)
+    })
 }

@@ -22,6 +22,8 @@ pub struct Layer {
     pub(in super::super) path: PathBuf,
     /// See [`Self::made_over`].
     pub(in super::super) others: Arc<[ArchiveIdentity]>,
+    /// Whether that is known to others by a lock, which this one has.
+    is_locked: bool,
 }
 
 impl Layer {
@@ -34,7 +36,7 @@ impl Layer {
         let root = opened.map_err(|error| unusable(dir, error.to_string()))?;
         rustix::fs::flock(&root, FlockOperation::NonBlockingLockShared)
             .map_err(|errno| unusable(dir, format!("cannot be locked: {errno}")))?;
-        Ok(Self { serial, root: Arc::new(root), path: dir.to_owned(), others: Arc::default() })
+        Ok(Self::locked(serial, Arc::new(root), dir.to_owned()))
     }
 
     /// Says that it may have been made over one of `others`, with layers between: the archive that it is put on now shows
@@ -44,6 +46,16 @@ impl Layer {
     pub fn made_over(mut self, others: Arc<[ArchiveIdentity]>) -> Self {
         self.others = others;
         self
+    }
+
+    /// The layer whose root is `root`, which is locked.
+    pub(super) fn locked(serial: LayerSerial, root: Arc<OwnedFd>, path: PathBuf) -> Self {
+        Self { serial, root, path, others: Arc::default(), is_locked: true }
+    }
+
+    /// The same, of a layer that somebody else keeps locked for as long.
+    pub(super) fn borrowed(serial: LayerSerial, root: Arc<OwnedFd>) -> Self {
+        Self { serial, root, path: PathBuf::new(), others: Arc::default(), is_locked: false }
     }
 
     /// The attributes of its root.
@@ -56,7 +68,9 @@ impl Drop for Layer {
     fn drop(&mut self) {
         // Closing would not do: a child that another thread is just starting holds the descriptor until it executes its
         // program.
-        if let Err(errno) = rustix::fs::flock(&self.root, FlockOperation::Unlock) {
+        if self.is_locked
+            && let Err(errno) = rustix::fs::flock(&self.root, FlockOperation::Unlock)
+        {
             tracing::warn!("{}: cannot be unlocked: {errno}", self.path.display());
         }
     }

@@ -17,12 +17,14 @@
 //! | `rollback/` | how other layers take the place of some |
 //! | `share` | layers that others have, too |
 //! | `others` | layers that were made over another archive |
+//! | `merge/` | how several layers become one |
 
 mod carry;
 mod contents;
 mod find;
 mod freeze;
 mod layer;
+mod merge;
 mod names;
 mod others;
 mod part;
@@ -33,11 +35,13 @@ mod share;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use parking_lot::{Mutex, RwLock};
 
 pub use layer::Layer;
+pub(super) use merge::Becomes;
+pub use merge::MergedLayer;
 pub(super) use part::{Below, Part, PartFds};
 pub use rollback::RolledBack;
 
@@ -57,6 +61,13 @@ const NONE: u32 = u32::MAX;
 /// How often an operation begins again because of freezes. There is no end of them only where something is wrong.
 const ATTEMPTS: usize = 1000;
 
+/// Which state of a stack something was found out in: what is known of its layers holds in no other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Version {
+    live: LayerSerial,
+    merges: u64,
+}
+
 /// The frozen layers of a stack, and which upper is over them.
 #[derive(Debug)]
 pub(super) struct Stack {
@@ -65,8 +76,14 @@ pub(super) struct Stack {
     names: Names,
     contents: Contents,
     others: Others,
-    /// Held by who freezes or rolls back.
+    /// Held by who freezes, rolls back, or goes over to a merged layer.
     freezing: Mutex<()>,
+    /// How often a merged layer has taken the place of others.
+    merges: AtomicU64,
+    /// How often something was put into a frozen layer.
+    touched: AtomicU64,
+    /// Roots of layers that a merged one has taken the place of, until nobody is in the middle of using them.
+    retired: Mutex<Vec<Arc<Part>>>,
 }
 
 /// The roots of frozen layers.
@@ -92,7 +109,30 @@ impl Stack {
             contents: Contents::default(),
             others,
             freezing: Mutex::new(()),
+            merges: AtomicU64::new(0),
+            touched: AtomicU64::new(0),
+            retired: Mutex::default(),
         }
+    }
+
+    /// The state that it is in.
+    pub(super) fn version(&self) -> Version {
+        Version { live: self.live(), merges: self.merges() }
+    }
+
+    /// How often layers were merged: what is known of layers by their numbers is of others then.
+    pub(super) fn merges(&self) -> u64 {
+        self.merges.load(Ordering::Acquire)
+    }
+
+    /// How often something was.
+    fn touched(&self) -> u64 {
+        self.touched.load(Ordering::Acquire)
+    }
+
+    /// Something is put into a frozen layer. Called with `names` held exclusively.
+    pub(super) fn touch(&self) {
+        self.touched.fetch_add(1, Ordering::AcqRel);
     }
 
     /// What is known of the root directory: of the upper, or of the topmost layer. None where there is only the archive.
@@ -182,6 +222,26 @@ impl Stack {
         self.names.retain(|layer| own.iter().any(|part| part.layer == layer));
         *self.roots.write() = Roots { own, considered: Vec::new() };
         self.live.store(live.0, Ordering::Release);
+    }
+
+    /// Whether `run`, roots of layers, the topmost first, are those of the stack, one upon the other.
+    fn has_run(&self, run: &[Arc<Part>]) -> bool {
+        let roots = self.roots.read();
+        let own: Vec<&Arc<Part>> = roots.own.iter().rev().collect();
+        own.windows(run.len().max(1))
+            .any(|own| own.iter().zip(run).all(|(one, other)| Arc::ptr_eq(one, other)))
+    }
+
+    /// Makes `merged` the root in the place of `run`, which are those of the stack. Called while no node is looked at.
+    fn replace_run(&self, run: &[Arc<Part>], merged: Arc<Part>) {
+        let mut roots = self.roots.write();
+        let is_of_run = |part: &Arc<Part>| run.iter().any(|other| Arc::ptr_eq(part, other));
+        let at = roots.own.iter().position(is_of_run).unwrap_or_default();
+        roots.own.retain(|part| !is_of_run(part));
+        roots.own.insert(at, merged);
+        // What is found out from now on is of the merged layer, and what was before is known to be old.
+        self.merges.fetch_add(1, Ordering::AcqRel);
+        self.retired.lock().extend(run.iter().cloned());
     }
 
     /// The root directory from `layer` downwards.

@@ -8,7 +8,7 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use rustix::fs::OFlags;
 
 use super::super::Overlay;
@@ -40,6 +40,13 @@ pub(in super::super) struct Names {
 }
 
 impl Names {
+    /// What it knows of layers, unless somebody is finding out more.
+    pub(super) fn known_in_layers(
+        &self,
+    ) -> Option<MutexGuard<'_, HashMap<LayerSerial, NamesOf<LayerName>>>> {
+        self.layers.try_lock()
+    }
+
     /// Forgets what it knows of layers but for those that `are_there`.
     pub(super) fn retain(&self, are_there: impl Fn(LayerSerial) -> bool) {
         self.layers.lock().retain(|layer, _| are_there(*layer));

@@ -47,7 +47,7 @@ impl Others {
         }
     }
 
-    fn get(&self, layer: LayerSerial) -> Option<ArchiveIdentity> {
+    pub(super) fn get(&self, layer: LayerSerial) -> Option<ArchiveIdentity> {
         match self.are_there.load(Ordering::Acquire) {
             true => self.known.read().get(&layer).cloned(),
             false => None,

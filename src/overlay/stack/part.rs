@@ -67,6 +67,25 @@ impl Part {
         }
     }
 
+    /// What it is in, and its name there; `None` of the root of a layer.
+    pub(in super::super) fn above(&self) -> Option<(&Arc<Self>, &[u8])> {
+        match &self.place {
+            Place::In(above, name) => Some((above, name)),
+            Place::Root(_) | Place::Nowhere => None,
+        }
+    }
+
+    /// Its path from the root of its layer, with a slash before each name.
+    pub(in super::super) fn path(&self) -> Vec<u8> {
+        let mut names = Vec::new();
+        let mut at = self;
+        while let Some((above, name)) = at.above() {
+            names.push(name);
+            at = above;
+        }
+        names.iter().rev().flat_map(|name| [b"/", *name].concat()).collect()
+    }
+
     /// The directory `name` in `above`.
     pub(in super::super) fn child(above: &Arc<Self>, name: &[u8]) -> Arc<Self> {
         let place = Place::In(Arc::clone(above), name.into());
@@ -96,6 +115,15 @@ impl PartFds {
     pub(in super::super) fn new(capacity: usize) -> Self {
         let capacity = NonZeroUsize::new(capacity).unwrap_or(NonZeroUsize::MIN);
         Self(Mutex::new(LruCache::new(capacity)))
+    }
+
+    /// Closes all.
+    pub(in super::super) fn clear(&self) {
+        let mut fds = self.0.lock();
+        let empty = LruCache::new(fds.cap());
+        let closed = std::mem::replace(&mut *fds, empty);
+        drop(fds);
+        drop(closed);
     }
 
     /// A descriptor of `part`.

@@ -1,26 +1,46 @@
 //! What follows a change of layers, on a thread of its own, which there is once it is needed.
 
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::super::layers::{Facts, Layers, Manifest};
+use super::merger::Merger;
 use crate::failure::{Code, Failure};
+use crate::overlay::Overlay;
+
+/// How long what was put aside is left where it is in use.
+const IN_USE: Duration = Duration::from_secs(1);
 
 /// The layers of one mount, and who tidies them.
 pub(super) struct Background {
-    layers: Mutex<Layers>,
+    /// What is mounted.
+    pub(super) tree: Weak<Overlay>,
+    pub(super) layers: Mutex<Layers>,
     /// What there was after the last change, for who does not wait for the next.
     seen: Mutex<Arc<Manifest>>,
     state: Mutex<State>,
     wake: Condvar,
     /// Taken by who writes the manifest without the layers.
-    flushing: Mutex<()>,
+    pub(super) flushing: Mutex<()>,
     /// Held by those who want the file system at rest for a moment.
     resting: Arc<()>,
+    pub(super) merger: Mutex<Merger>,
+}
+
+/// What is left to tidy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Next {
+    Nothing,
+    /// Something that can be done at once.
+    More,
+    /// Something that somebody is in the middle of using.
+    InUse,
+    /// Something for which there was no room.
+    NoRoom,
 }
 
 /// How long until that is tried again for which there was no room: at first, and at most.
@@ -40,16 +60,18 @@ struct State {
 }
 
 impl Background {
-    pub(super) fn new(layers: Layers) -> Self {
+    pub(super) fn new(layers: Layers, tree: Weak<Overlay>) -> Self {
         let seen = Mutex::new(Arc::clone(layers.manifest()));
         let (layers, state) = (Mutex::new(layers), Mutex::default());
         Self {
+            tree,
             layers,
             seen,
             state,
             wake: Condvar::new(),
             flushing: Mutex::default(),
             resting: Arc::default(),
+            merger: Mutex::default(),
         }
     }
 
@@ -97,6 +119,16 @@ impl Background {
         Arc::clone(&self.resting)
     }
 
+    /// What there is has changed, in a way that leaves nothing to tidy.
+    pub(super) fn show(&self, layers: &Layers) {
+        *self.seen.lock() = Arc::clone(layers.manifest());
+    }
+
+    /// Whether nothing is to be begun any more.
+    pub(super) fn is_ending(&self) -> bool {
+        self.state.lock().ended
+    }
+
     /// Says that there is something to tidy.
     pub(super) fn changed(self: &Arc<Self>, layers: &Layers) {
         *self.seen.lock() = Arc::clone(layers.manifest());
@@ -126,30 +158,44 @@ impl Background {
     }
 
     fn run(&self) {
-        let mut again = None;
+        let (mut next, mut without_room) = (Next::Nothing, AGAIN);
         loop {
-            {
-                let mut state = self.state.lock();
-                while !state.wanted && !state.ended {
-                    match again {
-                        None => self.wake.wait(&mut state),
-                        Some(after) => {
-                            let waited = self.wake.wait_for(&mut state, after);
-                            state.wanted |= waited.timed_out() && !state.ended;
-                        }
-                    }
-                }
-                if !std::mem::take(&mut state.wanted) {
-                    return;
-                }
+            let after = match next {
+                Next::Nothing => None,
+                Next::More => Some(Duration::ZERO),
+                Next::InUse => Some(IN_USE),
+                Next::NoRoom => Some(without_room),
+            };
+            without_room = match next {
+                Next::NoRoom => (without_room * 2).min(AT_LAST),
+                _ => AGAIN,
+            };
+            if !self.wait(after) {
+                return;
             }
-            let later = again.map_or(AGAIN, |after: Duration| (after * 2).min(AT_LAST));
-            again = (!self.tidy()).then_some(later);
+            next = self.tidy();
         }
     }
 
-    /// Says whether all is done.
-    fn tidy(&self) -> bool {
+    /// Waits until there is something to tidy, or for `after`. Says whether there is: not at the end.
+    fn wait(&self, after: Option<Duration>) -> bool {
+        let again = after.map(|after| Instant::now() + after);
+        let mut state = self.state.lock();
+        while !state.wanted && !state.ended {
+            let merge = self.merger.lock().again();
+            match again.into_iter().chain(merge).min() {
+                None => self.wake.wait(&mut state),
+                Some(at) => {
+                    let waited = self.wake.wait_until(&mut state, at);
+                    state.wanted |= waited.timed_out() && !state.ended;
+                }
+            }
+        }
+        std::mem::take(&mut state.wanted)
+    }
+
+    fn tidy(&self) -> Next {
+        self.merger.lock().look_again_in_time();
         if let Some(mut layers) = self.layers()
             && let Err(failure) = layers.see_forks()
         {
@@ -161,9 +207,13 @@ impl Background {
             std::thread::sleep(LOOK);
         }
         let durable = self.make_durable(true);
-        let remover = self.layers.lock().remover();
-        if let Err(error) = remover.remove() {
-            tracing::warn!("layers that nothing needs are not removed whole: {error}");
+        let more = self.merge();
+        let in_use = self.is_in_use();
+        if !in_use {
+            let remover = self.layers.lock().remover();
+            if let Err(error) = remover.remove() {
+                tracing::warn!("layers that nothing needs are not removed whole: {error}");
+            }
         }
         // What was removed may have made the room for it.
         let durable = durable.or_else(|_| self.make_durable(true));
@@ -174,7 +224,17 @@ impl Background {
         if let Err(failure) = &prepared {
             tracing::warn!("the next checkpoint takes longer: {failure}");
         }
-        durable.is_ok() && prepared.is_ok()
+        match (in_use, durable.is_ok() && prepared.is_ok()) {
+            (true, _) => Next::InUse,
+            (false, false) => Next::NoRoom,
+            (false, true) if more => Next::More,
+            (false, true) => Next::Nothing,
+        }
+    }
+
+    /// Whether what was put aside is not to be removed yet.
+    fn is_in_use(&self) -> bool {
+        self.tree.upgrade().is_some_and(|tree| tree.has_retired_layers())
     }
 
     fn prepare(&self) -> Result<(), Failure> {
@@ -199,9 +259,10 @@ impl Background {
                 let manifest = layers.manifest();
                 let frozen = manifest.frozen_layers();
                 let unknown = frozen.filter(|it| measure && manifest.bytes_of(*it).is_none());
+                let unknown = unknown.map(|it| manifest.dir_of(it));
                 (manifest.undurable(), unknown.collect::<Vec<_>>(), layers.syncer())
             };
-            let bytes = layers.into_iter().map(|serial| (serial, syncer.usage(serial))).collect();
+            let bytes = layers.into_iter().map(|dir| (dir.serial, syncer.usage(dir))).collect();
             let Some(flush) = self.layers.lock().flushing(Facts { synced, bytes })? else {
                 return Ok(());
             };
@@ -248,7 +309,10 @@ impl Background {
         {
             tracing::warn!("more than what forks need is left: {failure}");
         }
-        let removed = if keep || is_forked { layers.remover().remove() } else { Ok(()) };
+        let removed = match (keep || is_forked) && !self.is_in_use() {
+            true => layers.remover().remove(),
+            false => Ok(()),
+        };
         if let Err(error) = layers.finish().and(removed) {
             tracing::warn!("layers that nothing needs are not removed whole: {error}");
         }

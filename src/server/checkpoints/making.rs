@@ -121,8 +121,10 @@ impl Making<'_> {
             Err(failure) => return Ok(Err(cannot_be_read(failure))),
         };
         let mounted = ArchiveIdentity::of(&self.target.archive);
-        let read = self.layers(|layers, top| layers.read_above(top, sent.serial, mounted));
-        let (layers, _are_read) = read?;
+        let read = self.layers(|layers, top| layers.read_above(top, sent.serial, mounted))?;
+        let Some((layers, _are_read)) = read else {
+            return Ok(Err("is of layers that are one with later ones by now".into()));
+        };
         let failure = match self.send(&opened.archive, layers, opened.as_mounted()) {
             Ok(outcome) => return Ok(Ok(outcome)),
             Err(failure) => failure,

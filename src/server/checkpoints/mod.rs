@@ -5,6 +5,7 @@
 //! | `asked` | questions and answers, and who asks |
 //! | `compared` | what differs between two |
 //! | `forked` | a second mount over the same layers |
+//! | `merger` | which layers become one, and when |
 //! | `background` | what follows a change: the disk has it, what nobody needs goes, the next directory is made |
 //! | `publisher`, `making`, `published` | backups of them, each of which is made of those before; what is told of those |
 //! | `writers` | who has a file open for writing |
@@ -17,6 +18,7 @@ mod background;
 mod compared;
 mod forked;
 mod making;
+mod merger;
 mod published;
 mod publisher;
 mod writers;
@@ -73,7 +75,7 @@ impl Checkpoints {
         layers: Option<Layers>,
         target: Result<PublishTarget, String>,
     ) -> Self {
-        let background = layers.map(|layers| Arc::new(Background::new(layers)));
+        let background = layers.map(|layers| Arc::new(Background::new(layers, Weak::clone(&tree))));
         if let Some(background) = &background {
             background.begin();
         }

@@ -11,9 +11,8 @@ use rustix::fs::{Mode, OFlags, XattrFlags};
 use rustix::io::Errno;
 
 use super::super::inherited;
-use super::Serials;
 use super::forks::Base;
-use super::manifest::{MAX_BYTES, Manifest, StackId};
+use super::manifest::{LayerDir, MAX_BYTES, Manifest, StackId};
 use super::spare::{Room, Spare, is_no_room};
 use crate::inode_ops::{Directory, remove_tree};
 use crate::types::LayerSerial;
@@ -152,14 +151,15 @@ impl Disk {
     }
 
     /// Where a layer is. Of this process alone, but for layer 0.
-    pub(super) fn layer_path(&self, serial: LayerSerial) -> PathBuf {
+    pub(super) fn layer_path(&self, dir: impl Into<LayerDir>) -> PathBuf {
+        let dir = dir.into();
         let bases = self.bases.get().map(Vec::as_slice).unwrap_or_default();
-        let base = bases.iter().find(|(layers, ..)| layers.contains(&serial));
+        let base = bases.iter().find(|(layers, ..)| layers.contains(&dir.serial));
         let (upper, work) =
             base.map_or((&self.upper, &self.work), |(_, upper, work)| (upper, work));
-        match serial.0 {
-            0 => upper.path().to_owned(),
-            serial => work.proc_path().join(LAYERS).join(serial.to_string()),
+        match dir == LayerSerial::default().into() {
+            true => upper.path().to_owned(),
+            false => work.proc_path().join(LAYERS).join(dir.name()),
         }
     }
 
@@ -289,7 +289,8 @@ impl Disk {
     }
 
     /// Makes an empty directory for a layer.
-    pub(super) fn make_layer(&self, serial: LayerSerial, room: Room) -> io::Result<()> {
+    pub(super) fn make_layer(&self, dir: impl Into<LayerDir>, room: Room) -> io::Result<()> {
+        let dir = dir.into();
         let make = |name: &str| {
             let mode = Mode::from_raw_mode(0o700);
             self.spare().with(room, || Ok(rustix::fs::mkdirat(&self.work, name, mode)?))
@@ -301,11 +302,11 @@ impl Disk {
             _ => {}
         }
         self.step()?;
-        let name = format!("{LAYERS}/{}", serial.0);
+        let name = format!("{LAYERS}/{}", dir.name());
         match make(&name) {
             Err(error) if is_there(&error) => {
                 // Of a change that was given up, and could not be put aside.
-                self.discard(serial)?;
+                self.discard(dir)?;
                 make(&name)
             }
             made => made,
@@ -328,8 +329,8 @@ impl Disk {
     }
 
     /// Puts a layer aside, by a name that is none of a layer.
-    pub(super) fn discard(&self, serial: LayerSerial) -> io::Result<()> {
-        self.discard_named(&serial.0.to_string())
+    pub(super) fn discard(&self, dir: impl Into<LayerDir>) -> io::Result<()> {
+        self.discard_named(&dir.into().name())
     }
 
     fn discard_named(&self, name: &str) -> io::Result<()> {
@@ -354,9 +355,9 @@ impl Disk {
     }
 
     /// Puts aside what is in the directory of layers and none of `listed`.
-    pub(super) fn discard_unlisted(&self, listed: &Serials) -> io::Result<()> {
+    pub(super) fn discard_unlisted(&self, listed: &[LayerDir]) -> io::Result<()> {
         for name in self.names()? {
-            let is_listed = listed.iter().any(|serial| serial.0.to_string() == name);
+            let is_listed = listed.iter().any(|dir| dir.name() == name);
             if !is_listed && !name.starts_with(DISCARDED) && !is_note(&name) {
                 self.discard_named(&name)?;
             }
@@ -369,8 +370,8 @@ impl Disk {
         let mut done = Ok(());
         for name in self.names()? {
             let Some(layer) = name.strip_prefix(DISCARDED) else { continue };
-            let serial = layer.split('.').next().and_then(|serial| serial.parse().ok());
-            if serial.is_some_and(|serial| !is_free(LayerSerial(serial))) {
+            let serial = layer.split('.').next().and_then(LayerDir::layer_of);
+            if serial.is_some_and(|serial| !is_free(serial)) {
                 continue;
             }
             self.step()?;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::super::leftovers;
 use super::disk::{Disk, When};
-use super::manifest::Manifest;
+use super::manifest::{LayerDir, Manifest};
 use super::readers::Readers;
 use super::spare::Room;
 use super::{Facts, failed};
@@ -81,7 +81,7 @@ impl Syncer {
     }
 
     /// Room that a layer takes, in bytes.
-    pub(in super::super) fn usage(&self, serial: LayerSerial) -> u64 {
-        leftovers::disk_usage(&self.disk.layer_path(serial))
+    pub(in super::super) fn usage(&self, dir: LayerDir) -> u64 {
+        leftovers::disk_usage(&self.disk.layer_path(dir))
     }
 }

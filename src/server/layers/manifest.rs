@@ -159,8 +159,40 @@ pub(crate) struct FuzzyFile {
 pub(super) struct LayerInfo {
     /// What it lies on; the archive, if on none.
     pub(super) parent: Option<LayerSerial>,
+    /// The lowest of those that were merged into it, if any were.
+    pub(super) from: Option<LayerSerial>,
     /// Room that it takes on disk, in bytes, once it is frozen and somebody has looked.
     pub(super) bytes: Option<u64>,
+}
+
+/// The directory of a layer: another one once others were merged into it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(in super::super) struct LayerDir {
+    pub(in super::super) serial: LayerSerial,
+    /// As of [`LayerInfo`].
+    pub(super) from: Option<LayerSerial>,
+}
+
+impl From<LayerSerial> for LayerDir {
+    fn from(serial: LayerSerial) -> Self {
+        Self { serial, from: None }
+    }
+}
+
+impl LayerDir {
+    /// What it is called among others.
+    pub(super) fn name(self) -> String {
+        match self.from {
+            None => self.serial.0.to_string(),
+            Some(from) => format!("{}-{}", from.0, self.serial.0),
+        }
+    }
+
+    /// The layer of a directory that is called so, if it is of one.
+    pub(super) fn layer_of(name: &str) -> Option<LayerSerial> {
+        let serial = name.split('-').next_back()?.parse().ok()?;
+        Some(LayerSerial(serial))
+    }
 }
 
 /// The tree of layers and the points in it. There is one live layer, which nothing lies on; what lies on
@@ -209,6 +241,8 @@ struct Stored {
 struct StoredLayer {
     serial: LayerSerial,
     parent: Option<LayerSerial>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    from: Option<LayerSerial>,
     bytes: Option<u64>,
 }
 
@@ -231,7 +265,7 @@ impl Manifest {
             live,
             next: LayerSerial(1),
             keep: DEFAULT_KEEP,
-            layers: BTreeMap::from([(live, LayerInfo { parent: None, bytes: None })]),
+            layers: BTreeMap::from([(live, LayerInfo { parent: None, from: None, bytes: None })]),
             points: Vec::new(),
             rolled_away: None,
             sent: Vec::new(),
@@ -255,8 +289,8 @@ impl Manifest {
         }
         let stored: Stored = serde_json::from_slice(bytes).map_err(damaged)?;
         let mut layers = BTreeMap::new();
-        for StoredLayer { serial, parent, bytes } in stored.layers {
-            if layers.insert(serial, LayerInfo { parent, bytes }).is_some() {
+        for StoredLayer { serial, parent, from, bytes } in stored.layers {
+            if layers.insert(serial, LayerInfo { parent, from, bytes }).is_some() {
                 return Err(format!("is damaged: layer {} is in it twice", serial.0));
             }
         }
@@ -281,6 +315,9 @@ impl Manifest {
         for (&LayerSerial(serial), layer) in &self.layers {
             if serial >= self.next.0 {
                 return Err(format!("layer {serial} is not below the next, {}", self.next.0));
+            }
+            if layer.from.is_some_and(|from| from.0 >= serial) {
+                return Err(format!("layer {serial} cannot be of those from itself"));
             }
             let Some(parent) = layer.parent else { continue };
             if parent.0 >= serial || !self.has(parent) || parent == self.live {
@@ -320,6 +357,7 @@ impl Manifest {
         let layers = self.layers.iter().map(|(&serial, layer)| StoredLayer {
             serial,
             parent: layer.parent,
+            from: layer.from,
             bytes: layer.bytes,
         });
         let stored = Stored {
@@ -364,8 +402,23 @@ impl Manifest {
         self.layers.contains_key(&serial)
     }
 
+    #[cfg(test)]
     pub(super) fn layers(&self) -> impl Iterator<Item = (LayerSerial, &LayerInfo)> {
         self.layers.iter().map(|(serial, layer)| (*serial, layer))
+    }
+
+    /// The directory of a layer.
+    pub(in super::super) fn dir_of(&self, serial: LayerSerial) -> LayerDir {
+        LayerDir { serial, from: self.layers.get(&serial).and_then(|layer| layer.from) }
+    }
+
+    /// The directories of all layers.
+    pub(super) fn dirs(&self) -> impl Iterator<Item = LayerDir> {
+        self.layers.keys().map(|serial| self.dir_of(*serial))
+    }
+
+    pub(super) fn has_dir(&self, dir: LayerDir) -> bool {
+        self.has(dir.serial) && self.dir_of(dir.serial) == dir
     }
 
     /// All points, the oldest first; without what was rolled away.

@@ -7,6 +7,7 @@
 //! WORK/stack.json   the manifest: which layers there are, what each lies on, which is live, the points
 //!      stack.new, stack.later   the next one, until it is renamed
 //!      layers/N     layer N
+//!      layers/M-N   layer N, with those from M on that were merged into it
 //!      layers/N.on  a note that it is live now, on what
 //!      layers/N.json  the manifest from then on
 //!      layers/#N    one that nothing needs any more, until it is removed
@@ -27,6 +28,7 @@
 //! | `load` | what is on disk |
 //! | `forks` | mounts that lie on layers of another one |
 //! | `later` | what nobody waits for |
+//! | `merging` | which layers become one, and how |
 //! | `readers` | who reads layers besides |
 //! | `spare` | room that is kept for when there is none |
 //!
@@ -39,6 +41,7 @@ mod forks;
 mod later;
 mod load;
 mod manifest;
+mod merging;
 mod readers;
 mod spare;
 #[cfg(test)]
@@ -57,7 +60,8 @@ pub(super) use self::later::{Flush, Remover, Syncer};
 use self::load::{Paired, read_paired};
 pub(super) use self::load::{are_in, read};
 pub(crate) use self::manifest::FuzzyFile;
-pub(super) use self::manifest::{Manifest, Point, Publish, PublishState, Sent};
+pub(super) use self::manifest::{LayerDir, Manifest, Point, Publish, PublishState, Sent};
+pub(super) use self::merging::Merging;
 use self::readers::Readers;
 pub(super) use self::readers::Reading;
 use self::spare::{Room, is_no_room};
@@ -81,7 +85,7 @@ pub(super) struct Layers {
     /// Whether the manifest on disk does not say yet what has become of points in the bucket.
     unsaid: bool,
     /// Layers that nothing needs any more, once the manifest on disk says so.
-    gone: Vec<LayerSerial>,
+    gone: Vec<LayerDir>,
     /// How often the manifest on disk was replaced.
     written: u64,
     readers: Readers,
@@ -181,7 +185,7 @@ impl Layers {
             self.write(self.manifest.as_ref().clone(), Room::Kept)?;
         }
         disk.remove_notes(None).map_err(fail)?;
-        let listed = self.manifest.layers().map(|(serial, _)| serial).collect();
+        let listed: Vec<LayerDir> = self.manifest.dirs().collect();
         disk.discard_unlisted(&listed).map_err(fail)
     }
 
@@ -218,7 +222,8 @@ impl Layers {
     /// # Errors
     /// [`Code::Upper`] where one cannot be opened.
     pub(super) fn open_chain(&self, top: Option<LayerSerial>) -> Result<Vec<Layer>, Failure> {
-        let open = |serial| Layer::open(&self.disk.layer_path(serial), serial);
+        let path = |serial| self.disk.layer_path(self.manifest.dir_of(serial));
+        let open = |serial| Layer::open(&path(serial), serial);
         Ok(self.manifest.chain(top).into_iter().map(open).collect::<Result<_, _>>()?)
     }
 
@@ -234,7 +239,7 @@ impl Layers {
     }
 
     /// As [`Self::read_chain`], of those above layer `below`: over an archive that shows what that one and all below it
-    /// show together over `archive`.
+    /// show together over `archive`. `None` where that one is not apart from later ones any more.
     ///
     /// # Errors
     /// As [`Self::open_chain`].
@@ -243,13 +248,17 @@ impl Layers {
         top: LayerSerial,
         below: LayerSerial,
         archive: ArchiveIdentity,
-    ) -> Result<(Vec<Layer>, Reading), Failure> {
+    ) -> Result<Option<(Vec<Layer>, Reading)>, Failure> {
         let others: Arc<[ArchiveIdentity]> = Arc::new([archive]);
         let chain = self.manifest.chain(Some(top));
+        if !chain.contains(&below) {
+            return Ok(None);
+        }
         let above = chain.iter().copied().filter(|serial| *serial > below);
-        let open = |serial| Layer::open(&self.disk.layer_path(serial), serial);
+        let path = |serial| self.disk.layer_path(self.manifest.dir_of(serial));
+        let open = |serial| Layer::open(&path(serial), serial);
         let layers = above.map(|serial| Ok(open(serial)?.made_over(Arc::clone(&others))));
-        Ok((layers.collect::<Result<_, Failure>>()?, self.readers.read(chain)))
+        Ok(Some((layers.collect::<Result<_, Failure>>()?, self.readers.read(chain))))
     }
 
     /// Makes the directory of the next live upper, if it is not made yet.
@@ -338,7 +347,7 @@ impl Layers {
             self.noted = true;
             self.adopt(manifest);
         } else {
-            self.put_aside(vec![change.serial]);
+            self.put_aside(vec![change.serial.into()]);
         }
         change.committed
     }
@@ -458,22 +467,22 @@ impl Layers {
         self.noted &= manifest.live() != self.manifest.live();
         self.unsaid &= manifest.publishes() != self.manifest.publishes();
         let gone = std::mem::take(&mut self.gone);
-        let (later, gone) = gone.into_iter().partition(|serial| manifest.has(*serial));
+        let (later, gone) = gone.into_iter().partition(|dir| manifest.has_dir(*dir));
         self.gone = later;
         self.put_aside(gone);
     }
 
     fn adopt(&mut self, manifest: Manifest) {
         let before = std::mem::replace(&mut self.manifest, Arc::new(manifest));
-        let gone = before.layers().map(|(serial, _)| serial);
-        self.gone.extend(gone.filter(|serial| !self.manifest.has(*serial)));
+        self.gone.extend(before.dirs().filter(|dir| !self.manifest.has_dir(*dir)));
     }
 
     /// What cannot be put aside is, when the stack is opened next.
-    fn put_aside(&self, serials: Vec<LayerSerial>) {
-        for serial in serials.into_iter().filter(|serial| *serial != LayerSerial::default()) {
-            if let Err(error) = self.disk.discard(serial) {
-                let path = self.disk.layer_path(serial);
+    fn put_aside(&self, dirs: Vec<LayerDir>) {
+        let upper = LayerDir::from(LayerSerial::default());
+        for dir in dirs.into_iter().filter(|dir| *dir != upper) {
+            if let Err(error) = self.disk.discard(dir) {
+                let path = self.disk.layer_path(dir);
                 tracing::warn!("{} is not put aside yet: {error}", path.display());
             }
         }

@@ -1,5 +1,6 @@
 //! What each change makes of the tree of layers.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use super::disk::Note;
@@ -8,6 +9,21 @@ use super::{Facts, NewPoint, Serials};
 use crate::backup::BackupId;
 use crate::failure::{Code, Failure};
 use crate::types::LayerSerial;
+
+/// What a layer costs to copy at least, in bytes.
+const SMALLEST: u64 = 64 << 10;
+
+/// Most bytes that are merged at once: an unmount waits for who copies them.
+const MOST: u64 = 1 << 30;
+
+/// Which layers may be merged.
+pub(super) struct Which<'a> {
+    /// Whether one may be.
+    pub(super) may_go: &'a dyn Fn(LayerSerial) -> bool,
+    /// How many are at least, and at most.
+    pub(super) fewest: usize,
+    pub(super) most: usize,
+}
 
 /// Fewest digits of an id that may stand for it.
 const MIN_PREFIX: usize = 8;
@@ -113,7 +129,7 @@ impl Manifest {
     /// Makes `live` the live upper, on `parent`.
     pub(super) fn put_live(&mut self, live: LayerSerial, parent: Option<LayerSerial>) {
         self.live = live;
-        self.layers.insert(live, LayerInfo { parent, bytes: None });
+        self.layers.insert(live, LayerInfo { parent, from: None, bytes: None });
     }
 
     fn push_live(&mut self, parent: Option<LayerSerial>) -> Option<()> {
@@ -136,6 +152,78 @@ impl Manifest {
         }
         after.push_live(note.parent)?;
         after.prune();
+        Some(after)
+    }
+
+    /// Which layers below the live upper are to be one, the bottom one first, if any are. Of `which` each says that it may
+    /// be merged.
+    pub(super) fn to_merge(&self, which: &Which<'_>) -> Option<Vec<LayerSerial>> {
+        let mut children: BTreeMap<LayerSerial, usize> = BTreeMap::new();
+        for parent in self.layers.values().filter_map(|layer| layer.parent) {
+            *children.entry(parent).or_default() += 1;
+        }
+        let points = self.points.iter().chain(&self.rolled_away).map(|point| point.serial);
+        // What is published next begins with the last of what was.
+        let sent = self.parent_of_live().and_then(|top| self.sent_below(top).first().copied());
+        let points: Serials = points.chain(sent.map(|sent| sent.serial)).collect();
+        let mut runs = vec![Vec::new()];
+        for serial in self.chain(self.parent_of_live()) {
+            if !(which.may_go)(serial) {
+                runs.push(Vec::new());
+                continue;
+            }
+            if let Some(run) = runs.last_mut() {
+                run.push(serial);
+            }
+            if points.contains(&serial) || children.get(&serial) != Some(&1) {
+                runs.push(Vec::new());
+            }
+        }
+        runs.into_iter().rev().find_map(|run| self.worth_it(run, which))
+    }
+
+    /// Those at the top of `run` that are worth it. What is merged is copied, and will be again. So a layer waits until those
+    /// above it are about as large together: of n layers that come one by one, each is copied some log n times.
+    fn worth_it(&self, mut run: Vec<LayerSerial>, which: &Which<'_>) -> Option<Vec<LayerSerial>> {
+        let size = |serial: &LayerSerial| self.bytes_of(*serial).unwrap_or(0).max(SMALLEST);
+        let (mut count, mut all) = (0, 0_u64);
+        for serial in run.iter().rev().take(which.most) {
+            if count > 0 && size(serial) > all.saturating_mul(2) {
+                break;
+            }
+            all = all.saturating_add(size(serial));
+            if all > MOST {
+                break;
+            }
+            count += 1;
+        }
+        (count >= which.fewest.max(2)).then(|| run.split_off(run.len() - count))
+    }
+
+    /// With the layers `run`, the bottom one first, as one, whose number is that of the topmost. `None` where they are not
+    /// such that all that is needed of them is what they are together.
+    pub(super) fn merged(&self, run: &[LayerSerial]) -> Option<Self> {
+        let (first, top) = (run.first()?, run.last()?);
+        let is_between = |serial: LayerSerial| serial != *top && run.contains(&serial);
+        let points = self.points.iter().chain(&self.rolled_away);
+        let lies_between = |(serial, layer): (&LayerSerial, &LayerInfo)| {
+            layer.parent.is_some_and(is_between) && !run.contains(serial)
+        };
+        let chain = self.chain(Some(*top));
+        if run.len() < 2
+            || !chain.ends_with(run)
+            || run.contains(&self.live)
+            || points.into_iter().any(|point| is_between(point.serial))
+            || self.layers.iter().any(lies_between)
+        {
+            return None;
+        }
+        let bottom = *self.layers.get(first)?;
+        let mut after = self.clone();
+        after.layers.retain(|serial, _| !run.contains(serial));
+        after.sent.retain(|sent| !is_between(sent.serial));
+        let from = Some(bottom.from.unwrap_or(*first));
+        after.layers.insert(*top, LayerInfo { parent: bottom.parent, from, bytes: None });
         Some(after)
     }
 

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, OnceLock};
 
+use crate::support::surrounding::Surrounding;
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, RenameFlags, XattrFlags};
 use rustix::io::Errno;
 use thawfs::cache::FileBlob;
@@ -181,6 +182,34 @@ pub(crate) fn freeze(overlay: &Overlay, dir: &Path, stack: &mut Stack, next: u32
     let frozen = overlay.freeze(&layer_dir(dir, next), LayerSerial(next), &mut commit).unwrap();
     assert_eq!((frozen, committed), (Frozen::default(), 1));
     stack.0.push(next);
+}
+
+/// Makes one layer of the layers `run` of `overlay`, which are in `dir`. Says whether they could be.
+pub(crate) fn merge(overlay: &Overlay, dir: &Path, run: &[u32]) -> bool {
+    let into = dir.join("layers/merged");
+    let _ = std::fs::remove_dir_all(&into);
+    std::fs::create_dir_all(&into).unwrap();
+    let serials: Vec<LayerSerial> = run.iter().map(|serial| LayerSerial(*serial)).collect();
+    let merged = match overlay.merge(&serials, &into, &|| true) {
+        Ok(merged) => merged,
+        Err(_) if !Surrounding::can_mark_all() => return false,
+        Err(error) => panic!("{error}"),
+    };
+    let mut committed = 0;
+    let mut commit = || {
+        committed += 1;
+        Ok(())
+    };
+    let done = overlay.go_over(merged, &mut commit).unwrap();
+    assert_eq!(committed, i32::from(done));
+    if done {
+        assert!(!overlay.has_retired_layers());
+        for serial in run {
+            std::fs::remove_dir_all(layer_dir(dir, *serial)).unwrap();
+        }
+        std::fs::rename(&into, layer_dir(dir, *run.last().unwrap())).unwrap();
+    }
+    done
 }
 
 /// Rolls `overlay`, whose layers are in `dir`, back to `layers`, and makes `next` the live one over them.

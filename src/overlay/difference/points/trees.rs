@@ -29,8 +29,8 @@ pub(super) struct Trees<'a> {
     pub(super) to: &'a Overlay,
     /// The layers that both have.
     shared: HashSet<LayerSerial>,
-    /// All layers of `from`.
-    layers_of_from: HashSet<LayerSerial>,
+    /// The topmost layer of `from`.
+    top_of_from: Option<LayerSerial>,
     /// Names of files that were changed by another of their names, and are in no layer by these, by directory.
     aliases: HashMap<Ino, Names>,
 }
@@ -63,9 +63,9 @@ impl<'a> Trees<'a> {
         let [before, after] = [from, to].map(|tree| tree.stack.serials());
         let both = before.iter().zip(&after).take_while(|(one, other)| one == other);
         let shared = both.map(|(serial, _)| *serial).collect();
-        let layers_of_from = before.into_iter().collect();
+        let top_of_from = before.last().copied();
         let aliases = aliases(to)?;
-        Ok(Self { from, to, shared, layers_of_from, aliases })
+        Ok(Self { from, to, shared, top_of_from, aliases })
     }
 
     /// The roots of both.
@@ -153,7 +153,8 @@ impl<'a> Trees<'a> {
 
     /// Whether `from` may have something of this number.
     pub(super) fn may_be_in_from(&self, number: Ino) -> bool {
-        ino::layer_of_birth(number).is_none_or(|layer| self.layers_of_from.contains(&layer))
+        // One that is none of its layers may have been merged into one that is.
+        ino::layer_of_birth(number).is_none_or(|layer| Some(layer) <= self.top_of_from)
     }
 }
 

@@ -35,7 +35,7 @@ use super::super::lower::LowerEntry;
 use super::super::name::Name;
 use super::super::node::{InLayer, UpperState};
 use super::super::upper::unusable;
-use super::freeze::Next;
+use super::freeze::{Next, commit_by};
 use super::{Below, Layer, Part, check};
 use crate::types::{FileKind, Ino, LayerSerial};
 
@@ -189,7 +189,7 @@ impl Overlay {
         switch.compare_all()?;
         next.dress_root_as(&self.root_of(&to)?)?;
         let changing = self.changing.write();
-        next.commit(commit)?;
+        commit_by(commit)?;
         upper.replace_root(Arc::clone(next.root()));
         self.stack.replace(then, next.serial());
         self.dirs.clear();
@@ -224,6 +224,7 @@ impl Overlay {
         state.owner = self.recorded_owner(&address)?;
         state.kept_ctime = self.kept_ctime(&address)?;
         let (whole, place) = (whole.clone(), None);
-        Ok(Original::Layer(Box::new(FrozenInode { address, stat, state, whole, place })))
+        let merges = self.stack.merges();
+        Ok(Original::Layer(Box::new(FrozenInode { address, stat, state, whole, place, merges })))
     }
 }
