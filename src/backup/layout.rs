@@ -39,7 +39,7 @@ pub(super) fn trace_beside(archive: &str) -> Option<String> {
 }
 
 /// The backup whose archive has this name, which ends as its key does.
-pub(super) fn id_of_archive(name: &str) -> Option<BackupId> {
+pub(crate) fn id_of_archive(name: &str) -> Option<BackupId> {
     name.strip_suffix(ARCHIVE)?.strip_suffix('/')?.rsplit('/').next()?.parse().ok()
 }
 

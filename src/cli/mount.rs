@@ -41,6 +41,12 @@ pub(crate) struct MountArgs {
           value_hint = ValueHint::DirPath)]
     pub(crate) workdir: Option<PathBuf>,
 
+    /// Put the changes in the upper onto the newest backup that checkpoints of them have become, and free
+    /// what is in that: the upper needs as much less room, and the mount is of that backup from then on.
+    /// SOURCE is what it was mounted with before.
+    #[arg(long, help_heading = "Changes", conflicts_with_all = ["keep_upper", "read_only"])]
+    pub(crate) rebase: bool,
+
     /// Do not remove the upper that was made for this mount.
     #[arg(long, help_heading = "Changes", conflicts_with_all = ["upper", "read_only"])]
     pub(crate) keep_upper: bool,
@@ -77,6 +83,7 @@ pub(super) fn mount(args: MountArgs, output: &Output) -> Result<(), Failure> {
     let mut request = MountRequest {
         upper: args.upper,
         workdir: args.workdir,
+        rebase: args.rebase,
         keep_upper: args.keep_upper,
         read_only: args.read_only,
         fsname: args.fsname,

@@ -236,6 +236,7 @@ impl MountOption {
             "upper" | "upperdir" => request.upper = Some(self.path()?),
             "workdir" => request.workdir = Some(self.path()?),
             "keep_upper" => request.keep_upper = true,
+            "rebase" => request.rebase = true,
             "fsname" => request.fsname = Some(self.text()?).filter(|name| !name.is_empty()),
             "allow_other" => request.allow_other = Some(true),
             "uid" | "squash_to_uid" => request.owners.uid = Some(self.id()?),

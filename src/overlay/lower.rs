@@ -90,6 +90,18 @@ impl ArchiveIdentity {
         identity.extend_from_slice(&superblock.root.packed().to_le_bytes());
         Self(identity)
     }
+
+    /// In hexadecimal.
+    pub fn to_text(&self) -> String {
+        self.0.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    /// What [`Self::to_text`] has written.
+    pub fn parse(text: &str) -> Option<Self> {
+        let (digits, []) = text.as_bytes().as_chunks::<2>() else { return None };
+        let byte = |digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok();
+        Some(Self(digits.iter().map(|pair| byte(pair)).collect::<Option<_>>()?))
+    }
 }
 
 /// The archive below the merged tree.

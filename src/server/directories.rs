@@ -38,6 +38,7 @@ pub(super) struct UpperDirectory {
     /// The frozen layers below, the bottom one first.
     pub(super) below: Vec<Layer>,
     pub(super) layers: Layers,
+    work: PathBuf,
     /// How many stacked file systems it is on, in the kernel's count.
     pub(super) stack_depth: Option<u32>,
 }
@@ -80,22 +81,7 @@ impl Directories {
         if let Some(fork) = &request.fork {
             layers::plant(&upper, &work, fork)?;
         }
-        let stack_depth = stack_depth(&upper);
-        let boot = HostId::here().map(|here| here.boot).unwrap_or_default();
-        let mut layers = Layers::open(&upper, &work, boot)?;
-        let serial = layers.manifest().live();
-        let live = match serial == LayerSerial::default() {
-            true => upper,
-            false => Directory::open(&layers.live_dir())
-                .map_err(|error| cannot_use(Code::Upper, "layer", &layers.live_dir(), &error))?,
-        };
-        let refused = |error| upper_refused(request, error);
-        let upper = Upper::open_in(&live, &work).map_err(refused)?.with_serial(serial);
-        // Nobody else has the work directory from here on.
-        layers.recover()?;
-        layers.note_bases(&request.mountpoint)?;
-        let below = layers.open_below()?;
-        Ok(Some(UpperDirectory { path, upper, below, layers, stack_depth }))
+        open_stack(path, &upper, &work, request).map(Some)
     }
 
     /// Whether the upper and its layers outlive the mount.
@@ -152,6 +138,61 @@ impl Drop for Directories {
                 Err(error) => tracing::debug!("{} stays: {error}", note.path().display()),
             }
         }
+    }
+}
+
+/// Opens what is in the upper at `path` and its work directory, so that nobody else does.
+fn open_stack(
+    path: PathBuf,
+    upper: &Directory,
+    work: &Directory,
+    request: &MountRequest,
+) -> Result<UpperDirectory, Failure> {
+    let stack_depth = stack_depth(upper);
+    let boot = HostId::here().map(|here| here.boot).unwrap_or_default();
+    let mut layers = Layers::open(upper, work, boot)?;
+    let serial = layers.manifest().live();
+    let opened = match serial == LayerSerial::default() {
+        true => None,
+        false => Some(
+            Directory::open(&layers.live_dir())
+                .map_err(|error| cannot_use(Code::Upper, "layer", &layers.live_dir(), &error))?,
+        ),
+    };
+    let live = opened.as_ref().unwrap_or(upper);
+    let refused = |error| upper_refused(request, error);
+    let upper = Upper::open_in(live, work).map_err(refused)?.with_serial(serial);
+    // Nobody else has the work directory from here on.
+    layers.recover()?;
+    layers.note_bases(&request.mountpoint)?;
+    let below = layers.open_below()?;
+    let work = work.path().to_owned();
+    Ok(UpperDirectory { path, upper, below, layers, work, stack_depth })
+}
+
+/// Where a stack is that was closed to be opened once more.
+pub(super) struct Closed {
+    path: PathBuf,
+    work: PathBuf,
+}
+
+impl UpperDirectory {
+    /// Lets go of it, but for what is given.
+    pub(super) fn close(self) -> (Closed, Upper, Vec<Layer>, Layers) {
+        let Self { path, upper, below, layers, work, .. } = self;
+        (Closed { path, work }, upper, below, layers)
+    }
+}
+
+impl Closed {
+    /// Opens it as it is by now.
+    pub(super) fn open(self, request: &MountRequest) -> Result<UpperDirectory, Failure> {
+        let Self { path, work } = self;
+        let upper = find(&path, request.found.upper)
+            .map_err(|error| cannot_use(Code::Upper, "upper directory", &path, &error))?;
+        let opened = find(&work, request.found.workdir)
+            .map_err(|error| cannot_use(Code::Upper, "work directory", &work, &error))?;
+        open_stack(path, &upper, &opened, request)
     }
 }
 

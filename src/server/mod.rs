@@ -9,6 +9,7 @@
 //! | `inherited`, `privileges`, `group`, `heap` | what it leaves behind, gives up, or sets for itself |
 //! | `serve`, `directories`, `traces` | its life: the mount, its directories, what is fetched ahead |
 //! | `layers/` | the layers of its upper on disk, and the points between them |
+//! | `rebase` | a backup of them takes the place of the lower ones |
 //! | `control`, [`report`], `questions`, `difference`, `changes` | what it says when asked |
 //! | `checkpoints/` | checkpoints, and rolling back to them |
 //! | `file_service` | files of the machine over HTTP |
@@ -44,6 +45,7 @@ mod owners;
 mod privileges;
 mod program;
 pub(crate) mod questions;
+mod rebase;
 mod record;
 pub mod report;
 mod request;

@@ -28,6 +28,10 @@ pub struct MountRequest {
     /// A directory beside the upper for work in progress.
     #[serde(flatten, with = "names::workdir")]
     pub workdir: Option<PathBuf>,
+    /// Put what the upper has onto the newest backup of it that its mounts have published, and free the layers that
+    /// this takes the place of.
+    #[serde(default)]
+    pub rebase: bool,
     /// Keep the upper that the server made.
     pub keep_upper: bool,
     /// No changes, no upper.
@@ -85,6 +89,7 @@ impl MountRequest {
             found: Found::default(),
             upper: None,
             workdir: None,
+            rebase: false,
             keep_upper: false,
             read_only: false,
             fsname: None,
@@ -112,6 +117,7 @@ impl MountRequest {
             attr_ttl: Some(options.attr_ttl),
             max_nodes: Some(options.max_nodes),
             fork: None,
+            rebase: false,
             ..self.clone()
         }
     }
@@ -120,8 +126,12 @@ impl MountRequest {
     /// taken down for this mount.
     ///
     /// # Errors
-    /// [`Code::Fuse`], which names the option.
+    /// [`Code::Fuse`], which names the option; [`Code::Usage`] where there is nothing to rebase.
     pub fn check(&self) -> Result<(), Failure> {
+        if self.rebase && (self.read_only || self.upper.is_none()) {
+            let message = "--rebase is for changes of an earlier mount, which --upper names";
+            return Err(Failure::new(Code::Usage, message));
+        }
         let Some(option) = self.flags.refused() else { return Ok(()) };
         let message = format!("the mount option {option} is not for ordinary users");
         Err(Failure::new(Code::Fuse, message).hint("leave it out, or mount as root"))

@@ -15,8 +15,10 @@ use super::control;
 use super::directories::{Directories, cannot_use, find, open_upper_warning, state_failed};
 use super::files_worker::FilesWorker;
 use super::group::{Group, Groups};
+use super::layers::Layers;
 use super::mounts::{MountInfo, in_words, mounted_inside, read_mount_at, read_mounts};
 use super::questions::Questions;
+use super::rebase::{check_is_same, is_elsewhere, rebase};
 use super::report::{
     ArchiveReport, BlockReport, ChangesReport, ChunkReport, DiskReport, FaultReport, LayersReport,
     Report, StoreReport,
@@ -54,8 +56,6 @@ pub(super) fn serve_in(
     request.check()?;
     check_outside_state(&request.mountpoint)?;
     let identity = request.owners.identity()?;
-    // They end with the mount, and with them what they have started; the rest lasts as long as the process.
-    let requests = opened.take_requests();
     let mountpoint = find(&request.mountpoint, request.found.mountpoint)
         .map_err(|error| cannot_use(Code::Mountpoint, "mountpoint", &request.mountpoint, &error))?;
     // Modes arrive whole from the kernel, or with the umask to apply.
@@ -67,7 +67,16 @@ pub(super) fn serve_in(
     std::mem::forget(lock);
     let since = seconds_since_epoch(SystemTime::now());
     let mut directories = Directories::new(state, mount_dir.clone(), request);
-    let upper = directories.open_upper(request, &opened.name, since)?;
+    let mut upper = directories.open_upper(request, &opened.name, since)?;
+    let mut said = Vec::new();
+    if request.rebase
+        && let Some(stack) = upper.take()
+    {
+        let rebased = rebase(request, opened, stack)?;
+        (opened, upper, said) = (rebased.opened, Some(rebased.upper), rebased.said);
+    }
+    // They end with the mount, and with them what they have started; the rest lasts as long as the process.
+    let requests = opened.take_requests();
     let mut options = MountOptions::new(request.fsname.as_deref().unwrap_or(&opened.name));
     options.read_only = request.read_only;
     options.flags = request.flags;
@@ -94,10 +103,14 @@ pub(super) fn serve_in(
         ..overlay::Options::default()
     };
     let archive = Arc::clone(&opened.archive);
-    let overlay = Overlay::stacked(archive, below, upper, behaviour)?;
+    let onto = layers.as_ref().and_then(|layers: &Layers| layers.manifest().onto().cloned());
+    check_is_same(onto.as_ref(), &opened.name)?;
+    let overlay = Overlay::stacked(archive, below, upper, behaviour)
+        .map_err(|error| is_elsewhere(error, onto.as_ref()))?;
     let overlay = overlay.showing(identity.clone()).named(opened.as_mounted());
     let overlay = Arc::new(overlay);
     let mut warnings = request.owners.warnings(&overlay, &opened.archive, &identity);
+    warnings.extend(said);
     warnings.extend(upper_path.as_ref().and_then(|upper| open_upper_warning(request, upper)));
     let faults = Arc::new(Faults::default());
     let hides_files = mountpoint.has_entries().unwrap_or(false);

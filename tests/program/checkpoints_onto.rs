@@ -30,13 +30,13 @@ fn received(live: &Live) -> u64 {
 }
 
 /// A checkpoint that is waited for: its id, and the backup that it was made of.
-fn published(live: &Live) -> (String, Value) {
+pub(crate) fn published(live: &Live) -> (String, Value) {
     let made = live.does("checkpoint", &["--wait"]);
     (made["id"].as_str().unwrap().to_owned(), made["published"].clone())
 }
 
 /// That a backup is entry by entry what one is that was packed anew of the same.
-fn assert_as_whole(live: &Live, id: &str) {
+pub(crate) fn assert_as_whole(live: &Live, id: &str) {
     let whole = live.does("create", &["--full"])["id"].as_str().unwrap().to_owned();
     let library = Library::new(&live.place);
     let (ours, theirs) = (library.open(id), library.open(&whole));
@@ -46,7 +46,7 @@ fn assert_as_whole(live: &Live, id: &str) {
 }
 
 /// What layers hold, each sort once more in another layer.
-fn rearrange(root: &Path, round: u64) {
+pub(crate) fn rearrange(root: &Path, round: u64) {
     let at = |name: &str| root.join(name);
     match round {
         0 => {

@@ -456,6 +456,42 @@ fn a_bucket_that_refuses_leaves_checkpoints_local_until_somebody_waits() {
 }
 
 #[test]
+fn what_a_bucket_refuses_in_the_middle_is_published_once_it_takes_something() {
+    if !can_mount("what_a_bucket_refuses_in_the_middle_is_published_once_it_takes_something") {
+        return;
+    }
+    let live = Live::new(Place::s3());
+    let server = live.place.server.as_ref().unwrap();
+    change(&live.dir, 0);
+    live.write("more", noise(3, 20 << 20));
+    let copy = live.copy("copy");
+    // Keys that have expired may be others the next time.
+    server.inject_always(is_part, Fault::Refuse(403, "ExpiredToken"));
+    let first = live.checkpoint(&[]);
+    let why = || live.points()[0]["published"]["why"].as_str().unwrap_or_default().to_owned();
+    eventually("the keys have expired", || why().contains("expired"));
+    assert_eq!(live.state(&first), "queued");
+    live.assert_in_bucket(&[&live.id]);
+    // Who tidies leaves it alone.
+    ok(&live.place, &["gc", "--yes"]);
+    // Rights that were taken away are somebody's to give back.
+    server.inject_always(is_part, Fault::Refuse(403, "AccessDenied"));
+    live.until(&first, "failed");
+    assert!(why().contains("denied"), "{}", why());
+    let status = ok(&live.place, &["status", text(&live.dir)]);
+    assert_eq!(status[0]["layers"]["publishing"]["last"], why().as_str());
+    live.assert_in_bucket(&[&live.id]);
+    server.heal();
+    change(&live.dir, 1);
+    let second = live.checkpoint(&[]);
+    live.until(&second, "published");
+    live.until(&first, "published");
+    live.assert_in_bucket(&[&live.id, &first, &second]);
+    assert_same(&live.extracted(&first), &copy, "after the refusals");
+    live.unmount(&[]);
+}
+
+#[test]
 fn what_is_forgotten_while_it_is_published_is_not_in_the_bucket() {
     if !can_mount("what_is_forgotten_while_it_is_published_is_not_in_the_bucket") {
         return;

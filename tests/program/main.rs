@@ -27,6 +27,7 @@ mod checkpoints_cli;
 mod checkpoints_merged;
 mod checkpoints_onto;
 mod checkpoints_publish;
+mod checkpoints_rebase;
 mod checkpoints_storm;
 mod diff_cli;
 mod diff_points;

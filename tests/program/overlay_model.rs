@@ -5,16 +5,19 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use crate::overlay_support::{
-    KernelMount, Merged, Plain, Replica, Seen, Side, Stack, Tree, bytes, errno, freeze, merge,
-    open_archive, open_layers, open_overlay, open_stack, roll_back, run, source,
+    KernelMount, Merged, Others, Plain, Replica, Seen, Side, Stack, Tree, bytes, errno, freeze,
+    merge, open_archive, open_layers, open_layers_over, open_overlay, open_stack_over, roll_back,
+    run, source,
 };
 use crate::support::surrounding::{Need, Surrounding, cannot_run};
 use proptest::prelude::*;
 use rustix::fs::RenameFlags;
 use rustix::io::Errno;
-use thawfs::overlay::{Attr, Handle, Options, Overlay, Upper};
+use thawfs::overlay::{ArchiveIdentity, Attr, Handle, Options, Overlay, Upper};
+use thawfs::squashfs::Archive;
 use thawfs::types::{FileKind, Ino, LayerSerial};
 
 #[derive(Clone, Debug)]
@@ -101,7 +104,7 @@ pub(crate) fn op() -> impl Strategy<Value = Op> {
 }
 
 /// The same, with freezes.
-fn op_in_layers() -> impl Strategy<Value = Op> {
+pub(crate) fn op_in_layers() -> impl Strategy<Value = Op> {
     prop_oneof![6 => op(), 1 => Just(Op::Freeze)]
 }
 
@@ -167,6 +170,10 @@ pub(crate) struct World {
     serial: u32,
     forks: Vec<Forked>,
     has_rolled_back: bool,
+    /// Another archive than that of the source, if it was put onto one.
+    onto: Option<Arc<Archive>>,
+    /// What it was before.
+    others: Others,
 }
 
 impl World {
@@ -195,6 +202,8 @@ impl World {
             serial: 0,
             forks: Vec::new(),
             has_rolled_back: false,
+            onto: None,
+            others: Others::default(),
         }
     }
 
@@ -447,6 +456,44 @@ impl World {
         self.points.iter().map(open).collect()
     }
 
+    fn archive(&self) -> Arc<Archive> {
+        self.onto.clone().unwrap_or_else(|| open_archive(&source().archive))
+    }
+
+    /// The frozen layers below the live upper.
+    pub(crate) fn frozen(&self) -> &[u32] {
+        self.stack.frozen()
+    }
+
+    /// Takes `archive`, which shows what the lowest `count` layers show, for these, as `mount --rebase` does.
+    pub(crate) fn rebase(&mut self, archive: Arc<Archive>, count: usize) {
+        self.freeze();
+        self.unmount();
+        self.others.archives.push(ArchiveIdentity::of(&self.archive()));
+        self.onto = Some(archive);
+        self.serial += 1;
+        // What was made over the old archive is not what is live now.
+        self.stack.0.drain(..count);
+        *self.stack.0.last_mut().unwrap() = self.serial;
+        self.others.since = self.serial;
+        self.points.clear();
+        self.numbers.clear();
+        self.remount();
+        self.check(0);
+    }
+
+    /// What the lowest `count` layers show.
+    pub(crate) fn point_of(&self, count: usize) -> Overlay {
+        let layers = open_layers_over(self.dir.path(), &self.frozen()[..count], &self.others);
+        Overlay::stacked(self.archive(), layers, None, self.options).unwrap()
+    }
+
+    /// Does `op`, and checks all.
+    pub(crate) fn does(&mut self, op: &Op, step: usize) {
+        self.apply(op);
+        self.check(step);
+    }
+
     /// The layers of each point, the bottom one first.
     pub(crate) fn point_layers(&self) -> Vec<Vec<u32>> {
         self.points.iter().map(|point| point.layers.clone()).collect()
@@ -469,8 +516,8 @@ impl World {
 
     pub(crate) fn remount(&mut self) {
         self.unmount();
-        self.merged.overlay =
-            open_stack(self.dir.path(), &source().archive, &self.stack, self.options);
+        let over = (self.archive(), &self.others);
+        self.merged.overlay = open_stack_over(self.dir.path(), over, &self.stack, self.options);
         let tree = self.merged.tree();
         self.replica = Replica::new(&self.merged.overlay, tree);
     }
@@ -527,7 +574,7 @@ impl World {
 
     fn check(&mut self, step: usize) {
         self.merged.plus = step.is_multiple_of(2);
-        let (merged, plain) = (self.merged.tree(), self.plain.tree());
+        let (mut merged, mut plain) = (self.merged.tree(), self.plain.tree());
         self.replica.check(&merged);
         self.check_numbers(&merged, &plain);
         for open in &self.held {
@@ -540,6 +587,12 @@ impl World {
             let attr = self.merged.overlay.getattr(open.ino, Some(open.handle)).unwrap();
             assert_eq!(attr.size, meta.len(), "open file");
             assert!(open.is_apart || u64::from(attr.nlink) == meta.nlink(), "open file");
+        }
+        if self.onto.is_some() {
+            for tree in [&mut merged, &mut plain] {
+                // An archive has whole seconds.
+                tree.values_mut().for_each(|seen| seen.mtime.nanos = 0);
+            }
         }
         compare_since(merged, plain, self.started);
     }

@@ -11,7 +11,7 @@ use thawfs::squashfs::Archive;
 
 use crate::backup_publish::{Library, assert_same};
 use crate::overlay_difference::{CASES, CASES_OF_ROOT, Case, Do};
-use crate::overlay_model::{Op, World, op_with_rollbacks};
+use crate::overlay_model::{Op, World, op_in_layers, op_with_rollbacks};
 use crate::overlay_support::{
     Merged, Stack, freeze, open_archive, open_layers, open_overlay, source,
 };
@@ -140,6 +140,32 @@ fn play(ops: &[Op]) {
     world.remount();
 }
 
+/// Goes on over the archive of a point that the live upper lies on, twice.
+fn play_rebased(rounds: &[(Vec<Op>, usize)], last: &[Op]) {
+    let mut world = World::new(Options::default());
+    let place = Place::local();
+    let library = Library::new(&place);
+    let mut step = 0;
+    for (ops, which) in rounds {
+        for op in ops.iter().chain([&Op::Freeze]) {
+            world.does(op, step);
+            step += 1;
+        }
+        let count = 1 + which % world.frozen().len();
+        let tree = world.point_of(count);
+        let request = PublishRequest { whole: true, ..PublishRequest::new("/tree") };
+        let created = library.publish(&Arc::new(tree), &request);
+        let opened = library.open(created.metadata.id.as_str());
+        world.rebase(opened.archive, count);
+    }
+    for op in last {
+        world.does(op, step);
+        step += 1;
+    }
+    world.remount();
+    world.does(&Op::Remount, step);
+}
+
 /// Few: each makes many backups.
 fn config() -> ProptestConfig {
     let config = crate::overlay_model::config();
@@ -153,5 +179,16 @@ proptest! {
         ops in prop::collection::vec(op_with_rollbacks(), 1..60),
     ) {
         play(&ops);
+    }
+
+    #[test]
+    fn what_was_put_onto_a_point_behaves_as_a_plain_directory(
+        rounds in prop::collection::vec(
+            (prop::collection::vec(op_in_layers(), 1..30), any::<usize>()),
+            1..=2,
+        ),
+        last in prop::collection::vec(op_in_layers(), 1..40),
+    ) {
+        play_rebased(&rounds, &last);
     }
 }

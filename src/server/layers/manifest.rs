@@ -142,6 +142,18 @@ pub(crate) struct Sent {
     pub(crate) bytes: u64,
 }
 
+/// What a stack lies on in the place of what its first upper was made over.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Onto {
+    /// The backup whose archive it is.
+    pub(crate) id: BackupId,
+    /// The first layer that was made over that.
+    pub(super) since: LayerSerial,
+    /// What those before may have been made over: [`crate::overlay::ArchiveIdentity`]s, the oldest first.
+    pub(super) over: Vec<String>,
+}
+
 #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
 fn is_false(flag: &bool) -> bool {
     !flag
@@ -211,6 +223,8 @@ pub(crate) struct Manifest {
     pub(super) rolled_away: Option<Point>,
     /// What was published of it, the oldest first.
     pub(super) sent: Vec<Sent>,
+    /// What it was put onto.
+    pub(super) onto: Option<Onto>,
     /// Whose layers some are, of a fork.
     pub(super) bases: Vec<Base>,
     /// What lies on some: it is not written down here, but noted beside.
@@ -232,6 +246,8 @@ struct Stored {
     rolled_away: Option<Point>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     sent: Vec<Sent>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    onto: Option<Onto>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     bases: Vec<Base>,
 }
@@ -269,6 +285,7 @@ impl Manifest {
             points: Vec::new(),
             rolled_away: None,
             sent: Vec::new(),
+            onto: None,
             bases: Vec::new(),
             forks: Vec::new(),
         })
@@ -294,10 +311,23 @@ impl Manifest {
                 return Err(format!("is damaged: layer {} is in it twice", serial.0));
             }
         }
-        let Stored { stack, boot, live, next, keep, points, rolled_away, sent, bases, .. } = stored;
-        let forks = Vec::new();
-        let manifest =
-            Self { stack, boot, live, next, keep, layers, points, rolled_away, sent, bases, forks };
+        let Stored {
+            stack, boot, live, next, keep, points, rolled_away, sent, onto, bases, ..
+        } = stored;
+        let manifest = Self {
+            stack,
+            boot,
+            live,
+            next,
+            keep,
+            layers,
+            points,
+            rolled_away,
+            sent,
+            onto,
+            bases,
+            forks: Vec::new(),
+        };
         manifest.check().map_err(|problem| format!("is damaged: {problem}"))?;
         Ok(manifest)
     }
@@ -371,6 +401,7 @@ impl Manifest {
             points: self.points.clone(),
             rolled_away: self.rolled_away.clone(),
             sent: self.sent.clone(),
+            onto: self.onto.clone(),
             bases: self.bases.clone(),
         };
         let mut json = serde_json::to_vec(&stored)?;
@@ -429,6 +460,11 @@ impl Manifest {
     /// What the last rollback has rolled away, and can be taken back.
     pub(crate) fn rolled_away(&self) -> Option<&Point> {
         self.rolled_away.as_ref()
+    }
+
+    /// The backup that it was put onto, if it was.
+    pub(crate) fn onto(&self) -> Option<&BackupId> {
+        Some(&self.onto.as_ref()?.id)
     }
 
     /// How many points without a name are kept.

@@ -31,6 +31,7 @@
 //! | `merging` | which layers become one, and how |
 //! | `readers` | who reads layers besides |
 //! | `spare` | room that is kept for when there is none |
+//! | `rebase` | a backup takes the place of the lower ones |
 //!
 //! It belongs to the server, above the overlay, which knows layers that it is given, and below nobody: a
 //! layer's number and directory is all that the two have in common. Who holds the lock of the work
@@ -43,6 +44,7 @@ mod load;
 mod manifest;
 mod merging;
 mod readers;
+mod rebase;
 mod spare;
 #[cfg(test)]
 mod tests;
@@ -64,6 +66,7 @@ pub(super) use self::manifest::{LayerDir, Manifest, Point, Publish, PublishState
 pub(super) use self::merging::Merging;
 use self::readers::Readers;
 pub(super) use self::readers::Reading;
+pub(super) use self::rebase::Freed;
 use self::spare::{Room, is_no_room};
 use crate::backup::BackupId;
 use crate::failure::{Code, Failure};
@@ -222,9 +225,24 @@ impl Layers {
     /// # Errors
     /// [`Code::Upper`] where one cannot be opened.
     pub(super) fn open_chain(&self, top: Option<LayerSerial>) -> Result<Vec<Layer>, Failure> {
+        let (before, none) = (self.manifest.made_over(), Arc::default());
+        let others = |serial| match self.manifest.is_of_before(serial) {
+            true => &before,
+            false => &none,
+        };
+        self.open_over(self.manifest.chain(top), &others)
+    }
+
+    /// The layers of `chain`, each of which may have been made over the `others` of it.
+    fn open_over<'a>(
+        &self,
+        chain: Vec<LayerSerial>,
+        others: &dyn Fn(LayerSerial) -> &'a Arc<[ArchiveIdentity]>,
+    ) -> Result<Vec<Layer>, Failure> {
         let path = |serial| self.disk.layer_path(self.manifest.dir_of(serial));
         let open = |serial| Layer::open(&path(serial), serial);
-        Ok(self.manifest.chain(top).into_iter().map(open).collect::<Result<_, _>>()?)
+        let layers = chain.into_iter().map(|it| Ok(open(it)?.made_over(Arc::clone(others(it)))));
+        layers.collect()
     }
 
     /// As [`Self::open_chain`], for who reads them besides the mount: as long as it does, none is removed.
@@ -249,16 +267,14 @@ impl Layers {
         below: LayerSerial,
         archive: ArchiveIdentity,
     ) -> Result<Option<(Vec<Layer>, Reading)>, Failure> {
-        let others: Arc<[ArchiveIdentity]> = Arc::new([archive]);
+        let before = self.manifest.made_over();
+        let others: Arc<[_]> = before.iter().cloned().chain([archive]).collect();
         let chain = self.manifest.chain(Some(top));
         if !chain.contains(&below) {
             return Ok(None);
         }
-        let above = chain.iter().copied().filter(|serial| *serial > below);
-        let path = |serial| self.disk.layer_path(self.manifest.dir_of(serial));
-        let open = |serial| Layer::open(&path(serial), serial);
-        let layers = above.map(|serial| Ok(open(serial)?.made_over(Arc::clone(&others))));
-        Ok(Some((layers.collect::<Result<_, Failure>>()?, self.readers.read(chain))))
+        let above = chain.iter().copied().filter(|serial| *serial > below).collect();
+        Ok(Some((self.open_over(above, &|_| &others)?, self.readers.read(chain))))
     }
 
     /// Makes the directory of the next live upper, if it is not made yet.

@@ -1,6 +1,7 @@
 //! Stacks on disk, as they are opened again after every step at which a server may be killed.
 
 mod forks;
+mod rebase;
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
@@ -292,6 +293,7 @@ const ACTIONS: &[(&str, u32, Action)] = &[
         let frozen = staged.and_then(|_| freeze(layers, Some("meanwhile")).map(drop));
         end_merge(layers, merging, frozen)
     }),
+    ("rebase", 3, rebase::rebase),
     ("finish", 0, |layers| {
         layers.prepare()?;
         layers.finish().map_err(|error| Failure::new(Code::Failed, error.to_string()))
@@ -361,7 +363,7 @@ fn a_server_killed_at_any_step_leaves_what_was_or_what_was_to_be() {
             assert!(steps < 200, "{name} does not end");
         }
         let changes = match *name {
-            "second rollback" | "forget all" | "remove the upper" | "merge" => 2,
+            "second rollback" | "forget all" | "remove the upper" | "merge" | "rebase" => 2,
             "merge with a checkpoint meanwhile" => 3,
             _ => 1,
         };

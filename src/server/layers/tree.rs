@@ -132,7 +132,7 @@ impl Manifest {
         self.layers.insert(live, LayerInfo { parent, from: None, bytes: None });
     }
 
-    fn push_live(&mut self, parent: Option<LayerSerial>) -> Option<()> {
+    pub(super) fn push_live(&mut self, parent: Option<LayerSerial>) -> Option<()> {
         let next = LayerSerial(self.next.0.checked_add(1)?);
         let live = std::mem::replace(&mut self.next, next);
         self.put_live(live, parent);

@@ -16,7 +16,8 @@ use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, RenameFlags, XattrFlags};
 use rustix::io::Errno;
 use thawfs::cache::FileBlob;
 use thawfs::overlay::{
-    Attr, Caller, Error, Frozen, Layer, Options, Overlay, RolledBack, SetAttr, SetTime, Upper,
+    ArchiveIdentity, Attr, Caller, Error, Frozen, Layer, Options, Overlay, RolledBack, SetAttr,
+    SetTime, Upper,
 };
 use thawfs::squashfs::{Archive, OpenOptions};
 use thawfs::types::{FileKind, Ino, LayerSerial, Timestamp};
@@ -162,13 +163,39 @@ pub(crate) fn open_layers(dir: &Path, serials: &[u32]) -> Vec<Layer> {
 
 /// As [`open_overlay`], of the layers in `dir` that `stack` names.
 pub(crate) fn open_stack(dir: &Path, archive: &Path, stack: &Stack, options: Options) -> Overlay {
+    open_stack_over(dir, (open_archive(archive), &Others::default()), stack, options)
+}
+
+/// Archives that layers may have been made over, and the first layer that was made over the one below.
+#[derive(Debug, Default)]
+pub(crate) struct Others {
+    pub(crate) archives: Vec<ArchiveIdentity>,
+    pub(crate) since: u32,
+}
+
+pub(crate) fn open_layers_over(dir: &Path, serials: &[u32], others: &Others) -> Vec<Layer> {
+    let layers = serials.iter().zip(open_layers(dir, serials));
+    let made = |(serial, layer): (&u32, Layer)| match *serial < others.since {
+        true => layer.made_over(others.archives[..].into()),
+        false => layer,
+    };
+    layers.map(made).collect()
+}
+
+/// As [`open_stack`], of layers that may have been made over other archives.
+pub(crate) fn open_stack_over(
+    dir: &Path,
+    (archive, others): (Arc<Archive>, &Others),
+    stack: &Stack,
+    options: Options,
+) -> Overlay {
     let (upper, work) = (layer_dir(dir, stack.live()), dir.join("work"));
     for dir in [&upper, &work] {
         std::fs::create_dir_all(dir).unwrap();
     }
     let upper = Upper::open(&upper, &work).unwrap().with_serial(LayerSerial(stack.live()));
-    let layers = open_layers(dir, stack.frozen());
-    Overlay::stacked(open_archive(archive), layers, Some(upper), options).unwrap()
+    let layers = open_layers_over(dir, stack.frozen(), others);
+    Overlay::stacked(archive, layers, Some(upper), options).unwrap()
 }
 
 /// Freezes the live upper of `overlay`, whose layers are `stack` in `dir`, and makes `next` the live one.
