@@ -59,8 +59,11 @@ fn main() -> std::io::Result<()> {
         std::thread::sleep(Duration::from_millis(if options.log { 100 } else { 60_000 }));
         if options.log {
             for seen in server.log() {
-                let range = seen.range.unwrap_or_default();
-                eprintln!("{} {} {range} {} {}", seen.method, seen.path, seen.status, seen.sent);
+                let (range, received) =
+                    (seen.range.as_deref().unwrap_or_default(), seen.received());
+                let (method, path, status, sent) =
+                    (&seen.method, &seen.path, seen.status, seen.sent);
+                eprintln!("{method} {path} {range} {status} {sent} {received}");
             }
         }
         // A long benchmark must not fill memory with requests nobody will look at.

@@ -76,6 +76,12 @@ pub(crate) struct Seen {
 }
 
 impl Seen {
+    /// Bytes of its body.
+    pub(crate) fn received(&self) -> u64 {
+        let length = self.headers.get(http::header::CONTENT_LENGTH);
+        length.and_then(|length| length.to_str().ok()?.parse().ok()).unwrap_or(0)
+    }
+
     /// Whether this asked for the bytes of an object.
     pub(crate) fn is_object_get(&self) -> bool {
         self.method == Method::GET
