@@ -103,7 +103,11 @@ impl Overlay {
             {
                 Ok(false)
             }
-            Some(state) if self.is_read_by_kernel(ino) => {
+            // One without a name cannot be taken up by it; the kernel goes on reading the same data.
+            Some(state)
+                if self.is_read_by_kernel(ino)
+                    && (want != Want::Attributes || node.dentry != Dentry::Nowhere) =>
+            {
                 self.take_up(ino, &self.in_frozen(ino, state)?)
             }
             Some(state) => {

@@ -106,7 +106,13 @@ impl Overlay {
             let (inode, state) = self.address(ino)?;
             (state, self.numbers.identify(&inode, inode.stat()?)?)
         };
-        self.attr_of_upper(ino, &state, &stat)
+        let mut attr = self.attr_of_upper(ino, &state, &stat)?;
+        // The layer has it under the name that went.
+        let is_in_layer = !self.is_live(&state) && ino != Ino::ROOT;
+        if is_in_layer && node.dentry == Dentry::Nowhere && stat.stx_nlink == 1 {
+            attr.nlink = 0;
+        }
+        Ok(attr)
     }
 
     /// The attributes of an inode in the upper, whose `stat` is at hand.

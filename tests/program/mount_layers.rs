@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use rustix::fs::{AtFlags, StatxFlags};
 use serde_json::Value;
 
 use crate::support::mount::{Mounts, can_mount};
@@ -514,6 +515,82 @@ fn a_file_that_was_removed_with_its_directory_and_is_open_comes_back_as_it_was()
             assert_eq!(&read, b"changed", "{way:?} {path}");
         }
         layers.end();
+    }
+}
+
+#[test]
+fn an_open_file_of_a_layer_that_is_removed_has_no_links_and_is_changed_as_any_other() {
+    let test = "an_open_file_of_a_layer_that_is_removed_has_no_links_and_is_changed_as_any_other";
+    if !can_mount(test) {
+        return;
+    }
+    let links = |file: &File| {
+        let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_FORCE_SYNC;
+        rustix::fs::statx(file, "", flags, StatxFlags::NLINK).unwrap().stx_nlink
+    };
+    for way in WAYS {
+        for (write, replace) in [(false, false), (false, true), (true, false), (true, true)] {
+            let layers = Layers::new(way);
+            fs::write(layers.at("file"), "data").unwrap();
+            let held = OpenOptions::new().read(true).write(write).open(layers.at("file")).unwrap();
+            let (before, _) = layers.checkpoint();
+            assert_eq!(links(&held), 1, "{way:?} {write} {replace}");
+            if replace {
+                fs::write(layers.at("other"), "other").unwrap();
+                fs::rename(layers.at("other"), layers.at("file")).unwrap();
+            } else {
+                fs::remove_file(layers.at("file")).unwrap();
+            }
+            assert_eq!(links(&held), 0, "{way:?} {write} {replace}");
+            held.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(0o604)).unwrap();
+            held.set_modified(std::time::UNIX_EPOCH).unwrap();
+            let about = held.metadata().unwrap();
+            assert_eq!((about.mode() & 0o777, about.mtime(), links(&held)), (0o604, 0, 0));
+            let mut read = [0; 4];
+            held.read_exact_at(&mut read, 0).unwrap();
+            assert_eq!(&read, b"data", "{way:?} {write} {replace}");
+            layers.roll_back(&before);
+            assert_eq!(layers.read("file").as_deref(), Some("data"));
+            let about = layers.at("file").metadata().unwrap();
+            assert_ne!(
+                (about.mode() & 0o777, about.mtime()),
+                (0o604, 0),
+                "{way:?} {write} {replace}"
+            );
+            drop(held);
+            layers.end();
+        }
+    }
+}
+
+#[test]
+fn what_is_written_to_a_file_that_was_open_at_a_rollback_is_of_what_was_rolled_away() {
+    let test = "what_is_written_to_a_file_that_was_open_at_a_rollback_is_of_what_was_rolled_away";
+    if !can_mount(test) {
+        return;
+    }
+    for way in WAYS {
+        for checkpoints in 0..3 {
+            let layers = Layers::new(way);
+            fs::write(layers.at("file"), "before").unwrap();
+            let (before, _) = layers.checkpoint();
+            let held = OpenOptions::new().write(true).open(layers.at("file")).unwrap();
+            held.write_all_at(b"change", 0).unwrap();
+            let made: Vec<_> = (0..checkpoints).map(|_| layers.checkpoint().0).collect();
+            fs::write(layers.at("other"), "other").unwrap();
+            let away = layers.roll_back_from(&before);
+            assert_eq!(layers.read("file").as_deref(), Some("before"));
+            held.write_all_at(b"later!", 0).unwrap();
+            assert_eq!(layers.read("file").as_deref(), Some("before"));
+            layers.roll_back(&away);
+            assert_eq!(layers.read("file").as_deref(), Some("later!"), "{way:?} {checkpoints}");
+            drop(held);
+            for point in made {
+                layers.roll_back(&point);
+                assert_eq!(layers.read("file").as_deref(), Some("change"), "{way:?}");
+            }
+            layers.end();
+        }
     }
 }
 

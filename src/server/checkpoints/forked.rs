@@ -39,7 +39,8 @@ impl Checkpoints {
         let (at, is_new) = match &request.at {
             Some(at) => (at.clone(), false),
             None => {
-                let made = self.checkpoint(&CheckpointRequest::default()).map_err(|failure| {
+                let asked = CheckpointRequest::default();
+                let made = self.checkpoint_for(&asked, true).map_err(|failure| {
                     let message = failure.message.replacen("cannot checkpoint", "cannot fork", 1);
                     Failure { message, ..failure }
                 })?;

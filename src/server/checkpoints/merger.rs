@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::super::layers::{Layers, Merging};
 use super::background::Background;
-use crate::failure::{Code, Failure};
+use crate::failure::Failure;
 use crate::overlay::{MergedLayer, Overlay};
 use crate::types::LayerSerial;
 
@@ -135,10 +135,7 @@ impl Background {
     fn build(&self, tree: &Overlay, merging: &Merging) -> Result<Option<MergedLayer>, Failure> {
         let room = tree.statfs()?;
         let room = room.blocks_available.saturating_mul(u64::from(room.fragment_size));
-        if room / 2 < merging.bytes {
-            return Err(Failure::new(Code::Upper, "there is not room for what they would be"));
-        }
-        Ok(Some(tree.merge(&merging.run, &merging.into, &|| !self.is_ending())?))
+        Ok(Some(tree.merge(&merging.run, &merging.into, room / 2, &|| !self.is_ending())?))
     }
 
     /// Has the disk have what was built, and what is to be written of it.

@@ -125,6 +125,11 @@ impl Checkpoints {
     }
 
     fn checkpoint(&self, request: &CheckpointRequest) -> Result<Made, Failure> {
+        self.checkpoint_for(request, false)
+    }
+
+    /// The same; `for_fork` if a fork is to lie on it.
+    fn checkpoint_for(&self, request: &CheckpointRequest, for_fork: bool) -> Result<Made, Failure> {
         let name = request.name.as_deref();
         check_given(name)?;
         let (publish, local_because) = match request.publish.as_ref().map(|it| self.as_publish(it))
@@ -135,7 +140,7 @@ impl Checkpoints {
         };
         let publishes = publish.is_some();
         let (tree, mut layers) = self.begin("checkpoint")?;
-        let point = NewPoint { publish, ..new_point(name)? };
+        let point = NewPoint { publish, for_fork, ..new_point(name)? };
         let id = point.id.clone();
         let mut change = layers.freezing(point, request.keep)?;
         let (next, serial) = (change.next.clone(), change.serial);
@@ -409,7 +414,8 @@ fn check_given(name: Option<&str>) -> Result<(), Failure> {
 
 fn new_point(name: Option<&str>) -> Result<NewPoint, Failure> {
     let (id, name) = (BackupId::random()?, name.map(str::to_owned));
-    Ok(NewPoint { id, name, created_ms: since_epoch_ms(), publish: None })
+    let created_ms = since_epoch_ms();
+    Ok(NewPoint { id, name, created_ms, publish: None, for_fork: false })
 }
 
 /// Now, in milliseconds since the epoch.

@@ -73,7 +73,8 @@ fn without_manifests(
     notes: &[Note],
 ) -> Result<Manifest, Failure> {
     for note in notes {
-        let away = NewPoint { id: BackupId::random()?, name: None, created_ms: 0, publish: None };
+        let id = BackupId::random()?;
+        let away = NewPoint { id, name: None, created_ms: 0, publish: None, for_fork: false };
         manifest = manifest.noted(*note, away).ok_or_else(|| {
             let serial = note.serial.0;
             let problem = format!("is damaged: layer {serial} lies on none of its layers");

@@ -24,8 +24,6 @@ pub(in super::super) struct Merging {
     pub(in super::super) run: Vec<LayerSerial>,
     /// Where what they are together is to be built.
     pub(in super::super) into: PathBuf,
-    /// How much room they take, in bytes.
-    pub(in super::super) bytes: u64,
     /// What is written for it.
     staged: Option<Staged>,
     committed: bool,
@@ -73,8 +71,7 @@ impl Layers {
         let (disk, dir) = (Arc::clone(&self.disk), after.dir_of(*top));
         let into = disk.layer_path(dir);
         disk.make_layer(dir, Room::Free).map_err(|error| failed("make", &into, &error))?;
-        let bytes = run.iter().filter_map(|serial| self.manifest.bytes_of(*serial)).sum();
-        Ok(Some(Merging { disk, dir, run, into, bytes, staged: None, committed: false }))
+        Ok(Some(Merging { disk, dir, run, into, staged: None, committed: false }))
     }
 
     /// Which layers somebody else uses than the mount that they are of, as far as is known.

@@ -570,6 +570,8 @@ pub(super) struct NewPoint {
     pub(super) created_ms: u64,
     /// What it is to be in the bucket.
     pub(super) publish: Option<Publish>,
+    /// Whether a fork is to lie on it. Then it is not one more of those that are kept.
+    pub(super) for_fork: bool,
 }
 
 fn failed(doing: &str, path: &Path, error: &io::Error) -> Failure {

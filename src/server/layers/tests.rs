@@ -7,7 +7,8 @@ use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
 use std::sync::atomic::Ordering;
 
-use super::manifest::{DEFAULT_KEEP, LayerInfo};
+use super::forks::Fork;
+use super::manifest::{DEFAULT_KEEP, LayerInfo, StackId};
 use super::tree::Which;
 use super::*;
 
@@ -75,7 +76,8 @@ fn point_at_zero() -> Point {
 
 fn point(name: Option<&str>) -> NewPoint {
     let id = BackupId::random().unwrap();
-    NewPoint { id, name: name.map(str::to_owned), created_ms: 1_700_000_000_123, publish: None }
+    let name = name.map(str::to_owned);
+    NewPoint { id, name, created_ms: 1_700_000_000_123, publish: None, for_fork: false }
 }
 
 /// As the overlay does it.
@@ -638,6 +640,41 @@ fn names_of_every_length_that_may_be_come_back() {
     let read: Vec<_> = layers.manifest().points().iter().map(|point| point.name.clone()).collect();
     assert_eq!(read[..4], names.map(Some));
     assert_eq!(read[4], None);
+}
+
+#[test]
+fn what_is_there_for_a_backup_or_a_fork_alone_takes_no_place_of_what_is_kept() {
+    let mut manifest = Manifest { keep: 1, ..Manifest::new().unwrap() };
+    let own = point(None);
+    let id = own.id.clone();
+    let publish = Publish {
+        dir: "/dir".into(),
+        name: None,
+        ttl: 1,
+        whole: false,
+        passing: true,
+        state: PublishState::Pending,
+    };
+    let kept =
+        |manifest: &Manifest| manifest.points().iter().map(|it| it.id.clone()).collect::<Vec<_>>();
+    manifest = manifest.frozen(own).unwrap();
+    let passing = NewPoint { publish: Some(publish), ..point(None) };
+    let passed = passing.id.clone();
+    manifest = manifest.frozen(passing).unwrap();
+    manifest = manifest.with_publish(&passed, PublishState::Failed { why: "no".into() });
+    assert_eq!(kept(&manifest), [id.clone()], "what was for a backup alone");
+    let for_fork = NewPoint { for_fork: true, ..point(None) };
+    let forked = for_fork.id.clone();
+    manifest = manifest.frozen(for_fork).unwrap();
+    assert_eq!(kept(&manifest), [id, forked.clone()], "that of a fork that comes");
+    let top = manifest.points().last().unwrap().serial;
+    let stack = StackId::random().unwrap();
+    let fork = Fork { stack, top, mountpoint: "/fork".into(), work: None };
+    manifest = manifest.with_forks(vec![fork]);
+    let next = point(None);
+    let last = next.id.clone();
+    manifest = manifest.frozen(next).unwrap();
+    assert_eq!(kept(&manifest), [forked, last], "that of a fork that is there");
 }
 
 #[test]

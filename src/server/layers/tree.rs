@@ -107,8 +107,11 @@ impl Manifest {
     pub(super) fn frozen(mut self, point: NewPoint) -> Option<Self> {
         let below = self.live;
         self.push_live(Some(below))?;
+        let thins = !point.for_fork;
         self.points.push(Point::new(point, below));
-        self.thin();
+        if thins {
+            self.thin();
+        }
         self.prune();
         Some(self)
     }
@@ -246,10 +249,16 @@ impl Manifest {
 
     /// Forgets the oldest points without a name that are too many. What is yet to be published stays until then.
     fn thin(&mut self) {
-        let unnamed = self.points.len() - self.named();
-        let mut excess = unnamed.saturating_sub(usize::try_from(self.keep).unwrap_or(usize::MAX));
+        let forked: Serials = self.forks.iter().map(|fork| fork.top).collect();
+        // One that is there for a backup alone, or for a fork, takes no other's place.
+        let counts = |point: &Point| {
+            let is_passing = point.publish.as_ref().is_some_and(|publish| publish.passing);
+            point.name.is_none() && !is_passing && !forked.contains(&point.serial)
+        };
+        let count = self.points.iter().filter(|point| counts(point)).count();
+        let mut excess = count.saturating_sub(usize::try_from(self.keep).unwrap_or(usize::MAX));
         self.points.retain(|point| {
-            let goes = point.name.is_none() && !point.is_pending() && excess > 0;
+            let goes = counts(point) && !point.is_pending() && excess > 0;
             excess -= usize::from(goes);
             !goes
         });
@@ -351,7 +360,7 @@ impl Manifest {
 
 impl Point {
     fn new(point: NewPoint, serial: LayerSerial) -> Self {
-        let NewPoint { id, name, created_ms, publish } = point;
+        let NewPoint { id, name, created_ms, publish, for_fork: _ } = point;
         Self { id, name, created_ms, serial, durable: false, fuzzy: Vec::new(), publish }
     }
 }

@@ -217,7 +217,7 @@ pub(crate) fn merge(overlay: &Overlay, dir: &Path, run: &[u32]) -> bool {
     let _ = std::fs::remove_dir_all(&into);
     std::fs::create_dir_all(&into).unwrap();
     let serials: Vec<LayerSerial> = run.iter().map(|serial| LayerSerial(*serial)).collect();
-    let merged = match overlay.merge(&serials, &into, &|| true) {
+    let merged = match overlay.merge(&serials, &into, u64::MAX, &|| true) {
         Ok(merged) => merged,
         Err(_) if !Surrounding::can_mark_all() => return false,
         Err(error) => panic!("{error}"),

@@ -52,14 +52,16 @@ struct Builder<'a> {
     merged: MergedLayer,
     made: Vec<Made>,
     names: HashMap<Inode, Names>,
+    /// For data, in bytes.
+    room: u64,
 }
 
 /// Makes what the `run` shows in the empty layer `layer`, whose root is `root`.
 pub(super) fn build(
     overlay: &Overlay,
-    run: Run,
-    touched: u64,
+    (run, touched): (Run, u64),
     (layer, root): (Layer, Arc<Part>),
+    room: u64,
     goes_on: &dyn Fn() -> bool,
 ) -> Result<MergedLayer> {
     let upper = overlay.upper()?;
@@ -67,7 +69,8 @@ pub(super) fn build(
     let (stands, directories, data) = (HashMap::new(), HashMap::new(), HashMap::new());
     let merged =
         MergedLayer { run, layer, root: Arc::clone(&root), stands, directories, data, touched };
-    let mut builder = Builder { overlay, upper, merged, made: Vec::new(), names: HashMap::new() };
+    let (made, names) = (Vec::new(), HashMap::new());
+    let mut builder = Builder { overlay, upper, merged, made, names, room };
     builder.root(&whole)?;
     let mut pending = vec![Pending { whole, part: root }];
     while let Some(next) = pending.pop() {
@@ -295,10 +298,10 @@ impl Builder<'_> {
             Data::Layer(data) if !self.merged.run.has(data.dir.layer) => Some(DataAt::of(data)),
             Data::Layer(data) => {
                 self.merged.data.insert(place_of(data), new.clone());
-                copy(&overlay.in_layer(data)?, &to)?;
+                self.copy(&overlay.in_layer(data)?, &to)?;
                 None
             }
-            Data::Upper => copy(&frozen.address, &to).map(|()| None)?,
+            Data::Upper => self.copy(&frozen.address, &to).map(|()| None)?,
         };
         let Some(below) = below else {
             return self.dress(ino, &Address::Open(Arc::new(to)), frozen);
@@ -317,6 +320,17 @@ impl Builder<'_> {
         Ok(Stand { has_data: false, ..stand })
     }
 
+    /// Copies the data of the file at `from`, which is not seen to be read.
+    fn copy(&mut self, from: &Address, to: &OwnedFd) -> Result<()> {
+        let bytes = from.stat()?.stx_blocks.saturating_mul(512);
+        let room = self.room.checked_sub(bytes);
+        self.room = room.ok_or_else(|| unmerged("there is not room for what they would be"))?;
+        let opened = from.open(OFlags::RDONLY | OFlags::NOATIME);
+        // That is for the owner and root.
+        let opened = opened.or_else(|_| from.open(OFlags::RDONLY))?;
+        Ok(copy_data(&opened, to)?)
+    }
+
     /// Checks that no file has lost a name, and gives directories their times.
     fn end(self) -> Result<MergedLayer> {
         if self.names.values().any(|names| names.made != names.all) {
@@ -328,12 +342,4 @@ impl Builder<'_> {
         }
         Ok(self.merged)
     }
-}
-
-/// Copies the data of the file at `from`, which is not seen to be read.
-fn copy(from: &Address, to: &OwnedFd) -> Result<()> {
-    let opened = from.open(OFlags::RDONLY | OFlags::NOATIME);
-    // That is for the owner and root.
-    let opened = opened.or_else(|_| from.open(OFlags::RDONLY))?;
-    Ok(copy_data(&opened, to)?)
 }

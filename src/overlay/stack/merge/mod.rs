@@ -96,8 +96,8 @@ pub struct MergedLayer {
 
 impl Overlay {
     /// Builds one layer of the frozen layers `run`, the bottom one first, in the empty directory `into`, which is beside
-    /// them. It is for [`Self::go_over`] to take their place. Takes its time, and nobody waits for it. `goes_on` is asked
-    /// now and then; once it says no, that ends it.
+    /// them. It is for [`Self::go_over`] to take their place. Takes its time, and nobody waits for it, and no more than `room`
+    /// bytes of files that are copied. `goes_on` is asked now and then; once it says no, that ends it.
     ///
     /// # Errors
     /// [`Error::Unusable`] where these layers cannot be merged, or not now; and what the upper's file system says. What is
@@ -106,6 +106,7 @@ impl Overlay {
         &self,
         run: &[LayerSerial],
         into: &Path,
+        room: u64,
         goes_on: &dyn Fn() -> bool,
     ) -> Result<MergedLayer> {
         let upper = self.upper()?;
@@ -127,7 +128,7 @@ impl Overlay {
             return Err(unusable(into, "is not empty"));
         }
         let root = Part::root(run.top(), root);
-        let merged = build::build(self, run, touched, (layer, root), goes_on)?;
+        let merged = build::build(self, (run, touched), (layer, root), room, goes_on)?;
         check::check(self, &merged, goes_on)?;
         Ok(merged)
     }

@@ -123,6 +123,7 @@ impl Overlay {
             self.stack.others.extend(others);
         }
         let root = self.open_next(next)?;
+        self.take_along();
         for _ in 0..ATTEMPTS {
             self.settle_index()?;
             let _names = self.names.write();
@@ -137,6 +138,19 @@ impl Overlay {
             }
         }
         Err(Errno::BUSY.into())
+    }
+
+    /// Has files of layers that are open for writing be in the live upper: what is written to them after it was rolled away is
+    /// of what was. Where there is no room for that, they are written to as after unlink(2).
+    fn take_along(&self) {
+        for open in self.handles.all() {
+            if open.writes()
+                && !open.is_apart()
+                && let Err(error) = self.with_writable(&open, |_| Ok(()))
+            {
+                tracing::warn!("what is written to an open file from now on is not kept: {error}");
+            }
+        }
     }
 
     /// Called with `names` held exclusively.
