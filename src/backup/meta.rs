@@ -118,13 +118,19 @@ impl Metadata {
 
 /// Whether a name may be a backup's, and else what it has to be.
 pub(crate) fn check_name(name: &str) -> Result<(), &'static str> {
-    if name.encode_utf16().count() > MAX_NAME {
-        return Err("must have at most 256 characters");
-    }
-    if name.chars().any(|c| c < ' ' || c == '\x7f') {
+    check_name_length(name)?;
+    if name.chars().any(char::is_control) {
         return Err("must hold no control characters");
     }
     Ok(())
+}
+
+/// Whether a name is as short as one has to be.
+pub(crate) fn check_name_length(name: &str) -> Result<(), &'static str> {
+    match name.encode_utf16().count() > MAX_NAME {
+        true => Err("must have at most 256 characters"),
+        false => Ok(()),
+    }
 }
 
 fn empty_is_none<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> {
@@ -231,6 +237,8 @@ mod tests {
             ("/w", Some(&surrogates), 1, "name must have at most"),
             ("/w", Some("a\nb"), 1, "name must hold no control"),
             ("/w", Some("a\x7fb"), 1, "name must hold no control"),
+            ("/w", Some("a\u{80}b"), 1, "name must hold no control"),
+            ("/w", Some("\u{9f}"), 1, "name must hold no control"),
             ("/w", None, 0, "lifetime must be at least"),
         ] {
             let failure = made(dir, name, ttl).unwrap_err();

@@ -60,7 +60,7 @@ pub use id::{BackupId, Handle};
 pub use list::{BackupEntry, BackupState};
 pub(crate) use memory::default_cache_memory;
 pub use meta::Metadata;
-pub(crate) use meta::check_name;
+pub(crate) use meta::{check_name, check_name_length};
 pub use open::{OpenArchive, SourceRequest};
 pub(crate) use open::{Requests, start_runtime};
 pub use prune::{PruneRules, PruneSummary, Pruned};

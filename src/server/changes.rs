@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use super::control;
 use super::questions::Question;
+use super::silence;
 use crate::failure::{Code, Failure};
 use crate::names;
 use crate::overlay::{DifferenceEntry, Overlay};
@@ -329,7 +330,8 @@ impl Following {
     /// # Errors
     /// Where no server answers there.
     pub(crate) fn begin(path: &Path, request: ChangesRequest) -> Result<Self, Failure> {
-        let lines = control::ask(path, &Question::Changes(request)).map_err(silent)?;
+        let lines = control::ask(path, &Question::Changes(request))
+            .map_err(|error| silence::silent(path, &error))?;
         Ok(Self { lines, line: Vec::new() })
     }
 

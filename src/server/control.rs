@@ -13,10 +13,12 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use super::checkpoints;
 use super::report::Report;
+use crate::failure::{Code, Failure};
 
 /// How long either side waits for the other.
-const PATIENCE: Duration = Duration::from_secs(2);
+pub(super) const PATIENCE: Duration = Duration::from_secs(2);
 
 /// How long the server waits for a question to begin.
 const SILENCE: Duration = Duration::from_millis(50);
@@ -65,6 +67,10 @@ pub(super) fn listen(
                 }
                 let asked = read_question(&connection)?;
                 connection.set_write_timeout(Some(PATIENCE))?;
+                if asked.len() as u64 >= MAX_QUESTION && !asked.ends_with(b"\n") {
+                    let failure = Failure::new(Code::Usage, too_long().to_string());
+                    return checkpoints::refuse(connection, failure);
+                }
                 answer(&asked, connection)
             });
             if let Err(error) = answered {
@@ -99,6 +105,11 @@ fn read_question(connection: &UnixStream) -> io::Result<Vec<u8>> {
     Ok(line)
 }
 
+fn too_long() -> io::Error {
+    let message = format!("what is asked is longer than {MAX_QUESTION} bytes");
+    io::Error::new(io::ErrorKind::InvalidInput, message)
+}
+
 /// A connection to the server whose socket lies at `path`, which has [`PATIENCE`] with it.
 ///
 /// # Errors
@@ -115,10 +126,13 @@ fn connect(path: &Path) -> io::Result<UnixStream> {
 /// begin.
 ///
 /// # Errors
-/// When no server listens there, or it does not answer in time.
+/// When no server listens there, or it does not answer in time; `InvalidInput` of what is too long to be asked.
 pub(super) fn ask(path: &Path, question: &impl Serialize) -> io::Result<BufReader<UnixStream>> {
     let mut question = serde_json::to_vec(question)?;
     question.push(b'\n');
+    if question.len() as u64 > MAX_QUESTION {
+        return Err(too_long());
+    }
     for _ in 0..ATTEMPTS {
         if let Some(answer) = ask_once(path, &question)? {
             return Ok(answer);

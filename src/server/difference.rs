@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::control;
 use super::questions::Question;
+use super::silence;
 use crate::failure::{Code, Failure};
 use crate::names;
 use crate::overlay::DifferenceEntry;
@@ -97,10 +98,8 @@ pub(crate) fn fetch_difference(
     question: &Question,
     sink: &mut Sink<'_>,
 ) -> Result<(), Failure> {
-    let silent = |error: io::Error| {
-        Failure::new(Code::Failed, format!("the server does not answer: {error}"))
-            .hint("thawfs status shows what it does")
-    };
+    question.check()?;
+    let silent = |error: io::Error| silence::silent(path, &error);
     let mut lines = control::ask(path, question).map_err(silent)?;
     let mut line = Vec::new();
     let mut has_begun = false;
@@ -114,11 +113,13 @@ pub(crate) fn fetch_difference(
             _ => {}
         }
         if line.last() != Some(&b'\n') {
-            if matches!(question, Question::Points(_)) && !has_begun {
-                return Err(unknown());
-            }
             let message = "the server ended before it had told everything";
-            return Err(Failure::new(Code::Failed, message));
+            let early = Failure::new(Code::Failed, message);
+            return Err(match (has_begun, question) {
+                (true, _) => early,
+                (false, Question::Points(_)) => silence::wordless(path, unknown()),
+                (false, _) => silence::wordless(path, early),
+            });
         }
         match serde_json::from_slice(&line).map_err(|error| silent(error.into()))? {
             Line::Begun => {

@@ -12,6 +12,7 @@
 //! | `rebase` | a backup of them takes the place of the lower ones |
 //! | `control`, [`report`], `questions`, `difference`, `changes` | what it says when asked |
 //! | `checkpoints/` | checkpoints, and rolling back to them |
+//! | `silence` | why it says nothing |
 //! | `file_service` | files of the machine over HTTP |
 //! | `state`, `mount_dir`, `record`, `locks` | what is written down of it, and locked |
 //! | [`mounts`], `mounted_from` | what is mounted, as the kernel says |
@@ -51,6 +52,7 @@ pub mod report;
 mod request;
 mod restore;
 mod serve;
+mod silence;
 pub(crate) mod state;
 mod traces;
 mod unchosen;

@@ -17,6 +17,7 @@ use super::control::fetch_report;
 use super::mounts::{MountInfo, read_mounts};
 use super::questions::Question;
 use super::request::{Found, MountRequest, Ready};
+use super::silence;
 use super::state::{MountDir, StateDir, lock_directory};
 use super::unmount::check_free;
 use crate::backup::BackupId;
@@ -297,10 +298,16 @@ pub(crate) fn find_around(dir: &Path) -> Result<(MountInfo, MountDir, PathBuf), 
     let named = std::path::absolute(dir).map_err(failed)?;
     let around = mounts.iter().filter(|mount| named.starts_with(&mount.mountpoint));
     let innermost = around.max_by_key(|mount| mount.mountpoint.components().count());
-    if let Some(mount) = innermost.filter(|mount| mount.is_ours()) {
-        server_of(mount)?;
-    }
-    let path = dir.canonicalize().map_err(failed)?;
+    let innermost = innermost.filter(|mount| mount.is_ours());
+    innermost.map(server_of).transpose()?;
+    let path = match dir.canonicalize() {
+        Ok(path) => path,
+        Err(error) => {
+            // It may have been killed since.
+            innermost.map(server_of).transpose()?;
+            return Err(failed(error));
+        }
+    };
     let stat = rustix::fs::statx(CWD, &path, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::MNT_ID)
         .map_err(|errno| failed(errno.into()))?;
     let mount = mounts.into_iter().find(|mount| mount.id == stat.stx_mnt_id);
@@ -331,14 +338,13 @@ fn server_of(mount: &MountInfo) -> Result<MountDir, Failure> {
             .hint("ask as the user who mounted it, with the same THAWFS_STATE_DIR"));
     };
     if !server.is_alive() {
-        let hint =
-            format!("its upper has what was changed; thawfs unmount --dead {shown} clears it");
-        let message = format!("the server of {shown} was killed");
-        return Err(Failure::new(Code::Failed, message).hint(hint));
+        return Err(silence::killed(&mount.mountpoint));
     }
     fetch_report(&server.control_path()).map_err(|error| {
-        Failure::new(Code::Failed, format!("the server of {shown} does not answer: {error}"))
-            .hint("thawfs status shows which it is; its log may say why")
+        silence::ended(&server, &error).unwrap_or_else(|| {
+            Failure::new(Code::Failed, format!("the server of {shown} does not answer: {error}"))
+                .hint("thawfs status shows which it is; its log may say why")
+        })
     })?;
     Ok(server)
 }

@@ -10,9 +10,11 @@ use serde::{Deserialize, Serialize};
 use super::changes::{self, ChangesRequest};
 use super::checkpoints::{
     self, CheckpointRequest, Checkpoints, ForgetRequest, ForkRequest, HeldBackRequest, ListRequest,
-    PointsRequest, PublishingRequest, RollbackRequest,
+    PointsRequest, PublishingRequest, RollbackRequest, Target,
 };
 use super::difference::{self, DifferenceRequest};
+use super::layers;
+use crate::backup::check_name_length;
 use crate::failure::{Code, Failure};
 use crate::overlay::Overlay;
 
@@ -40,6 +42,25 @@ pub(crate) enum Question {
     Publishing(PublishingRequest),
     /// Mount the same once more.
     Fork(Box<ForkRequest>),
+}
+
+impl Question {
+    /// Refuses what no checkpoint can be called, before it is sent.
+    ///
+    /// # Errors
+    /// [`Code::InvalidBackupConfig`] and `Usage` of a new name, [`Code::NotFound`] of another that is longer than any.
+    pub(super) fn check(&self) -> Result<(), Failure> {
+        let named = match self {
+            Self::Checkpoint(request) => return checkpoints::check_given(request.name.as_deref()),
+            Self::Rollback(RollbackRequest { to: Target::Point(which), .. }) => [Some(which), None],
+            Self::Forget(request) => [request.which.as_ref(), None],
+            Self::Fork(request) => [request.at.as_ref(), None],
+            Self::Points(request) => [Some(&request.from), request.to.as_ref()],
+            _ => return Ok(()),
+        };
+        let too_long = named.into_iter().flatten().find(|text| check_name_length(text).is_err());
+        too_long.map_or(Ok(()), |text| Err(layers::no_such(text)))
+    }
 }
 
 /// Most that make checkpoints or ask for them at a time; one of them does, and the others wait.
@@ -196,7 +217,6 @@ mod tests {
     use std::os::unix::ffi::OsStringExt;
     use std::path::PathBuf;
 
-    use super::super::checkpoints::Target;
     use super::*;
 
     #[test]
@@ -258,6 +278,45 @@ mod tests {
             let text = serde_json::to_string(&question).unwrap();
             assert!(text.starts_with(begins) && !text.contains('\n'), "{text}");
             assert_eq!(serde_json::from_str::<Question>(&text).unwrap(), question);
+        }
+    }
+
+    #[test]
+    fn what_no_checkpoint_can_be_called_is_refused_before_it_is_sent() {
+        let rollback = |which: &str| {
+            let to = Target::Point(which.to_owned());
+            Question::Rollback(RollbackRequest { to, discard: false, strict: false })
+        };
+        let forget = |which: &str| {
+            Question::Forget(ForgetRequest { which: Some(which.to_owned()), keep: None })
+        };
+        let points = |from: &str, to: &str| {
+            let (from, to) = (from.to_owned(), Some(to.to_owned()));
+            Question::Points(PointsRequest { below: PathBuf::new(), from, to })
+        };
+        let checkpoint = |name: &str| {
+            let name = Some(name.to_owned());
+            Question::Checkpoint(CheckpointRequest { name, ..CheckpointRequest::default() })
+        };
+        let (longest, over, huge) = ("ö".repeat(256), "n".repeat(257), "n".repeat(100_000));
+        for (question, code) in [
+            (rollback(&longest), None),
+            (rollback(&over), Some(Code::NotFound)),
+            (rollback(&huge), Some(Code::NotFound)),
+            (forget(&longest), None),
+            (forget(&huge), Some(Code::NotFound)),
+            (points("archive", &longest), None),
+            (points(&huge, "archive"), Some(Code::NotFound)),
+            (points("archive", &huge), Some(Code::NotFound)),
+            (checkpoint(&longest), None),
+            (checkpoint(&over), Some(Code::InvalidBackupConfig)),
+            (checkpoint(&huge), Some(Code::InvalidBackupConfig)),
+            (checkpoint("a\u{9b}2J"), Some(Code::InvalidBackupConfig)),
+            (checkpoint(""), Some(Code::Usage)),
+        ] {
+            let refused = question.check().err();
+            assert_eq!(refused.as_ref().map(|failure| failure.code), code, "{refused:?}");
+            assert!(refused.is_none_or(|failure| failure.message.len() < 200));
         }
     }
 

@@ -117,6 +117,7 @@ fn what_cannot_be_done_is_one_line_with_a_code_and_does_nothing() {
     let mounts = mounted(&[]);
     // A character beyond the first plane counts twice.
     let (long, astral) = ("n".repeat(257), format!("{}n", "🦀".repeat(128)));
+    let (huge, fork) = ("h".repeat(100_000), mounts.bench.path("fork"));
     for (command, more, status, code, message) in [
         ("checkpoint", &["--name", &long][..], 15, "INVALID_BACKUP_CONFIG", "at most 256"),
         ("checkpoint", &["--name", &astral], 15, "INVALID_BACKUP_CONFIG", "at most 256"),
@@ -124,6 +125,9 @@ fn what_cannot_be_done_is_one_line_with_a_code_and_does_nothing() {
         ("checkpoint", &["--name", "a\nb"], 15, "INVALID_BACKUP_CONFIG", "control characters"),
         ("checkpoint", &["--name", "\u{1f}"], 15, "INVALID_BACKUP_CONFIG", "control characters"),
         ("checkpoint", &["--name", "a\x7f"], 15, "INVALID_BACKUP_CONFIG", "control characters"),
+        ("checkpoint", &["--name", "\u{80}"], 15, "INVALID_BACKUP_CONFIG", "control characters"),
+        ("checkpoint", &["--name", "a\u{9f}"], 15, "INVALID_BACKUP_CONFIG", "control characters"),
+        ("checkpoint", &["--name", &huge], 15, "INVALID_BACKUP_CONFIG", "at most 256"),
         ("checkpoint", &["--keep", "0"], 2, "USAGE", "--keep"),
         ("rollback", &[], 3, "NOT_FOUND", "no checkpoint to roll back to"),
         ("rollback", &[UNKNOWN], 3, "NOT_FOUND", UNKNOWN),
@@ -132,6 +136,12 @@ fn what_cannot_be_done_is_one_line_with_a_code_and_does_nothing() {
         ("forget", &[], 2, "USAGE", "ID|NAME"),
         ("forget", &["before"], 3, "NOT_FOUND", "before"),
         ("forget", &["--keep", "0"], 2, "USAGE", "--keep"),
+        ("rollback", &[&long], 3, "NOT_FOUND", "no checkpoint"),
+        ("rollback", &[&huge], 3, "NOT_FOUND", "no checkpoint"),
+        ("forget", &[&huge], 3, "NOT_FOUND", "no checkpoint"),
+        ("diff", &[&huge], 3, "NOT_FOUND", "no checkpoint"),
+        ("diff", &["archive", &huge], 3, "NOT_FOUND", "no checkpoint"),
+        ("fork", &[text(&fork), "--at", &huge], 3, "NOT_FOUND", "no checkpoint"),
     ] {
         let (found, failure) = mounts.fails(command, more);
         assert_eq!(
@@ -142,6 +152,7 @@ fn what_cannot_be_done_is_one_line_with_a_code_and_does_nothing() {
         let told = failure["message"].as_str().unwrap();
         assert!(told.contains(message), "{command} {more:?}: {told}");
     }
+    assert!(!fork.exists());
     assert_eq!(mounts.does("checkpoints", &[]), "");
     assert_eq!(mounts.checkpoints(), Vec::<Value>::new());
     assert_eq!(on_disk(&mounts.base().join("work")), Vec::<String>::new());
@@ -183,33 +194,33 @@ fn a_mount_without_an_upper_has_no_checkpoints() {
     mounts.bench.assert_nothing_left();
 }
 
-#[test]
-fn a_server_that_knows_no_checkpoints_is_told_from_one_that_was_killed() {
-    let test = "a_server_that_knows_no_checkpoints_is_told_from_one_that_was_killed";
-    if !can_mount_with(test, &[Need::Processes]) {
-        return;
-    }
-    let mounts = mounted(&[]);
+/// Listens in place of the server of `mounts`, and answers as an older one does: with its report, and no question. After
+/// each of those it goes on if `goes_on` says so, and ends else; and where it is asked `x`. Gives how many they were.
+fn in_place_of_the_server(
+    mounts: &Mounts,
+    mut goes_on: impl FnMut() -> bool + Send + 'static,
+) -> std::thread::JoinHandle<usize> {
     let (control, real) = (mounts.control_path(), mounts.control_path().with_extension("real"));
     std::fs::rename(&control, &real).unwrap();
-    let listener = {
-        // The path of a socket is short, as this one may not be.
-        let dir = std::fs::File::open(control.parent().unwrap()).unwrap();
+    // The path of a socket is short, as this one may not be.
+    let dir = std::fs::File::open(control.parent().unwrap()).unwrap();
+    let fd = std::os::fd::AsRawFd::as_raw_fd(&dir);
+    let listener = UnixListener::bind(format!("/proc/self/fd/{fd}/control")).unwrap();
+    std::thread::spawn(move || {
         let fd = std::os::fd::AsRawFd::as_raw_fd(&dir);
-        UnixListener::bind(format!("/proc/self/fd/{fd}/control")).unwrap()
-    };
-    let thread = std::thread::spawn(move || {
         let mut questions = 0;
         for connection in listener.incoming() {
             let mut connection = connection.unwrap();
             let mut first = [0];
             match connection.read(&mut first).unwrap() {
-                // As an older one does that cannot parse what is asked.
-                1 if first == *b"{" => questions += 1,
-                1 => return questions,
+                1 if first == *b"{" => {
+                    questions += 1;
+                    if !goes_on() {
+                        break;
+                    }
+                }
+                1 => break,
                 _ => {
-                    let dir = std::fs::File::open(real.parent().unwrap()).unwrap();
-                    let fd = std::os::fd::AsRawFd::as_raw_fd(&dir);
                     let path = format!("/proc/self/fd/{fd}/control.real");
                     let mut server = UnixStream::connect(path).unwrap();
                     server.shutdown(std::net::Shutdown::Write).unwrap();
@@ -220,7 +231,17 @@ fn a_server_that_knows_no_checkpoints_is_told_from_one_that_was_killed() {
             }
         }
         questions
-    });
+    })
+}
+
+#[test]
+fn a_server_that_knows_no_checkpoints_is_told_from_one_that_was_killed() {
+    let test = "a_server_that_knows_no_checkpoints_is_told_from_one_that_was_killed";
+    if !can_mount_with(test, &[Need::Processes]) {
+        return;
+    }
+    let mounts = mounted(&[]);
+    let thread = in_place_of_the_server(&mounts, || true);
     for (command, more) in
         [("checkpoint", &[][..]), ("rollback", &[]), ("forget", &["x"]), ("checkpoints", &[])]
     {
@@ -228,18 +249,68 @@ fn a_server_that_knows_no_checkpoints_is_told_from_one_that_was_killed() {
         assert_eq!((status, failure["code"].as_str().unwrap()), (7, "UNSUPPORTED"), "{command}");
         assert!(failure["message"].as_str().unwrap().contains("of a version"), "{failure}");
     }
-    {
-        let dir = std::fs::File::open(control.parent().unwrap()).unwrap();
-        let fd = std::os::fd::AsRawFd::as_raw_fd(&dir);
-        let path = format!("/proc/self/fd/{fd}/control");
-        UnixStream::connect(path).unwrap().write_all(b"x").unwrap();
-    }
+    let dir = std::fs::File::open(mounts.control_path().parent().unwrap()).unwrap();
+    let fd = std::os::fd::AsRawFd::as_raw_fd(&dir);
+    let path = format!("/proc/self/fd/{fd}/control");
+    UnixStream::connect(path).unwrap().write_all(b"x").unwrap();
     // The first two ask before that what is open for writing.
     assert_eq!(thread.join().unwrap(), 6);
     mounts.kill_server_of_it();
     let (status, failure) = mounts.fails("checkpoint", &[]);
     assert_eq!((status, failure["code"].as_str().unwrap()), (1, "FAILED"));
     assert!(failure["message"].as_str().unwrap().contains("was killed"), "{failure}");
+}
+
+#[test]
+fn a_server_that_is_killed_while_it_is_asked_is_told_as_that() {
+    let test = "a_server_that_is_killed_while_it_is_asked_is_told_as_that";
+    if !can_mount_with(test, &[Need::Processes]) {
+        return;
+    }
+    let mounts = mounted(&[]);
+    let elsewhere = mounts.bench.path("fork");
+    let mut is_first = true;
+    for (command, more) in [
+        ("checkpoint", &["--local"][..]),
+        ("rollback", &[]),
+        ("forget", &["x"]),
+        ("checkpoints", &[]),
+        ("diff", &["x"]),
+        ("diff", &[]),
+        ("fork", &[text(&elsewhere), "--at", "x"]),
+    ] {
+        if !std::mem::take(&mut is_first) {
+            mounts.mount_with(&[]);
+        }
+        let server = rustix::process::Pid::from_raw(mounts.bench.servers()[0] as i32).unwrap();
+        let thread = in_place_of_the_server(&mounts, move || {
+            rustix::process::kill_process(server, rustix::process::Signal::KILL).unwrap();
+            false
+        });
+        let (status, failure) = mounts.fails(command, more);
+        assert_eq!(thread.join().unwrap(), 1, "{command} {more:?}");
+        assert_eq!((status, failure["code"].as_str().unwrap()), (1, "FAILED"), "{failure}");
+        let message = failure["message"].as_str().unwrap();
+        assert!(message.contains("was killed"), "{command} {more:?}: {message}");
+        assert!(failure["hint"].as_str().unwrap().contains("unmount --dead"), "{failure}");
+        assert!(!elsewhere.exists());
+        eventually("the server has ended", || mounts.bench.servers().is_empty());
+        mounts.does("unmount", &["--dead"]);
+    }
+
+    // One that was stopped before it has said that it lives.
+    mounts.mount_with(&[]);
+    let server = rustix::process::Pid::from_raw(mounts.bench.servers()[0] as i32).unwrap();
+    rustix::process::kill_process(server, rustix::process::Signal::STOP).unwrap();
+    let killer = std::thread::spawn(move || {
+        std::thread::sleep(std::time::Duration::from_millis(300));
+        rustix::process::kill_process(server, rustix::process::Signal::KILL).unwrap();
+    });
+    let (status, failure) = mounts.fails("checkpoints", &[]);
+    killer.join().unwrap();
+    assert_eq!((status, failure["code"].as_str().unwrap()), (1, "FAILED"), "{failure}");
+    assert!(failure["message"].as_str().unwrap().contains("was killed"), "{failure}");
+    mounts.does("unmount", &["--dead"]);
 }
 
 #[test]
@@ -318,7 +389,7 @@ fn names_of_every_length_and_kind_that_may_be_are_found_again() {
         "ö".repeat(256),
         " ".to_owned(),
         "--to-archive".to_owned(),
-        "a\u{80}b \"'\\".to_owned(),
+        "a\u{a0}b \"'\\".to_owned(),
     ];
     for (nth, name) in names.iter().enumerate() {
         mounts.write("file", &nth.to_string());

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::super::control;
 use super::super::layers::FuzzyFile;
 use super::super::questions::Question;
+use super::super::silence;
 use super::Checkpoints;
 use super::published::{PublishAsked, Publishing};
 use crate::backup::BackupId;
@@ -206,12 +207,11 @@ fn answer<T: Serialize>(to: &mut UnixStream, done: Result<T, Failure>) -> io::Re
 /// Asks the server whose socket lies at `path`, and waits for the answer.
 ///
 /// # Errors
-/// Where no server answers there, or it is of a version that knows no checkpoints; and what it fails with.
+/// Where no server answers there, or it is of a version that knows no checkpoints; what it fails with, and what
+/// [`Question::check`] refuses.
 pub(crate) fn ask<T: DeserializeOwned>(path: &Path, question: &Question) -> Result<T, Failure> {
-    let silent = |error: io::Error| {
-        Failure::new(Code::Failed, format!("the server does not answer: {error}"))
-            .hint("thawfs status shows what it does")
-    };
+    question.check()?;
+    let silent = |error: io::Error| silence::silent(path, &error);
     let mut lines = control::ask(path, question).map_err(silent)?;
     let mut has_begun = false;
     loop {
@@ -228,13 +228,14 @@ pub(crate) fn ask<T: DeserializeOwned>(path: &Path, question: &Question) -> Resu
                 true => {
                     let message = "the server ended before it had answered";
                     Failure::new(Code::Failed, message)
-                        .hint("thawfs checkpoints shows what it has done")
+                        .hint("where it is mounted, thawfs checkpoints shows what was done")
                 }
                 false => {
                     let message = "the server is of a version of thawfs that knows no checkpoints";
                     let hint = "it is that with which it was mounted: unmount, and mount again; \
                                 --keep-upper keeps what was changed";
-                    Failure::new(Code::Unsupported, message).hint(hint)
+                    let old = Failure::new(Code::Unsupported, message).hint(hint);
+                    silence::wordless(path, old)
                 }
             });
         }

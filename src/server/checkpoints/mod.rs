@@ -399,7 +399,7 @@ impl Checkpoints {
 }
 
 /// Checks what a checkpoint is to be called.
-fn check_given(name: Option<&str>) -> Result<(), Failure> {
+pub(super) fn check_given(name: Option<&str>) -> Result<(), Failure> {
     let Some(name) = name else { return Ok(()) };
     if name.is_empty() {
         return Err(Failure::new(Code::Usage, "a checkpoint's name cannot be empty")

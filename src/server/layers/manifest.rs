@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::forks::{Base, Fork};
-use crate::backup::{BackupId, check_name};
+use crate::backup::{BackupId, check_name_length};
 use crate::failure::{Code, Failure};
 use crate::names;
 use crate::types::LayerSerial;
@@ -369,7 +369,14 @@ impl Manifest {
                 return Err(format!("{id} is of layer {}, which is none that is frozen", serial.0));
             }
             if let Some(name) = name {
-                let named = if name.is_empty() { Err("is empty") } else { check_name(name) };
+                let named = match name {
+                    _ if name.is_empty() => Err("is empty"),
+                    // Those of the second set could be given once.
+                    _ if name.chars().any(|c| c.is_ascii_control()) => {
+                        Err("must hold no control characters")
+                    }
+                    _ => check_name_length(name),
+                };
                 named.map_err(|reason| format!("the name of {id} {reason}"))?;
             }
         }

@@ -68,6 +68,7 @@ use self::readers::Readers;
 pub(super) use self::readers::Reading;
 pub(super) use self::rebase::Freed;
 use self::spare::{Room, is_no_room};
+pub(super) use self::tree::no_such;
 use crate::backup::BackupId;
 use crate::failure::{Code, Failure};
 use crate::inode_ops::Directory;

@@ -28,6 +28,13 @@ pub(super) struct Which<'a> {
 /// Fewest digits of an id that may stand for it.
 const MIN_PREFIX: usize = 8;
 
+/// What to say where no point is called `text`, which may be of any length.
+pub(in super::super) fn no_such(text: &str) -> Failure {
+    let shown: String = text.chars().take(100).collect();
+    Failure::new(Code::NotFound, format!("there is no checkpoint {shown:?}"))
+        .hint("thawfs checkpoints shows which there are")
+}
+
 impl Manifest {
     /// The layer below the live upper; `None` where that is the archive.
     pub(crate) fn parent_of_live(&self) -> Option<LayerSerial> {
@@ -64,12 +71,7 @@ impl Manifest {
         }
         match found[..] {
             [point] => Ok(point),
-            [] => {
-                // It may be of any length.
-                let shown: String = text.chars().take(100).collect();
-                Err(Failure::new(Code::NotFound, format!("there is no checkpoint {shown:?}"))
-                    .hint("thawfs checkpoints shows which there are"))
-            }
+            [] => Err(no_such(text)),
             _ => Err(Failure {
                 list: found.iter().map(|point| point.id.to_string()).collect(),
                 ..Failure::new(Code::Usage, format!("several checkpoints are called {text:?}"))
