@@ -662,7 +662,7 @@ fn what_is_there_for_a_backup_or_a_fork_alone_takes_no_place_of_what_is_kept() {
     let passed = passing.id.clone();
     manifest = manifest.frozen(passing).unwrap();
     manifest = manifest.with_publish(&passed, PublishState::Failed { why: "no".into() });
-    assert_eq!(kept(&manifest), [id.clone()], "what was for a backup alone");
+    assert_eq!(kept(&manifest), std::slice::from_ref(&id), "what was for a backup alone");
     let for_fork = NewPoint { for_fork: true, ..point(None) };
     let forked = for_fork.id.clone();
     manifest = manifest.frozen(for_fork).unwrap();
