@@ -149,10 +149,11 @@ impl Background {
         }
     }
 
-    /// Tidies again, where something was put aside that could not be removed then.
+    /// Tidies again, where something was put aside that could not be removed then, or there are layers, which may be to be
+    /// merged.
     pub(super) fn tidy_later(self: &Arc<Self>) {
         let layers = self.layers.lock();
-        if layers.has_discarded() {
+        if layers.has_discarded() || layers.manifest().frozen_layers().next().is_some() {
             self.changed(&layers);
         }
     }

@@ -1,8 +1,8 @@
 //! When layers are merged: after a checkpoint, or what forgets some, on the thread that tidies layers.
 //!
 //! What cannot be merged, as somebody uses it so or it is of a kind that cannot be, is not tried again and again: first
-//! fewer of the layers are, and then those above them alone, until many more have come; or, where it was in use, until a
-//! while has passed.
+//! fewer of the layers are, and then those above them alone, until many more have come, or a while has passed: there may be
+//! room by then, and nobody who uses it.
 
 use std::time::{Duration, Instant};
 
@@ -18,9 +18,9 @@ const FEWEST: usize = 4;
 /// How many layers have to come until what could not be merged is tried again.
 const AGAIN_AFTER: u32 = 64;
 
-/// How long what was in use is left alone: twice as long each time, up to the longest.
+/// How long what could not be merged is left alone: twice as long each time, up to the longest.
 const SHORTEST: Duration = Duration::from_secs(1);
-const LONGEST: Duration = Duration::from_mins(2);
+const LONGEST: Duration = Duration::from_mins(10);
 
 /// What could not be merged.
 #[derive(Debug, Default)]
@@ -55,13 +55,9 @@ impl Merger {
         *self = Self { pause: self.pause, ..Self::default() };
     }
 
-    fn was_in_use(&mut self, run: &[LayerSerial], live: LayerSerial) {
+    fn has_failed(&mut self, run: &[LayerSerial], live: LayerSerial) {
         self.pause = (self.pause * 2).clamp(SHORTEST, LONGEST);
         self.again = Some(Instant::now() + self.pause);
-        self.has_failed(run, live);
-    }
-
-    fn has_failed(&mut self, run: &[LayerSerial], live: LayerSerial) {
         self.until = LayerSerial(live.0.saturating_add(AGAIN_AFTER));
         if run.len() > FEWEST {
             self.most = Some((run.len() / 2).max(FEWEST));
@@ -99,7 +95,6 @@ impl Background {
             tracing::debug!("layers {run:?} stay apart: {failure}");
             None
         });
-        let can_be = built.is_some();
         let _nobody_else_writes = self.flushing.lock();
         let written = match &built {
             Some(_) => self.write_down(&mut merging),
@@ -118,10 +113,7 @@ impl Background {
             Ok(true) if committed => (merger.most, merger.pause) = (None, Duration::ZERO),
             Ok(went_over) if went_over == committed => {
                 tracing::debug!("layers {run:?} are not merged");
-                match can_be {
-                    true => merger.was_in_use(&run, live),
-                    false => merger.has_failed(&run, live),
-                }
+                merger.has_failed(&run, live);
             }
             Ok(_) => tracing::error!("layers {run:?} are merged in part; please report this"),
             Err(failure) => {
