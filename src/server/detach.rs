@@ -7,6 +7,7 @@
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Write};
+use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, ExitCode, Stdio};
@@ -257,9 +258,10 @@ fn open_and_serve(detached: &mut bool) -> Result<(), Failure> {
     // The command has changed its mind if there is none.
     let Some(request) = read_message::<MountRequest>()? else { return Ok(()) };
     serve_in(&Groups::enter(), &request, opened, |ready, log| {
-        tell(&Answer::Ready(ready))?;
+        // First, so that nothing of the caller's is held any more when the command returns.
+        let command = leave_terminal(log)?;
         *detached = true;
-        leave_terminal(log)
+        tell_on(command, &Answer::Ready(ready))
     })
 }
 
@@ -276,19 +278,23 @@ fn read_message<T: serde::de::DeserializeOwned>() -> Result<Option<T>, Failure> 
 }
 
 fn tell(answer: &Answer) -> io::Result<()> {
-    let mut out = io::stdout().lock();
+    tell_on(io::stdout().lock(), answer)
+}
+
+fn tell_on(mut out: impl Write, answer: &Answer) -> io::Result<()> {
     serde_json::to_writer(&mut out, answer)?;
     out.write_all(b"\n")?;
     out.flush()
 }
 
 /// Lets go of the three standard streams: whoever waits for their end shall not wait for the
-/// unmount. Messages go to `log` from now on.
-fn leave_terminal(log: &Path) -> io::Result<()> {
+/// unmount. Messages go to `log` from now on, answers to what is returned: the former standard output.
+fn leave_terminal(log: &Path) -> io::Result<File> {
+    let command = File::from(io::stdout().as_fd().try_clone_to_owned()?);
     let nothing = File::options().read(true).write(true).open("/dev/null")?;
     let log = File::options().create(true).append(true).mode(0o600).open(log)?;
     rustix::stdio::dup2_stdin(&nothing)?;
     rustix::stdio::dup2_stdout(&nothing)?;
     rustix::stdio::dup2_stderr(&log)?;
-    Ok(())
+    Ok(command)
 }
