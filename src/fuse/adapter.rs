@@ -11,6 +11,7 @@ use super::context::Context;
 use super::faults::Faults;
 use super::gate::Gate;
 use super::io_mode::IoModes;
+use super::notify::Device;
 use super::options::MountOptions;
 use super::prune::Pruner;
 use super::work::{Pools, Work};
@@ -43,6 +44,7 @@ impl Adapter {
         faults: Arc<Faults>,
     ) -> Self {
         let stack_depth = options.upper_stack_depth;
+        let device = Arc::new(Device::new(device));
         Self {
             pools: Arc::new(Pools::new()),
             context: Arc::new(Context {
@@ -54,7 +56,8 @@ impl Adapter {
                 no_opendir: AtomicBool::new(false),
                 stack_depth: stack_depth.unwrap_or(0),
                 notifier: Arc::new(OnceLock::new()),
-                pruner: Pruner::new(options.max_nodes, device),
+                pruner: Pruner::new(options.max_nodes, Arc::clone(&device)),
+                device,
                 local_reads: Arc::new(Gate::new(READ_HERE_AT_ONCE, READ_PATIENCE)),
                 reads: Arc::new(Gate::new(READ_AT_ONCE, READ_PATIENCE)),
                 parked: Arc::default(),

@@ -16,6 +16,7 @@ use super::errno::errno;
 use super::faults::Faults;
 use super::gate::{Gate, Pass};
 use super::io_mode::{IoMode, IoModes, Written};
+use super::notify::Device;
 use super::prune::Pruner;
 use crate::cache::may_wait;
 use crate::overlay::{self, Attr, Backing, Handle, Opened, Overlay, SeekFrom};
@@ -37,6 +38,7 @@ pub(super) struct Context {
     pub(super) no_opendir: AtomicBool,
     pub(super) stack_depth: u32,
     pub(super) notifier: Arc<OnceLock<Notifier>>,
+    pub(super) device: Arc<Device>,
     pub(super) pruner: Pruner,
     /// For reads of what is on this machine, but not decoded in memory.
     pub(super) local_reads: Arc<Gate>,

@@ -17,6 +17,7 @@
 //! | `work`, `pool` | on which thread; threads that start when there is work |
 //! | `gate`, `parked` | how much is worked on at a time: reads that wait for their turn, writes that wait for a copy |
 //! | `io_mode`, `callers` | passthrough: which files the kernel reads and writes by itself, with whose rights |
+//! | `notify` | what the kernel is told by messages of our own |
 //! | `prune` | how many files the kernel remembers |
 //! | `attr`, `errno`, `faults` | answers: attributes, the one table of errors, and why it was EIO |
 //! | `session`, `mount`, `options`, `flags` | the mount itself, from mount(2) to its end |
@@ -37,6 +38,7 @@ mod io_mode;
 mod listing;
 mod mount;
 mod negotiate;
+mod notify;
 mod opening;
 mod options;
 mod parked;

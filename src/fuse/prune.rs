@@ -4,15 +4,11 @@
 //! After a walk of a million files the nodes would take 70 MB for good. Since protocol 7.45 (Linux 6.18) the kernel
 //! can be asked to forget files that nobody uses. An older one refuses, and is not asked again.
 
-use std::io;
-use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
+use super::notify::Device;
 use crate::overlay::Overlay;
-use crate::types::Ino;
-
-/// The kernel's number of this notification, `FUSE_NOTIFY_PRUNE`.
-const NOTIFY_PRUNE: i32 = 9;
 
 /// Files named in one notification; the kernel is in it for a millisecond or two.
 const BATCH: usize = 1024;
@@ -25,12 +21,12 @@ pub(super) struct Pruner {
     /// How many nodes start the next round: more than the limit if the last round did not help.
     due: AtomicUsize,
     running: AtomicBool,
-    device: OwnedFd,
+    device: Arc<Device>,
 }
 
 impl Pruner {
     /// For the kernel behind a FUSE device.
-    pub(super) fn new(limit: usize, device: OwnedFd) -> Self {
+    pub(super) fn new(limit: usize, device: Arc<Device>) -> Self {
         Self { limit, due: AtomicUsize::new(limit), running: AtomicBool::new(false), device }
     }
 
@@ -44,7 +40,7 @@ impl Pruner {
     pub(super) fn round(&self, overlay: &Overlay) {
         let surplus = overlay.node_count().saturating_sub(self.limit / 4 * 3);
         let nodes = overlay.pick_nodes(surplus);
-        let asked = nodes.chunks(BATCH).try_for_each(|batch| self.ask(batch));
+        let asked = nodes.chunks(BATCH).try_for_each(|batch| self.device.prune(batch));
         let due = match asked {
             // Files in use are kept; there is no point in asking for them again and again.
             Ok(()) => self.limit.max(overlay.node_count() + self.limit / 8),
@@ -56,29 +52,6 @@ impl Pruner {
         self.due.store(due, Ordering::Relaxed);
         self.running.store(false, Ordering::Release);
     }
-
-    fn ask(&self, nodes: &[Ino]) -> io::Result<()> {
-        let message = message(nodes);
-        let written = rustix::io::retry_on_intr(|| rustix::io::write(&self.device, &message))?;
-        if written == message.len() { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
-    }
-}
-
-/// `struct fuse_out_header`, `struct fuse_notify_prune_out`, and the nodes' numbers.
-fn message(nodes: &[Ino]) -> Vec<u8> {
-    const HEADERS: usize = 16 + 16;
-    let len = HEADERS + size_of_val(nodes);
-    let mut message = Vec::with_capacity(len);
-    message.extend_from_slice(&u32::try_from(len).unwrap_or(u32::MAX).to_ne_bytes());
-    message.extend_from_slice(&NOTIFY_PRUNE.to_ne_bytes());
-    // No request is answered by this.
-    message.extend_from_slice(&0u64.to_ne_bytes());
-    message.extend_from_slice(&u32::try_from(nodes.len()).unwrap_or(u32::MAX).to_ne_bytes());
-    message.extend_from_slice(&[0; 12]);
-    for node in nodes {
-        message.extend_from_slice(&node.0.to_ne_bytes());
-    }
-    message
 }
 
 #[cfg(test)]
@@ -86,19 +59,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_message_says_its_length_and_how_many_it_names() {
-        let message = message(&[Ino(2), Ino(u64::MAX)]);
-        assert_eq!(message.len(), 48);
-        assert_eq!(message[..4], 48u32.to_ne_bytes());
-        assert_eq!(message[4..8], NOTIFY_PRUNE.to_ne_bytes());
-        assert_eq!(message[16..20], 2u32.to_ne_bytes());
-        assert_eq!(message[32..40], 2u64.to_ne_bytes());
-        assert_eq!(message[40..], u64::MAX.to_ne_bytes());
-    }
-
-    #[test]
     fn one_round_at_a_time_and_none_below_the_limit() {
-        let pruner = Pruner::new(100, tempfile::tempfile().unwrap().into());
+        let pruner = Pruner::new(100, Arc::new(Device::new(tempfile::tempfile().unwrap().into())));
         assert!(!pruner.is_due(100));
         assert!(pruner.is_due(101));
         assert!(!pruner.is_due(101), "it runs already");

@@ -27,6 +27,9 @@ impl Kernel {
         let Some(context) = self.context.upgrade() else { return };
         let Some(notifier) = context.notifier.get() else { return };
         // Each fails where the kernel knows nothing of it, which is as good.
+        for (directory, name) in &changes.replaced {
+            let _ = context.device.expire(*directory, name);
+        }
         for (directory, name) in &changes.names {
             let _ = notifier.inval_entry(INodeNo(directory.0), name);
         }

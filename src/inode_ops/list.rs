@@ -24,21 +24,43 @@ pub(crate) fn list(dir: &OwnedFd) -> Result<Vec<(OsString, u64, FileType)>> {
 
 /// The same, with more flags to open the directory with.
 pub(crate) fn list_with(dir: &OwnedFd, flags: OFlags) -> Result<Vec<(OsString, u64, FileType)>> {
-    let label = || "a directory".to_owned();
     // Opened anew, as the descriptor at hand may be O_PATH.
-    let open = |flags| {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | flags;
-        match rustix::fs::openat(dir, c".", flags, Mode::empty()) {
+    let opened =
+        open_with(flags, |flags| match rustix::fs::openat(dir, c".", flags, Mode::empty()) {
             // To be read it need not be searched, which finding its `.` takes.
             Err(Errno::ACCESS) => rustix::fs::open(proc_path(dir), flags, Mode::empty()),
             opened => opened,
-        }
-    };
-    let opened = call("open", label, || match open(flags) {
-        // O_NOATIME is for the owner and root.
-        Err(Errno::PERM) => open(flags - OFlags::NOATIME),
-        opened => opened,
-    })?;
+        })?;
+    read_all(opened)
+}
+
+/// The same of the directory `name` in `dir`.
+pub(crate) fn list_at(
+    dir: &OwnedFd,
+    name: &OsStr,
+    flags: OFlags,
+) -> Result<Vec<(OsString, u64, FileType)>> {
+    let flags = OFlags::NOFOLLOW | flags;
+    read_all(open_with(flags, |flags| rustix::fs::openat(dir, name, flags, Mode::empty()))?)
+}
+
+fn open_with(
+    flags: OFlags,
+    open: impl Fn(OFlags) -> rustix::io::Result<OwnedFd>,
+) -> Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | flags;
+    call(
+        "open",
+        || "a directory".to_owned(),
+        || match open(flags) {
+            // O_NOATIME is for the owner and root.
+            Err(Errno::PERM) => open(flags - OFlags::NOATIME),
+            opened => opened,
+        },
+    )
+}
+
+fn read_all(opened: OwnedFd) -> Result<Vec<(OsString, u64, FileType)>> {
     let mut names = Vec::new();
     let fail = |errno| Error { call: "getdents", what: "a directory".into(), errno };
     for entry in Dir::new(opened).map_err(fail)? {

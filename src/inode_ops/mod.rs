@@ -37,7 +37,7 @@ pub(crate) use address::{Address, stat_at, stat_fd, times_of};
 pub(crate) use attributes::{Privilege, begin, give_owner};
 pub(crate) use copy::copy_data;
 pub(crate) use directory::{Directory, DirectoryId, Location};
-pub(crate) use list::{list, list_with, open_directory};
+pub(crate) use list::{list, list_at, list_with, open_directory};
 pub(crate) use make::{make_directory, make_file, make_special, make_symlink, set_size, write_all};
 pub(crate) use removal::{remove_tree, remove_tree_at};
 

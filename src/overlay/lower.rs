@@ -1,5 +1,6 @@
 //! The lower, as the merged tree sees it: an archive whose inodes have merged numbers.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use rustix::io::Errno;
@@ -12,7 +13,7 @@ use super::ids::Ids;
 use super::ino;
 use super::node::InLayer;
 use super::stack::{Below, Version};
-use crate::squashfs::{Archive, Inode};
+use crate::squashfs::{Archive, DirCursor, Inode};
 use crate::types::{FileKind, Ino, InodeRef};
 
 /// Longest name that Linux knows, in bytes.
@@ -160,6 +161,31 @@ impl Lower {
         let dir = self.directory(dir)?;
         let entry = self.archive.lookup(&dir, name)?;
         Ok(entry.map(|entry| Child { inode: entry.inode, kind: entry.kind }))
+    }
+
+    /// What `dir` holds, by name, where it is no dearer to find out than to look `count` names up. The length of a
+    /// directory is in bytes; a name is looked up in a block of it.
+    ///
+    /// # Errors
+    /// As [`Self::child`].
+    pub(super) fn children(
+        &self,
+        dir: InodeRef,
+        count: usize,
+    ) -> Result<Option<HashMap<Box<[u8]>, Child>>> {
+        const BLOCK: u64 = 4096;
+        let dir = self.directory(dir)?;
+        if count < 2 || dir.size / BLOCK >= count as u64 {
+            return Ok(None);
+        }
+        let mut children = HashMap::new();
+        for entry in self.archive.read_dir(&dir, DirCursor::START)? {
+            let entry = entry?;
+            let child = Child { inode: entry.inode, kind: entry.kind };
+            // Of a name that is there twice, which no program writes, the first is found.
+            children.entry(entry.name.into()).or_insert(child);
+        }
+        Ok(Some(children))
     }
 
     /// The inode of a directory.

@@ -39,7 +39,8 @@ struct Node {
     children: u32,
     /// Whether it does not stand for its number any more: what has that is something else since a rollback.
     is_orphan: bool,
-    /// Whether it is a directory that was removed. The kernel finds nothing in it any more, whatever it is told.
+    /// Whether it will never stand for it again. Of a directory that was removed the kernel finds nothing in it any more,
+    /// whatever it is told; of a file it has the data of what it was.
     is_dead: bool,
     dentry: Dentry,
     upper: Option<Box<UpperState>>,
@@ -338,7 +339,9 @@ impl Node {
     /// Whether nothing but the kernel's memory of it keeps it.
     fn is_free(&self) -> bool {
         let pinned = self.upper.as_ref().is_some_and(|upper| upper.pin.is_some());
-        self.children == 0 && self.dentry != Dentry::Nowhere && !pinned
+        // What a rollback took from its name the kernel may remember by that, until it is next used.
+        let is_named = self.dentry != Dentry::Nowhere || self.is_orphan;
+        self.children == 0 && is_named && !pinned
     }
 
     fn snapshot(&self) -> Snapshot {
@@ -411,7 +414,8 @@ impl Table {
 
     fn note_copied(&mut self, ino: Ino) {
         if ino != Ino::ROOT
-            && let Some(upper) = self.nodes.get(ino).and_then(|node| node.upper.as_ref())
+            && let Some(node) = self.nodes.get(ino).filter(|node| !node.is_orphan)
+            && let Some(upper) = &node.upper
             && super::ino::of_birth(upper.layer, upper.st_ino) != ino
         {
             self.copied.insert(upper.st_ino, self.ids.number_of(ino));
@@ -450,7 +454,10 @@ impl Table {
             }
             if let Some(node) = self.nodes.remove(ino) {
                 self.aliases.forget(ino);
-                self.forget_copied(ino, node.upper.as_deref());
+                // That of an orphan is what it was before, which another may be again.
+                if !node.is_orphan {
+                    self.forget_copied(ino, node.upper.as_deref());
+                }
                 self.ids.forget(ino);
                 if let Some(parent) = node.dentry.parent() {
                     if let (Some(parents), Some(_)) = (&mut self.upper_parents, &node.upper) {

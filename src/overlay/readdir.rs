@@ -232,7 +232,8 @@ impl Overlay {
             return Ok(Some((ino, kind)));
         }
         let born_here = ino::of_birth(dir.layer, st_ino);
-        let has_own = numbered && !(mixed && self.nodes.find(born_here).is_none());
+        let is_known = || self.nodes.is_known_as(born_here, dir.layer, st_ino);
+        let has_own = numbered && (!mixed || is_known());
         if let (true, Some(kind)) = (has_own, kind) {
             return Ok(Some((born_here, kind)));
         }

@@ -1,7 +1,7 @@
 //! Nodes that do not stand for their numbers any more, and what a rollback makes of the others.
 //!
-//! A file that a rollback changes is another inode under the same number. Who has it open keeps what it was: its node is an
-//! orphan, and another stands for the number. So is a directory that is gone; but should that come back, it is the same
+//! A file that a rollback changes is another inode under the same number. Who has it open, and what the kernel remembers of
+//! its data, stays what it was: its node is an orphan, and another stands for the number. So is a directory that is gone; but should that come back, it is the same
 //! node again, as somebody may be in it all the time. Only one that was removed, not rolled away, the kernel finds nothing
 //! in for ever.
 
@@ -26,6 +26,17 @@ impl Nodes {
     pub(in super::super) fn meant(&self, number: Ino) -> Option<Snapshot> {
         let id = self.ids.id_of(number);
         self.table.lock().nodes.get(id).filter(|node| !node.is_orphan).map(Node::snapshot)
+    }
+
+    /// Whether number `number` stands for inode `st_ino` of layer `layer`, as somebody knows.
+    pub(in super::super) fn is_known_as(
+        &self,
+        number: Ino,
+        layer: LayerSerial,
+        st_ino: u64,
+    ) -> bool {
+        let known = self.meant(number).and_then(|node| node.upper);
+        known.is_some_and(|upper| (upper.layer, upper.st_ino) == (layer, st_ino))
     }
 
     /// The node that is to stand for number `number` from now on, if it is found. `is_open` says of a node whether
@@ -57,18 +68,25 @@ impl Nodes {
         self.ids.split(number, id)
     }
 
-    /// Has `id` stand for nothing any more, from where `place` it is reached, if it is not in the archive. `change` changes
-    /// what is known of it in a layer. Says whether it is known.
-    pub(in super::super) fn orphan(&self, id: Ino, change: impl FnOnce(&mut UpperState)) -> bool {
+    /// Has `id` stand for nothing any more: `for_good`, or until it is found again. `change` changes what is known of it in a
+    /// layer. Says whether it is known.
+    pub(in super::super) fn orphan(
+        &self,
+        id: Ino,
+        for_good: bool,
+        change: impl FnOnce(&mut UpperState),
+    ) -> bool {
         let mut dropped = Vec::new();
         let mut table = self.table.lock();
         let Some(node) = table.nodes.get_mut(id).filter(|node| !node.is_orphan) else {
             return false;
         };
-        node.is_orphan = true;
+        (node.is_orphan, node.is_dead) = (true, for_good);
         if let Some(upper) = &mut node.upper {
             change(upper);
         }
+        let upper = node.upper.clone();
+        table.forget_copied(id, upper.as_deref());
         self.ids.take(id);
         let old = table.move_to(id, Dentry::Nowhere);
         table.aliases.forget(id);
@@ -84,6 +102,8 @@ impl Nodes {
         let mut table = self.table.lock();
         if let Some(node) = table.nodes.get_mut(ino) {
             (node.is_orphan, node.is_dead) = (true, true);
+            let upper = node.upper.clone();
+            table.forget_copied(ino, upper.as_deref());
             self.ids.take(ino);
         }
     }
@@ -198,5 +218,41 @@ impl Nodes {
         };
         let table = self.table.lock();
         table.nodes.iter().filter(|(_, node)| is_one(node)).map(|(ino, _)| ino).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::OsStr;
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::overlay::ids::Ids;
+    use crate::overlay::stack::Below;
+
+    #[test]
+    fn a_file_is_another_node_when_it_is_found_again_and_known_by_its_inode_for_as_long() {
+        let ids = Arc::new(Ids::default());
+        let nodes = Nodes::new(None, Arc::clone(&ids));
+        let number = Ino(7);
+        let find = |id| {
+            let state = ((LayerSerial(1), 50), FileKind::Regular, 0, Below::default());
+            let state = UpperState::new(state.0, state.1, state.2, state.3);
+            nodes.enter(id, Dentry::named(Ino::ROOT, OsStr::new("f")), Some(state)).unwrap();
+        };
+        find(number);
+        assert_eq!(nodes.copied_as(50), Some(number));
+        assert!(nodes.orphan(number, true, |_| {}));
+        assert!(!nodes.orphan(number, true, |_| {}), "it is one");
+        assert_eq!((nodes.copied_as(50), nodes.meant(number).is_some()), (None, false));
+        let again = nodes.stand_in(number, |_| false);
+        assert_ne!(again, number, "the kernel remembers data of the former");
+        find(again);
+        assert_eq!((nodes.copied_as(50), ids.id_of(number)), (Some(number), again));
+        nodes.forget(number, 1);
+        assert!(!nodes.is_known(number));
+        assert_eq!((nodes.copied_as(50), ids.id_of(number)), (Some(number), again));
+        nodes.forget(again, 1);
+        assert_eq!((nodes.copied_as(50), nodes.stand_in(number, |_| false)), (None, number));
     }
 }

@@ -1,6 +1,6 @@
 //! What becomes of that which is known, in the stack that comes.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 
@@ -83,7 +83,7 @@ impl Switch<'_> {
                 LowerEntry::Archive(_) => None,
             };
             // What is open in it is still found through it, but nothing else.
-            nodes.orphan(ids.id_of(*number), |upper| {
+            nodes.orphan(ids.id_of(*number), false, |upper| {
                 (upper.place, upper.whole) = (place, Some(now.whole()));
             });
         }
@@ -92,11 +92,18 @@ impl Switch<'_> {
         done.moved.extend(paths.map(|path| PathBuf::from(os_str(&path))));
         lost.forget(nodes);
         nodes.end_apart(|ino, layer| self.come.contains(&layer) && !self.cut_off.contains(&ino));
+        let names =
+            self.names.into_iter().map(|(dir, name, is_file)| (ids.id_of(dir), name, is_file));
+        let names = names.filter(|(dir, ..)| nodes.is_known(*dir));
+        let names: Vec<((Ino, OsString), bool)> =
+            names.map(|(dir, name, is_file)| ((dir, os_string(&name)), is_file)).collect();
+        let seen: HashSet<&(Ino, OsString)> = names.iter().map(|(name, _)| name).collect();
         for (number, place) in self.files {
             let id = self.overlay.ids.id_of(number);
             // Also names that no layer has, in a directory that comes back with all that the kernel remembers of it.
             let known_by = nodes.names(id);
-            let is_orphan = nodes.orphan(id, |upper| {
+            let is_open = !self.overlay.handles.of(id).is_empty();
+            let is_orphan = nodes.orphan(id, true, |upper| {
                 upper.is_apart |= upper.layer == live;
                 if upper.pin.is_none() {
                     (upper.place, upper.held) = (place, held.remove(&number));
@@ -105,17 +112,20 @@ impl Switch<'_> {
             if !is_orphan {
                 continue;
             }
-            done.files.push(id);
-            done.names.extend(known_by.iter().map(|(dir, name)| (*dir, os_string(name))));
+            if is_open {
+                done.files.push(id);
+            }
+            let known_by = known_by.into_iter().map(|(dir, name)| (dir, os_string(&name)));
+            done.names.extend(known_by.filter(|name| !seen.contains(name)));
             for open in self.overlay.handles.of(id) {
                 if matches!(open.source(), Source::File(layer, _) if layer == live) {
                     open.set_apart();
                 }
             }
         }
-        let known = self.names.into_iter().map(|(dir, name)| (ids.id_of(dir), name));
-        let known = known.filter(|(dir, _)| nodes.is_known(*dir));
-        done.names.extend(known.map(|(dir, name)| (dir, os_string(&name))));
+        for (name, is_file) in names {
+            if is_file { done.replaced.push(name) } else { done.names.push(name) }
+        }
         // Last: with a directory the kernel lets go of what nobody uses in it.
         done.names.extend(lost.names.iter().map(|(dir, name)| (*dir, os_string(name))));
         // What they had in them, which is nothing, counts no more once they are back.

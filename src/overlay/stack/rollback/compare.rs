@@ -1,6 +1,6 @@
 //! What differs between the stack that is left and the one that comes.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
@@ -12,9 +12,10 @@ use super::super::super::name::Name;
 use super::super::super::node::UpperState;
 use super::super::super::upper::{Mark, unusable};
 use super::super::Below;
+use super::listed::{Listing, Means, Rest};
 use super::{Pair, Place, Switch};
 use crate::inode_ops::list_with;
-use crate::types::{FileKind, Ino};
+use crate::types::{FileKind, Ino, LayerSerial};
 
 impl Switch<'_> {
     /// Checks that what is mounted inside stays where it is.
@@ -144,52 +145,79 @@ impl Switch<'_> {
     /// Compares what is in one directory, as far as it is of a layer that only one stack has.
     fn compare(&mut self, (dir, a, b): &Pair, pairs: &mut Vec<Pair>) -> Result<()> {
         let overlay = self.overlay;
-        let of_gone = a.parts().iter().filter(|part| self.gone.contains(&part.layer));
-        let of_come =
-            b.iter().flat_map(Below::parts).filter(|part| self.come.contains(&part.layer));
-        let mut names: BTreeSet<Box<[u8]>> = BTreeSet::new();
-        for part in of_gone.chain(of_come) {
-            let listed = list_with(&*overlay.part_fds.get(part)?, OFlags::NOATIME)?;
-            names.extend(listed.into_iter().map(|(name, ..)| name.as_bytes().into()));
-        }
+        let only = |whole: &Below, layers: &HashSet<LayerSerial>| {
+            whole.parts().iter().take_while(|part| layers.contains(&part.layer)).count()
+        };
+        // What both have lies below what only one of them has.
+        let above_a = only(a, &self.gone);
+        let above_b = b.as_ref().map_or(0, |b| only(b, &self.come));
+        let gone = self.list(a, above_a)?;
+        let come = match b {
+            Some(b) => self.list(b, above_b)?,
+            None => Listing::new(),
+        };
+        let names: BTreeSet<&[u8]> = gone.keys().chain(come.keys()).map(AsRef::as_ref).collect();
+        let rest_a = Rest::new(overlay, a.after(above_a), names.len() - gone.len())?;
+        let rest_b = match b {
+            Some(b) => Some(Rest::new(overlay, b.after(above_b), names.len() - come.len())?),
+            None => None,
+        };
         for name in names {
-            let now = overlay.find_entry(a, &name)?;
-            let then = match b {
-                Some(b) => overlay.find_entry(b, &name)?,
-                None => None,
+            let now = match gone.get(name) {
+                Some(listed) => self.means_now(a, name, listed)?,
+                None => Means::Entry(rest_a.find(overlay, name)?),
             };
-            if self.are_same(now.as_ref(), then.as_ref())? {
+            let then = match (b, come.get(name), &rest_b) {
+                (Some(b), Some(listed), _) => self.means(b, name, listed)?,
+                (_, None, Some(rest)) => Means::Entry(rest.find(overlay, name)?),
+                (None, ..) | (_, _, None) => Means::Entry(None),
+            };
+            // Where one is a file of a layer that the other stack has not, they differ.
+            if let (Means::Entry(now), Means::Entry(then)) = (&now, &then)
+                && self.are_same(now.as_ref(), then.as_ref())?
+            {
                 if let (Some(now), Some(then)) = (now, then)
-                    && is_directory(&now)
+                    && is_directory(now)
                 {
                     let ino = now.ino(overlay)?;
                     pairs.push((ino, now.whole(), Some(then.whole())));
-                    self.places.insert(ino, (*dir, (&*name).into(), then.clone()));
-                    self.kept.push((ino, then));
+                    self.places.insert(ino, (*dir, name.into(), then.clone()));
+                    self.kept.push((ino, then.clone()));
                 }
                 continue;
             }
-            let name: Name = (&*name).into();
-            if let Some(now) = now {
-                let ino = now.ino(overlay)?;
-                match (is_directory(&now), now) {
-                    (true, _) if self.matched.contains(&ino) => {}
-                    (true, now) => drop(self.left.insert(ino, (*dir, name.clone(), now))),
-                    (false, LowerEntry::Layer(_, place)) => {
-                        drop(self.files.insert(ino, Some(place)))
+            let is_file = then.is_file() && !now.is_directory();
+            let name: Name = name.into();
+            match now {
+                Means::Entry(Some(now)) if is_directory(&now) => {
+                    let ino = now.ino(overlay)?;
+                    if !self.matched.contains(&ino) {
+                        self.left.insert(ino, (*dir, name.clone(), now));
                     }
-                    (false, LowerEntry::Archive(_)) => drop(self.files.entry(ino).or_insert(None)),
                 }
-            }
-            if let Some(then) = then {
-                let ino = then.ino(overlay)?;
-                match is_directory(&then) {
-                    true if self.matched.contains(&ino) => {}
-                    true => drop(self.right.insert(ino, (*dir, name.clone(), then))),
-                    false => drop(self.files.entry(ino).or_insert(None)),
+                Means::Entry(Some(LowerEntry::Layer(found, place))) => {
+                    self.files.insert(found.ino, Some(place));
                 }
+                Means::Entry(Some(now @ LowerEntry::Archive(_))) => {
+                    self.files.entry(now.ino(overlay)?).or_insert(None);
+                }
+                Means::File(ino) => drop(self.files.entry(ino).or_insert(None)),
+                Means::Entry(None) => {}
             }
-            self.names.push((*dir, name));
+            match then {
+                Means::Entry(Some(then)) if is_directory(&then) => {
+                    let ino = then.ino(overlay)?;
+                    if !self.matched.contains(&ino) {
+                        self.right.insert(ino, (*dir, name.clone(), then));
+                    }
+                }
+                Means::Entry(Some(then)) => {
+                    self.files.entry(then.ino(overlay)?).or_insert(None);
+                }
+                Means::File(ino) => drop(self.files.entry(ino).or_insert(None)),
+                Means::Entry(None) => {}
+            }
+            self.names.push((*dir, name, is_file));
         }
         Ok(())
     }

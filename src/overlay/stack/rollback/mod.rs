@@ -10,11 +10,13 @@
 //! | file | idea |
 //! | --- | --- |
 //! | `compare` | what differs |
+//! | `listed` | what a name means, as far as it is known |
 //! | `apply` | what becomes of that which is known |
 //! | `lost` | what is known in directories that go |
 
 mod apply;
 mod compare;
+mod listed;
 mod lost;
 
 use std::collections::{HashMap, HashSet};
@@ -45,11 +47,14 @@ const ATTEMPTS: usize = 8;
 /// What a rollback has changed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RolledBack {
-    /// Names that mean something else than before, or nothing, each in a directory that somebody may have looked it up in.
+    /// Names under which another file is than before, or one where nothing was, each in a directory that somebody may have
+    /// looked it up in.
+    pub replaced: Vec<(Ino, OsString)>,
+    /// Other names that mean something else than before, or nothing: directories, and what is gone.
     pub names: Vec<(Ino, OsString)>,
     /// Directories of which names or attributes are others.
     pub directories: Vec<Ino>,
-    /// Files that are others.
+    /// Files that are others, and that somebody has open.
     pub files: Vec<Ino>,
     /// The paths that directories have come to which somebody knows by other ones. The kernel finds out when it looks
     /// them up.
@@ -73,7 +78,8 @@ struct Switch<'a> {
     /// The layers that only one has.
     gone: HashSet<LayerSerial>,
     come: HashSet<LayerSerial>,
-    names: Vec<(Ino, Name)>,
+    /// What means something else, and whether it is a file, and no directory was there.
+    names: Vec<(Ino, Name, bool)>,
     /// Directories that both have, by the same names.
     kept: Vec<(Ino, LowerEntry)>,
     /// Directories that both have, by different names: where they come to be.
