@@ -299,3 +299,36 @@ fn a_state_directory_without_room_is_one_line_and_nothing_is_half_made() {
         assert_eq!((left(&state.at.join("mounts")), named), (0, 1), "one has a name");
     }
 }
+
+#[test]
+fn layers_of_which_little_is_left_make_room_where_it_is_short() {
+    let test = "layers_of_which_little_is_left_make_room_where_it_is_short";
+    if !can_mount_with(test, &[Need::Root]) {
+        return;
+    }
+    for kind in KINDS {
+        let full = Full::new(kind);
+        // Each is much larger than those above it together once all of it is removed.
+        for round in 0..3 {
+            for name in ["a", "b", "c"] {
+                full.write(name, MIB - (round << 10));
+                full.does("checkpoint", &[]);
+            }
+        }
+        ["a", "b", "c"].iter().for_each(|name| {
+            std::fs::remove_file(full.mounts.mountpoint.join(name)).unwrap();
+        });
+        full.does("checkpoint", &[]);
+        full.settle();
+        let before = full.small.free();
+        // Less room than these layers take.
+        let taken = before.saturating_sub(2 * MIB) as usize;
+        std::fs::write(full.small.fillers.join("taken"), vec![1; taken]).unwrap();
+        full.does("forget", &["--keep", "1"]);
+        let free = || full.small.free() + taken as u64;
+        eventually(&format!("{kind}: there is room again"), || free() >= before + 8 * MIB);
+        full.settle();
+        assert!(!full.has("a") && !full.has("b") && !full.has("c"));
+        full.unmount();
+    }
+}

@@ -1,6 +1,7 @@
 //! What follows a change of layers, on a thread of its own, which there is once it is needed.
 
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -29,6 +30,8 @@ pub(super) struct Background {
     /// Held by those who want the file system at rest for a moment.
     resting: Arc<()>,
     pub(super) merger: Mutex<Merger>,
+    /// Whether somebody has forgotten checkpoints since layers were last merged.
+    wants_room: AtomicBool,
 }
 
 /// What is left to tidy.
@@ -72,6 +75,7 @@ impl Background {
             flushing: Mutex::default(),
             resting: Arc::default(),
             merger: Mutex::default(),
+            wants_room: AtomicBool::new(false),
         }
     }
 
@@ -149,6 +153,12 @@ impl Background {
         }
     }
 
+    /// Says that checkpoints were forgotten: what could not be merged may be now.
+    pub(super) fn forgotten(self: &Arc<Self>, layers: &Layers) {
+        self.wants_room.store(true, Ordering::Release);
+        self.changed(layers);
+    }
+
     /// Tidies again, where something was put aside that could not be removed then, or there are layers, which may be to be
     /// merged.
     pub(super) fn tidy_later(self: &Arc<Self>) {
@@ -196,7 +206,10 @@ impl Background {
     }
 
     fn tidy(&self) -> Next {
-        self.merger.lock().look_again_in_time();
+        match self.wants_room.swap(false, Ordering::AcqRel) {
+            true => self.merger.lock().begin_again(),
+            false => self.merger.lock().look_again_in_time(),
+        }
         if let Some(mut layers) = self.layers()
             && let Err(failure) = layers.see_forks()
         {

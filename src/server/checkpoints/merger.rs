@@ -55,9 +55,17 @@ impl Merger {
         *self = Self { pause: self.pause, ..Self::default() };
     }
 
+    /// Has all be tried as if nothing had failed: somebody wants room.
+    pub(super) fn begin_again(&mut self) {
+        *self = Self::default();
+    }
+
     fn has_failed(&mut self, run: &[LayerSerial], live: LayerSerial) {
-        self.pause = (self.pause * 2).clamp(SHORTEST, LONGEST);
-        self.again = Some(Instant::now() + self.pause);
+        // Fewer of them are tried at once, and are part of the same trial.
+        if self.again.is_none() {
+            self.pause = (self.pause * 2).clamp(SHORTEST, LONGEST);
+            self.again = Some(Instant::now() + self.pause);
+        }
         self.until = LayerSerial(live.0.saturating_add(AGAIN_AFTER));
         if run.len() > FEWEST {
             self.most = Some((run.len() / 2).max(FEWEST));
@@ -87,7 +95,7 @@ impl Background {
         }
         let (above, most) = (merger.above, merger.most.unwrap_or(usize::MAX));
         let may_go = |layer| above.is_none_or(|above| layer > above) && !in_use.contains(&layer);
-        let merging = layers.merging(&may_go, (FEWEST, most))?;
+        let merging = layers.merging(&may_go, (FEWEST, most), room_of(tree)?)?;
         drop(layers);
         let Some(mut merging) = merging else { return Ok(false) };
         let run = merging.run.clone();
@@ -125,9 +133,8 @@ impl Background {
     }
 
     fn build(&self, tree: &Overlay, merging: &Merging) -> Result<Option<MergedLayer>, Failure> {
-        let room = tree.statfs()?;
-        let room = room.blocks_available.saturating_mul(u64::from(room.fragment_size));
-        Ok(Some(tree.merge(&merging.run, &merging.into, room / 2, &|| !self.is_ending())?))
+        let most = room_of(tree)? / 2;
+        Ok(Some(tree.merge(&merging.run, &merging.into, most, &|| !self.is_ending())?))
     }
 
     /// Has the disk have what was built, and what is to be written of it.
@@ -139,6 +146,12 @@ impl Background {
         };
         syncer.sync().map_err(|error| Failure::io("sync", &merging.into, &error))
     }
+}
+
+/// How much room there is for layers, in bytes.
+fn room_of(tree: &Overlay) -> Result<u64, Failure> {
+    let room = tree.statfs()?;
+    Ok(room.blocks_available.saturating_mul(u64::from(room.fragment_size)))
 }
 
 /// Says whether what was built is in use now.

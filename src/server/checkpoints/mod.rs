@@ -297,7 +297,7 @@ impl Checkpoints {
         if let Some(count) = request.keep {
             layers.keep(count)?;
         }
-        self.background()?.changed(&layers);
+        self.background()?.forgotten(&layers);
         let after = layers.manifest();
         let all = before.points().iter().chain(before.rolled_away());
         let gone = all.filter(|point| after.point(&point.id).is_none());

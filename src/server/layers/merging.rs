@@ -52,7 +52,7 @@ impl Merging {
 
 impl Layers {
     /// Begins to merge layers, if that is worth it: of those for which `may_go` says that they may be merged, between
-    /// `fewest` and `most`.
+    /// `fewest` and `most`, with `room` bytes of room.
     ///
     /// # Errors
     /// [`crate::failure::Code::Upper`]: what the disk says.
@@ -60,10 +60,12 @@ impl Layers {
         &self,
         may_go: &dyn Fn(LayerSerial) -> bool,
         (fewest, most): (usize, usize),
+        room: u64,
     ) -> Result<Option<Merging>, Failure> {
         let used = self.used_by_others();
         let may_go = |layer| !used.contains(&layer) && may_go(layer);
-        let Some(run) = self.manifest.to_merge(&Which { may_go: &may_go, fewest, most }) else {
+        let Some(run) = self.manifest.to_merge(&Which { may_go: &may_go, fewest, most, room })
+        else {
             return Ok(None);
         };
         let after = self.manifest.merged(&run);

@@ -204,7 +204,7 @@ type Action = fn(&mut Layers) -> Result<(), Failure>;
 
 /// Layers that are to be one, of which something is built.
 fn built(layers: &Layers) -> Result<Merging, Failure> {
-    let merging = layers.merging(&|_| true, (2, usize::MAX))?;
+    let merging = layers.merging(&|_| true, (2, usize::MAX), u64::MAX)?;
     let merging = merging.ok_or_else(|| Failure::new(Code::Failed, "nothing to merge"))?;
     std::fs::write(merging.into.join("merged"), "").unwrap();
     Ok(merging)
@@ -801,7 +801,7 @@ fn layers_are_merged_that_nothing_comes_between_and_that_are_worth_it() {
         manifest.points = points.iter().map(point).collect();
         manifest.rolled_away = away.as_ref().map(point);
         let may_go = |layer: LayerSerial| may_go.contains(&layer.0);
-        let which = Which { may_go: &may_go, fewest, most: usize::MAX };
+        let which = Which { may_go: &may_go, fewest, most: usize::MAX, room: u64::MAX };
         let run = manifest.to_merge(&which).unwrap_or_default();
         assert_eq!(run.iter().map(|it| it.0).collect::<Vec<_>>(), expected, "{number}");
         if let Some(top) = run.last() {
@@ -817,6 +817,30 @@ fn layers_are_merged_that_nothing_comes_between_and_that_are_worth_it() {
 }
 
 #[test]
+fn where_less_room_is_left_than_layers_take_none_waits_for_others() {
+    let mut manifest = Manifest::new().unwrap();
+    let sizes = [40_u64, 13, 4, 1, 0];
+    let info = |(serial, mib): (usize, &u64)| {
+        let serial = u32::try_from(serial).unwrap();
+        let parent = serial.checked_sub(1).map(LayerSerial);
+        (LayerSerial(serial), LayerInfo { parent, from: None, bytes: Some(mib << 20) })
+    };
+    manifest.layers = sizes.iter().enumerate().map(info).collect();
+    (manifest.live, manifest.next) = (LayerSerial(4), LayerSerial(5));
+    let run = |room: u64, most| {
+        let which = Which { may_go: &|_| true, fewest: 4, most, room };
+        let run = manifest.to_merge(&which).unwrap_or_default();
+        run.iter().map(|it| it.0).collect::<Vec<_>>()
+    };
+    let all = 58 << 20;
+    assert_eq!(run(all + 1, usize::MAX), [0; 0]);
+    assert_eq!(run(all, usize::MAX), [0; 0]);
+    assert_eq!(run(all - 1, usize::MAX), [0, 1, 2, 3]);
+    assert_eq!(run(0, 3), [1, 2, 3]);
+    assert_eq!(run(0, 1), [2, 3], "one alone is as it is");
+}
+
+#[test]
 fn what_was_published_last_stays_apart_for_the_next_and_the_rest_is_no_base_any_more() {
     let mut manifest = Manifest::new().unwrap();
     let parent = |serial: u32| serial.checked_sub(1).map(LayerSerial);
@@ -826,7 +850,7 @@ fn what_was_published_last_stays_apart_for_the_next_and_the_rest_is_no_base_any_
     let sent =
         |serial| Sent { id: BackupId::random().unwrap(), serial: LayerSerial(serial), bytes: 1 };
     manifest.sent = [1, 3].map(sent).to_vec();
-    let which = Which { may_go: &|_| true, fewest: 2, most: usize::MAX };
+    let which = Which { may_go: &|_| true, fewest: 2, most: usize::MAX, room: u64::MAX };
     let mut runs = Vec::new();
     while let Some(run) = manifest.to_merge(&which) {
         manifest = manifest.merged(&run).unwrap();
@@ -860,7 +884,7 @@ fn layers_that_somebody_reads_are_not_merged() {
     }
     layers.keep(1).unwrap();
     let (_, reading) = layers.read_chain(Some(LayerSerial(4))).unwrap();
-    assert!(layers.merging(&|_| true, (2, usize::MAX)).unwrap().is_none());
+    assert!(layers.merging(&|_| true, (2, usize::MAX), u64::MAX).unwrap().is_none());
     drop(reading);
     let mut merging = built(&layers).unwrap();
     // Who comes while it is built is in time.

@@ -23,6 +23,8 @@ pub(super) struct Which<'a> {
     /// How many are at least, and at most.
     pub(super) fewest: usize,
     pub(super) most: usize,
+    /// How much room there is, in bytes.
+    pub(super) room: u64,
 }
 
 /// Fewest digits of an id that may stand for it.
@@ -188,9 +190,14 @@ impl Manifest {
     }
 
     /// Those at the top of `run` that are worth it. What is merged is copied, and will be again. So a layer waits until those
-    /// above it are about as large together: of n layers that come one by one, each is copied some log n times.
+    /// above it are about as large together: of n layers that come one by one, each is copied some log n times. But where there
+    /// is less room than they take, none waits: what those above have removed is not copied, and that may be all of it.
     fn worth_it(&self, mut run: Vec<LayerSerial>, which: &Which<'_>) -> Option<Vec<LayerSerial>> {
         let size = |serial: &LayerSerial| self.bytes_of(*serial).unwrap_or(0).max(SMALLEST);
+        if run.len() > 1 && run.iter().map(size).fold(0, u64::saturating_add) > which.room {
+            let most = run.len().min(which.most.max(2));
+            return Some(run.split_off(run.len() - most));
+        }
         let (mut count, mut all) = (0, 0_u64);
         for serial in run.iter().rev().take(which.most) {
             if count > 0 && size(serial) > all.saturating_mul(2) {
