@@ -106,7 +106,7 @@ impl Starting {
                 if let Some(server) = self.server.take() {
                     wait_for_end(server);
                 }
-                check_answers(&ready.mountpoint)?;
+                check_answers(&ready.mountpoint, request.fork.is_some())?;
                 Ok(ready)
             }
             // It has cleaned up by now or is about to; what comes next may rely on it, and so the drop
@@ -176,10 +176,17 @@ fn wait_for_end(mut server: Child) {
 }
 
 /// The mount is real once its root can be listed through the kernel. Asked from here, as a server that
-/// asks itself cannot be killed.
-fn check_answers(mountpoint: &Path) -> Result<(), Failure> {
-    let answer = std::fs::read_dir(mountpoint).and_then(|mut root| root.next().transpose());
-    answer.map(drop).map_err(|error| {
+/// asks itself cannot be killed. Of a fork it is enough that it answers: its root is listed already in what it was forked
+/// from, and to list it anew may take as long as all the rest.
+fn check_answers(mountpoint: &Path, is_fork: bool) -> Result<(), Failure> {
+    let answer = match is_fork {
+        true => rustix::fs::statvfs(mountpoint).map(drop).map_err(io::Error::from),
+        false => {
+            let first = std::fs::read_dir(mountpoint).and_then(|mut root| root.next().transpose());
+            first.map(drop)
+        }
+    };
+    answer.map_err(|error| {
         // Nobody is told of the mount: it goes.
         if let Err(failure) = super::unmount_locked(mountpoint, Manner::Lazy) {
             tracing::warn!("cleaning up: {failure}");
