@@ -72,6 +72,7 @@ mod overlay_renames;
 mod overlay_semantics;
 mod overlay_support;
 mod overlay_told;
+mod publish_full;
 mod restore_places;
 mod server_files;
 mod server_groups;

@@ -14,14 +14,14 @@ use crate::support::words::{eventually, text};
 const MIB: u64 = 1 << 20;
 
 /// A small file system, which can be filled.
-struct Small {
+pub(crate) struct Small {
     at: PathBuf,
     /// What takes all of its room.
     fillers: PathBuf,
 }
 
 impl Small {
-    fn new(bench: &Bench, kind: &str, name: &str) -> Self {
+    pub(crate) fn new(bench: &Bench, kind: &str, name: &str) -> Self {
         let at = bench.directory(name);
         let mut mount = Command::new("mount");
         match kind {
@@ -42,7 +42,7 @@ impl Small {
     }
 
     /// Takes the last byte, and the last name.
-    fn fill(&self) {
+    pub(crate) fn fill(&self) {
         for round in 0..3 {
             let mut options = File::options();
             let file = options.append(true).create(true).open(self.fillers.join("large"));
@@ -61,7 +61,7 @@ impl Small {
         let _ = std::fs::remove_file(self.at.join("more"));
     }
 
-    fn make_room(&self) {
+    pub(crate) fn make_room(&self) {
         std::fs::remove_dir_all(&self.fillers).unwrap();
         std::fs::create_dir(&self.fillers).unwrap();
     }
