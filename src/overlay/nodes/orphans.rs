@@ -1,9 +1,9 @@
 //! Nodes that do not stand for their numbers any more, and what a rollback makes of the others.
 //!
 //! A file that a rollback changes is another inode under the same number. Who has it open, and what the kernel remembers of
-//! its data, stays what it was: its node is an orphan, and another stands for the number. So is a directory that is gone; but should that come back, it is the same
-//! node again, as somebody may be in it all the time. Only one that was removed, not rolled away, the kernel finds nothing
-//! in for ever.
+//! its data, stays what it was: its node is an orphan, and another stands for the number. So is a directory that is gone;
+//! but should that come back, it is the same node again, as somebody may be in it all the time. Only in one that was
+//! removed, not rolled away, the kernel finds nothing for ever.
 
 use std::collections::{HashMap, HashSet};
 
