@@ -233,7 +233,10 @@ fn check_inside(
 /// Where else the file system of a mount that is gone is still mounted: here by another name, or in a mount
 /// namespace that was made meanwhile, as a container's is. In words.
 fn elsewhere(mount: &MountInfo) -> Option<String> {
-    let is_it = |other: &MountInfo| other.device == mount.device && other.is_ours();
+    // The kernel may have given the number of a file system that is gone to another one by now.
+    let is_it = |other: &MountInfo| {
+        (&other.device, &other.source) == (&mount.device, &mount.source) && other.is_ours()
+    };
     if let Some(other) = read_mounts().ok()?.into_iter().find(is_it) {
         return Some(format!("on {}", other.mountpoint.display()));
     }
