@@ -140,22 +140,25 @@ impl Overlay {
 
     /// Counts a lookup of `ino` if it need not be looked for.
     pub(super) fn hold_known(&self, number: Ino) -> Result<Option<Held<'_>>> {
-        let ino = self.ids.id_of(number);
-        let is_orphan = self.nodes.is_known(ino) && self.nodes.meant(number).is_none();
-        if is_orphan && self.index.get(ino).is_none() {
-            // It has to be looked for.
-            return Ok(None);
-        }
-        let ino = {
+        let ino = loop {
             let _names = self.names.read();
-            let ino = self.node_for(number);
-            if !self.nodes.enter_known(ino) {
-                let Some(entry) = self.index.get(ino) else { return Ok(None) };
-                let address = self.index_address(ino)?;
-                let upper = self.read_marks_of_copy(&address, &address.stat()?, &entry)?;
-                self.nodes.enter(ino, Dentry::Index, Some(upper))?;
+            let ino = self.ids.id_of(number);
+            let is_orphan = self.nodes.is_known(ino) && self.nodes.meant(number).is_none();
+            if is_orphan && self.index.get(number).is_none() {
+                // It has to be looked for.
+                return Ok(None);
             }
-            ino
+            // What is in the index is no directory, and no other is an orphan here.
+            let ino = self.node_for(number, false);
+            if self.nodes.enter_known(ino) {
+                break ino;
+            }
+            let Some(entry) = self.index.get(number) else { return Ok(None) };
+            let address = self.index_address(number)?;
+            let upper = self.read_marks_of_copy(&address, &address.stat()?, &entry)?;
+            if self.nodes.enter(ino, Dentry::Index, Some(upper))? {
+                break ino;
+            }
         };
         let mut held = Held::new(self, ino);
         held.kind = match self.nodes.upper(ino)? {

@@ -31,6 +31,11 @@ impl Ids {
         }
     }
 
+    /// Whether it is known which number node `id` has.
+    pub(super) fn has(&self, id: Ino) -> bool {
+        !ino::is_id(id) || self.known.read().numbers.contains_key(&id)
+    }
+
     /// The node that stands for `number` now.
     pub(super) fn id_of(&self, number: Ino) -> Ino {
         match self.given.load(Ordering::Acquire) {
@@ -91,7 +96,9 @@ mod tests {
         assert_eq!(ids.id_of(number), two);
         ids.take(two);
         assert_eq!((ids.id_of(number), ids.number_of(two)), (number, number));
+        assert!(ids.has(two) && ids.has(number));
         ids.forget(two);
+        assert!(!ids.has(two));
         assert_eq!((ids.number_of(two), ids.number_of(one)), (two, number));
     }
 }

@@ -157,24 +157,29 @@ impl Overlay {
         self.ids.number_of(ino)
     }
 
-    /// The node that stands for `number` from now on.
-    pub(super) fn node_for(&self, number: Ino) -> Ino {
-        self.nodes.stand_in(number, |id| !self.handles.of(id).is_empty())
+    /// The node that stands for `number`, which is a directory or not, from now on.
+    pub(super) fn node_for(&self, number: Ino, is_directory: bool) -> Ino {
+        self.nodes.stand_in(number, is_directory, |id| !self.handles.of(id).is_empty())
     }
 
     /// Counts a lookup of `found`. Called with `names` held.
-    pub(super) fn enter(&self, parent: Ino, name: &OsStr, mut found: Found) -> Result<Held<'_>> {
-        found.ino = self.node_for(found.ino);
-        let dentry = match self.index.get(found.ino) {
-            Some(_) => Dentry::Index,
-            None => Dentry::named(parent, name),
-        };
-        let is_indexed = dentry == Dentry::Index;
-        self.nodes.enter(found.ino, dentry, found.upper)?;
-        if is_indexed {
-            self.nodes.note_alias(found.ino, parent, name);
+    pub(super) fn enter(&self, parent: Ino, name: &OsStr, found: Found) -> Result<Held<'_>> {
+        let Found { ino: number, kind, upper } = found;
+        loop {
+            let ino = self.node_for(number, kind == FileKind::Directory);
+            let dentry = match self.index.get(number) {
+                Some(_) => Dentry::Index,
+                None => Dentry::named(parent, name),
+            };
+            let is_indexed = dentry == Dentry::Index;
+            if !self.nodes.enter(ino, dentry, upper.clone())? {
+                continue;
+            }
+            if is_indexed {
+                self.nodes.note_alias(ino, parent, name);
+            }
+            return Ok(Held { overlay: self, ino, kind });
         }
-        Ok(Held { overlay: self, ino: found.ino, kind: found.kind })
     }
 
     /// Counts a lookup of `ino`, which was listed but cannot be described.

@@ -39,8 +39,7 @@ struct Node {
     children: u32,
     /// Whether it does not stand for its number any more: what has that is something else since a rollback.
     is_orphan: bool,
-    /// Whether it will never stand for it again. Of a directory that was removed the kernel finds nothing in it any more,
-    /// whatever it is told; of a file it has the data of what it was.
+    /// Whether it is a directory that was removed. The kernel finds nothing in it any more, whatever it is told.
     is_dead: bool,
     dentry: Dentry,
     upper: Option<Box<UpperState>>,
@@ -136,13 +135,22 @@ impl Nodes {
     }
 
     /// Counts a lookup of `ino`, found at `dentry` as `upper`, and makes its node if there is none. A node
-    /// that is there keeps what it knows of its inode in the upper.
+    /// that is there keeps what it knows of its inode in the upper. Says whether it has: not where the kernel has forgotten
+    /// the node since it was asked for, and with it which number it stood for.
     ///
     /// # Errors
     /// `ELOOP` where `dentry` is below `ino` itself, as only a damaged archive has it.
-    pub(super) fn enter(&self, ino: Ino, dentry: Dentry, upper: Option<UpperState>) -> Result<()> {
+    pub(super) fn enter(
+        &self,
+        ino: Ino,
+        dentry: Dentry,
+        upper: Option<UpperState>,
+    ) -> Result<bool> {
         let mut dropped = Vec::new();
         let mut table = self.table.lock();
+        if !self.ids.has(ino) {
+            return Ok(false);
+        }
         if let Some(parent) = dentry.parent() {
             if !table.nodes.contains(parent) {
                 return Err(unknown(parent));
@@ -177,7 +185,7 @@ impl Nodes {
             }
         }
         table.note_copied(ino);
-        Ok(())
+        Ok(true)
     }
 
     /// Counts a lookup of `ino`, of which nothing is known but its number: it was listed, and the kernel

@@ -18,8 +18,8 @@ use super::lookup::{Held, Physical};
 use super::lower::Beneath;
 use super::node::{Dentry, Want};
 use super::stack::Below;
-use super::upper::Mark;
-use crate::inode_ops::{Address, list, stat_at};
+use super::upper::{Mark, Namespace};
+use crate::inode_ops::{Address, list, stat_at, stat_fd};
 use crate::squashfs::DirCursor;
 use crate::types::{FileKind, Ino};
 use crate::watch::What;
@@ -113,10 +113,19 @@ impl Overlay {
         if beneath.is_some() {
             self.copy_up(parent, Want::Attributes)?;
         }
-        if held.kind != FileKind::Directory && self.has_other_lower_names(held.ino)? {
+        if held.kind != FileKind::Directory
+            && self.can_count_names(held.kind)?
+            && self.has_other_lower_names(held.ino)?
+        {
             self.copy_up(held.ino, Want::Attributes)?;
         }
         Ok(())
+    }
+
+    /// Whether a copy of a file of `kind` can have a count of names on it: an ordinary user's links and special files have no
+    /// marks.
+    fn can_count_names(&self, kind: FileKind) -> Result<bool> {
+        Ok(self.upper()?.marks != Namespace::User || kind == FileKind::Regular)
     }
 
     /// Whether file `ino` is not in the live upper, and has more than one name.
@@ -176,7 +185,7 @@ impl Overlay {
     /// Accounts for a name of `ino` that is gone.
     pub(super) fn name_gone(&self, ino: Ino) -> Result<()> {
         if self.index.get(ino).is_none() {
-            return Ok(());
+            return self.part_from_others(ino);
         }
         let Some(state) = self.nodes.upper(ino)? else { return Ok(()) };
         let address = self.index_address(ino)?;
@@ -189,6 +198,18 @@ impl Overlay {
             });
             self.nodes.move_to(ino, Dentry::Nowhere);
             self.unindex(ino)?;
+        }
+        Ok(())
+    }
+
+    /// A copy whose names cannot be counted has one, and is gone with that. The others go on to mean what they meant.
+    fn part_from_others(&self, ino: Ino) -> Result<()> {
+        let Some(state) = self.nodes.upper(ino)? else { return Ok(()) };
+        if let Some(pin) = &state.pin
+            && !self.can_count_names(state.kind)?
+            && stat_fd(pin).is_ok_and(|stat| stat.stx_nlink == 0)
+        {
+            self.nodes.orphan(ino, |_| {});
         }
         Ok(())
     }

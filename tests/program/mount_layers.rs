@@ -299,6 +299,53 @@ fn nothing_that_the_kernel_remembers_outlasts_a_rollback() {
 }
 
 #[test]
+fn links_and_pipes_of_several_names_can_be_removed_after_a_checkpoint_name_by_name() {
+    if !can_mount("links_and_pipes_of_several_names_can_be_removed_after_a_checkpoint_name_by_name")
+    {
+        return;
+    }
+    for ttl in ["1", "1h"] {
+        let layers = Layers::new(&["-o", &format!("entry_ttl={ttl},attr_ttl={ttl}")]);
+        for dir in ["plain", "renamed"] {
+            let at = |name: &str| layers.at(&format!("{dir}/{name}"));
+            fs::create_dir(layers.at(dir)).unwrap();
+            std::os::unix::fs::symlink("hello", at("link")).unwrap();
+            rustix::fs::mknodat(
+                rustix::fs::CWD,
+                &at("pipe"),
+                rustix::fs::FileType::Fifo,
+                rustix::fs::Mode::RUSR,
+                0,
+            )
+            .unwrap();
+            for kind in ["link", "pipe"] {
+                fs::hard_link(at(kind), at(&format!("{kind}-2"))).unwrap();
+                fs::hard_link(at(kind), at(&format!("{kind}-3"))).unwrap();
+            }
+        }
+        layers.checkpoint();
+        for kind in ["link", "pipe"] {
+            let renamed = layers.at(&format!("renamed/{kind}-0"));
+            fs::rename(layers.at(&format!("renamed/{kind}")), &renamed).unwrap();
+            fs::remove_file(renamed).unwrap();
+            fs::remove_file(layers.at(&format!("plain/{kind}"))).unwrap();
+            for dir in ["plain", "renamed"] {
+                for name in ["2", "3"] {
+                    let path = layers.at(&format!("{dir}/{kind}-{name}"));
+                    assert!(path.symlink_metadata().is_ok(), "{path:?}");
+                    fs::remove_file(&path).unwrap_or_else(|error| panic!("{path:?}: {error}"));
+                    assert!(path.symlink_metadata().is_err(), "{path:?}");
+                }
+            }
+        }
+        for dir in ["plain", "renamed"] {
+            fs::remove_dir(layers.at(dir)).unwrap();
+        }
+        layers.end();
+    }
+}
+
+#[test]
 fn a_name_in_a_directory_that_comes_back_is_not_the_file_that_was_open() {
     if !can_mount("a_name_in_a_directory_that_comes_back_is_not_the_file_that_was_open") {
         return;

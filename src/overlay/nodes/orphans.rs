@@ -39,15 +39,21 @@ impl Nodes {
         known.is_some_and(|upper| (upper.layer, upper.st_ino) == (layer, st_ino))
     }
 
-    /// The node that is to stand for number `number` from now on, if it is found. `is_open` says of a node whether
-    /// somebody has it open, and so has to keep it.
-    pub(in super::super) fn stand_in(&self, number: Ino, is_open: impl Fn(Ino) -> bool) -> Ino {
+    /// The node that is to stand for number `number` from now on, if it is found. That of a directory may be the one that it
+    /// was, unless `is_open` says that somebody has that open, and so has to keep it. Of a file the kernel remembers what
+    /// that was.
+    pub(in super::super) fn stand_in(
+        &self,
+        number: Ino,
+        is_directory: bool,
+        is_open: impl Fn(Ino) -> bool,
+    ) -> Ino {
         let id = self.ids.id_of(number);
         let orphan = {
             let mut table = self.table.lock();
             match table.nodes.get_mut(id).filter(|node| node.is_orphan) {
                 None => return id,
-                Some(node) if node.is_dead => {
+                Some(node) if node.is_dead || !is_directory => {
                     drop(table);
                     return self.ids.split(number, id);
                 }
@@ -68,20 +74,15 @@ impl Nodes {
         self.ids.split(number, id)
     }
 
-    /// Has `id` stand for nothing any more: `for_good`, or until it is found again. `change` changes what is known of it in a
-    /// layer. Says whether it is known.
-    pub(in super::super) fn orphan(
-        &self,
-        id: Ino,
-        for_good: bool,
-        change: impl FnOnce(&mut UpperState),
-    ) -> bool {
+    /// Has `id` stand for nothing any more, unless it is a directory and found again. `change` changes what is known of it in
+    /// a layer. Says whether it is known.
+    pub(in super::super) fn orphan(&self, id: Ino, change: impl FnOnce(&mut UpperState)) -> bool {
         let mut dropped = Vec::new();
         let mut table = self.table.lock();
         let Some(node) = table.nodes.get_mut(id).filter(|node| !node.is_orphan) else {
             return false;
         };
-        (node.is_orphan, node.is_dead) = (true, for_good);
+        node.is_orphan = true;
         if let Some(upper) = &mut node.upper {
             change(upper);
         }
@@ -242,10 +243,10 @@ mod tests {
         };
         find(number);
         assert_eq!(nodes.copied_as(50), Some(number));
-        assert!(nodes.orphan(number, true, |_| {}));
-        assert!(!nodes.orphan(number, true, |_| {}), "it is one");
+        assert!(nodes.orphan(number, |_| {}));
+        assert!(!nodes.orphan(number, |_| {}), "it is one");
         assert_eq!((nodes.copied_as(50), nodes.meant(number).is_some()), (None, false));
-        let again = nodes.stand_in(number, |_| false);
+        let again = nodes.stand_in(number, false, |_| false);
         assert_ne!(again, number, "the kernel remembers data of the former");
         find(again);
         assert_eq!((nodes.copied_as(50), ids.id_of(number)), (Some(number), again));
@@ -253,6 +254,12 @@ mod tests {
         assert!(!nodes.is_known(number));
         assert_eq!((nodes.copied_as(50), ids.id_of(number)), (Some(number), again));
         nodes.forget(again, 1);
-        assert_eq!((nodes.copied_as(50), nodes.stand_in(number, |_| false)), (None, number));
+        // Whoever has just asked for the node asks again, as the number is another by now.
+        let state = UpperState::new((LayerSerial(1), 50), FileKind::Regular, 0, Below::default());
+        assert!(
+            !nodes.enter(again, Dentry::named(Ino::ROOT, OsStr::new("f")), Some(state)).unwrap()
+        );
+        assert!(!nodes.is_known(again));
+        assert_eq!((nodes.copied_as(50), nodes.stand_in(number, false, |_| false)), (None, number));
     }
 }

@@ -113,8 +113,10 @@ impl Background {
         if let Err(failure) = layers.see_forks() {
             tracing::warn!("which forks there are is not known: {failure}");
         }
-        if before.forks() != layers.manifest().forks() {
-            self.changed(layers);
+        match before.forks() == layers.manifest().forks() {
+            // They may have been looked at since this was last shown.
+            true => self.show(layers),
+            false => self.changed(layers),
         }
     }
 
@@ -210,10 +212,11 @@ impl Background {
             true => self.merger.lock().begin_again(),
             false => self.merger.lock().look_again_in_time(),
         }
-        if let Some(mut layers) = self.layers()
-            && let Err(failure) = layers.see_forks()
-        {
-            tracing::warn!("which forks there are is not known: {failure}");
+        if let Some(mut layers) = self.layers() {
+            if let Err(failure) = layers.see_forks() {
+                tracing::warn!("which forks there are is not known: {failure}");
+            }
+            self.show(&layers);
         }
         let prepared = self.prepare();
         let until = Instant::now() + REST;

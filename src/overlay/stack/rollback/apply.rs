@@ -83,7 +83,7 @@ impl Switch<'_> {
                 LowerEntry::Archive(_) => None,
             };
             // What is open in it is still found through it, but nothing else.
-            nodes.orphan(ids.id_of(*number), false, |upper| {
+            nodes.orphan(ids.id_of(*number), |upper| {
                 (upper.place, upper.whole) = (place, Some(now.whole()));
             });
         }
@@ -103,7 +103,7 @@ impl Switch<'_> {
             // Also names that no layer has, in a directory that comes back with all that the kernel remembers of it.
             let known_by = nodes.names(id);
             let is_open = !self.overlay.handles.of(id).is_empty();
-            let is_orphan = nodes.orphan(id, true, |upper| {
+            let is_orphan = nodes.orphan(id, |upper| {
                 upper.is_apart |= upper.layer == live;
                 if upper.pin.is_none() {
                     (upper.place, upper.held) = (place, held.remove(&number));

@@ -67,7 +67,7 @@ impl Lost {
     /// Takes it from where it was.
     pub(super) fn forget(&self, nodes: &Nodes) {
         for Orphan { ino, place, whole } in &self.orphans {
-            nodes.orphan(*ino, false, |upper| {
+            nodes.orphan(*ino, |upper| {
                 if upper.pin.is_none() {
                     (upper.place, upper.whole) = (place.clone(), whole.clone());
                 }
