@@ -179,8 +179,8 @@ impl Overlay {
     }
 
     fn name_in(&self, directory: Ino, ino: Ino) -> Result<Option<OsString>> {
-        let halves = self.halves(directory)?;
-        if let Some((name, ..)) = halves.shown_in_upper().find(|(_, shown, _)| *shown == ino) {
+        let (halves, number) = (self.halves(directory)?, self.number(ino));
+        if let Some((name, ..)) = halves.shown_in_upper().find(|(_, shown, _)| *shown == number) {
             return Ok(Some(os_str(name).to_owned()));
         }
         let (Some(lower), Some(wanted)) = (halves.lower(), self.lower.inode_ref(ino)) else {

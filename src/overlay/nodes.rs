@@ -466,10 +466,11 @@ impl Table {
                 if !node.is_orphan {
                     self.forget_copied(ino, node.upper.as_deref());
                 }
+                let number = self.ids.number_of(ino);
                 self.ids.forget(ino);
                 if let Some(parent) = node.dentry.parent() {
                     if let (Some(parents), Some(_)) = (&mut self.upper_parents, &node.upper) {
-                        parents.note(ino, parent);
+                        parents.note(number, self.ids.number_of(parent));
                     }
                     if let Some(parent) = self.nodes.get_mut(parent) {
                         parent.children = parent.children.saturating_sub(1);

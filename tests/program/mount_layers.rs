@@ -299,6 +299,36 @@ fn nothing_that_the_kernel_remembers_outlasts_a_rollback() {
 }
 
 #[test]
+fn a_file_of_several_names_that_a_rollback_changed_is_written_to_in_the_live_upper_alone() {
+    if !can_mount(
+        "a_file_of_several_names_that_a_rollback_changed_is_written_to_in_the_live_upper_alone",
+    ) {
+        return;
+    }
+    for way in WAYS {
+        let layers = Layers::new(way);
+        let names = ["hello", "sub/hello-too"];
+        let (first, _) = layers.checkpoint();
+        let open = |name: &str| File::options().read(true).write(true).open(layers.at(name));
+        let held = [File::open(layers.at(names[0])).unwrap(), open(names[1]).unwrap()];
+        fs::write(layers.at(names[0]), "rolled away").unwrap();
+        layers.roll_back(&first);
+        fs::write(layers.at(names[0]), "then").unwrap();
+        let reading = File::open(layers.at(names[0])).unwrap();
+        let (then, _) = layers.checkpoint();
+        let mut writing = open(names[1]).unwrap();
+        std::io::Write::write_all(&mut writing, b"now!").unwrap();
+        let seen =
+            || names.map(|name| (layers.read(name), layers.at(name).metadata().unwrap().nlink()));
+        assert_eq!(seen(), [(); 2].map(|()| (Some("now!".into()), 2)), "{way:?}");
+        drop((held, reading, writing));
+        layers.roll_back(&then);
+        assert_eq!(seen(), [(); 2].map(|()| (Some("then".into()), 2)), "{way:?}");
+        layers.end();
+    }
+}
+
+#[test]
 fn links_and_pipes_of_several_names_can_be_removed_after_a_checkpoint_name_by_name() {
     if !can_mount("links_and_pipes_of_several_names_can_be_removed_after_a_checkpoint_name_by_name")
     {
@@ -312,7 +342,7 @@ fn links_and_pipes_of_several_names_can_be_removed_after_a_checkpoint_name_by_na
             std::os::unix::fs::symlink("hello", at("link")).unwrap();
             rustix::fs::mknodat(
                 rustix::fs::CWD,
-                &at("pipe"),
+                at("pipe"),
                 rustix::fs::FileType::Fifo,
                 rustix::fs::Mode::RUSR,
                 0,

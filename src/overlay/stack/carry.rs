@@ -83,7 +83,7 @@ impl Overlay {
         let in_layer = match (&frozen.place, frozen.stat.stx_nlink) {
             (None, _) => Vec::new(),
             (Some(place), 1) => vec![LayerName { dir: Ino::ROOT, place: place.clone() }],
-            (Some(_), _) => self.names_in_layer(ino, layer)?,
+            (Some(_), _) => self.names_in_layer(self.number(ino), layer)?,
         };
         let upper = self.upper()?;
         let _names = self.names.write();

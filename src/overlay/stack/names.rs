@@ -54,29 +54,30 @@ impl Names {
 }
 
 impl Overlay {
-    /// The names of `ino`, which the index has as `entry`, in the lower: each with the number of its directory.
+    /// The names of the file of number `number`, which the index has as `entry`, in the lower: each with the number of its
+    /// directory.
     pub(in super::super) fn lower_names(
         &self,
-        ino: Ino,
+        number: Ino,
         entry: &Entry,
     ) -> Result<Vec<(Ino, Name)>> {
         // A layer has all names of what it has.
         for part in self.stack.roots_below(self.live()) {
-            if let Some(names) = self.layer_names(&part)?.get(&ino) {
+            if let Some(names) = self.layer_names(&part)?.get(&number) {
                 return Ok(names.iter().map(|name| (name.dir, name.place.name.clone())).collect());
             }
         }
         match entry.lower {
-            Some(_) => Ok(self.archive_names()?.get(&ino).cloned().unwrap_or_default()),
+            Some(_) => Ok(self.archive_names()?.get(&number).cloned().unwrap_or_default()),
             None => Ok(Vec::new()),
         }
     }
 
-    /// The names in `layer` of `ino`, which has several there.
-    pub(super) fn names_in_layer(&self, ino: Ino, layer: LayerSerial) -> Result<Vec<LayerName>> {
+    /// The names in `layer` of the file of number `number`, which has several there.
+    pub(super) fn names_in_layer(&self, number: Ino, layer: LayerSerial) -> Result<Vec<LayerName>> {
         for part in self.stack.roots_below(self.live()) {
             if part.layer == layer {
-                return Ok(self.layer_names(&part)?.get(&ino).cloned().unwrap_or_default());
+                return Ok(self.layer_names(&part)?.get(&number).cloned().unwrap_or_default());
             }
         }
         Ok(Vec::new())

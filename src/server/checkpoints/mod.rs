@@ -28,6 +28,7 @@ use std::sync::{Arc, Weak};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use parking_lot::MutexGuard;
+use rustix::io::Errno;
 
 pub(crate) use self::asked::{
     CheckpointRequest, ForgetRequest, Forgotten, HeldBack, HeldBackRequest, ListRequest, Listed,
@@ -374,12 +375,20 @@ impl Checkpoints {
             }
             (false, done) => {
                 let failure = match done {
+                    Err(overlay::Error::Refused(Errno::BUSY)) => Failure::new(
+                        Code::Busy,
+                        "a file is written to of which not all names are known, or they change all the time",
+                    ),
                     Err(error) => Failure::from(error),
                     Ok(_) => Failure::new(Code::Failed, "it was not done; please report this"),
                 };
                 let message =
                     format!("cannot {doing} {}: {}", self.mountpoint.display(), failure.message);
-                Err(Failure { message, ..failure }.hint("nothing was changed"))
+                let hint = match failure.code {
+                    Code::Busy => "nothing was changed; try again, or close what is written to",
+                    _ => "nothing was changed",
+                };
+                Err(Failure { message, ..failure }.hint(hint))
             }
         }
     }
