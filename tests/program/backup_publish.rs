@@ -26,6 +26,7 @@ use thawfs::squashfs::Archive;
 use thawfs::store::Access;
 use thawfs::types::{FileKind, FileOffset, Ino};
 
+use crate::overlay_support::{layer_dir, roll_back};
 use crate::support::corpus::Numbers;
 use crate::support::mount::can_mount;
 use crate::support::place::Place;
@@ -677,6 +678,33 @@ fn a_tree_that_changes_meanwhile_is_published_without_an_error() {
         }
         done.store(true, Ordering::Relaxed);
     });
+    assert_eq!(tree.node_count(), 1, "lookups are given back");
+}
+
+#[test]
+fn files_that_a_rollback_changed_and_somebody_knows_are_published_as_they_are() {
+    let world = World::new(Place::local(), varied);
+    let opened = world.library.open(&world.first);
+    let dir = tempfile::tempdir().unwrap();
+    let (upper, work) = (layer_dir(dir.path(), 0), dir.path().join("work"));
+    for made in [&upper, &work] {
+        std::fs::create_dir_all(made).unwrap();
+    }
+    let tree = merged(&opened, Some((&upper, &work)));
+    let name = OsStr::new("file-5000");
+    let before = tree.lookup(Ino::ROOT, name).unwrap();
+    append_to(&tree, "file-5000");
+    roll_back(&tree, dir.path(), &[], 1);
+    let after = tree.lookup(Ino::ROOT, name).unwrap();
+    assert_eq!((after.number, after.size), (before.number, before.size));
+    assert_ne!(after.ino, before.ino, "what was known of it is another node's");
+    let request = PublishRequest { whole: true, ..PublishRequest::new("/dir") };
+    let created = world.library.publish(&tree, &request);
+    let published = world.library.open(created.metadata.id.as_str());
+    assert_same(&published.archive, &opened.archive, "rolled back");
+    for known in [before, after] {
+        tree.forget(known.ino, 1);
+    }
     assert_eq!(tree.node_count(), 1, "lookups are given back");
 }
 

@@ -116,7 +116,7 @@ impl Overlay {
     /// Entries of a directory from a cookie on, and the cookie of what comes behind them, if there may be more.
     fn batch(&self, directory: Ino, from: u64) -> Result<(Vec<Entry<'_>>, Option<u64>)> {
         let (mut entries, mut next) = (Vec::new(), from);
-        let (mut failed, mut is_full) = (None, false);
+        let (mut failed, mut other, mut is_full) = (None, None, false);
         let read = self.readdir(directory, from, true, &mut |entry| {
             if entry.name == "." || entry.name == ".." {
                 return ControlFlow::Continue(());
@@ -126,11 +126,16 @@ impl Overlay {
                 return ControlFlow::Break(());
             }
             let Some(attr) = entry.attr else {
-                failed = Some(entry.name.to_owned());
+                let name = entry.name.to_owned();
+                match entry.problem {
+                    Some(_) => failed = Some(name),
+                    // Its node has another number than it is listed with.
+                    None => other = Some((name, entry.next_cookie)),
+                }
                 return ControlFlow::Break(());
             };
             next = entry.next_cookie;
-            let held = Held::counted(self, entry.ino, entry.kind);
+            let held = Held::counted(self, attr.ino, entry.kind);
             entries.push(Entry { directory, name: entry.name.to_owned(), attr, held });
             ControlFlow::Continue(())
         });
@@ -148,6 +153,13 @@ impl Overlay {
             let held = self.hold(directory, &name)?;
             self.getattr(held.ino, None)?;
             return Err(Error::damaged(format_args!("{} cannot be described", name.display())));
+        }
+        if let Some((name, behind)) = other {
+            if let Some(held) = self.hold_if_there(directory, &name)? {
+                let attr = self.getattr(held.ino, None)?;
+                entries.push(Entry { directory, name, attr, held });
+            }
+            return Ok((entries, Some(behind)));
         }
         if !is_full {
             self.listings.remove(directory);
