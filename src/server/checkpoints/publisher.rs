@@ -317,7 +317,10 @@ impl Publisher {
             }
             let seen = self.background.seen();
             let point = seen.point(id);
+            let is_current = state.current.as_ref().is_some_and(|current| current.id == *id);
             match point.and_then(|point| point.publish.as_ref()).map(|it| &it.state) {
+                // One that is there for its backup alone goes just before it is told that that is made.
+                None if is_current => {}
                 None => return Waited::Gone,
                 Some(PublishState::Published { bytes, .. }) => {
                     return Waited::Done(Outcome { size_bytes: *bytes, ..Outcome::default() });
