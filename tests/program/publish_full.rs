@@ -3,13 +3,11 @@
 use std::time::Duration;
 
 use crate::checkpoints_publish::{Live, change};
-use crate::stack_full::Small;
+use crate::stack_full::{KINDS, Small};
 use crate::support::mount::can_mount_with;
 use crate::support::place::Place;
 use crate::support::surrounding::Need;
 use crate::support::trees::assert_same;
-
-const KINDS: [&str; 2] = ["tmpfs", "ext4"];
 
 #[test]
 fn a_bucket_without_room_leaves_a_checkpoint_here_and_has_it_once_there_is_some() {

@@ -153,7 +153,8 @@ impl Full {
     }
 }
 
-const KINDS: [&str; 2] = ["tmpfs", "ext4"];
+/// File systems that are filled.
+pub(crate) const KINDS: [&str; 2] = ["tmpfs", "ext4"];
 
 #[test]
 fn what_makes_room_goes_well_where_there_is_none() {

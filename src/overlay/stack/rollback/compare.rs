@@ -4,17 +4,14 @@ use std::collections::{BTreeSet, HashSet};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
-use rustix::fs::{FileType, OFlags};
-
 use super::super::super::error::Result;
 use super::super::super::lower::LowerEntry;
 use super::super::super::name::Name;
 use super::super::super::node::UpperState;
 use super::super::super::upper::{Mark, unusable};
 use super::super::Below;
-use super::listed::{Listing, Means, Rest};
+use super::listed::{Means, Rest};
 use super::{Pair, Place, Switch};
-use crate::inode_ops::list_with;
 use crate::types::{FileKind, Ino, LayerSerial};
 
 impl Switch<'_> {
@@ -102,16 +99,14 @@ impl Switch<'_> {
             let whole = place.2.whole();
             self.seen.insert(*dir);
             self.places.insert(*dir, place.clone());
-            for part in whole.parts().iter().filter(|part| self.come.contains(&part.layer)) {
-                for (name, _, kind) in list_with(&*overlay.part_fds.get(part)?, OFlags::NOATIME)? {
-                    if kind == FileType::Directory
-                        && let Some(then) = overlay.find_entry(&whole, name.as_bytes())?
-                        && is_directory(&then)
-                    {
-                        let ino = then.ino(overlay)?;
-                        if !self.matched.contains(&ino) {
-                            self.right.insert(ino, (*dir, name.as_bytes().into(), then));
-                        }
+            for (name, listed) in self.list(&whole, count_in(&whole, &self.come))? {
+                if listed.kind() == Some(FileKind::Directory)
+                    && let Some(then) = overlay.find_entry(&whole, &name)?
+                    && is_directory(&then)
+                {
+                    let ino = then.ino(overlay)?;
+                    if !self.matched.contains(&ino) {
+                        self.right.insert(ino, (*dir, (&*name).into(), then));
                     }
                 }
             }
@@ -145,32 +140,22 @@ impl Switch<'_> {
     /// Compares what is in one directory, as far as it is of a layer that only one stack has.
     fn compare(&mut self, (dir, a, b): &Pair, pairs: &mut Vec<Pair>) -> Result<()> {
         let overlay = self.overlay;
-        let only = |whole: &Below, layers: &HashSet<LayerSerial>| {
-            whole.parts().iter().take_while(|part| layers.contains(&part.layer)).count()
-        };
         // What both have lies below what only one of them has.
-        let above_a = only(a, &self.gone);
-        let above_b = b.as_ref().map_or(0, |b| only(b, &self.come));
-        let gone = self.list(a, above_a)?;
-        let come = match b {
-            Some(b) => self.list(b, above_b)?,
-            None => Listing::new(),
-        };
+        let none = Below::default();
+        let b = b.as_ref().unwrap_or(&none);
+        let (above_a, above_b) = (count_in(a, &self.gone), count_in(b, &self.come));
+        let (gone, come) = (self.list(a, above_a)?, self.list(b, above_b)?);
         let names: BTreeSet<&[u8]> = gone.keys().chain(come.keys()).map(AsRef::as_ref).collect();
         let rest_a = Rest::new(overlay, a.after(above_a), names.len() - gone.len())?;
-        let rest_b = match b {
-            Some(b) => Some(Rest::new(overlay, b.after(above_b), names.len() - come.len())?),
-            None => None,
-        };
+        let rest_b = Rest::new(overlay, b.after(above_b), names.len() - come.len())?;
         for name in names {
             let now = match gone.get(name) {
                 Some(listed) => self.means_now(a, name, listed)?,
                 None => Means::Entry(rest_a.find(overlay, name)?),
             };
-            let then = match (b, come.get(name), &rest_b) {
-                (Some(b), Some(listed), _) => self.means(b, name, listed)?,
-                (_, None, Some(rest)) => Means::Entry(rest.find(overlay, name)?),
-                (None, ..) | (_, _, None) => Means::Entry(None),
+            let then = match come.get(name) {
+                Some(listed) => self.means(b, name, listed)?,
+                None => Means::Entry(rest_b.find(overlay, name)?),
             };
             // Where one is a file of a layer that the other stack has not, they differ.
             if let (Means::Entry(now), Means::Entry(then)) = (&now, &then)
@@ -248,6 +233,11 @@ impl Switch<'_> {
             _ => Ok(None),
         }
     }
+}
+
+/// How many of the layers that `whole` is in are of `layers`, which are above the others.
+fn count_in(whole: &Below, layers: &HashSet<LayerSerial>) -> usize {
+    whole.parts().iter().take_while(|part| layers.contains(&part.layer)).count()
 }
 
 fn is_directory(entry: &LowerEntry) -> bool {

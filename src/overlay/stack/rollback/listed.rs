@@ -29,7 +29,7 @@ pub(super) struct Listed {
 
 impl Listed {
     /// As the listing has it, if it does.
-    fn kind(&self) -> Option<FileKind> {
+    pub(super) fn kind(&self) -> Option<FileKind> {
         FileKind::from_mode(self.file_type.as_raw_mode())
     }
 }
